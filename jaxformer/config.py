@@ -1,0 +1,230 @@
+"""The configuration: its typed schema below the `model:` section, and what must hold across sections."""
+
+import math
+from pathlib import PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import field_validator, model_validator
+
+from jaxformer.model.config import ModelConfig
+from jaxformer.schema import Schema
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class SourceConfig(Schema):
+    """One source of a mixture; `weight` is its share of the rows, relative to the others'."""
+
+    source: str
+    weight: PositiveFloat = 1.0
+
+
+class DataConfig(Schema):
+    """Where text comes from and how it becomes rows of `sequence_length` tokens.
+
+    A source is `builtin:python`, `text:GLOB`, `jsonl:GLOB`, `parquet:GLOB` or `hf:NAME[/CONFIG]`.
+    Validation text is `validation_source`, or else the last `validation_fraction` of every source.
+    """
+
+    source: str | Annotated[tuple[SourceConfig, ...], Field(min_length=1, strict=False)] = (
+        "builtin:python"
+    )
+    validation_source: str | None = None
+    validation_fraction: Fraction = 0.05
+    tokenizer: str = Field("bytes", description="bytes, a tokenizer.json file, or a Hub name")
+    sequence_length: Annotated[int, Field(ge=2)] = 256
+    column: str = Field("text", description="the text column of jsonl, parquet and hf sources")
+    invalid_utf8: Literal["error", "replace", "skip"] = "error"
+    cache_dir: str = Field("~/.cache/jaxformer", description="where token stores are kept")
+    prefetch: NonNegativeInt = Field(4, description="batches made ahead of the step")
+
+    @property
+    def sources(self) -> tuple[SourceConfig, ...]:
+        if isinstance(self.source, str):
+            return (SourceConfig(source=self.source),)
+        return self.source
+
+
+class TrainConfig(Schema):
+    """The step and how often it is taken. `batch_size` counts rows of one update, all
+    micro-batches together; `precision` is that of activations, parameters stay float32."""
+
+    steps: PositiveInt = 1000
+    batch_size: PositiveInt = 32
+    accumulation: PositiveInt = 1
+    seed: NonNegativeInt = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "dots", "full"] = Field(
+        "none",
+        description="what a layer keeps for its gradient: all, matrix products, or its input",
+    )
+    unroll_layers: bool | Literal["auto"] = Field(
+        "auto", description="auto: unrolled on CPU (faster steps), scanned elsewhere"
+    )
+    z_loss: NonNegativeFloat = 0.0
+    ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    log_every: PositiveInt = 10
+    max_nonfinite_steps: PositiveInt = Field(
+        10, description="stop after this many skipped updates in a row"
+    )
+
+    @model_validator(mode="after")
+    def _micro_batches_are_equal(self) -> "TrainConfig":
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not divisible by accumulation {self.accumulation}"
+            )
+        return self
+
+
+class ScheduleConfig(Schema):
+    """The learning rate's factor: a linear warm-up from 0 to 1, then by `kind` to `final_fraction`.
+
+    `cosine` and `linear` fall over the rest of the run, `constant` stays, and `wsd` stays and
+    then falls linearly over the last `decay_steps`.
+    """
+
+    kind: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    warmup_steps: NonNegativeInt = 0
+    final_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    decay_steps: PositiveInt | None = Field(None, description="wsd only; a fifth of the run if not given")
+
+    @model_validator(mode="after")
+    def _decay_steps_belong_to_wsd(self) -> "ScheduleConfig":
+        if self.decay_steps is not None and self.kind != "wsd":
+            raise ValueError(f"decay_steps is an option of wsd, not of {self.kind}")
+        return self
+
+
+class OptimizerBase(Schema):
+    """What every optimizer has. Weight decay is decoupled and applies to matrices alone."""
+
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.1
+    clip_norm: PositiveFloat | None = 1.0
+    schedule: ScheduleConfig = ScheduleConfig()
+
+
+class AdamWConfig(OptimizerBase):
+    kind: Literal["adamw"] = "adamw"
+    b1: Fraction = 0.9
+    b2: Fraction = 0.95
+    eps: PositiveFloat = 1e-8
+
+
+class LionConfig(OptimizerBase):
+    kind: Literal["lion"] = "lion"
+    b1: Fraction = 0.9
+    b2: Fraction = 0.99
+
+
+class AdafactorConfig(OptimizerBase):
+    kind: Literal["adafactor"] = "adafactor"
+    decay_rate: Fraction = 0.8
+
+
+class MuonConfig(OptimizerBase):
+    """Muon for the layers' matrices at `learning_rate`; AdamW at `adamw_learning_rate` for the rest."""
+
+    kind: Literal["muon"] = "muon"
+    learning_rate: PositiveFloat = 0.02
+    momentum: Fraction = 0.95
+    adamw_learning_rate: PositiveFloat = 3e-3
+    b1: Fraction = 0.9
+    b2: Fraction = 0.95
+    eps: PositiveFloat = 1e-8
+
+
+class SGDConfig(OptimizerBase):
+    kind: Literal["sgd"] = "sgd"
+    momentum: Fraction = 0.9
+
+
+OptimizerUnion = Annotated[
+    AdamWConfig | LionConfig | AdafactorConfig | MuonConfig | SGDConfig,
+    Field(discriminator="kind"),
+]
+
+
+class EvalConfig(Schema):
+    """Validation during training, every `every` steps and at the end."""
+
+    every: PositiveInt = 250
+    batches: PositiveInt | None = Field(20, description="null: the whole validation text")
+    batch_size: PositiveInt | None = Field(None, description="rows at once; train.batch_size if not given")
+
+
+class CheckpointConfig(Schema):
+    every: PositiveInt = 250
+    keep_newest: PositiveInt = 2
+    keep_best: NonNegativeInt = Field(1, description="by eval/loss, kept beside the newest")
+
+
+class MeshConfig(Schema):
+    """Devices along each axis; at most one −1 takes what the others leave."""
+
+    data: int = -1
+    fsdp: int = 1
+    expert: int = 1
+    tensor: int = 1
+    context: int = 1
+
+    @model_validator(mode="after")
+    def _sizes_are_sizes(self) -> "MeshConfig":
+        sizes = self.model_dump()
+        for axis, size in sizes.items():
+            if size < 1 and size != -1:
+                raise ValueError(f"axis '{axis}' is {size}; allowed: a positive count, or -1 for the rest")
+        open_axes = [axis for axis, size in sizes.items() if size == -1]
+        if len(open_axes) > 1:
+            raise ValueError(f"axes {' and '.join(open_axes)} are both -1; at most one may be")
+        return self
+
+
+class RunConfig(Schema):
+    dir: str = "runs/run"
+    resume: Literal["auto", "never"] = Field(
+        "auto", description="auto: go on from the newest checkpoint of run.dir, if there is one"
+    )
+
+    @field_validator("dir")
+    @classmethod
+    def _is_safe(cls, value: str) -> str:
+        if not value.strip() or ".." in PurePosixPath(value).parts or "\0" in value:
+            raise ValueError(f"'{value}' is no safe run directory; name a folder, without '..'")
+        return value
+
+
+class Config(Schema):
+    """A whole run: one YAML file, and overrides `key.path=value`."""
+
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    optimizer: OptimizerUnion = AdamWConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    mesh: MeshConfig = MeshConfig()
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> "Config":
+        schedule, steps = self.optimizer.schedule, self.train.steps
+        if schedule.warmup_steps > steps:
+            raise ValueError(
+                f"optimizer.schedule.warmup_steps is {schedule.warmup_steps}, longer than the run: "
+                f"train.steps is {steps}"
+            )
+        if (schedule.decay_steps or 0) + schedule.warmup_steps > steps:
+            raise ValueError(
+                f"optimizer.schedule.decay_steps {schedule.decay_steps} and warmup_steps "
+                f"{schedule.warmup_steps} are longer than the run: train.steps is {steps}"
+            )
+        longest = getattr(self.model.positions, "max_length", math.inf)
+        if self.data.sequence_length > longest:
+            raise ValueError(
+                f"data.sequence_length is {self.data.sequence_length}, but model.positions has "
+                f"max_length {longest}; shorten the rows or lengthen the table"
+            )
+        return self

@@ -1,0 +1,1 @@
+"""Text to batches: sources, tokenizers, the token store, packing and the loader."""

@@ -1,0 +1,115 @@
+"""Datasets read through `datasets`: from the Hugging Face Hub, or from a folder saved by it."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jaxformer.data.documents import Document, hf_documents
+from jaxformer.schema import UserError, did_you_mean
+
+DEFAULT_SPLIT = "train"
+PART = r"[A-Za-z0-9][\w.-]*"
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """`where` is FOLDER, NAME, ORG/NAME or ORG/NAME/CONFIG, and `:SPLIT` may follow."""
+
+    name: str
+    where: str
+    column: str
+    invalid_utf8: str
+
+    def __post_init__(self) -> None:
+        if self.folder is None and not re.fullmatch(rf"{PART}(/{PART}){{0,2}}", self.path):
+            raise UserError(
+                f"data source '{self.name}': no such folder, and not the name of a dataset; "
+                f"allowed: hf:FOLDER, hf:NAME, hf:ORG/NAME, hf:ORG/NAME/CONFIG, then :SPLIT"
+            )
+
+    @cached_property
+    def path(self) -> str:
+        if Path(self.where).expanduser().is_dir():
+            return self.where
+        return self.where.partition(":")[0]
+
+    @cached_property
+    def split(self) -> str | None:
+        return self.where[len(self.path) :].removeprefix(":") or None
+
+    @cached_property
+    def folder(self) -> Path | None:
+        folder = Path(self.path).expanduser()
+        return folder.resolve() if folder.is_dir() else None
+
+    @property
+    def identity(self) -> str:
+        return f"hf:{self.folder or self.path}:{self.split or DEFAULT_SPLIT}"
+
+    @cached_property
+    def size(self) -> int:
+        return self._dataset.num_rows
+
+    def fingerprint(self) -> str:
+        """Of a folder, its files. A dataset of the Hub is prepared once: its name decides."""
+        if self.folder is None:
+            return hashlib.sha256(self.identity.encode()).hexdigest()
+        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        states = [(str(file.relative_to(self.folder)), file.stat()) for file in files]
+        rows = [[name, state.st_size, state.st_mtime_ns] for name, state in states]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+    def documents(self) -> Iterator[Document]:
+        return hf_documents(self._dataset, self.column, self.invalid_utf8, self.name)
+
+    @cached_property
+    def _dataset(self) -> Any:
+        return self._saved() if self.folder else self._of_the_hub()
+
+    def _saved(self) -> Any:
+        import datasets
+
+        try:
+            saved = datasets.load_from_disk(str(self.folder))
+        except (FileNotFoundError, ValueError, OSError) as error:
+            raise UserError(
+                f"data source '{self.name}': {self.folder} holds no dataset saved by "
+                f"datasets.save_to_disk ({error}); files go as parquet:GLOB or jsonl:GLOB"
+            ) from None
+        split, _, part = (self.split or DEFAULT_SPLIT).partition("[")
+        if isinstance(saved, datasets.DatasetDict):
+            if split not in saved:
+                raise self._wrong_split(split, list(saved))
+            saved = saved[split]
+        elif self.split:
+            raise UserError(f"data source '{self.name}': the folder has no splits; drop ':{split}'")
+        if part:
+            raise UserError(
+                f"data source '{self.name}': '[{part}' is for datasets of the Hub; name a whole split"
+            )
+        return saved
+
+    def _of_the_hub(self) -> Any:
+        import datasets
+
+        parts = self.path.split("/")
+        name, config = "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
+        try:
+            return datasets.load_dataset(name, config, split=self.split or DEFAULT_SPLIT)
+        except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+            raise UserError(
+                f"data source '{self.name}': the Hub gave no dataset '{name}', configuration "
+                f"{config or 'default'}, split {self.split or DEFAULT_SPLIT} ({error}). Check the "
+                f"names and the connection (HF_HUB_OFFLINE=1 uses what was downloaded before)"
+            ) from None
+
+    def _wrong_split(self, split: str, splits: list[str]) -> UserError:
+        return UserError(
+            f"data source '{self.name}': no split '{split}'; splits: {', '.join(splits)}."
+            f"{did_you_mean(split, splits)}"
+        )

@@ -1,0 +1,53 @@
+"""Progress of work on data that may take long: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+FIRST_LINE_SECONDS = 2.0
+NEXT_LINE_SECONDS = 10.0
+
+
+def say(message: str) -> None:
+    """One line on standard error, where it does not mix with what a command prints."""
+    print(message, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Gives a function to call with how much of `total` is done so far."""
+    show = _bar if sys.stderr.isatty() else _lines
+    with show(title, total) as report:
+        yield report
+
+
+@contextmanager
+def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+@contextmanager
+def _lines(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    started = time.monotonic()
+    next_line = started + FIRST_LINE_SECONDS
+
+    def report(done: int) -> None:
+        nonlocal next_line
+        now = time.monotonic()
+        if now >= next_line:
+            next_line = now + NEXT_LINE_SECONDS
+            say(f"{title}: {done / max(total, 1):.0%} after {now - started:.0f} s")
+
+    yield report

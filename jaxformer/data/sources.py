@@ -1,0 +1,152 @@
+"""Where text comes from: the grammar of `data.source`.
+
+- `builtin:python`: the Python standard library's source, on every machine.
+- `text:GLOB`: a file a document, in sorted order.
+- `jsonl:GLOB`: a line a document, from the column `data.column`; `.gz` files are unpacked.
+- `parquet:GLOB`: a row a document, from the column `data.column`.
+- `hf:FOLDER`: a dataset or dataset dictionary saved by `datasets.save_to_disk`.
+- `hf:NAME`, `hf:ORG/NAME` or `hf:ORG/NAME/CONFIG`: a dataset of the Hugging Face Hub. One slash
+  always separates organisation and name, so an old dataset without organisation that needs a
+  configuration is written with the organisation it has now (`Salesforce/wikitext/...`).
+  `:SPLIT` may follow either hf form (`hf:ORG/NAME:validation`, `hf:FOLDER:train[:10%]`); the split
+  is `train` if not given.
+
+Files are relative to the working directory, `~` is the home directory, `**` crosses folders.
+"""
+
+import glob
+import hashlib
+import json
+import os
+import platform
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+from jaxformer.data.documents import Document, jsonl_documents, parquet_documents, text_documents
+from jaxformer.data.hub import HubSource
+from jaxformer.schema import UserError, did_you_mean
+
+KINDS = ("builtin", "text", "jsonl", "parquet", "hf")
+GRAMMAR = "builtin:python, text:GLOB, jsonl:GLOB, parquet:GLOB, hf:NAME[/CONFIG]"
+
+
+class Source(Protocol):
+    """Documents in a fixed order, read as often as asked."""
+
+    @property
+    def name(self) -> str:
+        """As the user wrote it."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """What decides which text this is, wherever the command was started."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How large `Document.done` grows."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Changes when the text may have changed; cheap, without reading it."""
+        ...
+
+    def documents(self) -> Iterator[Document]: ...
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Documents of `files`, read by the reader of `kind`."""
+
+    name: str
+    kind: str
+    identity: str
+    files: tuple[Path, ...]
+    column: str
+    invalid_utf8: str
+
+    @cached_property
+    def size(self) -> int:
+        return sum(file.stat().st_size for file in self.files)
+
+    def fingerprint(self) -> str:
+        states = [(str(file), file.stat()) for file in self.files]
+        rows = [[name, state.st_size, state.st_mtime_ns] for name, state in states]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+    def documents(self) -> Iterator[Document]:
+        if self.kind == "jsonl":
+            return jsonl_documents(self.files, self.column, self.invalid_utf8)
+        if self.kind == "parquet":
+            return parquet_documents(self.files, self.column, self.invalid_utf8)
+        return text_documents(self.files, self.invalid_utf8)
+
+
+def open_source(name: str, column: str, invalid_utf8: str) -> Source:
+    """The source that `name` describes, its files found but not read.
+
+    Raises:
+        UserError: unknown kind, missing file, or a pattern that matches nothing.
+    """
+    kind, colon, where = name.partition(":")
+    if not colon or not where or kind not in KINDS:
+        raise UserError(
+            f"data source '{name}': allowed are {GRAMMAR}.{did_you_mean(kind, KINDS) if kind else ''}"
+        )
+    if kind == "builtin":
+        return _builtin(name, where)
+    if kind == "hf":
+        return HubSource(name, where, column, invalid_utf8)
+    pattern = os.path.abspath(os.path.expanduser(where))
+    files = tuple(_find(name, where, pattern))
+    return FileSource(name, kind, f"{kind}:{pattern}", files, column, invalid_utf8)
+
+
+def _builtin(name: str, corpus: str) -> FileSource:
+    """Files in the order of a hash of their path, so that the last part is a fair sample of all.
+
+    The standard library keeps a few files that are not UTF-8 to test its own decoders: skipped.
+    """
+    if corpus != "python":
+        raise UserError(
+            f"data source '{name}': allowed is builtin:python.{did_you_mean(corpus, ['python'])}"
+        )
+    root = Path(sysconfig.get_path("stdlib")).resolve()
+    others = {"site-packages", "dist-packages"}
+    paths = [path.relative_to(root) for path in root.rglob("*.py")]
+    files = [path for path in paths if not others & set(path.parts) and (root / path).is_file()]
+    if not files:
+        raise UserError(f"data source '{name}': no .py files in {root}; use text:GLOB instead")
+    files.sort(key=lambda path: hashlib.sha256(path.as_posix().encode()).digest())
+    identity = f"{name}:{platform.python_version()}:{root}"
+    return FileSource(name, "text", identity, tuple(root / f for f in files), "", "skip")
+
+
+def _find(name: str, where: str, pattern: str) -> list[Path]:
+    """The files of a path or pattern, sorted. A file of exactly that name wins over a pattern."""
+    path = Path(pattern)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        raise UserError(
+            f"data source '{name}': {where} is a folder; name its files, as in "
+            f"{name.rstrip('/')}/**/*.txt"
+        )
+    if not glob.has_magic(pattern):
+        siblings = os.listdir(path.parent) if path.parent.is_dir() else []
+        raise UserError(
+            f"data source '{name}': no such file in {path.parent}.{did_you_mean(path.name, siblings)}"
+        )
+    files = sorted(Path(match) for match in glob.glob(pattern, recursive=True))
+    files = [file for file in files if file.is_file()]
+    if not files:
+        raise UserError(
+            f"data source '{name}': the pattern matches no file (working directory {os.getcwd()}; "
+            f"** crosses folders)"
+        )
+    return files

@@ -1,0 +1,88 @@
+"""From a YAML file and overrides to a checked `Config`, or to one message with every mistake in it."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from jaxformer.config import Config
+from jaxformer.overrides import apply_overrides, parse_override
+from jaxformer.schema import UserError
+from jaxformer.validation import Mistake, dotted, explain
+from jaxformer.yaml_reader import Document, read_yaml
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read the configuration file at `path`, put in the overrides, and check the whole.
+
+    Args:
+        path: a YAML file; its keys are those of `Config`.
+        overrides: `key.path=value` each, the value in YAML; `model.pattern.0.mixer.window=64`
+            reaches into lists, and `optimizer={kind: sgd}` replaces a whole section.
+
+    Raises:
+        UserError: with one line for every mistake.
+    """
+    document = read_yaml(read_text(Path(path)), str(path))
+    if not isinstance(document.data, dict):
+        found = "empty" if document.data is None else f"a {type(document.data).__name__}"
+        raise UserError(f"{path} is {found}; a configuration is sections such as 'model:' and 'train:'")
+    data = apply_overrides(document.data, overrides, Config)
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise UserError(_message(str(path), error, document, overrides)) from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+        UserError: no such file (with the nearest name), a folder, unreadable, or not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist.{_nearest_file(path)}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8: byte {error.start} is {error.object[error.start]:#x}") from error
+    except IsADirectoryError as error:
+        files = ", ".join(sorted(file.name for file in path.glob("*.yaml"))) or "none"
+        raise UserError(f"{path} is a folder; name a file (YAML files in it: {files})") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _nearest_file(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f" Neither does the folder {path.parent}."
+    names = {file.name: file for file in path.parent.iterdir() if file.is_file()}
+    nearest = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    return f" Did you mean {names[nearest[0]]}?" if nearest else f" Look into {path.parent}."
+
+
+def _message(
+    name: str, error: ValidationError, document: Document, overrides: Sequence[str]
+) -> str:
+    mistakes = explain(error, Config)
+    lines = [mistake.text + _origin(mistake, document, overrides) for mistake in mistakes]
+    if len(lines) == 1:
+        return f"{name}: {lines[0]}"
+    return "\n  ".join([f"{name} has {len(lines)} mistakes:", *lines])
+
+
+def _origin(mistake: Mistake, document: Document, overrides: Sequence[str]) -> str:
+    """Where the key was given: by the last override that says so, or in a line of the file."""
+    given = {dotted(parse_override(override)[0]): override for override in overrides}
+    for end in range(len(mistake.path), 0, -1):
+        if (key := dotted(mistake.path[:end])) in given:
+            return f" (given as {given[key]})"
+    line = document.line_of(mistake.path)
+    if line is None:
+        return ""
+    section = dotted(mistake.path[:-1])
+    if kind := given.get(f"{section}.kind"):
+        fresh = f"{section}={{kind: {kind.partition('=')[2]}}}"
+        return f" (line {line}; {kind} keeps the section's other keys, {fresh} starts it afresh)"
+    return f" (line {line})"

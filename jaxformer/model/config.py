@@ -1,0 +1,74 @@
+"""What a model is made of: the `model:` section of a configuration."""
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from jaxformer.model.dims import InitConfig
+from jaxformer.model.ffn import FFNConfig
+from jaxformer.model.mixers import MixerConfig, MixerUnion
+from jaxformer.model.norms import NormConfig
+from jaxformer.model.positions import PositionsUnion, RoPEConfig
+from jaxformer.schema import Schema
+
+
+class LayerConfig(Schema):
+    """One layer of a pattern; what it leaves out, it takes from the model's defaults."""
+
+    mixer: MixerUnion | None = None
+    ffn: FFNConfig | None = None
+    positions: PositionsUnion | None = None
+
+
+class ModelConfig(Schema):
+    """A decoder language model.
+
+    `pattern` repeats over the depth; when `num_layers` is no multiple of its length, the last
+    repetition stops early, and a pattern of `num_layers` entries is an explicit list of layers.
+    """
+
+    d_model: PositiveInt
+    num_layers: PositiveInt
+    vocab_size: PositiveInt | None = Field(None, description="the tokenizer's when left out")
+    mixer: MixerUnion
+    ffn: FFNConfig
+    pattern: tuple[LayerConfig, ...] = Field((LayerConfig(),), min_length=1, strict=False)
+    norm: NormConfig = NormConfig()
+    positions: PositionsUnion = RoPEConfig()
+    init: InitConfig = InitConfig()
+    tie_embeddings: bool = True
+    scale_embeddings: bool = Field(False, description="multiply embeddings by √d_model (Gemma)")
+    logit_softcap: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _layers_fit(self) -> "ModelConfig":
+        if len(self.pattern) > self.num_layers:
+            raise ValueError(
+                f"pattern has {len(self.pattern)} entries for num_layers {self.num_layers}; "
+                f"shorten the pattern or deepen the model"
+            )
+        for layer in self.pattern_layers():
+            layer.mixer.check(self.d_model, layer.positions)
+        return self
+
+    def pattern_layers(self) -> tuple["Layer", ...]:
+        """The pattern's entries with the defaults filled in."""
+        return tuple(
+            Layer(
+                mixer=entry.mixer or self.mixer,
+                ffn=entry.ffn or self.ffn,
+                positions=entry.positions or self.positions,
+            )
+            for entry in self.pattern
+        )
+
+    def layers(self) -> tuple["Layer", ...]:
+        """Every layer from the bottom up."""
+        pattern = self.pattern_layers()
+        return tuple(pattern[index % len(pattern)] for index in range(self.num_layers))
+
+
+class Layer(Schema):
+    """A pattern entry with nothing left open."""
+
+    mixer: MixerConfig
+    ffn: FFNConfig
+    positions: PositionsUnion

@@ -1,0 +1,46 @@
+"""What every part of a layer knows about the model around it."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from pydantic import PositiveFloat
+
+from jaxformer.schema import Schema
+
+
+class InitConfig(Schema):
+    """How weight matrices start: normal with `std`, a number or `fan_in` for 1/√(input width).
+
+    Matrices that write into the residual stream (a mixer's and an FFN's last) are divided by
+    √(2 · num_layers) when `output` is `scaled` (GPT-2), start at zero when it is `zero` (the untied
+    head as well), and are like all others when it is `plain`.
+    """
+
+    std: PositiveFloat | Literal["fan_in"] = 0.02
+    output: Literal["plain", "scaled", "zero"] = "scaled"
+
+    def matrix(self, fan_in: int) -> nn.initializers.Initializer:
+        """For a matrix inside a layer."""
+        return nn.initializers.normal(fan_in**-0.5 if self.std == "fan_in" else self.std)
+
+    def output_matrix(self, fan_in: int, num_layers: int) -> nn.initializers.Initializer:
+        """For a matrix that writes into the residual stream."""
+        if self.output == "zero":
+            return nn.initializers.zeros
+        std = fan_in**-0.5 if self.std == "fan_in" else self.std
+        scale = 1 / math.sqrt(2 * num_layers) if self.output == "scaled" else 1.0
+        return nn.initializers.normal(std * scale)
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Sizes and types shared by all layers; `dtype` is that of activations."""
+
+    d_model: int
+    num_layers: int
+    init: InitConfig = InitConfig()
+    dtype: DTypeLike = jnp.float32

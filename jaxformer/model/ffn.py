@@ -1,0 +1,73 @@
+"""Channel mixers: the two-matrix MLP with GELU or ReLU², and the gated SwiGLU and GeGLU.
+
+GELU: Hendrycks and Gimpel, 2016, arXiv:1606.08415, in its tanh form. GLU variants: Shazeer, 2020,
+arXiv:2002.05202. ReLU²: So et al., 2021, arXiv:2109.08668.
+"""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from pydantic import PositiveInt
+
+from jaxformer.model.dims import Dims
+from jaxformer.model.projection import Projection
+from jaxformer.schema import Schema
+
+
+class FFNConfig(Schema):
+    """`d_hidden` is the width between the matrices."""
+
+    kind: Literal["gelu", "relu2", "swiglu", "geglu"]
+    d_hidden: PositiveInt
+    bias: bool = False
+
+    @property
+    def gated(self) -> bool:
+        return self.kind in ("swiglu", "geglu")
+
+
+ACTIVATIONS = {
+    "gelu": jax.nn.gelu,
+    "geglu": jax.nn.gelu,
+    "swiglu": jax.nn.silu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+}
+
+
+class FFN(nn.Module):
+    """y = W_out a(W_in x), or y = W_out (a(W_gate x) ⊙ W_in x) when gated."""
+
+    config: FFNConfig
+    dims: Dims
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        config, init = self.config, self.dims.init
+        activation = ACTIVATIONS[config.kind]
+
+        def project_in(name: str) -> jax.Array:
+            return Projection(
+                (config.d_hidden,),
+                ("d_model", "d_hidden"),
+                init.matrix(self.dims.d_model),
+                config.bias,
+                name=name,
+            )(x)
+
+        hidden = project_in("in")  # [batch, length, d_hidden]
+        hidden = activation(project_in("gate")) * hidden if config.gated else activation(hidden)
+        hidden = nn.with_logical_constraint(hidden, ("batch", "length", "d_hidden"))
+        return Projection(
+            (self.dims.d_model,),
+            ("d_hidden", "d_model"),
+            init.output_matrix(config.d_hidden, self.dims.num_layers),
+            config.bias,
+            name="out",
+        )(hidden)
+
+    def flops(self, length: int) -> float:
+        """Forward FLOPs per token."""
+        matrices = 3 if self.config.gated else 2
+        return 2.0 * matrices * self.dims.d_model * self.config.d_hidden

@@ -1,0 +1,169 @@
+"""A decoder language model: embeddings, a stack of layers, a final norm and a head."""
+
+import math
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jaxformer.model.block import RESIDUAL
+from jaxformer.model.config import ModelConfig
+from jaxformer.model.dims import Dims
+from jaxformer.model.mixers import Cache
+from jaxformer.model.norms import Norm
+from jaxformer.model.positions import LearnedPositionsConfig, SinusoidalPositionsConfig, sinusoidal
+from jaxformer.model.stack import Stack
+from jaxformer.ops.cross_entropy import LossSums, cross_entropy, logits_of
+
+
+class LanguageModel(nn.Module):
+    """logits_t = head(norm(layers(embed(tokens_{≤t})))).
+
+    `remat` names what a layer keeps for its gradient; `layout` is how the stack is laid out, see
+    `Stack`. Parameters are float32, activations `dtype`, logits and losses float32.
+    """
+
+    config: ModelConfig
+    vocab_size: int
+    dtype: DTypeLike = jnp.float32
+    remat: Literal["none", "dots", "full"] = "none"
+    layout: Literal["scanned", "unrolled", "separate"] = "scanned"
+
+    def setup(self) -> None:
+        config, d_model = self.config, self.config.d_model
+        std = d_model**-0.5 if config.init.std == "fan_in" else config.init.std
+        self.embedding = self.param(
+            "embedding",
+            nn.with_logical_partitioning(nn.initializers.normal(std), ("vocab", "d_model")),
+            (self.vocab_size, d_model),
+        )
+        if isinstance(config.positions, LearnedPositionsConfig):
+            self.position_embedding = self.param(
+                "position_embedding",
+                nn.with_logical_partitioning(nn.initializers.normal(std), ("length", "d_model")),
+                (config.positions.max_length, d_model),
+            )
+        self.stack = self._stack()
+        if config.norm.placement != "post":
+            self.final_norm = Norm(config.norm)
+        if not config.tie_embeddings:
+            zero = config.init.output == "zero"
+            init = nn.initializers.zeros if zero else config.init.matrix(d_model)
+            self.head = self.param(
+                "head",
+                nn.with_logical_partitioning(init, ("d_model", "vocab")),
+                (d_model, self.vocab_size),
+            )
+
+    @property
+    def dims(self) -> Dims:
+        config = self.config
+        return Dims(config.d_model, config.num_layers, config.init, self.dtype)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+    ) -> jax.Array:
+        """tokens [batch, length] → logits [batch, length, vocab], float32.
+
+        Args:
+            positions: [batch, length], places in the document; 0, 1, 2, … when left out.
+            segment_ids: [batch, length], the document of each token, 0 for padding; one document
+                a row when left out.
+        """
+        x, _ = self.hidden(tokens, positions, segment_ids)
+        return self._logits(x)
+
+    def loss(
+        self,
+        inputs: jax.Array,
+        targets: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        loss_mask: jax.Array,
+        z_loss: float = 0.0,
+    ) -> LossSums:
+        """Sums of the token losses over [batch, length], without ever holding all logits."""
+        x, _ = self.hidden(inputs, positions, segment_ids)
+        softcap = self.config.logit_softcap
+        return cross_entropy(
+            x, self._head(), targets, loss_mask, z_loss=z_loss, logit_softcap=softcap
+        )
+
+    def step(
+        self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
+        """Continue from `cache` with tokens [batch, length]: logits of the last one, and the cache.
+
+        Returns:
+            ([batch, vocab] float32, the longer cache).
+        """
+        x, cache = self.hidden(tokens, positions, segment_ids, cache)
+        return self._logits(x[:, -1]), cache
+
+    @nn.nowrap
+    def init_cache(self, batch: int, max_length: int, dtype: DTypeLike | None = None) -> Cache:
+        """Caches of all layers for sequences of up to `max_length` tokens."""
+        stack = self._stack(parent=None)
+        return stack.init_cache(batch, max_length, dtype or self.dtype)
+
+    def hidden(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """tokens [batch, length] → what the head reads [batch, length, d_model], and the cache."""
+        config = self.config
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        if segment_ids is None:
+            segment_ids = jnp.ones_like(tokens)
+        x = self.embedding.at[tokens].get(mode="clip").astype(self.dtype)
+        if config.scale_embeddings:
+            x *= jnp.asarray(math.sqrt(config.d_model), self.dtype)
+        if isinstance(config.positions, LearnedPositionsConfig):
+            x += self.position_embedding.at[positions].get(mode="clip").astype(self.dtype)
+        elif isinstance(config.positions, SinusoidalPositionsConfig):
+            x += sinusoidal(positions, config.d_model).astype(self.dtype)
+        x = nn.with_logical_constraint(x, RESIDUAL)
+        x, cache = self.stack(x, positions, segment_ids, cache)
+        return (x if config.norm.placement == "post" else self.final_norm(x)), cache
+
+    def _head(self) -> jax.Array:
+        return self.embedding.T if self.config.tie_embeddings else self.head
+
+    def _logits(self, x: jax.Array) -> jax.Array:
+        return logits_of(x, self._head(), self.config.logit_softcap)
+
+    @nn.nowrap
+    def _stack(self, **place: None) -> Stack:
+        config = self.config
+        pattern_length = len(config.pattern)
+        return Stack(
+            config.layers(), pattern_length, config.norm, self.dims, self.remat, self.layout, **place
+        )
+
+
+def build_model(
+    config: ModelConfig,
+    *,
+    vocab_size: int | None = None,
+    dtype: DTypeLike = jnp.float32,
+    remat: Literal["none", "dots", "full"] = "none",
+    layout: Literal["scanned", "unrolled", "separate"] = "scanned",
+) -> LanguageModel:
+    """The module that `config` describes; `vocab_size` is taken where the configuration has none.
+
+    Raises:
+        ValueError: when neither gives a vocabulary size.
+    """
+    size = config.vocab_size or vocab_size
+    if size is None:
+        raise ValueError("model.vocab_size is not set and no tokenizer gives it; pass vocab_size")
+    return LanguageModel(config, size, dtype, remat, layout)

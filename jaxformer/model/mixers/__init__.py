@@ -1,0 +1,28 @@
+"""The registry of token mixers: a new one is its file, and its line in `MIXERS`."""
+
+from typing import Annotated, Union
+
+from pydantic import Field
+
+from jaxformer.model.dims import Dims
+from jaxformer.model.mixers.attention import Attention, AttentionConfig
+from jaxformer.model.mixers.base import Cache, Mixer, MixerConfig
+from jaxformer.model.mixers.min_gru import MinGRU, MinGRUConfig
+from jaxformer.model.positions import PositionsUnion
+
+MIXERS: dict[type[MixerConfig], type[Mixer]] = {
+    AttentionConfig: Attention,
+    MinGRUConfig: MinGRU,
+}
+
+MixerUnion = Annotated[Union[tuple(MIXERS)], Field(discriminator="kind")]
+
+
+def build_mixer(
+    config: MixerConfig, dims: Dims, scheme: PositionsUnion, **place: str | None
+) -> Mixer:
+    """The module that `config.kind` names; `place` is name=… in a module, parent=None outside."""
+    return MIXERS[type(config)](config, dims, scheme, **place)
+
+
+__all__ = ["MIXERS", "Cache", "Mixer", "MixerConfig", "MixerUnion", "build_mixer"]

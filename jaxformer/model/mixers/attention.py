@@ -1,0 +1,237 @@
+"""Softmax attention: multi-head (Vaswani et al., 2017, arXiv:1706.03762), multi-query (Shazeer,
+2019, arXiv:1911.02150) and grouped-query (Ainslie et al., 2023, arXiv:2305.13245)."""
+
+import math
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.typing import DTypeLike
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
+from jaxformer.model.mixers.base import Mixer, MixerConfig
+from jaxformer.model.norms import Norm, NormConfig
+from jaxformer.model.positions import ALiBiConfig, PositionsUnion, RoPEConfig, alibi_slopes, rope
+from jaxformer.model.projection import Projection
+from jaxformer.ops.attention import Tokens, Visibility, attend, causal_attention
+
+
+class AttentionConfig(MixerConfig):
+    """`num_kv_heads` is `num_heads` when left out (1 is multi-query), `head_dim` is
+    d_model / num_heads, and `scale` 1/√head_dim.
+
+    qk_norm: RMSNorm of queries and keys (arXiv:2010.04245). window: keys seen, the query's own
+    among them. sinks: the document's first tokens that stay visible beside the window
+    (arXiv:2309.17453). output_gate: a sigmoid of the input on every output feature
+    (arXiv:2505.06708). logit_softcap: c · tanh(logits / c) (arXiv:2408.00118).
+    """
+
+    kind: Literal["attention"] = "attention"
+    num_heads: PositiveInt = 8
+    num_kv_heads: PositiveInt | None = None
+    head_dim: PositiveInt | None = None
+    qkv_bias: bool = False
+    output_bias: bool = False
+    qk_norm: bool = False
+    window: PositiveInt | None = None
+    sinks: NonNegativeInt = 0
+    logit_softcap: PositiveFloat | None = None
+    output_gate: bool = False
+    scale: PositiveFloat | None = None
+
+    def check(self, d_model: int, positions: PositionsUnion) -> None:
+        if self.head_dim is None and d_model % self.num_heads:
+            raise ValueError(
+                f"d_model {d_model} is not divisible by num_heads {self.num_heads}; change one, "
+                f"or give head_dim"
+            )
+        if self.num_heads % self.kv_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} is not divisible by num_kv_heads {self.kv_heads}; "
+                f"allowed: a divisor of num_heads"
+            )
+        if self.sinks and self.window is None:
+            raise ValueError(f"sinks {self.sinks} without a window: without one, all keys are seen")
+        if isinstance(positions, RoPEConfig):
+            positions.rotated_size(self.head_size(d_model))
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_kv_heads or self.num_heads
+
+    def head_size(self, d_model: int) -> int:
+        return self.head_dim or d_model // self.num_heads
+
+
+@struct.dataclass
+class KVCache:
+    """Keys and values of the tokens still visible, and where each stands.
+
+    Without a window, slot i holds token i. With one, a document's first `sinks` tokens have a slot
+    each, and the others take turns in `window` more.
+    """
+
+    k: jax.Array  # [batch, slots, kv_heads, head_dim]
+    v: jax.Array  # [batch, slots, kv_heads, head_dim]
+    tokens: Tokens  # each [batch, slots]
+    length: jax.Array  # []: tokens so far
+
+
+class Attention(Mixer):
+    """y = W_o concat_h softmax(q_h · k_h / √head_dim) v_h over the visible keys."""
+
+    config: AttentionConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        cache: KVCache | None = None,
+    ) -> tuple[jax.Array, KVCache | None]:
+        config, d_model = self.config, self.dims.d_model
+        q = self._project_in(x, "query", config.num_heads, "heads", config.qkv_bias)
+        k = self._project_in(x, "key", config.kv_heads, "kv_heads", config.qkv_bias)
+        v = self._project_in(x, "value", config.kv_heads, "kv_heads", config.qkv_bias)
+        if config.qk_norm:
+            q = Norm(NormConfig(), axis_name="head_dim", name="query_norm")(q)
+            k = Norm(NormConfig(), axis_name="head_dim", name="key_norm")(k)
+        if isinstance(self.scheme, RoPEConfig):
+            q, k = rope(q, positions, self.scheme), rope(k, positions, self.scheme)
+
+        if cache is None:
+            index = jnp.arange(x.shape[1])[None]
+            y = causal_attention(
+                q, k, v, Tokens(index, positions, segment_ids), **self._options()
+            )
+        else:
+            y, cache = self._continue(cache, q, k, v, positions, segment_ids)
+
+        if config.output_gate:
+            y *= nn.sigmoid(self._project_in(x, "gate", config.num_heads, "heads", use_bias=False))
+        output = Projection(
+            (d_model,),
+            ("heads", "head_dim", "d_model"),
+            self.dims.init.output_matrix(config.num_heads * self._head_dim, self.dims.num_layers),
+            config.output_bias,
+            name="output",
+        )(y)
+        return output, cache
+
+    @property
+    def _head_dim(self) -> int:
+        return self.config.head_size(self.dims.d_model)
+
+    def _project_in(
+        self, x: jax.Array, name: str, heads: int, axis: str, use_bias: bool
+    ) -> jax.Array:
+        """[batch, length, d_model] → [batch, length, heads, head_dim]."""
+        y = Projection(
+            (heads, self._head_dim),
+            ("d_model", axis, "head_dim"),
+            self.dims.init.matrix(self.dims.d_model),
+            use_bias,
+            name=name,
+        )(x)
+        return nn.with_logical_constraint(y, ("batch", "length", axis, "head_dim"))
+
+    def _options(self) -> dict:
+        config = self.config
+        alibi = isinstance(self.scheme, ALiBiConfig)
+        return {
+            "visibility": Visibility(config.window, config.sinks),
+            "scale": config.scale or 1 / math.sqrt(self._head_dim),
+            "logit_softcap": config.logit_softcap,
+            "slopes": alibi_slopes(config.num_heads) if alibi else None,
+        }
+
+    def _continue(
+        self,
+        cache: KVCache,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+    ) -> tuple[jax.Array, KVCache]:
+        """Attention of new tokens to the cached ones and to themselves, and the longer cache."""
+        batch, length = positions.shape
+        index = jnp.broadcast_to(cache.length + jnp.arange(length), (batch, length))
+        new = Tokens(index, positions, segment_ids)
+        longer = self._write(cache, k, v, new)
+        if self.config.window is None or length == 1:
+            y = attend(q, longer.k, longer.v, new, longer.tokens, **self._options())
+            return y, longer
+        # The new tokens may take the place of some that the first of them still sees.
+        keys, values = jnp.concatenate([cache.k, k], 1), jnp.concatenate([cache.v, v], 1)
+        tokens = Tokens(*(jnp.concatenate(pair, 1) for pair in zip(cache.tokens, new, strict=True)))
+        return attend(q, keys, values, new, tokens, **self._options()), longer
+
+    def _write(self, cache: KVCache, k: jax.Array, v: jax.Array, new: Tokens) -> KVCache:
+        window, sinks = self.config.window, self.config.sinks
+        length = k.shape[1]
+        if window is None:
+
+            def write(old: jax.Array, update: jax.Array) -> jax.Array:
+                start = (0, cache.length) + (0,) * (old.ndim - 2)
+                return jax.lax.dynamic_update_slice(old, update.astype(old.dtype), start)
+        else:
+            # A slot that is written twice keeps an arbitrary writer: drop all but the last.
+            last = new.index > cache.length + length - 1 - window
+            slots = jnp.where(last, sinks + new.index % window, sinks + window)
+            if sinks:
+                final = _last_of_its_position(new, sinks)
+                slots = jnp.where(new.positions < sinks, jnp.where(final, new.positions, sinks + window), slots)
+            rows = jnp.arange(k.shape[0])[:, None]
+
+            def write(old: jax.Array, update: jax.Array) -> jax.Array:
+                return old.at[rows, slots].set(update.astype(old.dtype), mode="drop")
+
+        return KVCache(
+            k=write(cache.k, k),
+            v=write(cache.v, v),
+            tokens=Tokens(*(write(old, part) for old, part in zip(cache.tokens, new, strict=True))),
+            length=cache.length + length,
+        )
+
+    def _slots(self, max_length: int) -> int:
+        window, sinks = self.config.window, self.config.sinks
+        return max_length if window is None else window + sinks
+
+    def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> KVCache:
+        slots = self._slots(max_length)
+        shape = (batch, slots, self.config.kv_heads, self._head_dim)
+        return KVCache(
+            k=jnp.zeros(shape, dtype),
+            v=jnp.zeros(shape, dtype),
+            tokens=Tokens(
+                index=jnp.zeros((batch, slots), jnp.int32),
+                positions=jnp.zeros((batch, slots), jnp.int32),
+                segment_ids=jnp.full((batch, slots), -1, jnp.int32),
+            ),
+            length=jnp.zeros((), jnp.int32),
+        )
+
+    def flops(self, length: int) -> float:
+        config, features = self.config, self._head_dim
+        heads = (3 if config.output_gate else 2) * config.num_heads + 2 * config.kv_heads
+        seen = min(length, (config.window or length) + config.sinks)
+        # The first `seen` queries see 1, 2, … keys, the others `seen` each.
+        keys = seen * (length - (seen - 1) / 2) / length
+        return 2.0 * self.dims.d_model * heads * features + 4.0 * config.num_heads * features * keys
+
+    def cache_bytes(self, length: int) -> int:
+        features = 2 * self.config.kv_heads * self._head_dim
+        return self._slots(length) * (features * jnp.dtype(self.dims.dtype).itemsize + 3 * 4)
+
+
+def _last_of_its_position(tokens: Tokens, sinks: int) -> jax.Array:
+    """[batch, length], False for a sink that a later document's sink of the same place replaces."""
+    same = tokens.positions[:, :, None] == tokens.positions[:, None, :]
+    later = tokens.index[:, None, :] > tokens.index[:, :, None]
+    replaced = jnp.any(same & later, axis=-1)
+    return ~replaced & (tokens.positions < sinks)

@@ -1,0 +1,69 @@
+"""The contract of a token mixer."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.typing import DTypeLike
+
+from jaxformer.model.dims import Dims
+from jaxformer.model.positions import PositionsUnion
+from jaxformer.schema import Schema
+
+Cache = Any  # a pytree of arrays, each mixer's own
+
+
+class MixerConfig(Schema):
+    """The options of a mixer; `kind` names it."""
+
+    kind: str
+
+    def check(self, d_model: int, positions: PositionsUnion) -> None:
+        """Whether the mixer can be built at this width.
+
+        Raises:
+            ValueError: saying which sizes do not fit, and what would.
+        """
+
+
+class Mixer(nn.Module):
+    """Mixes information along the sequence.
+
+    The tests in tests/contracts hold every registered mixer to: causality, the same result whole,
+    split or token by token, packed documents as if alone, and true accounts of its costs.
+    """
+
+    config: MixerConfig
+    dims: Dims
+    scheme: PositionsUnion  # how positions enter
+
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        cache: Cache | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """x [batch, length, d_model] → (y of the same shape, cache).
+
+        Args:
+            x: the normalised input.
+            positions: [batch, length], places in the document.
+            segment_ids: [batch, length], the document of each token; 0 is padding.
+            cache: None in training, from an empty state; else what `init_cache` or an earlier call
+                returned, to continue from, for any length ≥ 1.
+        """
+        raise NotImplementedError
+
+    def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> Cache:
+        """The cache before the first token of sequences of up to `max_length` tokens."""
+        raise NotImplementedError
+
+    def flops(self, length: int) -> float:
+        """Forward FLOPs per token, on average over a sequence of `length` tokens."""
+        raise NotImplementedError
+
+    def cache_bytes(self, length: int) -> int:
+        """Bytes of the cache of one sequence of `length` tokens, with activations of dims.dtype."""
+        raise NotImplementedError

@@ -1,0 +1,56 @@
+"""RMSNorm (Zhang and Sennrich, 2019, arXiv:1910.07467) and LayerNorm (Ba et al., 2016, arXiv:1607.06450)."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from pydantic import PositiveFloat
+
+from jaxformer.schema import Schema
+
+
+class NormConfig(Schema):
+    """Which norm, and where it stands about a sub-layer f.
+
+    pre: x + f(norm(x)); post: norm(x + f(x)); sandwich: x + norm(f(norm(x))).
+    """
+
+    kind: Literal["rms", "layer"] = "rms"
+    placement: Literal["pre", "post", "sandwich"] = "pre"
+    eps: PositiveFloat = 1e-6
+    bias: bool = False
+
+
+def rms_normalize(x: jax.Array, eps: float) -> jax.Array:
+    """x / √(mean(x²) + ε) over the last axis, in float32 or wider, returned in x's type."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    return (wide * scale).astype(x.dtype)
+
+
+def layer_normalize(x: jax.Array, eps: float) -> jax.Array:
+    """(x − mean(x)) / √(var(x) + ε) over the last axis, in float32 or wider, returned in x's type."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return rms_normalize(wide - jnp.mean(wide, axis=-1, keepdims=True), eps).astype(x.dtype)
+
+
+class Norm(nn.Module):
+    """normalize(x) ⊙ scale (+ bias) over the last axis; the scale starts at one.
+
+    `axis_name` is the logical axis of the normalised dimension.
+    """
+
+    config: NormConfig
+    axis_name: str = "d_model"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        normalize = {"rms": rms_normalize, "layer": layer_normalize}[self.config.kind]
+        names, shape = (self.axis_name,), (x.shape[-1],)
+        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, names), shape)
+        y = normalize(x, self.config.eps) * scale.astype(x.dtype)
+        if self.config.bias:
+            bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, names), shape)
+            y = y + bias.astype(x.dtype)
+        return y

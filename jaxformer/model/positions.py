@@ -1,0 +1,175 @@
+"""Position schemes: none, learned, sinusoidal (added to the embeddings), RoPE and ALiBi (in attention).
+
+RoPE: Su et al., 2021, arXiv:2104.09864. Position interpolation (`linear`): Chen et al., 2023,
+arXiv:2306.15595. NTK-aware scaling and YaRN: Peng et al., 2023, arXiv:2309.00071. Llama 3's
+scaling: Dubey et al., 2024, arXiv:2407.21783. ALiBi: Press et al., 2021, arXiv:2108.12409.
+"""
+
+import math
+from typing import Annotated, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from jaxformer.schema import Schema
+
+
+class NoPositionsConfig(Schema):
+    kind: Literal["none"] = "none"
+
+
+class LearnedPositionsConfig(Schema):
+    kind: Literal["learned"] = "learned"
+    max_length: PositiveInt
+
+
+class SinusoidalPositionsConfig(Schema):
+    kind: Literal["sinusoidal"] = "sinusoidal"
+
+
+class ALiBiConfig(Schema):
+    kind: Literal["alibi"] = "alibi"
+
+
+class LinearScalingConfig(Schema):
+    kind: Literal["linear"] = "linear"
+    factor: PositiveFloat
+
+
+class NTKScalingConfig(Schema):
+    kind: Literal["ntk"] = "ntk"
+    factor: PositiveFloat
+
+
+class YaRNScalingConfig(Schema):
+    kind: Literal["yarn"] = "yarn"
+    factor: PositiveFloat
+    original_max_length: PositiveInt
+    beta_fast: PositiveFloat = 32.0
+    beta_slow: PositiveFloat = 1.0
+
+
+class Llama3ScalingConfig(Schema):
+    kind: Literal["llama3"] = "llama3"
+    factor: PositiveFloat
+    original_max_length: PositiveInt
+    low_frequency_factor: PositiveFloat = 1.0
+    high_frequency_factor: PositiveFloat = 4.0
+
+
+ScalingUnion = Annotated[
+    LinearScalingConfig | NTKScalingConfig | YaRNScalingConfig | Llama3ScalingConfig,
+    Field(discriminator="kind"),
+]
+
+
+class RoPEConfig(Schema):
+    """Rotary positions; `fraction` of every head's size is rotated, the rest passes."""
+
+    kind: Literal["rope"] = "rope"
+    base: PositiveFloat = 10000.0
+    fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    scaling: ScalingUnion | None = None
+
+    def rotated_size(self, head_dim: int) -> int:
+        """How many of `head_dim` features are rotated.
+
+        Raises:
+            ValueError: when that is not a positive even number.
+        """
+        size = round(head_dim * self.fraction)
+        if size % 2 or size == 0:
+            raise ValueError(
+                f"RoPE rotates pairs, but head_dim {head_dim} × fraction {self.fraction} is {size}; "
+                f"choose sizes that give an even number"
+            )
+        return size
+
+
+PositionsUnion = Annotated[
+    NoPositionsConfig
+    | LearnedPositionsConfig
+    | SinusoidalPositionsConfig
+    | RoPEConfig
+    | ALiBiConfig,
+    Field(discriminator="kind"),
+]
+
+
+def rope_frequencies(config: RoPEConfig, head_dim: int) -> tuple[np.ndarray, float]:
+    """Radians per position of each rotated pair [rotated / 2], and the factor on cos and sin."""
+    size = config.rotated_size(head_dim)
+    exponent = np.arange(0, size, 2, dtype=np.float64) / size
+    scaling, base = config.scaling, config.base
+    if isinstance(scaling, NTKScalingConfig):
+        base = base * scaling.factor ** (size / (size - 2))
+    frequencies = base**-exponent
+    match scaling:
+        case LinearScalingConfig():
+            return frequencies / scaling.factor, 1.0
+        case YaRNScalingConfig():
+            kept = _yarn_kept(scaling, size, base)
+            return frequencies * (kept + (1 - kept) / scaling.factor), (
+                0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
+            )
+        case Llama3ScalingConfig():
+            turns = scaling.original_max_length * frequencies / (2 * np.pi)
+            low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+            kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+            return frequencies * (kept + (1 - kept) / scaling.factor), 1.0
+    return frequencies, 1.0
+
+
+def _yarn_kept(scaling: YaRNScalingConfig, size: int, base: float) -> np.ndarray:
+    """The share [size / 2] of each frequency that YaRN leaves alone: 1 for fast pairs, 0 for slow."""
+
+    def pair_with(turns: float) -> float:
+        return size * math.log(scaling.original_max_length / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    first = max(math.floor(pair_with(scaling.beta_fast)), 0)
+    last = min(math.ceil(pair_with(scaling.beta_slow)), size - 1)
+    ramp = (np.arange(size // 2) - first) / max(last - first, 0.001)
+    return 1.0 - np.clip(ramp, 0.0, 1.0)
+
+
+def rope(x: jax.Array, positions: jax.Array, config: RoPEConfig) -> jax.Array:
+    """Rotate feature pairs (i, i + size/2) of each head by position · frequency_i.
+
+    Args:
+        x: [batch, length, heads, head_dim].
+        positions: [batch, length], integers.
+
+    The phases are float32 whatever x is: bfloat16 cannot count past 256.
+    """
+    frequencies, factor = rope_frequencies(config, x.shape[-1])
+    phase_type = jnp.promote_types(x.dtype, jnp.float32)
+    phases = positions[..., None].astype(phase_type) * jnp.asarray(frequencies, phase_type)
+    cos = (jnp.cos(phases) * factor)[:, :, None, :].astype(x.dtype)  # [batch, length, 1, size / 2]
+    sin = (jnp.sin(phases) * factor)[:, :, None, :].astype(x.dtype)
+    half = frequencies.shape[0]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+
+
+def sinusoidal(positions: jax.Array, d_model: int) -> jax.Array:
+    """sin and cos of position / 10000^{2i/d_model}: [batch, length] → [batch, length, d_model].
+
+    Source: Vaswani et al., 2017, arXiv:1706.03762, section 3.5.
+    """
+    frequencies = 10000.0 ** (-np.arange(0, d_model, 2) / d_model)
+    phases = positions[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)
+    interleaved = jnp.stack([jnp.sin(phases), jnp.cos(phases)], axis=-1)
+    return interleaved.reshape(*positions.shape, -1)[..., :d_model]
+
+
+def alibi_slopes(num_heads: int) -> np.ndarray:
+    """The slope of each head [heads]: 2^{−8h/n}, with the paper's rule where n is no power of two."""
+
+    def power_of_two(count: int) -> np.ndarray:
+        return 2.0 ** (-8.0 * np.arange(1, count + 1) / count)
+
+    below = 2 ** math.floor(math.log2(num_heads))
+    extra = power_of_two(2 * below)[0::2][: num_heads - below]
+    return np.concatenate([power_of_two(below), extra])

@@ -1,0 +1,106 @@
+"""The layers over the depth, whose parameters are stacked by repetitions of the pattern."""
+
+from functools import partial
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jaxformer.model.block import Group
+from jaxformer.model.config import Layer
+from jaxformer.model.dims import Dims
+from jaxformer.model.mixers import Cache, build_mixer
+from jaxformer.model.norms import NormConfig
+
+REMAT_POLICIES = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Stack(nn.Module):
+    """All layers, bottom up: whole repetitions of the pattern, then a rest of it (`tail`).
+
+    `layout`: `scanned` compiles one repetition and loops over it; `unrolled` has the same
+    parameters and compiles every layer; `separate` is unrolled with parameters and caches of
+    `separate_layers`, a tree a repetition, which decoding updates in place.
+    """
+
+    layers: tuple[Layer, ...]
+    pattern_length: int
+    norm: NormConfig
+    dims: Dims
+    remat: Literal["none", "dots", "full"] = "none"
+    layout: Literal["scanned", "unrolled", "separate"] = "scanned"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        caches: dict[str, Cache] | None = None,
+    ) -> tuple[jax.Array, dict[str, Cache] | None]:
+        """x [batch, length, d_model] → (x, caches)."""
+        group = Group
+        if self.remat != "none":
+            group = nn.remat(Group, policy=REMAT_POLICIES[self.remat], prevent_cse=self.layout == "unrolled")
+        longer = {}
+        for name, layers, repetitions in self._parts():
+            cache = None if caches is None else caches[name]
+            if repetitions is not None:
+                part = nn.scan(
+                    group,
+                    variable_axes={"params": 0},
+                    split_rngs={"params": True},
+                    in_axes=(0, nn.broadcast, nn.broadcast),
+                    length=repetitions,
+                    unroll=repetitions if self.layout == "unrolled" else 1,
+                    metadata_params={nn.PARTITION_NAME: "layers"},
+                )
+            else:
+                part = group
+            module = part(layers, self.norm, self.dims, name=name)
+            x, longer[name] = module(x, cache, positions, segment_ids)
+        return x, None if caches is None else longer
+
+    @nn.nowrap
+    def _parts(self) -> list[tuple[str, tuple[Layer, ...], int | None]]:
+        """(name, layers, how many times they are scanned, or None for no scan), bottom up."""
+        pattern = self.layers[: self.pattern_length]
+        repetitions, rest = divmod(len(self.layers), self.pattern_length)
+        parts: list[tuple[str, tuple[Layer, ...], int | None]] = (
+            [(f"group_{index}", pattern, None) for index in range(repetitions)]
+            if self.layout == "separate"
+            else [("groups", pattern, repetitions)]
+        )
+        return parts + ([("tail", pattern[:rest], None)] if rest else [])
+
+    @nn.nowrap
+    def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> dict[str, Cache]:
+        """A cache for every layer, laid out as the parameters are."""
+        caches = {}
+        for name, layers, repetitions in self._parts():
+            empty = tuple(
+                build_mixer(layer.mixer, self.dims, layer.positions, parent=None).init_cache(
+                    batch, max_length, dtype
+                )
+                for layer in layers
+            )
+            if repetitions is not None:
+                stack = partial(jnp.repeat, repeats=repetitions, axis=0)
+                empty = jax.tree.map(lambda leaf: stack(leaf[None]), empty)
+            caches[name] = empty
+        return caches
+
+
+def separate_layers(params: dict) -> dict:
+    """Parameters of a scanned model → those of its `separate` layout."""
+    stack = dict(params["stack"])
+    groups = stack.pop("groups")
+    repetitions = jax.tree.leaves(groups)[0].shape[0]
+    for index in range(repetitions):
+        stack[f"group_{index}"] = jax.tree.map(lambda leaf: leaf[index], groups)
+    return {**params, "stack": stack}

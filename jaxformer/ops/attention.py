@@ -1,0 +1,116 @@
+"""Softmax attention over keys that a query may see.
+
+Letters: b batch, q queries, s keys, k key-value heads, g query heads of each, d head_dim.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Queries are taken in blocks, and a block meets only the keys before its end, so that nearly half
+# of the products are never made. More blocks would skip little more and compile longer.
+SMALLEST_BLOCK = 64
+MOST_BLOCKS = 16
+
+
+class Tokens(NamedTuple):
+    """Where tokens stand. Each is [batch, length], or [1, length] where all rows agree."""
+
+    index: jax.Array  # in the row, the order that causality follows
+    positions: jax.Array  # in the document
+    segment_ids: jax.Array  # which document; 0 is padding, −1 an empty slot of a cache
+
+
+class Visibility(NamedTuple):
+    """What else than causality and documents limits a query's view.
+
+    `window` counts the keys seen, the query's own among them; the first `sinks` tokens of a
+    document are seen from everywhere in it (Xiao et al., 2023, arXiv:2309.17453).
+    """
+
+    window: int | None = None
+    sinks: int = 0
+
+    def mask(self, queries: Tokens, keys: Tokens) -> jax.Array:
+        """[batch or 1, q, s], True where the query sees the key."""
+        distance = queries.index[:, :, None] - keys.index[:, None, :]
+        near = distance >= 0
+        if self.window is not None:
+            within = distance < self.window
+            if self.sinks:
+                within |= keys.positions[:, None, :] < self.sinks
+            near &= within
+        return near & (queries.segment_ids[:, :, None] == keys.segment_ids[:, None, :])
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    queries: Tokens,
+    keys: Tokens,
+    *,
+    visibility: Visibility,
+    scale: float,
+    logit_softcap: float | None = None,
+    slopes: np.ndarray | None = None,
+) -> jax.Array:
+    """softmax(cap(scale · q·k) − slope · distance) v, over the keys that are visible.
+
+    Args:
+        q: [batch, q, heads, head_dim]; query head h reads key-value head h // (heads / kv_heads).
+        k, v: [batch, s, kv_heads, head_dim].
+        queries, keys: where both stand.
+        logit_softcap: cap(x) = c · tanh(x / c) (Gemma 2, arXiv:2408.00118).
+        slopes: [heads], ALiBi's, per token of distance.
+
+    Returns:
+        [batch, q, heads, head_dim]. Logits and softmax are float32 at least.
+    """
+    batch, length, heads, head_dim = q.shape
+    grouped = (q * scale).reshape(batch, length, k.shape[2], -1, head_dim)
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    logits = jnp.einsum("bqkgd,bskd->bkgqs", grouped, k, preferred_element_type=wide)
+    if logit_softcap is not None:
+        logits = logit_softcap * jnp.tanh(logits / logit_softcap)
+    if slopes is not None:
+        distance = (queries.index[:, :, None] - keys.index[:, None, :]).astype(wide)
+        per_head = jnp.asarray(slopes, wide).reshape(1, k.shape[2], -1, 1, 1)
+        logits -= per_head * distance[:, None, None]
+    visible = visibility.mask(queries, keys)[:, None, None]
+    weights = jax.nn.softmax(jnp.where(visible, logits, jnp.finfo(wide).min), axis=-1)
+    mixed = jnp.einsum("bkgqs,bskd->bqkgd", weights.astype(v.dtype), v)
+    return mixed.reshape(batch, length, heads, head_dim)
+
+
+def causal_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    tokens: Tokens,
+    *,
+    visibility: Visibility,
+    **options: object,
+) -> jax.Array:
+    """`attend` of a whole row to itself, in blocks of queries that skip the keys no query sees."""
+    length = q.shape[1]
+    block = max(SMALLEST_BLOCK, -(-length // MOST_BLOCKS))
+    outputs = []
+    for start in range(0, length, block):
+        stop = min(start + block, length)
+        windowed = visibility.window is not None and not visibility.sinks
+        first = max(0, start - visibility.window + 1) if windowed else 0
+        outputs.append(
+            attend(
+                q[:, start:stop],
+                k[:, first:stop],
+                v[:, first:stop],
+                Tokens(*(part[:, start:stop] for part in tokens)),
+                Tokens(*(part[:, first:stop] for part in tokens)),
+                visibility=visibility,
+                **options,
+            )
+        )
+    return jnp.concatenate(outputs, axis=1) if len(outputs) > 1 else outputs[0]

@@ -1,0 +1,176 @@
+"""Cross-entropy of a linear head, in chunks: the logits of all tokens are never held at once.
+
+The gradient of each chunk is made in the forward pass, while its logits are at hand, so that
+nothing is computed twice: the head costs three matrix products, as it would with all logits kept.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+CHUNK_BYTES = 2**25  # of float32 logits at once
+
+
+class LossSums(NamedTuple):
+    """Sums over the loss tokens, in nats. Gradients flow through loss + z_loss."""
+
+    loss: jax.Array  # []: Σ −log softmax(logits)[target]
+    z_loss: jax.Array  # []: weight · Σ logsumexp(logits)²
+    tokens: jax.Array  # []: how many
+
+
+def cross_entropy(
+    x: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    loss_mask: jax.Array,
+    *,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+) -> LossSums:
+    """Cross-entropy and z-loss of logits = cap(x · head) against targets, where loss_mask is set.
+
+    Args:
+        x: [batch, length, d_model].
+        head: [d_model, vocab].
+        targets: [batch, length], integers.
+        loss_mask: [batch, length], booleans.
+        z_loss: weight of log²Z (PaLM, Chowdhery et al., 2022, arXiv:2204.02311, section 5).
+        logit_softcap: cap(y) = c · tanh(y / c).
+
+    The softmax is computed in float32, or wider if x is.
+    """
+    total, cross, squares = _chunked(x, head, targets, loss_mask, z_loss, logit_softcap)
+    cross, squares = jax.lax.stop_gradient((cross, squares))
+    # total − stop_gradient(total) is zero, and carries the gradient.
+    return LossSums(
+        loss=cross + (total - jax.lax.stop_gradient(total)),
+        z_loss=squares,
+        tokens=jnp.sum(loss_mask, dtype=jnp.float32),
+    )
+
+
+def logits_of(x: jax.Array, head: jax.Array, logit_softcap: float | None) -> jax.Array:
+    """cap(x · head): [..., d_model] → [..., vocab], float32 at least."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    logits = jnp.matmul(x, head.astype(x.dtype), preferred_element_type=wide)
+    if logit_softcap is not None:
+        logits = logit_softcap * jnp.tanh(logits / logit_softcap)
+    return logits
+
+
+class _Chunk(NamedTuple):
+    """A piece of every row, flattened. Stacked, each has the leading axis [chunks]."""
+
+    x: jax.Array  # [tokens, d_model]
+    targets: jax.Array  # [tokens]
+    loss_mask: jax.Array  # [tokens]
+
+
+def _chunk_count(batch: int, length: int, vocab: int) -> int:
+    return min(length, -(-4 * batch * length * vocab // CHUNK_BYTES))
+
+
+def _split(array: jax.Array, count: int) -> jax.Array:
+    """[batch, length, ...] → [count, batch · length / count, ...], cut along the length so that
+    rows stay on the devices that hold them; a last short piece is filled with zeros."""
+    batch, length = array.shape[:2]
+    size = -(-length // count)
+    padding = [(0, 0)] * array.ndim
+    padding[1] = (0, count * size - length)
+    pieces = jnp.pad(array, padding).reshape(batch, count, size, *array.shape[2:])
+    return jnp.moveaxis(pieces, 1, 0).reshape(count, batch * size, *array.shape[2:])
+
+
+def _join(pieces: jax.Array, batch: int, length: int) -> jax.Array:
+    """Undoes `_split`."""
+    count, rest = pieces.shape[0], pieces.shape[2:]
+    rows = jnp.moveaxis(pieces.reshape(count, batch, -1, *rest), 0, 1)
+    return rows.reshape(batch, -1, *rest)[:, :length]
+
+
+def _chunk_sums(
+    chunk: _Chunk, head: jax.Array, z_weight: float, logit_softcap: float | None
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """(Σ cross-entropy, weighted Σ log²Z), and the logits with their log Z [tokens, 1]."""
+    logits = logits_of(chunk.x, head, logit_softcap)
+    log_z = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    at_target = jnp.take_along_axis(logits, chunk.targets[:, None], axis=-1)
+    cross = jnp.sum(jnp.where(chunk.loss_mask[:, None], log_z - at_target, 0.0))
+    squares = z_weight * jnp.sum(jnp.where(chunk.loss_mask[:, None], jnp.square(log_z), 0.0))
+    return (cross, squares), (logits, log_z)
+
+
+def _chunk_gradient(
+    chunk: _Chunk,
+    logits: jax.Array,
+    log_z: jax.Array,
+    z_weight: float,
+    logit_softcap: float | None,
+) -> jax.Array:
+    """d(cross-entropy + z-loss)/d(x · head): [tokens, vocab], in x's type for the products to come."""
+    is_target = jnp.arange(logits.shape[-1]) == chunk.targets[:, None]
+    gradient = jnp.exp(logits - log_z) * (1.0 + 2.0 * z_weight * log_z) - is_target
+    if logit_softcap is not None:
+        gradient *= 1.0 - jnp.square(logits / logit_softcap)
+    return jnp.where(chunk.loss_mask[:, None], gradient, 0.0).astype(chunk.x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _chunked(
+    x: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    loss_mask: jax.Array,
+    z_weight: float,
+    logit_softcap: float | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(cross-entropy + z-loss, cross-entropy, z-loss); only the first has a gradient."""
+    count = _chunk_count(*targets.shape, head.shape[1])
+
+    def add(sums: tuple[jax.Array, jax.Array], chunk: _Chunk):
+        new, _ = _chunk_sums(chunk, head, z_weight, logit_softcap)
+        return jax.tree.map(jnp.add, sums, new), None
+
+    zero = jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
+    chunks = _Chunk(*(_split(part, count) for part in (x, targets, loss_mask)))
+    (cross, squares), _ = jax.lax.scan(add, (zero, zero), chunks)
+    return cross + squares, cross, squares
+
+
+def _chunked_forward(
+    x: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    loss_mask: jax.Array,
+    z_weight: float,
+    logit_softcap: float | None,
+):
+    batch, length = targets.shape
+    count = _chunk_count(batch, length, head.shape[1])
+    zero = jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
+
+    def add(carry, chunk: _Chunk):
+        sums, head_gradient = carry
+        new, (logits, log_z) = _chunk_sums(chunk, head, z_weight, logit_softcap)
+        gradient = _chunk_gradient(chunk, logits, log_z, z_weight, logit_softcap)
+        head_gradient += jnp.matmul(chunk.x.T, gradient, preferred_element_type=head_gradient.dtype)
+        x_gradient = jnp.matmul(gradient, head.T.astype(x.dtype))
+        return (jax.tree.map(jnp.add, sums, new), head_gradient), x_gradient
+
+    chunks = _Chunk(*(_split(part, count) for part in (x, targets, loss_mask)))
+    ((cross, squares), head_gradient), x_gradient = jax.lax.scan(
+        add, ((zero, zero), jnp.zeros_like(head)), chunks
+    )
+    return (cross + squares, cross, squares), (_join(x_gradient, batch, length), head_gradient)
+
+
+def _chunked_backward(z_weight: float, logit_softcap: float | None, residuals, cotangents):
+    x_gradient, head_gradient = residuals
+    scale = cotangents[0]
+    return x_gradient * scale.astype(x_gradient.dtype), head_gradient * scale, None, None
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward)

@@ -1,0 +1,142 @@
+"""Where every array lies: one table from logical axis to mesh axes, and what follows from it."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax.core import meta
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxformer.parallel.mesh import DATA_AXES
+from jaxformer.schema import UserError
+
+# Earlier lines win where two logical axes of one array ask for the same mesh axis: an activation
+# [batch, length, d_model] gives `fsdp` to its rows, a weight [d_model, d_hidden] to its input.
+RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
+    ("batch", DATA_AXES),
+    ("length", "context"),
+    ("vocab", "tensor"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("d_hidden", "tensor"),
+    ("d_model", "fsdp"),
+    ("head_dim", None),
+    ("layers", None),
+)
+
+PyTree = Any
+
+
+@contextlib.contextmanager
+def use_mesh(mesh: Mesh) -> Iterator[None]:
+    """Within it, logical names on activations are constraints on this mesh."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        yield
+
+
+def logical_axes(boxed: PyTree) -> PyTree:
+    """The logical axis names of every parameter, as PartitionSpec leaves of the unboxed tree.
+
+    Raises:
+        ValueError: a parameter without a name for each of its dimensions.
+    """
+    axes = nn.get_partition_spec(boxed)
+    shapes, _ = jax.tree.flatten_with_path(meta.unbox(boxed))
+    for (path, leaf), spec in zip(shapes, jax.tree.leaves(axes), strict=True):
+        if len(spec) != leaf.ndim:
+            raise ValueError(
+                f"parameter {path_name(path)} {list(leaf.shape)} has the logical axes {tuple(spec)}; "
+                f"name each dimension (nn.with_logical_partitioning)"
+            )
+    return axes
+
+
+def path_name(path: tuple) -> str:
+    """`layers/mixer/query/kernel`"""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def parameter_shardings(mesh: Mesh, boxed: PyTree) -> PyTree:
+    """The sharding of every parameter, for the (abstract) parameters as `init` returns them.
+
+    Raises:
+        UserError: dimensions that their mesh axes do not divide, all of them listed.
+    """
+    shardings = nn.logical_to_mesh_sharding(logical_axes(boxed), mesh, RULES)
+    faults = []
+    shapes, _ = jax.tree.flatten_with_path(meta.unbox(boxed))
+    for (path, leaf), sharding in zip(shapes, jax.tree.leaves(shardings), strict=True):
+        faults += _uneven(path_name(path), leaf, sharding)
+    if faults:
+        raise UserError(
+            "the mesh does not divide these parameters; change the mesh or the model's widths:\n  "
+            + "\n  ".join(faults)
+        )
+    return shardings
+
+
+def _uneven(name: str, leaf: Any, sharding: NamedSharding) -> list[str]:
+    faults = []
+    for dimension, axes in enumerate(sharding.spec):
+        axes = (axes,) if isinstance(axes, str) else axes or ()
+        parts = math.prod(sharding.mesh.shape[axis] for axis in axes)
+        if leaf.shape[dimension] % parts:
+            faults.append(
+                f"{name} {list(leaf.shape)}: dimension {dimension} is {leaf.shape[dimension]}, "
+                f"not divisible by mesh {' × '.join(axes)} = {parts}"
+            )
+    return faults
+
+
+def like_parameters(mesh: Mesh, parameters: PyTree, shardings: PyTree, state: PyTree) -> PyTree:
+    """Shardings for a state derived from the parameters, such as an optimizer's.
+
+    A leaf whose path ends as a parameter's does, and which has its shape, lies where the parameter
+    does; every other leaf (counts, factored moments) is on all devices.
+    """
+    places = {}
+    for (path, leaf), sharding in zip(
+        jax.tree.flatten_with_path(parameters)[0], jax.tree.leaves(shardings), strict=True
+    ):
+        places[path] = (leaf.shape, sharding)
+
+    def place(path: tuple, leaf: Any) -> NamedSharding:
+        for start in range(len(path)):
+            shape, sharding = places.get(path[start:], (None, None))
+            if sharding is not None and shape == leaf.shape:
+                return sharding
+        return replicated(mesh)
+
+    return jax.tree.map_with_path(place, state)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """For arrays [rows, length]: rows over the data axes, positions over `context`."""
+    return NamedSharding(mesh, nn.logical_to_mesh_axes(("batch", "length"), RULES))
+
+
+def put_batch(batch: PyTree, sharding: NamedSharding) -> PyTree:
+    """This host's rows as part of the global arrays [rows of all hosts, length]."""
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def bytes_per_device(abstract: PyTree, shardings: PyTree) -> int:
+    """What one device holds of a tree placed by `shardings`."""
+    sizes = jax.tree.map(
+        lambda leaf, sharding: (
+            math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        ),
+        abstract,
+        shardings,
+    )
+    return sum(jax.tree.leaves(sizes))

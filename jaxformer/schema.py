@@ -1,0 +1,24 @@
+"""The base of every configuration class, and the error that is the user's to mend."""
+
+import difflib
+from collections.abc import Iterable
+
+from pydantic import BaseModel, ConfigDict
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: the commands print its message and exit with code 2."""
+
+
+class Schema(BaseModel):
+    """Frozen, strict about types, no unknown keys, no NaN or infinity."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+    """' Did you mean NAME?' for the nearest spelling in `allowed`, or nothing."""
+    nearest = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
+    return f" Did you mean '{nearest[0]}'?" if nearest else ""

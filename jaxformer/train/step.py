@@ -1,0 +1,141 @@
+"""The train step: pure, jitted, donated, `(state, batch) -> (state, metrics)`."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from jaxformer.data.batch import Batch
+from jaxformer.train.schedule import Schedule
+
+PyTree = Any
+Metrics = dict[str, jax.Array]
+
+
+class Sums(Protocol):
+    """Sums over a batch's loss tokens, float32 scalars: nats, the weighted z-loss, and the count."""
+
+    loss: jax.Array
+    z_loss: jax.Array
+    tokens: jax.Array
+
+
+class TrainState(struct.PyTreeNode):
+    """All that a run carries from step to step; parameters and averages are float32."""
+
+    step: jax.Array  # int32: updates tried, skipped ones included
+    params: PyTree
+    opt_state: PyTree
+    ema: PyTree | None  # the parameters' moving average, or None
+    nonfinite: jax.Array  # int32: updates skipped in a row, up to now
+
+
+class StepOptions(NamedTuple):
+    """What the step takes from the configuration."""
+
+    learning_rate: float
+    accumulation: int = 1
+    clip_norm: float | None = None
+    ema_decay: float | None = None
+    z_loss: bool = False  # whether to report it
+
+
+def init_state(
+    params: PyTree, optimizer: optax.GradientTransformation, ema_decay: float | None
+) -> TrainState:
+    """The state before the first step; the average starts at the parameters."""
+    zero = jnp.zeros((), jnp.int32)
+    ema = None if ema_decay is None else jax.tree.map(jnp.copy, params)
+    return TrainState(zero, params, optimizer.init(params), ema, zero)
+
+
+def make_train_step(
+    loss_sums: Callable[[PyTree, Batch], Sums],
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    options: StepOptions,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """One update, to be jitted with the state donated.
+
+    With G = Σ over all loss tokens of the batch of ∇(loss + z-loss), and N their count,
+
+        g = G / N,   g ← g · min(1, clip_norm / ‖g‖),   θ ← θ + factor(step) · optimizer(g, θ)
+
+    whatever the accumulation and sharding: micro-batches add to G and N, and the division is made
+    once. When the loss or ‖g‖ is not finite, parameters, optimizer state and average stay as they
+    were; the step counts on, and `nonfinite` counts how many such steps there were in a row.
+
+    Metrics (float32 scalars): `loss` in nats per loss token, `grad_norm` = ‖g‖ before clipping,
+    `learning_rate`, `tokens` = N, `nonfinite`, and `z_loss` per token if asked for.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        sums, gradients = _sum_gradients(loss_sums, state.params, batch, options.accumulation)
+        tokens = jnp.maximum(sums.tokens, 1.0)
+        loss = sums.loss / tokens
+        grad_norm = optax.global_norm(gradients) / tokens
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+
+        scale = 1.0 / tokens
+        if options.clip_norm is not None:
+            scale *= options.clip_norm / jnp.maximum(grad_norm, options.clip_norm)
+        gradients = jax.tree.map(lambda g: g * scale, gradients)
+
+        factor = schedule(state.step)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: p + factor * u, state.params, updates)
+        ema = _moving_average(state.ema, params, options.ema_decay)
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state, ema),
+            (state.params, state.opt_state, state.ema),
+        )
+        nonfinite = jnp.where(finite, 0, state.nonfinite + 1)
+        metrics = {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "learning_rate": jnp.float32(options.learning_rate) * factor,
+            "tokens": sums.tokens,
+            "nonfinite": nonfinite,
+        }
+        if options.z_loss:
+            metrics["z_loss"] = sums.z_loss / tokens
+        return TrainState(state.step + 1, *kept, nonfinite), metrics
+
+    return train_step
+
+
+def _sum_gradients(
+    loss_sums: Callable[[PyTree, Batch], Sums], params: PyTree, batch: Batch, accumulation: int
+) -> tuple[Sums, PyTree]:
+    def objective(params: PyTree, rows: Batch) -> tuple[jax.Array, Sums]:
+        sums = loss_sums(params, rows)
+        return sums.loss + sums.z_loss, sums
+
+    gradient = jax.grad(objective, has_aux=True)
+    if accumulation == 1:
+        gradients, sums = gradient(params, batch)
+        return sums, gradients
+
+    def add_micro_batch(total: tuple[PyTree, Sums], rows: Batch) -> tuple[tuple[PyTree, Sums], None]:
+        return jax.tree.map(jnp.add, total, gradient(params, rows)), None
+
+    micro_batches = jax.tree.map(lambda x: _split_rows(x, accumulation), batch)
+    one = jax.tree.map(lambda x: x[0], micro_batches)
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, params, one))
+    (gradients, sums), _ = jax.lax.scan(add_micro_batch, zero, micro_batches)
+    return sums, gradients
+
+
+def _split_rows(x: jax.Array, parts: int) -> jax.Array:
+    """[rows, ...] to [parts, rows / parts, ...], every part taking rows from every data shard."""
+    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+
+def _moving_average(average: PyTree | None, params: PyTree, decay: float | None) -> PyTree | None:
+    if decay is None:
+        return None
+    return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)

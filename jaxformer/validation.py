@@ -1,0 +1,155 @@
+"""Pydantic's errors in the user's words: the key, its value, what is allowed, how to mend it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from jaxformer.schema import did_you_mean
+from jaxformer.schema_tree import (
+    alternatives,
+    choices,
+    describe,
+    describe_field,
+    item_type,
+    kind_of,
+    list_type,
+    one_of,
+    section_classes,
+)
+
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One mistake: the keys down to it, and the sentence about it."""
+
+    path: Path
+    text: str
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an error stands: its key path, the class that owns the last key, and the key's type."""
+
+    path: Path
+    owner: type[BaseModel]
+    annotation: Any
+    field: FieldInfo | None = None
+
+    @property
+    def allowed(self) -> str:
+        return describe(self.annotation) if self.field is None else describe_field(self.field)
+
+
+def explain(error: ValidationError, schema: type[BaseModel]) -> list[Mistake]:
+    """Every mistake of a validation, in the order of the keys, each key once."""
+    found: dict[Path, Mistake] = {}
+    for detail in error.errors(include_url=False):
+        place = _place(detail["loc"], schema)
+        text = _sentence(place, detail["type"], detail["input"], detail.get("ctx", {}), detail["msg"])
+        path = (*place.path, "kind") if detail["type"].startswith("union_tag") else place.path
+        found.setdefault(path, Mistake(path, text))
+    # A list that is wrong inside also fails as each of the other things it could have been.
+    deeper = {path[:cut] for path in found for cut in range(1, len(path)) if path[cut:]}
+    return [mistake for path, mistake in found.items() if path not in deeper]
+
+
+def _place(location: Sequence[str | int], schema: type[BaseModel]) -> _Place:
+    """Follow pydantic's location, which also names the chosen member of every union on the way."""
+    place = _Place((), schema, schema)
+    for part in location:
+        members, classes = alternatives(place.annotation), section_classes(place.annotation)
+        if len(members) == 1 and classes:
+            field = classes[0].model_fields.get(str(part))
+            annotation = field.annotation if field else None
+            place = _Place((*place.path, part), classes[0], annotation, field)
+        elif isinstance(part, int):
+            place = _Place((*place.path, part), place.owner, item_type(place.annotation))
+        elif member := next((c for c in classes if kind_of(c) == part), None) or (
+            classes[0] if len(classes) == 1 and part == classes[0].__name__ else None
+        ):
+            place = _Place(place.path, place.owner, member, place.field)
+        elif "tuple" in part:
+            place = _Place(place.path, place.owner, list_type(place.annotation), place.field)
+    return place
+
+
+def _sentence(
+    place: _Place, error_type: str, value: Any, context: Mapping[str, Any], message: str
+) -> str:
+    key = dotted(place.path)
+    match error_type:
+        case "extra_forbidden":
+            return f"{key}: unknown key. {_allowed_keys(place.owner, str(place.path[-1]))}"
+        case "missing":
+            return f"{key} is missing; allowed: {place.allowed}"
+        case "union_tag_invalid" | "union_tag_not_found":
+            kinds = [str(kind_of(section)) for section in section_classes(place.annotation)]
+            if error_type == "union_tag_not_found":
+                return f"{key}.kind is missing; allowed: {one_of(kinds)}"
+            return _refusal(f"{key}.kind", context["tag"], one_of(kinds), kinds)
+        case "value_error":
+            text = str(context["error"])
+            return f"{key}: {text}" if key else text
+        case "invalid_key":
+            return f"{key}: a key must be text"
+        case "too_short" | "too_long":
+            return f"{key}: {message[0].lower()}{message[1:]}"
+    hint = _hint(value, place)
+    return _refusal(key, value, place.allowed, choices(place.annotation)) + hint
+
+
+def _refusal(key: str, value: Any, allowed: str, words: Sequence[str]) -> str:
+    nearest = did_you_mean(value, words) if isinstance(value, str) else ""
+    return f"{key} is {show(value)}; allowed: {allowed}.{nearest}"
+
+
+def _allowed_keys(owner: type[BaseModel], key: str) -> str:
+    kind, keys = kind_of(owner), sorted(owner.model_fields)
+    whose = f" for kind {kind}" if kind else ""
+    return f"Allowed{whose}: {', '.join(keys)}.{did_you_mean(key, keys)}"
+
+
+def _hint(value: Any, place: _Place) -> str:
+    """How to mend a value of the wrong type, where that is plain."""
+    wanted = place.allowed
+    if isinstance(value, str) and "number" in wanted and _finite(value):
+        return f" It is text, because of its quotes: write {value.strip()} without them."
+    if isinstance(value, float) and not math.isfinite(value):
+        return " It must be finite."
+    if isinstance(value, float) and "whole number" in wanted and value.is_integer():
+        return f" Write {int(value)}."
+    if isinstance(value, int | float) and "text" in wanted.split(" or "):
+        return f' To mean text, put it in quotes: "{show(value)}".'
+    return ""
+
+
+def _finite(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def show(value: Any) -> str:
+    """A value as a configuration writes it; sections and lists by name alone."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case Mapping() | BaseModel():
+            return "a section"
+        case list() | tuple():
+            return "a list"
+    return repr(value)
+
+
+def dotted(path: Sequence[str | int]) -> str:
+    """`("model", "pattern", 0)` → `model.pattern.0`."""
+    return ".".join(str(part) for part in path)
