@@ -13,8 +13,7 @@ class Projection(nn.Module):
     The product is two-dimensional, [batch · length, inputs] × [inputs, outputs]: its weight
     gradient then is one plain matrix product, which is what XLA has fast code for on every platform.
 
-    `names` are the logical axes of the kernel, inputs first. Parameters are float32 (float64 for a
-    float64 input); the product is in x's type.
+    `names` are the logical axes of the kernel, inputs first; the product is in x's type.
     """
 
     features: tuple[int, ...]

@@ -3,7 +3,7 @@
 Letters: b batch, q queries, s keys, k key-value heads, g query heads of each, d head_dim.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +82,7 @@ def attend(
     visible = visibility.mask(queries, keys)[:, None, None]
     weights = jax.nn.softmax(jnp.where(visible, logits, jnp.finfo(wide).min), axis=-1)
     mixed = jnp.einsum("bkgqs,bskd->bqkgd", weights.astype(v.dtype), v)
-    return mixed.reshape(batch, length, heads, head_dim)
+    return mixed.reshape(batch, length, heads, -1)
 
 
 def causal_attention(
@@ -92,7 +92,7 @@ def causal_attention(
     tokens: Tokens,
     *,
     visibility: Visibility,
-    **options: object,
+    **options: Any,
 ) -> jax.Array:
     """`attend` of a whole row to itself, in blocks of queries that skip the keys no query sees."""
     length = q.shape[1]
@@ -100,17 +100,43 @@ def causal_attention(
     outputs = []
     for start in range(0, length, block):
         stop = min(start + block, length)
-        windowed = visibility.window is not None and not visibility.sinks
-        first = max(0, start - visibility.window + 1) if windowed else 0
+        first = max(0, start - (visibility.window or length) + 1)
+        keys, values, places = k[:, first:stop], v[:, first:stop], _between(tokens, first, stop)
+        if first and visibility.sinks:
+            sinks, where = _earlier_sinks(tokens, first, visibility.sinks)
+            keys = jnp.concatenate([_take(k, where), keys], axis=1)
+            values = jnp.concatenate([_take(v, where), values], axis=1)
+            places = Tokens(*(_join(pair) for pair in zip(sinks, places, strict=True)))
+        queries = _between(tokens, start, stop)
         outputs.append(
             attend(
-                q[:, start:stop],
-                k[:, first:stop],
-                v[:, first:stop],
-                Tokens(*(part[:, start:stop] for part in tokens)),
-                Tokens(*(part[:, first:stop] for part in tokens)),
-                visibility=visibility,
-                **options,
+                q[:, start:stop], keys, values, queries, places, visibility=visibility, **options
             )
         )
     return jnp.concatenate(outputs, axis=1) if len(outputs) > 1 else outputs[0]
+
+
+def _between(tokens: Tokens, start: int, stop: int) -> Tokens:
+    return Tokens(*(part[:, start:stop] for part in tokens))
+
+
+def _take(array: jax.Array, where: jax.Array) -> jax.Array:
+    """array [batch, length, ...] at `where` [batch, n] → [batch, n, ...]."""
+    return jax.vmap(lambda row, indices: row[indices])(array, where)
+
+
+def _join(parts: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Concatenates along the length, after spreading [1, length] over the batch."""
+    batch = max(part.shape[0] for part in parts)
+    spread = [jnp.broadcast_to(part, (batch, part.shape[1])) for part in parts]
+    return jnp.concatenate(spread, axis=1)
+
+
+def _earlier_sinks(tokens: Tokens, first: int, count: int) -> tuple[Tokens, jax.Array]:
+    """The sinks that lie before token `first`, of the document that goes on there, and their
+    indices [batch, count]. Only that document can have both sinks before and queries after."""
+    wanted = first - tokens.positions[:, first, None] + jnp.arange(count)
+    before = (wanted >= 0) & (wanted < first)
+    where = jnp.where(before, wanted, 0)
+    segments = jnp.where(before, _take(tokens.segment_ids, where), -1)
+    return Tokens(where, _take(tokens.positions, where), segments), where

@@ -177,8 +177,9 @@ class Attention(Mixer):
         if window is None:
 
             def write(old: jax.Array, update: jax.Array) -> jax.Array:
-                start = (0, cache.length) + (0,) * (old.ndim - 2)
-                return jax.lax.dynamic_update_slice(old, update.astype(old.dtype), start)
+                update = update.astype(old.dtype)
+                return jax.lax.dynamic_update_slice_in_dim(old, update, cache.length, axis=1)
+
         else:
             # A slot that is written twice keeps an arbitrary writer: drop all but the last.
             last = new.index > cache.length + length - 1 - window

@@ -1,0 +1,185 @@
+"""Prefill and decoding with the mixers' caches, for a batch of prompts of different lengths."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer.generate.sampling import Sampling, sample
+from jaxformer.model.language_model import LanguageModel
+from jaxformer.model.positions import LearnedPositionsConfig
+from jaxformer.model.stack import separate_layers
+from jaxformer.schema import UserError
+
+# Lengths are rounded up to a multiple of this, so that few prompts compile anew.
+LENGTH_STEP = 64
+# Tokens decoded between two looks from the host: enough to hide it, few enough to stream.
+TOKENS_AT_ONCE = 16
+
+
+@dataclass
+class Stats:
+    """Seconds and counts of one call. Compilation is in none of the other times."""
+
+    compile_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    decode_steps: int = 0
+
+    def __str__(self) -> str:
+        prefill = self.prompt_tokens / max(self.prefill_seconds, 1e-9)
+        decode = self.new_tokens / max(self.decode_seconds, 1e-9)
+        return (
+            f"prefill {self.prompt_tokens} tokens at {prefill:,.0f}/s; decoded {self.new_tokens} "
+            f"tokens at {decode:,.0f}/s; compiled in {self.compile_seconds:.1f} s"
+        )
+
+
+class DecodingState(NamedTuple):
+    """What one decoded token hands to the next; on the device."""
+
+    cache: Any
+    token: jax.Array  # [batch], the newest, not yet in the cache
+    position: jax.Array  # [batch], its place
+    done: jax.Array  # [batch], whether end-of-text came
+    key: jax.Array
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A model ready to decode: its parameters laid out a layer each, its programs compiled once
+    for each shape."""
+
+    model: LanguageModel
+    params: Any
+    eos_id: int
+    _programs: dict = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: LanguageModel, params: Any, eos_id: int) -> "Decoder":
+        """From a scanned model and its parameters."""
+        return cls(model.clone(layout="separate"), jax.jit(separate_layers)(params), eos_id)
+
+    def decode(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling,
+        seed: int = 0,
+        stats: Stats | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Continue the prompts; yields pieces [batch, some tokens] until all ended or enough came.
+
+        After a row's end-of-text, it is filled with end-of-text.
+
+        Raises:
+            UserError: an empty prompt, or more tokens than a learned position table has rows.
+        """
+        stats = Stats() if stats is None else stats
+        longest = max(len(prompt) for prompt in prompts)
+        if min(len(prompt) for prompt in prompts) == 0 or max_new_tokens < 1:
+            raise UserError("a prompt without tokens, or max_new_tokens below 1; give one at least")
+        self._check_length(longest + max_new_tokens)
+        padded = _round_up(longest)
+        tokens = np.zeros((len(prompts), padded), np.int32)
+        for row, prompt in enumerate(prompts):
+            tokens[row, padded - len(prompt) :] = prompt  # ends align, so that all go on at once
+        starts = np.array([padded - len(prompt) for prompt in prompts])
+        max_length = _round_up(padded + max_new_tokens + TOKENS_AT_ONCE)
+
+        prefill = partial(_prefill, self.model, max_length, sampling, self.eos_id)
+        state = self._run("prefill", prefill, (self.params, tokens, starts, jax.random.key(seed)), stats)
+        stats.prompt_tokens += sum(len(prompt) for prompt in prompts)
+        yield np.asarray(state.token)[:, None]
+
+        decode = partial(_decode, self.model, sampling, self.eos_id)
+        made = 1
+        stats.new_tokens += len(prompts)
+        while made < max_new_tokens and not np.all(state.done):
+            state, piece = self._run("decode", decode, (self.params, state), stats)
+            piece = np.asarray(piece)[:, : max_new_tokens - made]
+            made += piece.shape[1]
+            stats.new_tokens += piece.size
+            yield piece
+
+    def _run(self, name: str, function: Any, arguments: tuple, stats: Stats) -> Any:
+        """Call the compiled `function`; a decoding state among the arguments is given up."""
+        shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), arguments[1:])
+        case = (name, function.args, str(shapes))
+        start = time.perf_counter()
+        if case not in self._programs:
+            donated = (1,) if name == "decode" else ()
+            jitted = jax.jit(function, donate_argnums=donated)
+            self._programs[case] = jitted.lower(*arguments).compile()
+            stats.compile_seconds += time.perf_counter() - start
+            start = time.perf_counter()
+        result = jax.block_until_ready(self._programs[case](*arguments))
+        field_name = f"{name}_seconds"
+        setattr(stats, field_name, getattr(stats, field_name) + time.perf_counter() - start)
+        return result
+
+    def _check_length(self, length: int) -> None:
+        positions = self.model.config.positions
+        if isinstance(positions, LearnedPositionsConfig) and length > positions.max_length:
+            raise UserError(
+                f"the longest prompt and its new tokens are {length} together, but "
+                f"model.positions has max_length {positions.max_length}; ask for fewer new tokens"
+            )
+
+
+def _round_up(length: int) -> int:
+    return -(-length // LENGTH_STEP) * LENGTH_STEP
+
+
+def _prefill(
+    model: LanguageModel,
+    max_length: int,
+    sampling: Sampling,
+    eos_id: int,
+    params: Any,
+    tokens: jax.Array,
+    starts: jax.Array,
+    key: jax.Array,
+) -> DecodingState:
+    """Read prompts [batch, length] that begin at `starts` [batch], and draw a token of each."""
+    offsets = jnp.arange(tokens.shape[1]) - starts[:, None]  # [batch, length]
+    segment_ids = (offsets >= 0).astype(jnp.int32)
+    positions = jnp.maximum(offsets, 0)
+    cache = model.init_cache(tokens.shape[0], max_length)
+    logits, cache = model.apply(
+        {"params": params}, tokens, positions, segment_ids, cache, method="step"
+    )
+    key, now = jax.random.split(key)
+    token = sample(logits, now, sampling).astype(jnp.int32)
+    return DecodingState(cache, token, offsets[:, -1] + 1, token == eos_id, key)
+
+
+def _decode(
+    model: LanguageModel, sampling: Sampling, eos_id: int, params: Any, state: DecodingState
+) -> tuple[DecodingState, jax.Array]:
+    """TOKENS_AT_ONCE more tokens of every row: (state, [batch, tokens])."""
+
+    def one(state: DecodingState, _: None) -> tuple[DecodingState, jax.Array]:
+        logits, cache = model.apply(
+            {"params": params},
+            state.token[:, None],
+            state.position[:, None],
+            jnp.ones_like(state.token)[:, None],
+            state.cache,
+            method="step",
+        )
+        key, now = jax.random.split(state.key)
+        token = jnp.where(state.done, eos_id, sample(logits, now, sampling)).astype(jnp.int32)
+        done = state.done | (token == eos_id)
+        return DecodingState(cache, token, state.position + 1, done, key), token
+
+    state, tokens = jax.lax.scan(one, state, length=TOKENS_AT_ONCE)
+    return state, tokens.T

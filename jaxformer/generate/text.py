@@ -1,0 +1,74 @@
+"""Text from text: prompts in, continuations out, streamed to the terminal if asked."""
+
+import sys
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.generate.decode import Decoder, Stats
+from jaxformer.generate.sampling import Sampling
+
+
+def generate_text(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[str],
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    seed: int = 0,
+    stream: bool = False,
+    stats: bool = False,
+) -> str | list[str]:
+    """Continue a prompt (→ its continuation), or several in one batch (→ a list of them).
+
+    A document begins with the tokenizer's bos, so an empty prompt starts one. A continuation stops
+    before end-of-text. `temperature`, `top_k`, `top_p` and `min_p` are those of `Sampling`.
+
+    Args:
+        stream: print prompts and continuations; a single one as it comes.
+        stats: print tokens per second to standard error.
+
+    Raises:
+        UserError: see `Sampling` and `Decoder.decode`.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    sampling = Sampling(temperature, top_k, top_p, min_p)
+    ids = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in prompts]
+    measured = Stats()
+    pieces = decoder.decode(
+        ids, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stats=measured
+    )
+    if stream and len(prompts) == 1:
+        pieces = _print_as_it_comes(prompts[0], pieces, tokenizer)
+    rows = np.concatenate(list(pieces), axis=1)
+    texts = [tokenizer.decode(_until_end(row, tokenizer.eos_id)) for row in rows]
+    if stream and len(prompts) > 1:
+        for text, continuation in zip(prompts, texts, strict=True):
+            print(f"{text}{continuation}\n{'-' * 40}")
+    if stats:
+        print(measured, file=sys.stderr)
+    return texts[0] if isinstance(prompt, str) else texts
+
+
+def _until_end(row: np.ndarray, eos_id: int) -> np.ndarray:
+    ends = np.flatnonzero(row == eos_id)
+    return row[: ends[0]] if len(ends) else row
+
+
+def _print_as_it_comes(
+    prompt: str, pieces: Iterator[np.ndarray], tokenizer: Tokenizer
+) -> Iterator[np.ndarray]:
+    """Passes the pieces of one row on, and prints them."""
+    decoder = tokenizer.stream_decoder()
+    print(prompt, end="", flush=True)
+    for piece in pieces:
+        for token in _until_end(piece[0], tokenizer.eos_id):
+            print(decoder.push(int(token)), end="")
+        sys.stdout.flush()
+        yield piece
+    print(decoder.finish())

@@ -1,0 +1,89 @@
+"""A trained model, loaded from its run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.core import meta
+from jax.sharding import Mesh
+
+from jaxformer.checkpoint.run_directory import locate
+from jaxformer.config import Config
+from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
+from jaxformer.generate.decode import Decoder
+from jaxformer.generate.text import generate_text
+from jaxformer.loading import load_config
+from jaxformer.model.accounting import abstract_parameters
+from jaxformer.model.language_model import LanguageModel, build_model
+from jaxformer.parallel.mesh import make_mesh
+from jaxformer.parallel.rules import parameter_shardings
+from jaxformer.schema import UserError
+
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class Run:
+    """A configuration, its model, and parameters after `step` updates (their moving average, if the
+    run keeps one), placed on `mesh`."""
+
+    config: Config
+    model: LanguageModel
+    params: PyTree
+    tokenizer: Tokenizer
+    step: int
+    mesh: Mesh
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The model laid out for decoding; compiled programs stay with it."""
+        return Decoder.of(self.model, self.params, self.tokenizer.eos_id)
+
+    def generate(self, prompt: str | Sequence[str], **options: Any) -> str | list[str]:
+        """Continue a prompt, or several in one batch; options as in `generate_text`."""
+        return generate_text(self.decoder, self.tokenizer, prompt, **options)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
+    """Load a run directory's newest checkpoint, or the one that `path` names.
+
+    Args:
+        path: a run directory, or one of its `checkpoints/STEP`.
+        overrides: `key.path=value` each, on top of the run's configuration.
+
+    Raises:
+        UserError: no such run or checkpoint, or the configuration or tokenizer does not fit it.
+    """
+    directory, step = locate(path)
+    config = load_config(directory.config, overrides)
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    model = build_model(
+        config.model, vocab_size=tokenizer.vocab_size, dtype=jnp.dtype(config.train.precision)
+    )
+    from jaxformer.checkpoint.manager import Checkpoints, placed
+
+    if not directory.has_checkpoints:
+        raise UserError(f"{directory.path} has no checkpoint yet; train it first, or wait for one")
+    with Checkpoints(directory.checkpoints, read_only=True) as checkpoints:
+        step = checkpoints.latest() if step is None else step
+        manifest = checkpoints.manifest(step)
+        _check_tokenizer(directory.checkpoints / str(step), tokenizer, manifest["tokenizer"])
+        mesh = make_mesh(config.mesh.model_dump())
+        boxed = abstract_parameters(model)
+        abstract = placed(meta.unbox(boxed), parameter_shardings(mesh, boxed))
+        item = "ema" if "ema" in manifest["trees"] else "params"
+        params = checkpoints.restore(step, {item: abstract})[item]
+    return Run(config, model, params, tokenizer, step, mesh)
+
+
+def _check_tokenizer(where: Path, tokenizer: Tokenizer, saved: dict[str, str]) -> None:
+    if tokenizer.fingerprint != saved["fingerprint"]:
+        raise UserError(
+            f"{where} was trained with the tokenizer {saved['name']} of fingerprint "
+            f"{saved['fingerprint'][:12]}; data.tokenizer now has {tokenizer.fingerprint[:12]}: the "
+            f"file has changed since, or another one is configured"
+        )

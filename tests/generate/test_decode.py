@@ -1,0 +1,97 @@
+"""Cached decoding against the whole model, run anew for every token."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import meta
+
+from jaxformer.generate.decode import Decoder, Stats
+from jaxformer.generate.sampling import Sampling
+from jaxformer.model.config import ModelConfig
+from jaxformer.model.language_model import LanguageModel, build_model
+from jaxformer.schema import UserError
+
+PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9]]
+GREEDY = Sampling(temperature=0)
+NO_EOS = -1
+
+
+def small_model(**options: object) -> tuple[LanguageModel, dict]:
+    """A hybrid with a window, whose pattern leaves a tail; weights large enough to have opinions."""
+    config = {
+        "d_model": 16,
+        "num_layers": 3,
+        "vocab_size": 11,
+        "mixer": {"kind": "attention", "num_heads": 2, "num_kv_heads": 1, "window": 4, "sinks": 1},
+        "ffn": {"kind": "swiglu", "d_hidden": 24},
+        "pattern": [{}, {"mixer": {"kind": "min_gru"}}],
+        "init": {"std": 0.5, "output": "plain"},
+    }
+    model = build_model(ModelConfig.model_validate(config | options))
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    return model, meta.unbox(params)
+
+
+@pytest.fixture(scope="module")
+def hybrid() -> tuple[LanguageModel, dict]:
+    return small_model()
+
+
+@pytest.fixture(scope="module")
+def decoder(hybrid: tuple[LanguageModel, dict]) -> Decoder:
+    return Decoder.of(*hybrid, NO_EOS)
+
+
+def continuation(decoder: Decoder, prompts: list, **options: object) -> np.ndarray:
+    options = {"max_new_tokens": 20, "sampling": GREEDY} | options
+    return np.concatenate(list(decoder.decode(prompts, **options)), axis=1)
+
+
+def test_greedy_decoding_equals_uncached_argmax(hybrid: tuple, decoder: Decoder) -> None:
+    model, params = hybrid
+    forward = jax.jit(model.apply)
+    for prompt, row in zip(PROMPTS, continuation(decoder, PROMPTS), strict=True):
+        tokens = jnp.zeros((1, 32), jnp.int32).at[0, : len(prompt)].set(jnp.array(prompt))
+        length = len(prompt)
+        for token in row:
+            logits = forward({"params": params}, tokens)
+            assert int(jnp.argmax(logits[0, length - 1])) == token
+            tokens, length = tokens.at[0, length].set(token), length + 1
+    assert len(set(row.tolist())) > 2  # it did not get stuck on one token
+
+
+def test_a_prompt_in_a_batch_is_continued_as_if_alone(decoder: Decoder) -> None:
+    together = continuation(decoder, PROMPTS)
+    for prompt, row in zip(PROMPTS, together, strict=True):
+        np.testing.assert_array_equal(continuation(decoder, [prompt])[0], row)
+
+
+def test_a_seed_decides_the_sample(decoder: Decoder) -> None:
+    options = {"sampling": Sampling(temperature=1.0)}
+    first, again, other = (continuation(decoder, PROMPTS, seed=s, **options) for s in (7, 7, 8))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_a_row_ends_at_end_of_text_and_decoding_when_all_have(hybrid: tuple) -> None:
+    free = continuation(Decoder.of(*hybrid, NO_EOS), PROMPTS[:1])[0]
+    end = next(place for place, token in enumerate(free) if token != free[0])
+    rows = continuation(Decoder.of(*hybrid, int(free[end])), PROMPTS[:1], max_new_tokens=100)
+    np.testing.assert_array_equal(rows[0, : end + 1], free[: end + 1])
+    assert (rows[0, end:] == free[end]).all()
+    # One token from the prefill, then sixteen at once until the piece that has the end.
+    assert rows.shape[1] == 1 + 16 * -(-end // 16)
+
+
+def test_stats_count_tokens(decoder: Decoder) -> None:
+    stats = Stats()
+    continuation(decoder, PROMPTS, max_new_tokens=18, stats=stats)
+    assert (stats.prompt_tokens, stats.new_tokens) == (15, 3 * 18)
+    assert stats.prefill_seconds > 0 and stats.decode_seconds > 0
+
+
+def test_more_tokens_than_learned_positions_are_refused() -> None:
+    model, params = small_model(positions={"kind": "learned", "max_length": 16})
+    with pytest.raises(UserError, match="29 together, but model.positions has max_length 16"):
+        continuation(Decoder.of(model, params, NO_EOS), PROMPTS)

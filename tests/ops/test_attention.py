@@ -1,0 +1,46 @@
+"""Blocks of queries that skip keys, against one look at all keys."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxformer.ops.attention import Tokens, Visibility, attend, causal_attention
+
+LENGTH = 200  # four blocks, the last one short
+
+
+def documents() -> Tokens:
+    """A row of documents of 150, 1, 3 and 46 tokens, and a row of one."""
+    lengths = [[150, 1, 3, 46], [LENGTH]]
+    segments = [np.repeat(np.arange(1, len(row) + 1), row) for row in lengths]
+    positions = [np.concatenate([np.arange(n) for n in row]) for row in lengths]
+    index = jnp.arange(LENGTH)[None]
+    return Tokens(index, jnp.asarray(np.stack(positions)), jnp.asarray(np.stack(segments)))
+
+
+@pytest.mark.parametrize(
+    "visibility", [Visibility(), Visibility(20), Visibility(20, 3), Visibility(70, 5)], ids=str
+)
+def test_blocks_equal_one_look_at_all_keys(visibility: Visibility) -> None:
+    with jax.enable_x64(True):
+        q, k, v = jax.random.normal(jax.random.key(0), (3, 2, LENGTH, 2, 4), jnp.float64)
+        tokens, options = documents(), {"scale": 0.5, "slopes": np.array([0.5, 0.1])}
+        blocks = causal_attention(q, k, v, tokens, visibility=visibility, **options)
+        whole = attend(q, k, v, tokens, tokens, visibility=visibility, **options)
+        np.testing.assert_allclose(blocks, whole, rtol=0, atol=1e-14)
+
+
+def test_logits_are_float32_for_bfloat16_inputs() -> None:
+    """256 equal logits but for 2⁻¹⁰, which bfloat16 logits near 4 would not tell apart."""
+    q = jnp.full((1, 1, 1, 2), 2.0, jnp.bfloat16)
+    k = jnp.zeros((1, 2, 1, 2), jnp.bfloat16).at[0, :, 0, 0].set(2.0)
+    k = k.at[0, 1, 0, 1].set(2.0**-11)
+    v = jnp.array([0.0, 1.0], jnp.bfloat16).reshape(1, 2, 1, 1)
+    tokens = Tokens(*jnp.ones((3, 1, 2), jnp.int32))
+    query = Tokens(*(part[:, :1] for part in tokens))
+    jaxpr = jax.make_jaxpr(
+        lambda q, k, v: attend(q, k, v, query, tokens, visibility=Visibility(), scale=1.0)
+    )(q, k, v)
+    softmax_inputs = [eqn for eqn in jaxpr.jaxpr.eqns if eqn.primitive.name == "dot_general"]
+    assert softmax_inputs[0].outvars[0].aval.dtype == jnp.float32
