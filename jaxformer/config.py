@@ -107,6 +107,8 @@ class OptimizerBase(Schema):
 
 
 class AdamWConfig(OptimizerBase):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2017, arXiv:1711.05101)."""
+
     kind: Literal["adamw"] = "adamw"
     b1: Fraction = 0.9
     b2: Fraction = 0.95
@@ -114,12 +116,16 @@ class AdamWConfig(OptimizerBase):
 
 
 class LionConfig(OptimizerBase):
+    """The sign of an average of gradients (Chen et al., 2023, arXiv:2302.06675)."""
+
     kind: Literal["lion"] = "lion"
     b1: Fraction = 0.9
     b2: Fraction = 0.99
 
 
 class AdafactorConfig(OptimizerBase):
+    """Second moments kept by row and column (Shazeer and Stern, 2018, arXiv:1804.04235)."""
+
     kind: Literal["adafactor"] = "adafactor"
     decay_rate: Fraction = 0.8
 
@@ -137,6 +143,8 @@ class MuonConfig(OptimizerBase):
 
 
 class SGDConfig(OptimizerBase):
+    """Gradient descent with momentum."""
+
     kind: Literal["sgd"] = "sgd"
     momentum: Fraction = 0.9
 

@@ -1,4 +1,4 @@
-"""From a YAML file and overrides to a checked `Config`, or to one message with every mistake in it."""
+"""From a YAML file and overrides to a checked `Config`, or to a message with every mistake."""
 
 import difflib
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from jaxformer.config import Config
 from jaxformer.overrides import apply_overrides, parse_override
 from jaxformer.schema import UserError
-from jaxformer.validation import Mistake, dotted, explain
+from jaxformer.validation import Mistake, dotted, explain, show
 from jaxformer.yaml_reader import Document, read_yaml
 
 
@@ -26,8 +26,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     document = read_yaml(read_text(Path(path)), str(path))
     if not isinstance(document.data, dict):
-        found = "empty" if document.data is None else f"a {type(document.data).__name__}"
-        raise UserError(f"{path} is {found}; a configuration is sections such as 'model:' and 'train:'")
+        found = "empty" if document.data is None else show(document.data)
+        raise UserError(f"{path} is {found}; allowed: sections such as 'model:' and 'train:'")
     data = apply_overrides(document.data, overrides, Config)
     try:
         return Config.model_validate(data)
@@ -46,7 +46,8 @@ def read_text(path: Path) -> str:
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist.{_nearest_file(path)}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: byte {error.start} is {error.object[error.start]:#x}") from error
+        byte = error.object[error.start]
+        raise UserError(f"{path} is not UTF-8: byte {error.start} is {byte:#x}") from error
     except IsADirectoryError as error:
         files = ", ".join(sorted(file.name for file in path.glob("*.yaml"))) or "none"
         raise UserError(f"{path} is a folder; name a file (YAML files in it: {files})") from error
@@ -80,7 +81,8 @@ def _origin(mistake: Mistake, document: Document, overrides: Sequence[str]) -> s
             return f" (given as {given[key]})"
     line = document.line_of(mistake.path)
     if line is None:
-        return ""
+        through = [given[key] for key in given if key.startswith(dotted(mistake.path) + ".")]
+        return f" (given as {through[-1]})" if through else ""
     section = dotted(mistake.path[:-1])
     if kind := given.get(f"{section}.kind"):
         fresh = f"{section}={{kind: {kind.partition('=')[2]}}}"

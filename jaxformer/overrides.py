@@ -31,17 +31,23 @@ def parse_override(override: str) -> tuple[tuple[str, ...], Any]:
     key, equals, text = override.partition("=")
     path = tuple(key.strip().split("."))
     if not equals or not all(path):
-        raise UserError(f"'{override}' is no override; write key.path=value, such as train.steps=10")
+        raise UserError(f"'{override}' is no override; allowed: key.path=value")
     if not text.strip():
-        raise UserError(f"{override} has no value; write {key}=null for none, {key}='\"\"' for empty")
+        raise UserError(f"{override} has no value; write {key}=null for none")
     try:
         return path, read_yaml(text, "its value").data
     except UserError as error:
-        raise UserError(f"override {override}: {error}; put text in quotes: {key}='\"...\"'") from error
+        mend = f"put text in quotes: {key}='\"...\"'"
+        raise UserError(f"override {override}: {error}; {mend}") from error
 
 
 def _put(
-    node: Any, annotation: Any, done: tuple[str, ...], rest: tuple[str, ...], value: Any, override: str
+    node: Any,
+    annotation: Any,
+    done: tuple[str, ...],
+    rest: tuple[str, ...],
+    value: Any,
+    override: str,
 ) -> Any:
     if not rest:
         return value

@@ -1,4 +1,4 @@
-"""Questions about the configuration's classes: what stands at a key, and what it allows, in words."""
+"""Questions about the configuration's classes: what stands at a key, what it allows, in words."""
 
 import types
 from collections.abc import Sequence

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from jaxformer.schema import did_you_mean
 from jaxformer.schema_tree import (
@@ -51,11 +52,12 @@ def explain(error: ValidationError, schema: type[BaseModel]) -> list[Mistake]:
     found: dict[Path, Mistake] = {}
     for detail in error.errors(include_url=False):
         place = _place(detail["loc"], schema)
-        text = _sentence(place, detail["type"], detail["input"], detail.get("ctx", {}), detail["msg"])
+        text = _sentence(place, detail)
         path = (*place.path, "kind") if detail["type"].startswith("union_tag") else place.path
-        found.setdefault(path, Mistake(path, text))
+        if path not in found or detail["type"] == "too_short":
+            found[path] = Mistake(path, text)
     # A list that is wrong inside also fails as each of the other things it could have been.
-    deeper = {path[:cut] for path in found for cut in range(1, len(path)) if path[cut:]}
+    deeper = {path[:cut] for path in found for cut in range(1, len(path))}
     return [mistake for path, mistake in found.items() if path not in deeper]
 
 
@@ -79,18 +81,16 @@ def _place(location: Sequence[str | int], schema: type[BaseModel]) -> _Place:
     return place
 
 
-def _sentence(
-    place: _Place, error_type: str, value: Any, context: Mapping[str, Any], message: str
-) -> str:
-    key = dotted(place.path)
-    match error_type:
+def _sentence(place: _Place, detail: ErrorDetails) -> str:
+    key, value, context = dotted(place.path), detail["input"], detail.get("ctx", {})
+    match detail["type"]:
         case "extra_forbidden":
             return f"{key}: unknown key. {_allowed_keys(place.owner, str(place.path[-1]))}"
         case "missing":
             return f"{key} is missing; allowed: {place.allowed}"
         case "union_tag_invalid" | "union_tag_not_found":
             kinds = [str(kind_of(section)) for section in section_classes(place.annotation)]
-            if error_type == "union_tag_not_found":
+            if detail["type"] == "union_tag_not_found":
                 return f"{key}.kind is missing; allowed: {one_of(kinds)}"
             return _refusal(f"{key}.kind", context["tag"], one_of(kinds), kinds)
         case "value_error":
@@ -98,8 +98,9 @@ def _sentence(
             return f"{key}: {text}" if key else text
         case "invalid_key":
             return f"{key}: a key must be text"
-        case "too_short" | "too_long":
-            return f"{key}: {message[0].lower()}{message[1:]}"
+        case "too_short":
+            length, least = context["actual_length"], context["min_length"]
+            return f"{key} is a list of {length}; allowed: {least} or more"
     hint = _hint(value, place)
     return _refusal(key, value, place.allowed, choices(place.annotation)) + hint
 
@@ -120,7 +121,7 @@ def _hint(value: Any, place: _Place) -> str:
     wanted = place.allowed
     if isinstance(value, str) and "number" in wanted and _finite(value):
         return f" It is text, because of its quotes: write {value.strip()} without them."
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) and "number" in wanted and not math.isfinite(value):
         return " It must be finite."
     if isinstance(value, float) and "whole number" in wanted and value.is_integer():
         return f" Write {int(value)}."

@@ -101,7 +101,7 @@ def read_yaml(text: str, name: str) -> Document:
     """Parse one YAML document; `name` is the file, or what else the text is, for messages.
 
     Raises:
-        UserError: malformed YAML, a key given twice, or a tag beyond plain data, with line and column.
+        UserError: malformed YAML, a key given twice, or a tag beyond plain data; with the place.
     """
     try:
         loader = _Loader(text)

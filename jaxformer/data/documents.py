@@ -8,6 +8,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS_AT_ONCE = 1024
+Readable = IO[bytes] | gzip.GzipFile
 
 
 class Document(NamedTuple):
@@ -46,11 +48,19 @@ def decode_utf8(data: bytes, policy: str, place: str) -> str | None:
         ) from None
 
 
+def _open(file: Path) -> IO[bytes]:
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+
+
 def text_documents(files: Sequence[Path], invalid_utf8: str) -> Iterator[Document]:
     """A document a file; `done` counts bytes."""
     done = 0
     for file in files:
-        data = file.read_bytes()
+        with _open(file) as raw:
+            data = raw.read()
         done += len(data)
         yield Document(decode_utf8(data, invalid_utf8, str(file)), done)
 
@@ -59,8 +69,7 @@ def jsonl_documents(files: Sequence[Path], column: str, invalid_utf8: str) -> It
     """A document a line, from plain or gzip files; `done` counts bytes of the files as they lie."""
     before = 0
     for file in files:
-        with file.open("rb") as raw:
-            lines = gzip.open(raw) if file.suffix == ".gz" else raw
+        with _open(file) as raw, _unpacked(raw, file) as lines:
             for number, line in _numbered_lines(lines, file):
                 if line.strip():
                     text = _json_text(line, column, invalid_utf8, f"{file}, line {number}")
@@ -68,7 +77,11 @@ def jsonl_documents(files: Sequence[Path], column: str, invalid_utf8: str) -> It
         before += file.stat().st_size
 
 
-def _numbered_lines(lines: IO[bytes] | gzip.GzipFile, file: Path) -> Iterator[tuple[int, bytes]]:
+def _unpacked(raw: IO[bytes], file: Path) -> AbstractContextManager[Readable]:
+    return gzip.GzipFile(fileobj=raw) if file.suffix == ".gz" else nullcontext(raw)
+
+
+def _numbered_lines(lines: Readable, file: Path) -> Iterator[tuple[int, bytes]]:
     number = 0
     while True:
         try:
@@ -162,7 +175,9 @@ def _check_arrow_column(schema: "pa.Schema", column: str, place: str) -> None:
     kind = schema.field(column).type
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (
-        pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
+        pa.types.is_string(value)
+        or pa.types.is_large_string(value)
+        or pa.types.is_string_view(value)
     ):
         raise UserError(f"{place}: column '{column}' holds {kind}, not text; choose data.column")
 
@@ -184,5 +199,11 @@ def not_text(place: str, column: str, value: object) -> UserError:
 def _kind(value: object) -> str:
     if value is None:
         return "null"
-    names = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    names = {
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+    }
     return names.get(type(value), "a string")

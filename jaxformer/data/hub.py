@@ -51,7 +51,7 @@ class HubSource:
     def identity(self) -> str:
         return f"hf:{self.folder or self.path}:{self.split or DEFAULT_SPLIT}"
 
-    @cached_property
+    @property
     def size(self) -> int:
         return self._dataset.num_rows
 
@@ -81,35 +81,32 @@ class HubSource:
                 f"data source '{self.name}': {self.folder} holds no dataset saved by "
                 f"datasets.save_to_disk ({error}); files go as parquet:GLOB or jsonl:GLOB"
             ) from None
-        split, _, part = (self.split or DEFAULT_SPLIT).partition("[")
-        if isinstance(saved, datasets.DatasetDict):
-            if split not in saved:
-                raise self._wrong_split(split, list(saved))
-            saved = saved[split]
-        elif self.split:
-            raise UserError(f"data source '{self.name}': the folder has no splits; drop ':{split}'")
-        if part:
+        if not isinstance(saved, datasets.DatasetDict):
+            if self.split:
+                raise UserError(
+                    f"data source '{self.name}': the folder has no splits; drop ':{self.split}'"
+                )
+            return saved
+        split = self.split or DEFAULT_SPLIT
+        splits = [str(name) for name in saved]
+        if split not in splits:
             raise UserError(
-                f"data source '{self.name}': '[{part}' is for datasets of the Hub; name a whole split"
+                f"data source '{self.name}': no split '{split}'; splits: {', '.join(splits)}."
+                f"{did_you_mean(split, splits)}"
             )
-        return saved
+        return saved[split]
 
     def _of_the_hub(self) -> Any:
         import datasets
+        from datasets.exceptions import DatasetsError
 
         parts = self.path.split("/")
         name, config = "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
         try:
             return datasets.load_dataset(name, config, split=self.split or DEFAULT_SPLIT)
-        except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        except (ValueError, OSError, DatasetsError) as error:
             raise UserError(
                 f"data source '{self.name}': the Hub gave no dataset '{name}', configuration "
                 f"{config or 'default'}, split {self.split or DEFAULT_SPLIT} ({error}). Check the "
                 f"names and the connection (HF_HUB_OFFLINE=1 uses what was downloaded before)"
             ) from None
-
-    def _wrong_split(self, split: str, splits: list[str]) -> UserError:
-        return UserError(
-            f"data source '{self.name}': no split '{split}'; splits: {', '.join(splits)}."
-            f"{did_you_mean(split, splits)}"
-        )

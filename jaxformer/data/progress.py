@@ -11,7 +11,8 @@ NEXT_LINE_SECONDS = 10.0
 
 def say(message: str) -> None:
     """One line on standard error, where it does not mix with what a command prints."""
-    print(message, file=sys.stderr, flush=True)
+    sys.stderr.write(message + "\n")
+    sys.stderr.flush()
 
 
 @contextmanager

@@ -8,8 +8,8 @@
 - `hf:NAME`, `hf:ORG/NAME` or `hf:ORG/NAME/CONFIG`: a dataset of the Hugging Face Hub. One slash
   always separates organisation and name, so an old dataset without organisation that needs a
   configuration is written with the organisation it has now (`Salesforce/wikitext/...`).
-  `:SPLIT` may follow either hf form (`hf:ORG/NAME:validation`, `hf:FOLDER:train[:10%]`); the split
-  is `train` if not given.
+  `:SPLIT` may follow either hf form (`hf:FOLDER:validation`, `hf:ORG/NAME:train[:10%]`); the split
+  is `train` if not given. Parts of a split are for the Hub's alone.
 
 Files are relative to the working directory, `~` is the home directory, `**` crosses folders.
 """
@@ -22,7 +22,6 @@ import platform
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +30,7 @@ from jaxformer.data.hub import HubSource
 from jaxformer.schema import UserError, did_you_mean
 
 KINDS = ("builtin", "text", "jsonl", "parquet", "hf")
+NOT_STANDARD = ("site-packages", "dist-packages", "__pycache__")
 GRAMMAR = "builtin:python, text:GLOB, jsonl:GLOB, parquet:GLOB, hf:NAME[/CONFIG]"
 
 
@@ -70,7 +70,7 @@ class FileSource:
     column: str
     invalid_utf8: str
 
-    @cached_property
+    @property
     def size(self) -> int:
         return sum(file.stat().st_size for file in self.files)
 
@@ -95,9 +95,7 @@ def open_source(name: str, column: str, invalid_utf8: str) -> Source:
     """
     kind, colon, where = name.partition(":")
     if not colon or not where or kind not in KINDS:
-        raise UserError(
-            f"data source '{name}': allowed are {GRAMMAR}.{did_you_mean(kind, KINDS) if kind else ''}"
-        )
+        raise UserError(f"data source '{name}': allowed are {GRAMMAR}.{did_you_mean(kind, KINDS)}")
     if kind == "builtin":
         return _builtin(name, where)
     if kind == "hf":
@@ -117,14 +115,19 @@ def _builtin(name: str, corpus: str) -> FileSource:
             f"data source '{name}': allowed is builtin:python.{did_you_mean(corpus, ['python'])}"
         )
     root = Path(sysconfig.get_path("stdlib")).resolve()
-    others = {"site-packages", "dist-packages"}
-    paths = [path.relative_to(root) for path in root.rglob("*.py")]
-    files = [path for path in paths if not others & set(path.parts) and (root / path).is_file()]
+    files: list[Path] = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in NOT_STANDARD]
+        files += [
+            Path(folder, name)
+            for name in names
+            if name.endswith(".py") and os.path.isfile(os.path.join(folder, name))
+        ]
     if not files:
         raise UserError(f"data source '{name}': no .py files in {root}; use text:GLOB instead")
-    files.sort(key=lambda path: hashlib.sha256(path.as_posix().encode()).digest())
+    files.sort(key=lambda f: hashlib.sha256(f.relative_to(root).as_posix().encode()).digest())
     identity = f"{name}:{platform.python_version()}:{root}"
-    return FileSource(name, "text", identity, tuple(root / f for f in files), "", "skip")
+    return FileSource(name, "text", identity, tuple(files), "", "skip")
 
 
 def _find(name: str, where: str, pattern: str) -> list[Path]:
@@ -140,7 +143,8 @@ def _find(name: str, where: str, pattern: str) -> list[Path]:
     if not glob.has_magic(pattern):
         siblings = os.listdir(path.parent) if path.parent.is_dir() else []
         raise UserError(
-            f"data source '{name}': no such file in {path.parent}.{did_you_mean(path.name, siblings)}"
+            f"data source '{name}': no such file in {path.parent}."
+            f"{did_you_mean(path.name, siblings)}"
         )
     files = sorted(Path(match) for match in glob.glob(pattern, recursive=True))
     files = [file for file in files if file.is_file()]

@@ -76,7 +76,7 @@ def make_train_step(
         sums, gradients = _sum_gradients(loss_sums, state.params, batch, options.accumulation)
         tokens = jnp.maximum(sums.tokens, 1.0)
         loss = sums.loss / tokens
-        grad_norm = optax.global_norm(gradients) / tokens
+        grad_norm = optax.tree.norm(gradients) / tokens
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
         scale = 1.0 / tokens
@@ -124,7 +124,7 @@ def _sum_gradients(
         return jax.tree.map(jnp.add, total, gradient(params, rows)), None
 
     micro_batches = jax.tree.map(lambda x: _split_rows(x, accumulation), batch)
-    one = jax.tree.map(lambda x: x[0], micro_batches)
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), micro_batches)
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, params, one))
     (gradients, sums), _ = jax.lax.scan(add_micro_batch, zero, micro_batches)
     return sums, gradients

@@ -1,0 +1,58 @@
+# Needs Python 3.11 or newer, and nothing else.
+#   make train                  train configs/quickstart.yaml   (ARGS="train.steps=200" overrides)
+#   make test                   the test suite                  (TESTS="tests/data" is a part)
+#   make lint                   formatting, lints, types, layers, the JSON schema
+#   make PYTHON=python3.13 test the same with another Python, in an environment of its own
+
+SHELL := bash
+PYTHON ?= python3
+TESTS ?= tests
+ARGS ?=
+
+ifeq ($(origin PYTHON),file)
+VENV := .venv
+else
+VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+endif
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input
+
+.PHONY: train test lint format benchmark clean
+.DEFAULT_GOAL := train
+
+train: $(VENV)/.installed
+	$(BIN)/python train.py configs/quickstart.yaml $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 $(TESTS) $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/jaxformer schema --check configs/schema.json
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/jaxformer schema > configs/schema.json
+
+benchmark: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/step.py $(ARGS)
+
+clean:
+	rm -rf .venv .venv-* .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build *.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; give one: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	$(INSTALL) --editable '.[dev]'
+	@touch $@ $(VENV)/.installed

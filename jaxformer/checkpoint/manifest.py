@@ -1,0 +1,83 @@
+"""What a checkpoint says of itself, and the comparison made before anything is restored."""
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxformer.parallel.rules import path_name
+from jaxformer.schema import UserError, did_you_mean
+
+FORMAT = 1
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+PyTree = Any
+Description = dict[str, dict[str, Any]]  # path → {"shape": [...], "dtype": "float32"}
+
+
+def describe(tree: PyTree) -> Description:
+    """Shape and dtype of every leaf, by its path."""
+    return {
+        path_name(path): {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+        for path, leaf in jax.tree.flatten_with_path(tree)[0]
+    }
+
+
+def differences(saved: Description, wanted: Description) -> list[str]:
+    """One line for every leaf that is missing, extra, or of another shape or dtype."""
+    lines = []
+    for path, leaf in wanted.items():
+        if path not in saved:
+            lines.append(f"missing  {path} {_leaf(leaf)}: not in the checkpoint")
+        elif saved[path] != leaf:
+            part = "shape" if saved[path]["shape"] != leaf["shape"] else "dtype"
+            lines.append(
+                f"{part:<8} {path}: {_leaf(saved[path])} in the checkpoint, {_leaf(leaf)} wanted"
+            )
+    for path, leaf in saved.items():
+        if path not in wanted:
+            hint = did_you_mean(path, [each for each in wanted if each not in saved])
+            lines.append(f"extra    {path} {_leaf(leaf)}: only in the checkpoint.{hint}")
+    return lines
+
+
+def check_same_tree(item: str, where: Path, saved: Description, wanted: PyTree) -> None:
+    """Refuse to restore into another tree than was saved.
+
+    Raises:
+        UserError: the trees path by path, where they differ.
+    """
+    lines = differences(saved, describe(wanted))
+    if lines:
+        shown = lines[:20] + ([f"and {len(lines) - 20} more"] if len(lines) > 20 else [])
+        raise UserError(
+            f"{where} does not fit: its {item} differ in {len(lines)} places from those of the "
+            f"configuration; give the configuration it was trained with ({where.parent.parent}/"
+            f"config.yaml)\n  " + "\n  ".join(shown)
+        )
+
+
+def _leaf(leaf: Mapping[str, Any]) -> str:
+    return f"{leaf['dtype']}{leaf['shape']}"
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what numbers depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def git_revision() -> str | None:
+    """The revision of this source tree; None where it is installed or git is not there."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return result.stdout.strip() or None

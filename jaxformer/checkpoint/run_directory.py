@@ -1,0 +1,151 @@
+"""A run's directory: what is in it, and whether a configuration may go on in it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jaxformer.config import Config
+from jaxformer.loading import load_config
+from jaxformer.schema import UserError
+
+# Keys that may change when a run goes on: they decide cadence, place or speed, not results.
+FREE_SECTIONS = ("eval", "checkpoint", "mesh", "run")
+FREE_KEYS = (
+    "data.cache_dir",
+    "data.prefetch",
+    "train.accumulation",
+    "train.log_every",
+    "train.max_nonfinite_steps",
+    "train.remat",
+    "train.steps",  # may grow; checked on its own
+    "train.unroll_layers",
+)
+
+
+class RunDirectory:
+    """Paths of a run: config.yaml, metrics.jsonl, manifest.json, checkpoints/, tensorboard/,
+    samples.txt."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.manifest = path / "manifest.json"
+        self.checkpoints = path / "checkpoints"
+        self.tensorboard = path / "tensorboard"
+        self.samples = path / "samples.txt"
+
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether there is a complete one; those being written have other names than a number."""
+        return self.checkpoints.is_dir() and any(
+            entry.name.isdecimal() for entry in self.checkpoints.iterdir()
+        )
+
+    def check(self, config: Config) -> None:
+        """Whether a run of `config` may start, or go on, here; nothing is written.
+
+        Raises:
+            UserError: not writable; used, with run.resume `never`; or made by another configuration.
+        """
+        if config.run.resume == "never" and self.config.exists():
+            raise UserError(
+                f"run.dir {self.path} holds a run already and run.resume is never; give another "
+                f"run.dir, or run.resume=auto to go on with it"
+            )
+        if self.has_checkpoints:
+            self._check_same_run(config)
+        there = next(each for each in (self.path, *self.path.absolute().parents) if each.exists())
+        if not there.is_dir():
+            raise self._unwritable(f"{there} is a file")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise self._unwritable(f"no permission to write in {there}")
+
+    def create(self, config: Config) -> None:
+        """Make the directory, with the configuration in it.
+
+        Raises:
+            UserError: the file system refuses.
+        """
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            replace_text(self.config, text)
+        except OSError as error:
+            raise self._unwritable(str(error.strerror)) from error
+
+    def _unwritable(self, reason: str) -> UserError:
+        return UserError(
+            f"run.dir {self.path} cannot be written: {reason}; give a folder of yours, such as "
+            f"run.dir=runs/mine"
+        )
+
+    def _check_same_run(self, config: Config) -> None:
+        before = load_config(self.config)
+        old, new = (_flat(each.model_dump(mode="json")) for each in (before, config))
+        changed = [
+            f"{key}: {_shown(old, key)} before, {_shown(new, key)} now"
+            for key in dict.fromkeys([*old, *new])
+            if old.get(key) != new.get(key)
+            and key not in FREE_KEYS
+            and key.partition(".")[0] not in FREE_SECTIONS
+        ]
+        if changed:
+            raise UserError(
+                f"run.dir {self.path} holds a run of another configuration; give another run.dir, "
+                f"or set back:\n  " + "\n  ".join(changed)
+            )
+        if config.train.steps < before.train.steps:
+            raise UserError(
+                f"train.steps is {config.train.steps}, but the run in {self.path} is one of "
+                f"{before.train.steps}; it may grow, not shrink"
+            )
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        replace_text(self.manifest, json.dumps(manifest, indent=2) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    beside = path.with_name(f".{path.name}.tmp")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def locate(path: str | Path) -> tuple[RunDirectory, int | None]:
+    """The run of a run directory or of one of its `checkpoints/STEP`, and that step or None.
+
+    Raises:
+        UserError: the path is neither.
+    """
+    given = Path(path)
+    if (given / "config.yaml").is_file():
+        return RunDirectory(given), None
+    if given.name.isdecimal() and (given.parent.parent / "config.yaml").is_file():
+        if not given.is_dir():
+            raise UserError(f"{given} does not exist; look into {given.parent}")
+        return RunDirectory(given.parent.parent), int(given.name)
+    state = "is no run" if given.exists() else "does not exist"
+    raise UserError(
+        f"{given} {state}; give a run directory (with a config.yaml), or RUN/checkpoints/STEP"
+    )
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} → {"a.b": 1}; lists are values."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def _shown(flat: dict[str, Any], key: str) -> str:
+    return json.dumps(flat[key]) if key in flat else "not set"

@@ -1,0 +1,168 @@
+"""What `jaxformer data prepare`, `inspect` and `train-tokenizer` do."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxformer.config import Config, DataConfig
+from jaxformer.data.loader import Stores, open_stores
+from jaxformer.data.overlap import warn_of_overlap
+from jaxformer.data.packing import PackedRows
+from jaxformer.data.progress import progress, say
+from jaxformer.data.sources import open_source
+from jaxformer.data.store import TOKENS, UnusableStoreError, verify
+from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
+from jaxformer.schema import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+END_OF_TEXT = "<|endoftext|>"
+BYTE_VALUES = 256
+SAMPLE_LINES = 8
+SAMPLE_WIDTH = 96
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def prepare(config: Config) -> None:
+    """Makes every token store that the configuration needs, and says what is there."""
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    stores = open_stores(config.data, tokenizer)
+    warn_of_overlap(config.data, tokenizer)
+    for part in stores.training:
+        say(f"{part.store.manifest.source}: {_share(part, 'to train on')} ({part.store.path})")
+    for part in stores.validation:
+        say(f"{part.store.manifest.source}: {_share(part, 'to validate on')} ({part.store.path})")
+
+
+def inspect(config: Config) -> None:
+    """Prints a table of each store, and the beginning of a packed row.
+
+    Raises:
+        UserError: a store's files do not have the hashes of its manifest.
+    """
+    from rich.console import Console
+
+    console = Console()
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    stores = open_stores(config.data, tokenizer)
+    for part in _one_of_each_store(stores):
+        try:
+            verify(part.store.path, part.store.manifest)
+        except UnusableStoreError as reason:
+            raise UserError(
+                f"token store {part.store.path}: {reason}. Remove the folder; the next command "
+                f"makes it again"
+            ) from None
+        console.print(_table(part, stores))
+        console.print(_sample(part, tokenizer), markup=False, highlight=False, soft_wrap=True)
+
+
+def train_tokenizer(data: DataConfig, out: Path, vocab_size: int) -> None:
+    """Trains byte-level BPE with an <|endoftext|> token on the sources of `data`, whole.
+
+    `out` is a tokenizer.json file, or a folder to hold one. Text that a run will validate on is
+    read as well: merges carry next to nothing of it.
+
+    Raises:
+        UserError: `out` exists, `vocab_size` is below 257, or a source is wrong or empty.
+    """
+    from tokenizers import Tokenizer as Definition
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    file = out if out.suffix == ".json" else out / "tokenizer.json"
+    if file.exists():
+        raise UserError(f"'{file}' exists; choose another place, runs may use this one")
+    if vocab_size <= BYTE_VALUES:
+        raise UserError(
+            f"vocab_size {vocab_size} is too small; allowed: at least {BYTE_VALUES + 1}, every "
+            f"byte and {END_OF_TEXT}"
+        )
+    definition = Definition(models.BPE())
+    definition.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    definition.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    definition.train_from_iterator(_texts(data), trainer)
+    if definition.get_vocab_size() < vocab_size:
+        say(
+            f"the text gave {definition.get_vocab_size()} ids, fewer than vocab_size {vocab_size}: "
+            f"no more pairs to merge"
+        )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    definition.save(str(partial))
+    partial.rename(file)
+    say(f"tokenizer of {definition.get_vocab_size()} ids: data.tokenizer={out}")
+
+
+def _texts(data: DataConfig) -> Iterator[str]:
+    read = 0
+    for entry in data.sources:
+        source = open_source(entry.source, data.column, data.invalid_utf8)
+        with progress(f"reading {source.name} to train a tokenizer", source.size) as report:
+            for document in source.documents():
+                report(document.done)
+                if document.text:
+                    read += 1
+                    yield document.text
+    if not read:
+        names = ", ".join(entry.source for entry in data.sources)
+        raise UserError(f"data source '{names}' holds no text to train a tokenizer on")
+    say("merging pairs ...")
+
+
+def _share(part: PackedRows, purpose: str) -> str:
+    return f"{part.end - part.begin:,} tokens, {len(part):,} rows of {part.length} {purpose}"
+
+
+def _one_of_each_store(stores: Stores) -> list[PackedRows]:
+    return list({part.store.path: part for part in (*stores.validation, *stores.training)}.values())
+
+
+def _table(part: PackedRows, stores: Stores) -> "Table":
+    from rich.table import Table
+
+    store, manifest = part.store, part.store.manifest
+    lengths = np.diff(store.offsets)
+    quantiles = np.quantile(lengths, QUANTILES).round().astype(int)
+    table = Table(title=manifest.source, show_header=False, title_justify="left")
+    rows = {
+        "documents": f"{manifest.documents:,}",
+        "left out": f"{manifest.empty_documents:,} empty, {manifest.skipped_documents:,} not UTF-8",
+        "tokens": f"{manifest.tokens:,} ({manifest.dtype}, {manifest.tokenizer})",
+        "bytes of text": f"{manifest.text_bytes:,}",
+        "bytes per token": f"{manifest.text_bytes / manifest.tokens:.3f}",
+        "tokens per document": " ".join(f"{value:,}" for value in quantiles)
+        + " (quantiles "
+        + " ".join(f"{q:g}" for q in QUANTILES)
+        + ")",
+        "sha256 of tokens": manifest.files[TOKENS].sha256,
+        "folder": str(store.path),
+    }
+    for purpose, parts in (("training", stores.training), ("validation", stores.validation)):
+        for other in parts:
+            if other.store.path == store.path:
+                rows[purpose] = _share(other, "").rstrip()
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _sample(part: PackedRows, tokenizer: Tokenizer) -> str:
+    """The first lines of the first row, and what of it the loss sees."""
+    row = part.pack(np.asarray([0]))
+    text = tokenizer.decode(row.inputs[0])
+    lines = [line[:SAMPLE_WIDTH] for line in text.splitlines() if line.strip()][:SAMPLE_LINES]
+    documents, loss_tokens = int(row.segment_ids.max()), int(row.loss_mask.sum())
+    head = f"row 0: {documents} document(s), {loss_tokens} of {part.length} targets in the loss"
+    return "\n".join([head, *(f"  | {line}" for line in lines), ""])

@@ -1,0 +1,274 @@
+"""Batches of packed rows: an endless training order, and the validation text once.
+
+The training batch is a pure function of (seed, step): every source is shuffled anew each epoch,
+sources are mixed by weight in a fixed pattern, and rows are batched across epochs. A run that goes
+on from step k asks for batch k and has lost nothing, on any number of hosts.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from jaxformer.config import DataConfig
+from jaxformer.data.batch import Batch
+from jaxformer.data.overlap import warn_of_overlap
+from jaxformer.data.packing import PackedRows
+from jaxformer.data.prepare import open_store
+from jaxformer.data.sources import open_source
+from jaxformer.data.store import TOKENS, Recipe, TokenStore
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.schema import UserError
+
+if TYPE_CHECKING:
+    import grain
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The stores of a configuration, and which of their rows train and validate."""
+
+    training: tuple[PackedRows, ...]
+    weights: tuple[float, ...]
+    validation: tuple[PackedRows, ...]
+
+    def manifest(self) -> list[dict[str, Any]]:
+        """What identifies the data in a run's manifest: the same text and tokens, wherever kept."""
+        return [
+            {
+                "source": rows.store.manifest.source,
+                "split": split,
+                "weight": weight,
+                "sha256": rows.store.manifest.files[TOKENS].sha256,
+                "tokens": rows.end - rows.begin,
+                "rows": len(rows),
+            }
+            for split, parts, weights in (
+                ("train", self.training, self.weights),
+                ("validation", self.validation, [None] * len(self.validation)),
+            )
+            for rows, weight in zip(parts, weights, strict=True)
+        ]
+
+
+def open_stores(data: DataConfig, tokenizer: Tokenizer) -> Stores:
+    """Opens, or makes, the store of every source, and divides it.
+
+    Raises:
+        UserError: a source is wrong, or too small for a row.
+    """
+    training = _training_rows(data, tokenizer)
+    weights = tuple(entry.weight for entry in data.sources)
+    return Stores(training, weights, _validation_rows(data, tokenizer))
+
+
+def _training_rows(data: DataConfig, tokenizer: Tokenizer) -> tuple[PackedRows, ...]:
+    length, parts = data.sequence_length, []
+    for entry in data.sources:
+        store = open_source_store(entry.source, data, tokenizer)
+        end = _first_held_out(store, data)
+        if end < length + 1:
+            raise UserError(
+                f"data source '{entry.source}': {end:,} tokens to train on are fewer than one row "
+                f"of data.sequence_length {length} and the token after it; shorten the rows or add "
+                f"text"
+            )
+        parts.append(PackedRows(store, 0, end, length))
+    return tuple(parts)
+
+
+def _validation_rows(data: DataConfig, tokenizer: Tokenizer) -> tuple[PackedRows, ...]:
+    length = data.sequence_length
+    if data.validation_source is not None:
+        store = open_source_store(data.validation_source, data, tokenizer)
+        return (PackedRows(store, 0, store.manifest.tokens, length),)
+    if not data.validation_fraction:
+        return ()
+    stores = [open_source_store(entry.source, data, tokenizer) for entry in data.sources]
+    return tuple(
+        PackedRows(store, _first_held_out(store, data), store.manifest.tokens, length)
+        for store in stores
+    )
+
+
+def _first_held_out(store: TokenStore, data: DataConfig) -> int:
+    """⌊(1 − validation_fraction)·tokens⌋, also inside a document; all tokens train when there is
+    a validation source."""
+    fraction = 0.0 if data.validation_source is not None else data.validation_fraction
+    return int((1 - fraction) * store.manifest.tokens)
+
+
+def open_source_store(source: str, data: DataConfig, tokenizer: Tokenizer) -> TokenStore:
+    """Opens, or makes, the store of one source."""
+    opened = open_source(source, data.column, data.invalid_utf8)
+    return open_store(Recipe(opened, tokenizer, data.column, data.invalid_utf8, data.cache_dir))
+
+
+def train_batches(
+    data: DataConfig,
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> "grain.MapDataset[Batch]":
+    """This host's rows of the global batch of each step, without end.
+
+    The global batch has `batch_size` rows and does not depend on the number of hosts: host h has
+    rows [h·b, (h + 1)·b) of it, b = batch_size / process_count.
+
+    Weights become whole numbers relative to the smallest (at least 100), so a share is exact to
+    one per cent of itself.
+
+    Raises:
+        UserError: a source is wrong, empty or too small.
+        ValueError: `batch_size` is not divisible by `process_count`.
+    """
+    import grain
+
+    from jaxformer.data.order import ShuffledRows
+
+    rows_per_host = _rows_per_host(batch_size, process_count)
+    training = _training_rows(data, tokenizer)
+    weights = [entry.weight for entry in data.sources]
+    mixture = Mixture(training)
+    orders = [
+        ShuffledRows(first, len(rows), seed, number)
+        for number, (first, rows) in enumerate(zip(mixture.firsts, training, strict=True))
+    ]
+    order = orders[0] if len(orders) == 1 else grain.MapDataset.mix(orders, weights)
+    batches = order.batch(rows_per_host, drop_remainder=True, batch_fn=mixture.pack)
+    return batches.slice(slice(process_index, None, process_count))
+
+
+def iterate(
+    dataset: "grain.MapDataset[Batch]", start_step: int, prefetch: int
+) -> "grain.DatasetIterator[Batch]":
+    """Batches from `start_step` on, `prefetch` of them made ahead by a thread until `close()`."""
+    import grain
+
+    # One thread: making a batch holds the interpreter's lock, so more would only wait for it.
+    options = grain.ReadOptions(num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch)
+    iterator = iter(dataset.slice(slice(start_step, None)).to_iter_dataset(options))
+    iterator.start_prefetch()
+    return iterator
+
+
+class ValidationBatches(Sequence[Batch]):
+    """The validation text once, in order; the last rows are padding, segment 0.
+
+    `loss_tokens` and `bytes_per_token` are of the whole text: bits per byte are
+    nats per loss token / (ln 2 · bytes_per_token).
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[PackedRows],
+        tokenizer: Tokenizer,
+        batch_size: int,
+        process_index: int,
+        process_count: int,
+    ) -> None:
+        self._mixture = Mixture(parts)
+        self._batch_size = batch_size
+        self._rows_per_host = _rows_per_host(batch_size, process_count)
+        self._process_index = process_index
+        self.loss_tokens = sum(part.loss_tokens() for part in parts)
+        self.text_bytes = sum(_target_bytes(part, tokenizer) for part in parts)
+        self.bytes_per_token = self.text_bytes / self.loss_tokens if self.loss_tokens else math.nan
+
+    def __len__(self) -> int:
+        return -(-len(self._mixture) // self._batch_size)
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Batch]: ...
+
+    def __getitem__(self, index: int | slice) -> Batch | list[Batch]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        first = index % len(self) * self._batch_size + self._process_index * self._rows_per_host
+        last = min(first + self._rows_per_host, len(self._mixture))
+        batch = self._mixture.pack(np.arange(first, max(first, last)))
+        missing = self._rows_per_host - max(0, last - first)
+        return Batch(*(np.pad(array, ((0, missing), (0, 0))) for array in batch))
+
+
+def validation_batches(
+    data: DataConfig,
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> ValidationBatches:
+    """This host's rows of every validation batch; empty if the configuration holds out nothing.
+
+    The text is `validation_source`, whole, or else the last tokens of every source. The training
+    sources are not needed when there is a validation source.
+
+    Raises:
+        UserError: a source is wrong or empty, or what is held out has no token to predict.
+    """
+    warn_of_overlap(data, tokenizer)
+    parts = _validation_rows(data, tokenizer)
+    for part in parts:
+        if part.loss_tokens() == 0:
+            raise UserError(
+                f"data source '{part.store.manifest.source}': the validation part holds "
+                f"{part.end - part.begin} tokens, none to predict; raise data.validation_fraction "
+                f"({data.validation_fraction}), or set it to 0 for no validation"
+            )
+    return ValidationBatches(parts, tokenizer, batch_size, process_index, process_count)
+
+
+class Mixture:
+    """The rows of several stores under one numbering: part p has numbers from `firsts[p]` on."""
+
+    def __init__(self, parts: Sequence[PackedRows]) -> None:
+        self._parts = parts
+        self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+        self.firsts = [int(end) - len(part) for end, part in zip(self._ends, parts, strict=True)]
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def pack(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        """The rows of these numbers, in this order."""
+        numbers = np.asarray(rows, np.int64)
+        if len(self._parts) == 1:
+            return self._parts[0].pack(numbers)
+        part_of = np.searchsorted(self._ends, numbers, side="right")
+        pieces, places = [], []
+        for number, part in enumerate(self._parts):
+            place = np.flatnonzero(part_of == number)
+            pieces.append(part.pack(numbers[place] - self.firsts[number]))
+            places.append(place)
+        back = np.argsort(np.concatenate(places))
+        return Batch(*(np.concatenate(arrays)[back] for arrays in zip(*pieces, strict=True)))
+
+
+def _rows_per_host(batch_size: int, process_count: int) -> int:
+    if batch_size % process_count:
+        raise ValueError(f"batch_size {batch_size} is not divisible by {process_count} processes")
+    return batch_size // process_count
+
+
+def _target_bytes(part: PackedRows, tokenizer: Tokenizer) -> int:
+    """UTF-8 bytes of the text that the loss tokens of `part` stand for.
+
+    Its first document may be cut: then that document's rest is counted from its own tokens, less
+    the first of them, which is never a target.
+    """
+    store = part.store
+    document = int(np.searchsorted(store.offsets, part.begin, side="left"))
+    whole = int(store.text_bytes[-1] - store.text_bytes[document])
+    rest = store.tokens[part.begin + 1 : store.offsets[document]]
+    return whole + tokenizer.count_bytes(rest)

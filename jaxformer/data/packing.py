@@ -1,0 +1,85 @@
+"""Rows of fixed length cut from a stream of documents.
+
+Row r of a stream holds stream[r·L : r·L + L + 1]: its first L tokens are inputs, its last L are
+targets, so that over all rows every token but the first is a target once. The last row is padded
+with segment 0.
+
+A document longer than what is left of its row goes on in the next row as a piece of its own: its
+positions restart at 0 and the model sees nothing of the piece before. No text is dropped.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxformer.data.batch import Batch
+from jaxformer.data.store import TokenStore
+from jaxformer.schema import UserError
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows of `length` over the tokens [begin, end) of a store."""
+
+    store: TokenStore
+    begin: int
+    end: int
+    length: int
+
+    def __len__(self) -> int:
+        return max(0, -(-(self.end - self.begin - 1) // self.length))
+
+    def pack(self, rows: np.ndarray) -> Batch:
+        """The rows of these numbers, [rows, length].
+
+        Raises:
+            UserError: the store holds ids beyond the vocabulary it was made with.
+        """
+        window, starts, valid = self._cut(np.asarray(rows, np.int64))
+        self._check_ids(window)
+        column = np.arange(self.length, dtype=np.int32)
+        start_columns = np.where(starts[:, :-1], column, 0)
+        batch = Batch(
+            inputs=window[:, :-1].copy(),
+            targets=window[:, 1:].copy(),
+            positions=column - np.maximum.accumulate(start_columns, axis=1),
+            segment_ids=np.cumsum(starts[:, :-1], axis=1, dtype=np.int32) + 1,
+            loss_mask=~starts[:, 1:],
+        )
+        if (valid < self.length).any():
+            padding = column >= valid[:, None]
+            for array in batch:
+                array[padding] = 0
+        return batch
+
+    def loss_tokens(self) -> int:
+        """Targets of all rows together that follow a token of their own document."""
+        pairs = max(0, self.end - self.begin - 1)
+        bounds = [self.begin, self.begin + pairs]
+        first, last = np.searchsorted(self.store.offsets, bounds, side="right")
+        return pairs - int(last - first)
+
+    def _cut(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens [rows, length + 1], where a document starts [rows, length + 1] (a row's first
+        token is a piece's start anyway and not marked), and pairs in each row [rows]."""
+        begin = self.begin + rows * self.length
+        valid = np.minimum(self.length, self.end - 1 - begin)
+        window = np.zeros((len(rows), self.length + 1), np.int32)
+        for row, (at, pairs) in enumerate(zip(begin.tolist(), valid.tolist(), strict=True)):
+            window[row, : pairs + 1] = self.store.tokens[at : at + pairs + 1]
+        offsets = self.store.offsets
+        first = np.searchsorted(offsets, begin, side="right")
+        counts = np.searchsorted(offsets, begin + valid, side="right") - first
+        row_of = np.repeat(np.arange(len(rows)), counts)
+        within = np.arange(len(row_of)) - np.repeat(np.cumsum(counts) - counts, counts)
+        starts = np.zeros(window.shape, bool)
+        starts[row_of, offsets[first[row_of] + within] - begin[row_of]] = True
+        return window, starts, valid
+
+    def _check_ids(self, window: np.ndarray) -> None:
+        vocab_size = self.store.manifest.vocab_size
+        if window.size and (window.max() >= vocab_size or window.min() < 0):
+            raise UserError(
+                f"{self.store.path}: holds id {window.max()}, beyond the vocabulary of "
+                f"{vocab_size}: its files are damaged. Remove the folder and run again"
+            )

@@ -1,0 +1,153 @@
+"""Loss, perplexity and bits per byte of a model on text."""
+
+import json as json_format
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import NamedSharding
+
+from jaxformer.data.batch import Batch
+from jaxformer.data.loader import validation_batches
+from jaxformer.data.progress import progress
+from jaxformer.model.language_model import LanguageModel
+from jaxformer.ops.cross_entropy import LossSums
+from jaxformer.parallel.mesh import check_rows
+from jaxformer.parallel.rules import batch_sharding, put_batch, use_mesh
+from jaxformer.run import load
+from jaxformer.schema import UserError
+
+PyTree = Any
+EvalStep = Callable[[PyTree, Batch], LossSums]
+
+
+class Evaluation(NamedTuple):
+    """Over all loss tokens of the text: `loss` in nats per token, `perplexity` = exp(loss),
+    `bits_per_byte` = loss / ln 2 / (text bytes per token)."""
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+    tokens: int
+    tokens_per_second: float
+
+
+def make_eval_step(model: LanguageModel) -> EvalStep:
+    """`(params, batch) -> LossSums`, to be jitted."""
+
+    def eval_step(params: PyTree, batch: Batch) -> LossSums:
+        return model.apply({"params": params}, *batch, method="loss")
+
+    return eval_step
+
+
+def evaluate(
+    eval_step: EvalStep,
+    params: PyTree,
+    batches: Iterable[Batch],
+    *,
+    bytes_per_token: float,
+    sharding: NamedSharding,
+    after_batch: Callable[[int], None] = lambda done: None,
+) -> Evaluation:
+    """Σ loss / Σ tokens over all batches, which are to be of one shape.
+
+    A batch's sums are float32 on the device and are added in float64 on the host, so the result
+    depends neither on the batch size nor on padding, which has no loss tokens. The device computes
+    one batch while the host makes the next.
+
+    Args:
+        after_batch: called with the number of batches done; what it raises ends the evaluation.
+
+    Raises:
+        ValueError: there is no loss token at all.
+    """
+    began = time.perf_counter()
+    loss, tokens = 0.0, 0
+    for done, sums in enumerate(_one_ahead(eval_step, params, batches, sharding), start=1):
+        loss += float(sums.loss)
+        tokens += int(sums.tokens)
+        after_batch(done)
+    if tokens == 0:
+        raise ValueError("there is nothing to evaluate: no batch has a loss token")
+    loss /= tokens
+    seconds = time.perf_counter() - began
+    perplexity = math.exp(min(loss, 700.0))  # beyond, a float64 overflows
+    bits_per_byte = loss / math.log(2) / bytes_per_token
+    return Evaluation(loss, perplexity, bits_per_byte, tokens, tokens / seconds)
+
+
+def _one_ahead(
+    eval_step: EvalStep, params: PyTree, batches: Iterable[Batch], sharding: NamedSharding
+) -> Iterator[LossSums]:
+    running: LossSums | None = None
+    for batch in batches:
+        launched = eval_step(params, put_batch(batch, sharding))
+        if running is not None:
+            yield running
+        running = launched
+    if running is not None:
+        yield running
+
+
+def evaluate_run(path: Path, overrides: Sequence[str], *, json: bool) -> int:
+    """Evaluate a run's newest checkpoint, or the one named, on its validation text, and print.
+
+    Overrides go on top of the run's configuration: `data.validation_source` gives another text,
+    `eval.batch_size` another batch size, `eval.batches` a part of the text instead of all of it.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        UserError: no such run, nothing to validate on, or overrides that do not fit it.
+    """
+    run = load(path, ["eval.batches=null", *overrides])
+    config, sharding = run.config, batch_sharding(run.mesh)
+    batch_size = config.eval.batch_size or config.train.batch_size
+    check_rows(run.mesh.shape, batch_size, 1, "eval.batch_size")
+    batches = validation_batches(config.data, run.tokenizer, batch_size=batch_size)
+    count = min(len(batches), config.eval.batches or len(batches))
+    if count == 0:
+        raise UserError(
+            "there is no validation text: data.validation_fraction is 0 and data.validation_source "
+            "is not set; give one, such as data.validation_source='text:books/*.txt'"
+        )
+    with use_mesh(run.mesh):
+        first = put_batch(batches[0], sharding)
+        eval_step = jax.jit(make_eval_step(run.model)).lower(run.params, first).compile()
+    with progress("evaluating", count) as report:
+        result = evaluate(
+            eval_step,
+            run.params,
+            (batches[index] for index in range(count)),
+            bytes_per_token=batches.bytes_per_token,
+            sharding=sharding,
+            after_batch=report,
+        )
+    if json:
+        print(json_format.dumps({"run": str(path), "step": run.step, **result._asdict()}))
+    else:
+        _print_table(f"{path}, step {run.step:,}", result)
+    return 0
+
+
+def _print_table(title: str, result: Evaluation) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, text in (
+        ("loss (nats per token)", f"{result.loss:.4f}"),
+        ("perplexity", f"{result.perplexity:.4g}"),
+        ("bits per byte", f"{result.bits_per_byte:.4f}"),
+        ("tokens", f"{result.tokens:,}"),
+        ("tokens per second", f"{result.tokens_per_second:,.0f}"),
+    ):
+        table.add_row(name, text)
+    Console().print(table)

@@ -1,0 +1,69 @@
+"""What a run says before its first step and after its last."""
+
+import shlex
+from pathlib import Path
+
+from jaxformer.checkpoint.run_directory import RunDirectory
+from jaxformer.data.loader import Stores
+from jaxformer.parallel.rules import bytes_per_device
+from jaxformer.train.mfu import Peak
+from jaxformer.train.program import Program, unrolls
+
+
+def plan_of(program: Program, stores: Stores, peak: Peak) -> str:
+    """What will happen: parameters, tokens, FLOPs, memory, mesh, and what was chosen by itself."""
+    config = program.config
+    train, tokens = config.train, program.tokens_per_step
+    in_all, epoch = tokens * train.steps, sum(part.end - part.begin for part in stores.training)
+    micro = f" in {train.accumulation} micro-batches" if train.accumulation > 1 else ""
+    layers = "unrolled" if unrolls(config) else "scanned"
+    chosen = " (auto)" if train.unroll_layers == "auto" else ""
+    axes = ", ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items())
+    device = program.mesh.devices.flat[0]
+    state = bytes_per_device(program.abstract, program.shardings)
+    lines = {
+        "model": f"{program.num_parameters:,} parameters, layers {layers}{chosen}",
+        "data": f"{', '.join(source.source for source in config.data.sources)}: {epoch:,} tokens to "
+        f"train on, tokenizer {config.data.tokenizer}",
+        "batch": f"{train.batch_size} rows × {config.data.sequence_length} = {tokens:,} tokens{micro}",
+        "run": f"{train.steps:,} steps, {in_all:,} tokens ({in_all / epoch:.2f} epochs), "
+        f"{program.flops_per_step * train.steps:.3g} FLOPs",
+        "optimizer": f"{config.optimizer.kind}, learning rate {config.optimizer.learning_rate:g}, "
+        f"{config.optimizer.schedule.kind} after {config.optimizer.schedule.warmup_steps} steps of "
+        f"warm-up, compute in {train.precision}",
+        "mesh": f"{axes}: {program.mesh.size} × {device.device_kind}",
+        "memory": f"{_bytes(state)} of state per device",
+        "peak": f"{peak.flops:.3g} FLOP/s ({peak.source}), which MFU refers to",
+    }
+    return "\n".join(f"{name:<11}{text}" for name, text in lines.items())
+
+
+def compiled_in(seconds: float, memory: int) -> str:
+    return f"compiled in {seconds:.1f} s; a step takes {_bytes(memory)} per device"
+
+
+def commands(directory: RunDirectory, *, finished: bool) -> str:
+    """The exact commands to go on with a run, or to use it."""
+    resume = f"python train.py {_quoted(directory.config)}"
+    if not finished:
+        return f"to resume:   {resume}"
+    run = _quoted(directory.path)
+    return "\n".join(
+        [
+            f"to go on:    {resume} train.steps=MORE",
+            f"to evaluate: python eval.py {run}",
+            f'to generate: jaxformer generate {run} --prompt "..."',
+        ]
+    )
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit in ("B", "KiB") else f"{count:.1f} {unit}"
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))

@@ -1,0 +1,319 @@
+"""A training run from a configuration to a trained model, to be read from top to bottom."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxformer.checkpoint.manager import Checkpoints, Json
+from jaxformer.checkpoint.manifest import git_revision, versions
+from jaxformer.checkpoint.run_directory import RunDirectory
+from jaxformer.config import Config
+from jaxformer.data.batch import Batch
+from jaxformer.data.loader import (
+    Stores,
+    ValidationBatches,
+    iterate,
+    open_stores,
+    train_batches,
+    validation_batches,
+)
+from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
+from jaxformer.evaluate.perplexity import evaluate
+from jaxformer.parallel.mesh import check_rows, make_mesh
+from jaxformer.parallel.rules import batch_sharding, put_batch
+from jaxformer.run import Run
+from jaxformer.schema import UserError
+from jaxformer.train import announce
+from jaxformer.train.display import Display, make_display
+from jaxformer.train.goodput import Goodput
+from jaxformer.train.interrupt import STOPPED, Interrupted, StopSignal
+from jaxformer.train.metrics import MetricsLog, read_rows
+from jaxformer.train.mfu import peak_flops
+from jaxformer.train.program import Compiled, Program, make_program, progress, restored, trees
+from jaxformer.train.recorder import Recorder
+from jaxformer.train.step import TrainState
+from jaxformer.train.trackers import Guarded, TensorBoard
+
+DONE, FAILED = 0, 1
+SAMPLE_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the phases of one process's part of a run share."""
+
+    config: Config
+    directory: RunDirectory
+    tokenizer: Tokenizer
+    stores: Stores
+    validation: ValidationBatches
+    program: Program
+    checkpoints: Checkpoints
+    log: MetricsLog
+    recorder: Recorder
+    display: Display
+    goodput: Goodput
+    stop: StopSignal
+    manifest: Json
+
+
+def train(config: Config) -> int:
+    """Train, or go on with, the run of `config.run.dir`.
+
+    Returns:
+        The exit code: 0 done (or done before), 1 after too many updates in a row that were not
+        finite, 75 stopped by SIGTERM or Ctrl-C with everything saved.
+
+    Raises:
+        UserError: the configuration does not fit the run directory, the data or the devices.
+    """
+    goodput = Goodput()
+    with goodput.spent_on("start"):
+        # The run's directory comes first: a mistake there is found before any device is touched.
+        directory = RunDirectory(Path(config.run.dir))
+        directory.check(config)
+        if _is_complete(directory, config):
+            print(f"{directory.path} is complete: all {config.train.steps:,} steps are done")
+            print(announce.commands(directory, finished=True))
+            return DONE
+
+        # Then the mesh and what will be compiled, which only compute shapes; then the data.
+        tokenizer = load_tokenizer(config.data.tokenizer)
+        _check_vocabulary(config, tokenizer)
+        mesh = make_mesh(config.mesh.model_dump())
+        check_rows(mesh.shape, config.train.batch_size, config.train.accumulation, "train.batch_size")
+        check_rows(mesh.shape, _eval_rows(config), 1, "eval.batch_size")
+        program = make_program(config, mesh, tokenizer.vocab_size)
+        stores = open_stores(config.data, tokenizer)
+        validation = validation_batches(config.data, tokenizer, batch_size=_eval_rows(config))
+        peak = peak_flops(list(mesh.devices.flat), config.train.precision)
+        directory.create(config)
+
+    with (
+        Checkpoints(
+            directory.checkpoints, config.checkpoint.keep_newest, config.checkpoint.keep_best
+        ) as checkpoints,
+        make_display(config.train.steps) as display,
+        StopSignal() as stop,
+    ):
+        display.say(announce.plan_of(program, stores, peak))
+        manifest = _manifest(config, program, tokenizer, stores)
+        # A run starts from its own newest checkpoint, or else from scratch.
+        with goodput.spent_on("start"):
+            resumed = checkpoints.latest()
+            if resumed is None:
+                state = program.initial_state()
+            else:
+                _check_same_data(directory, checkpoints.manifest(resumed), manifest)
+                arrays = checkpoints.restore(resumed, trees(program.abstract))
+                state = restored(program, arrays, checkpoints.state(resumed))
+                display.say(f"resumed from {directory.checkpoints / str(resumed)}")
+            directory.write_manifest(manifest)
+            log = MetricsLog(directory.metrics, resumed_step=resumed or 0)
+        board = Guarded("TensorBoard", partial(TensorBoard, directory.tensorboard, resumed or 0))
+        recorder = Recorder(
+            log,
+            [board],
+            display,
+            goodput,
+            log_every=config.train.log_every,
+            last_step=config.train.steps,
+            tokens_per_step=program.tokens_per_step,
+            flops_per_step=program.flops_per_step,
+            peak_flops=peak.flops,
+        )
+        session = Session(
+            config, directory, tokenizer, stores, validation, program, checkpoints, log, recorder,
+            display, goodput, stop, manifest,
+        )  # fmt: skip
+        code = _compile_and_run(session, state, resumed or 0)
+        board.close()
+        log.close()
+    print(goodput.table())
+    return code
+
+
+def _compile_and_run(session: Session, state: TrainState, step: int) -> int:
+    program, stop = session.program, session.stop
+    rows = _eval_rows(session.config) if len(session.validation) else None
+    try:
+        with session.goodput.spent_on("compile"):
+            compiled = stop.wait_for(lambda: program.compile(rows))
+    except Interrupted:
+        return _stop(session, state, step)
+    seconds = session.goodput.seconds()["compile"]
+    session.display.say(announce.compiled_in(seconds, compiled.bytes_per_device))
+    return _run(session, compiled, state, step)
+
+
+def _run(session: Session, compiled: Compiled, state: TrainState, step: int) -> int:
+    """The loop. At every step, in this order: evaluate, save, and only then draw the next batch."""
+    config, recorder, goodput = session.config, session.recorder, session.goodput
+    steps, sharding = config.train.steps, batch_sharding(session.program.mesh)
+    dataset = train_batches(
+        config.data,
+        session.tokenizer,
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    batches = iterate(dataset, step, config.data.prefetch)
+    recorder.start(step, int(state.nonfinite))
+    try:
+        while True:
+            session.checkpoints.raise_failed_save()
+            if _is_due(step, config.eval.every, steps):
+                recorder.drain()
+                _evaluate(session, compiled, state, step)
+            if _is_due(step, config.checkpoint.every, steps):
+                recorder.drain()
+                _save(session, state, step)
+            if recorder.nonfinite >= config.train.max_nonfinite_steps:
+                return _fail(session, dataset[step - 1], step)
+            if session.stop.requested:
+                return _stop(session, state, step)
+            if step == steps:
+                return _finish(session, state, step)
+            with goodput.spent_on("data"):
+                batch = put_batch(next(batches), sharding)
+            state, metrics = compiled.train_step(state, batch)
+            step += 1
+            recorder.add(step, metrics)
+    finally:
+        batches.close()
+
+
+def _evaluate(session: Session, compiled: Compiled, state: TrainState, step: int) -> None:
+    """Write the evaluation row of `step`, if there is text for it and no row yet.
+
+    A signal ends it without a row; a resumed run begins with the evaluation that is missing.
+    """
+    config, batches = session.config.eval, session.validation
+    if not len(batches) or session.log.has_evaluation(step):
+        return
+    count = min(len(batches), config.batches or len(batches))
+    with session.goodput.spent_on("evaluation"):
+        try:
+            evaluation = evaluate(
+                compiled.eval_step,
+                state.params if state.ema is None else state.ema,
+                (batches[index] for index in range(count)),
+                bytes_per_token=batches.bytes_per_token,
+                sharding=batch_sharding(session.program.mesh),
+                after_batch=lambda done: session.stop.check(),
+            )
+        except Interrupted:
+            return
+    session.recorder.evaluated(step, evaluation)
+
+
+def _save(session: Session, state: TrainState, step: int, *, wait: bool = False) -> None:
+    """Checkpoint `step`, if it is not there yet.
+
+    While updates are being skipped nothing is saved: the newest checkpoints stay those of before.
+    """
+    last = step == session.config.train.steps
+    with session.goodput.spent_on("saving"):
+        if step != session.checkpoints.latest() and (last or not session.recorder.nonfinite):
+            session.log.sync()
+            loss = session.log.eval_loss(step)
+            manifest = {**session.manifest, "step": step, "metrics": {"eval/loss": loss}}
+            session.checkpoints.save(step, trees(state), progress(state), manifest, loss)
+        if wait:
+            session.checkpoints.wait()
+
+
+def _finish(session: Session, state: TrainState, step: int) -> int:
+    _save(session, state, step, wait=True)
+    params = state.params if state.ema is None else state.ema
+    program, directory = session.program, session.directory
+    from importlib.util import find_spec
+    if find_spec("jaxformer.generate.decode") is None:
+        session.display.say(announce.commands(directory, finished=True))
+        return DONE
+    run = Run(session.config, program.model, params, session.tokenizer, step, program.mesh)
+    sample = run.generate("", max_new_tokens=SAMPLE_TOKENS, seed=session.config.train.seed)
+    with directory.samples.open("a", encoding="utf-8") as file:
+        file.write(f"=== step {step}\n{sample}\n")
+    session.display.say(f"a sample:\n{sample}\n")
+    session.display.say(announce.commands(directory, finished=True))
+    return DONE
+
+
+def _stop(session: Session, state: TrainState, step: int) -> int:
+    """After a signal: finish what runs, save, say how to go on."""
+    session.display.say(f"{session.stop.name}: saving step {step:,}; a second signal exits at once")
+    session.recorder.drain()
+    _save(session, state, step, wait=True)
+    saved = session.checkpoints.latest()
+    if saved != step:
+        session.display.say(f"step {step:,} is not saved, its update was skipped; saved: {saved}")
+    session.display.say(announce.commands(session.directory, finished=False))
+    return STOPPED
+
+
+def _fail(session: Session, batch: Batch, step: int) -> int:
+    """After too many updates that were not finite: keep the last checkpoints and the batch."""
+    path = session.directory.path / f"nonfinite_batch_{step}.npz"
+    np.savez(path, **batch._asdict())
+    session.checkpoints.wait()
+    session.display.say(
+        f"stopped at step {step:,}: the loss or the gradient was not finite for "
+        f"{session.recorder.nonfinite} steps in a row (train.max_nonfinite_steps). The batch is in "
+        f"{path}, the last good checkpoint is step {session.checkpoints.latest()}. Lower "
+        f"optimizer.learning_rate, or lengthen its warm-up"
+    )
+    return FAILED
+
+
+def _is_due(step: int, every: int, last: int) -> bool:
+    return step == last or (step > 0 and step % every == 0)
+
+
+def _is_complete(directory: RunDirectory, config: Config) -> bool:
+    """Whether the last step is saved, and evaluated where there is something to evaluate on."""
+    last = config.train.steps
+    if not (directory.checkpoints / str(last)).is_dir():
+        return False
+    validates = config.data.validation_fraction > 0 or config.data.validation_source is not None
+    rows = read_rows(directory.metrics)
+    return not validates or any(row["step"] == last and "eval/loss" in row for row in rows)
+
+
+def _eval_rows(config: Config) -> int:
+    return config.eval.batch_size or config.train.batch_size
+
+
+def _check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
+    size = config.model.vocab_size
+    if size is not None and size < tokenizer.vocab_size:
+        raise UserError(
+            f"model.vocab_size is {size}, smaller than the tokenizer {config.data.tokenizer}'s "
+            f"{tokenizer.vocab_size}; leave it out, or give at least {tokenizer.vocab_size}"
+        )
+
+
+def _check_same_data(directory: RunDirectory, saved: Json, manifest: Json) -> None:
+    for part in ("tokenizer", "data"):
+        if saved[part] != manifest[part]:
+            raise UserError(
+                f"the {part} of {directory.path} has changed since its newest checkpoint, so the "
+                f"run would not go on as it began; bring it back, or give another run.dir\n"
+                f"  before: {saved[part]}\n  now:    {manifest[part]}"
+            )
+
+
+def _manifest(config: Config, program: Program, tokenizer: Tokenizer, stores: Stores) -> Json:
+    return {
+        "config": config.model_dump(mode="json"),
+        "parameters": program.num_parameters,
+        "tokenizer": {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint},
+        "data": stores.manifest(),
+        "mesh": dict(program.mesh.shape),
+        "versions": versions(),
+        "git_revision": git_revision(),
+    }

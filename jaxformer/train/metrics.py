@@ -1,0 +1,74 @@
+"""`metrics.jsonl`: what a run records, and the truth about it."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxformer.checkpoint.run_directory import replace_text
+
+Row = Mapping[str, float | int | None]
+
+TIMING_FIELDS = ("tokens_per_second", "step_seconds", "mfu")
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one JSON object a line, in the order of the steps.
+
+    Training rows have `step, loss, learning_rate, grad_norm, tokens, tokens_per_second,
+    step_seconds, mfu` (and `nonfinite`, the updates skipped in a row, `z_loss` if used); evaluation
+    rows have `step, eval/loss, eval/bits_per_byte, eval/perplexity`. A number that is not finite is
+    null. Apart from TIMING_FIELDS, a row depends on its step alone, not on when a run was resumed.
+    """
+
+    def __init__(self, path: Path, resumed_step: int) -> None:
+        """Open for appending; rows beyond `resumed_step` are dropped, for they will come again."""
+        rows = [row for row in read_rows(path) if row["step"] <= resumed_step]
+        replace_text(path, "".join(_line(row) for row in rows))
+        self._eval_losses = {row["step"]: row["eval/loss"] for row in rows if "eval/loss" in row}
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, row: Row) -> None:
+        """Append one row; it is the operating system's when this returns."""
+        self._file.write(_line(row))
+        self._file.flush()
+        if "eval/loss" in row:
+            self._eval_losses[row["step"]] = row["eval/loss"]
+
+    def has_evaluation(self, step: int) -> bool:
+        return step in self._eval_losses
+
+    def eval_loss(self, step: int) -> float | None:
+        """The validation loss at `step`; None if there was no evaluation, or it is not finite."""
+        return self._eval_losses.get(step)
+
+    def sync(self) -> None:
+        """Have the rows on the disk, as a checkpoint that comes after them will be."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All rows of a metrics file; a last line that a kill cut short is left out.
+
+    Raises:
+        ValueError: a line before the last one is no JSON.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    return [json.loads(line) for line in lines]
+
+
+def _line(row: Row) -> str:
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in row.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"

@@ -1,0 +1,110 @@
+"""Follows the steps one behind the device, and writes down what they measured."""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import jax
+
+from jaxformer.evaluate.perplexity import Evaluation
+from jaxformer.train.display import Display
+from jaxformer.train.goodput import Goodput
+from jaxformer.train.metrics import MetricsLog, Row
+from jaxformer.train.step import Metrics
+from jaxformer.train.trackers import Tracker
+
+
+class Recorder:
+    """Rows of `metrics.jsonl` from the metrics of steps that may still be running.
+
+    `add` waits for the step before the one added, so that one step is always queued on the device
+    while the host prepares the next; its finish is then seen as it happens. `step_seconds` is the
+    mean over the steps since the last row, without evaluation and saving.
+    """
+
+    def __init__(
+        self,
+        log: MetricsLog,
+        trackers: Sequence[Tracker],
+        display: Display,
+        goodput: Goodput,
+        *,
+        log_every: int,
+        last_step: int,
+        tokens_per_step: int,
+        flops_per_step: float,
+        peak_flops: float,
+    ) -> None:
+        self._log, self._trackers, self._display, self._goodput = log, trackers, display, goodput
+        self._log_every, self._last_step = log_every, last_step
+        self._tokens_per_step = tokens_per_step
+        self._utilisation = flops_per_step / peak_flops
+        self._running: deque[tuple[int, Metrics]] = deque()
+        self.nonfinite = 0
+
+    def start(self, step: int, nonfinite: int) -> None:
+        """Begin to count time; `step` updates have been tried so far."""
+        self.nonfinite = nonfinite
+        self._row_step, self._row_clock = step, self._clock()
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        """Take the metrics of a step just launched, and finish the step before it."""
+        self._running.append((step, metrics))
+        if len(self._running) > 1:
+            self._finish(*self._running.popleft())
+
+    def drain(self) -> None:
+        """Finish every step that was launched."""
+        while self._running:
+            self._finish(*self._running.popleft())
+
+    def evaluated(self, step: int, evaluation: Evaluation) -> None:
+        """Write an evaluation's row."""
+        row = {
+            "step": step,
+            "eval/loss": evaluation.loss,
+            "eval/bits_per_byte": evaluation.bits_per_byte,
+            "eval/perplexity": evaluation.perplexity,
+        }
+        self._write(row)
+        self._display.say(
+            f"step {step:,}  validation loss {evaluation.loss:.4f}, "
+            f"{evaluation.bits_per_byte:.4f} bits per byte, perplexity {evaluation.perplexity:.4g}"
+        )
+
+    def _finish(self, step: int, metrics: Metrics) -> None:
+        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        self.nonfinite = values["nonfinite"]
+        if self.nonfinite:
+            self._display.say(
+                f"step {step:,}  loss {values['loss']}, gradient norm {values['grad_norm']}: not "
+                f"finite, update skipped ({self.nonfinite} in a row)"
+            )
+        if step % self._log_every and step not in (1, self._last_step):
+            self._display.stepped(step)
+            return
+        now = self._clock()
+        seconds = (now - self._row_clock) / (step - self._row_step)
+        self._row_step, self._row_clock = step, now
+        row = {
+            "step": step,
+            "loss": values.pop("loss"),
+            "learning_rate": values.pop("learning_rate"),
+            "grad_norm": values.pop("grad_norm"),
+            "tokens": step * self._tokens_per_step,
+            "loss_tokens": int(values.pop("tokens")),
+            **values,
+            "tokens_per_second": self._tokens_per_step / seconds,
+            "step_seconds": seconds,
+            "mfu": self._utilisation / seconds,
+        }
+        self._write(row)
+        self._display.logged(row)
+
+    def _write(self, row: Row) -> None:
+        self._log.write(row)
+        for tracker in self._trackers:
+            tracker.write(row)
+
+    def _clock(self) -> float:
+        return time.perf_counter() - self._goodput.paused

@@ -1,0 +1,101 @@
+import pytest
+
+from jaxformer.checkpoint.run_directory import RunDirectory, locate, replace_text
+from jaxformer.schema import UserError
+from tests.runs import make_config
+
+
+@pytest.fixture
+def used(tmp_path):
+    """A run directory with its configuration and a checkpoint."""
+    directory = RunDirectory(tmp_path / "run")
+    directory.create(make_config(tmp_path))
+    (directory.checkpoints / "4").mkdir(parents=True)
+    return directory
+
+
+def test_the_same_configuration_may_go_on(used, tmp_path):
+    used.check(make_config(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"train": {"steps": 20}},
+        {"train": {"log_every": 1, "max_nonfinite_steps": 2, "accumulation": 2}},
+        {"eval": {"every": 3}},
+        {"checkpoint": {"keep_newest": 9}},
+        {"mesh": {"fsdp": 2}},
+        {"data": {"prefetch": 0}},
+    ],
+    ids=str,
+)
+def test_length_cadence_and_place_may_change(used, tmp_path, sections):
+    used.check(make_config(tmp_path, **sections))
+
+
+def test_a_change_of_model_data_or_optimizer_is_refused_with_the_keys(used, tmp_path):
+    changed = make_config(
+        tmp_path,
+        model={"d_model": 32},
+        data={"sequence_length": 8},
+        optimizer={"kind": "lion", "b1": 0.8},
+        train={"seed": 3},
+    )
+    with pytest.raises(UserError) as error:
+        used.check(changed)
+    assert str(error.value).splitlines() == [
+        f"run.dir {used.path} holds a run of another configuration; give another run.dir, or set back:",
+        "  model.d_model: 16 before, 32 now",
+        "  data.sequence_length: 16 before, 8 now",
+        "  train.seed: 0 before, 3 now",
+        '  optimizer.kind: "adamw" before, "lion" now',
+        "  optimizer.b1: 0.9 before, 0.8 now",
+        "  optimizer.b2: 0.95 before, 0.99 now",
+        "  optimizer.eps: 1e-08 before, not set now",
+    ]
+
+
+def test_fewer_steps_are_refused(used, tmp_path):
+    with pytest.raises(UserError, match=r"train.steps is 8, but the run in .* is one of 12; it may grow"):
+        used.check(make_config(tmp_path, train={"steps": 8}))
+
+
+def test_a_used_directory_is_refused_when_resuming_is_never(used, tmp_path):
+    config = make_config(tmp_path, run={"resume": "never"})
+    with pytest.raises(UserError, match=r"holds a run already and run.resume is never"):
+        used.check(config)
+    RunDirectory(tmp_path / "other").check(config)
+
+
+def test_a_directory_without_a_checkpoint_takes_any_configuration(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    directory.create(make_config(tmp_path))
+    directory.check(make_config(tmp_path, model={"d_model": 32}))
+
+
+def test_a_directory_that_cannot_be_made_is_refused_before_anything_starts(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/run cannot be written: .*/file is a file; give a folder"):
+        RunDirectory(tmp_path / "file" / "run").check(make_config(tmp_path))
+
+
+def test_a_path_is_a_run_or_one_of_its_checkpoints(used, tmp_path):
+    assert locate(used.path)[0].path == used.path
+    assert locate(used.path)[1] is None
+    directory, step = locate(used.checkpoints / "4")
+    assert (directory.path, step) == (used.path, 4)
+    with pytest.raises(UserError, match=r"checkpoints/5 does not exist; look into"):
+        locate(used.checkpoints / "5")
+    with pytest.raises(UserError, match=r"checkpoints is no run; give a run directory"):
+        locate(used.checkpoints)
+    with pytest.raises(UserError, match=r"nowhere does not exist; give a run directory"):
+        locate(tmp_path / "nowhere")
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = tmp_path / "file"
+    replace_text(path, "one\n")
+    replace_text(path, "two\n")
+    assert path.read_text() == "two\n"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

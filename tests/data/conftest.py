@@ -1,0 +1,52 @@
+"""A small corpus, and configurations that keep their stores in the test's own folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jaxformer.config import DataConfig
+from jaxformer.data.tokenizers import HuggingFaceTokenizer, load_tokenizer
+
+
+@pytest.fixture
+def make_data(tmp_path: Path) -> Callable[..., DataConfig]:
+    """A DataConfig of these options."""
+
+    def make(**options: object) -> DataConfig:
+        return DataConfig.model_validate({"cache_dir": str(tmp_path / "cache"), **options})
+
+    return make
+
+
+@pytest.fixture
+def write_texts(tmp_path: Path) -> Callable[..., str]:
+    """Writes texts as files of a folder and gives their source."""
+
+    def write(texts: list[str], folder: str = "texts") -> str:
+        directory = tmp_path / folder
+        directory.mkdir()
+        for number, text in enumerate(texts):
+            (directory / f"{number:04}.txt").write_text(text, encoding="utf-8")
+        return f"text:{directory}/*.txt"
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def bpe_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained byte-level BPE tokenizer of 300 ids."""
+    from jaxformer.data.commands import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("bpe")
+    text = folder / "text.txt"
+    text.write_text("the cat sat on the mat and the dog sat on the log\n" * 20, encoding="utf-8")
+    train_tokenizer(DataConfig(source=f"text:{text}"), folder / "tokenizer", 300)
+    return folder / "tokenizer"
+
+
+@pytest.fixture
+def bpe(bpe_folder: Path) -> HuggingFaceTokenizer:
+    tokenizer = load_tokenizer(str(bpe_folder))
+    assert isinstance(tokenizer, HuggingFaceTokenizer)
+    return tokenizer

@@ -1,0 +1,53 @@
+import logging
+
+import pytest
+
+from jaxformer.data.loader import open_stores, validation_batches
+from jaxformer.data.tokenizers import load_tokenizer
+
+TOKENIZER = load_tokenizer("bytes")
+TEXTS = [f"text {number} " * 9 for number in range(5)]
+
+
+@pytest.fixture
+def warnings_of(make_data, caplog):
+    """The warnings of validating on one source while training on another."""
+
+    def run(source: str, validation_source: str | None) -> list[str]:
+        caplog.clear()
+        data = make_data(source=source, validation_source=validation_source, sequence_length=16)
+        with caplog.at_level(logging.WARNING):
+            validation_batches(data, TOKENIZER, batch_size=2)
+        return [record.getMessage() for record in caplog.records]
+
+    return run
+
+
+def test_validating_on_a_training_file_warns_once(warnings_of, write_texts, tmp_path) -> None:
+    train = write_texts(TEXTS, "train")
+    for validation_source in (train, f"text:{tmp_path}/train/0003.txt"):
+        assert warnings_of(train, validation_source) == [
+            f"data.validation_source '{validation_source}' shares text with the training source "
+            f"'{train}': validation will look better than it is"
+        ]
+
+
+def test_validating_on_a_copy_of_prepared_training_text_warns(
+    warnings_of, write_texts, make_data
+) -> None:
+    train, copy = write_texts(TEXTS, "train"), write_texts(TEXTS, "copy")
+    open_stores(make_data(source=train, sequence_length=16), TOKENIZER)
+    open_stores(make_data(source=copy, sequence_length=16), TOKENIZER)
+    [warning] = warnings_of(train, copy)
+    assert "shares text with the training source" in warning
+
+
+def test_validating_on_other_text_does_not_warn(warnings_of, write_texts) -> None:
+    train, other = write_texts(TEXTS, "train"), write_texts(TEXTS[:4], "other")
+    assert warnings_of(train, other) == []
+    assert warnings_of(train, None) == []
+    assert warnings_of("text:/not/on/this/machine.txt", other) == []
+
+
+def test_builtin_validated_on_itself_warns(warnings_of) -> None:
+    assert len(warnings_of("builtin:python", "builtin:python")) == 1

@@ -1,0 +1,154 @@
+"""The whole model: layouts, rematerialisation, hybrids, packing, and its accounts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import meta
+
+from jaxformer.model.accounting import abstract_parameters, cache_bytes, flops_per_token
+from jaxformer.model.config import ModelConfig
+from jaxformer.model.language_model import LanguageModel, build_model
+from jaxformer.model.stack import separate_layers
+
+VOCAB = 13
+TOKENS = np.random.default_rng(0).integers(0, VOCAB, (2, 10))
+HYBRID = {
+    "d_model": 8,
+    "num_layers": 5,
+    "vocab_size": VOCAB,
+    "mixer": {"kind": "attention", "num_heads": 2, "window": 4},
+    "ffn": {"kind": "geglu", "d_hidden": 12},
+    "pattern": [{}, {"mixer": {"kind": "min_gru"}, "ffn": {"kind": "relu2", "d_hidden": 16}}],
+    "init": {"std": "fan_in", "output": "plain"},
+}
+
+
+def model_of(**options: object) -> LanguageModel:
+    return build_model(ModelConfig.model_validate(HYBRID | options), dtype=jnp.float64)
+
+
+def parameters(model: LanguageModel) -> dict:
+    return meta.unbox(jax.jit(model.init)(jax.random.key(0), TOKENS)["params"])
+
+
+def logits(model: LanguageModel, params: dict, **layout: object) -> jax.Array:
+    return jax.jit(lambda p: model.apply({"params": p}, TOKENS, **layout))(params)
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def test_a_hybrid_is_scanned_in_groups_with_a_tail() -> None:
+    stack = parameters(model_of())["stack"]
+    kernel = stack["groups"]["layer_1"]["mixer"]["update"]["kernel"]
+    assert kernel.shape == (2, 8, 8) and set(stack["tail"]) == {"layer_0"}
+
+
+def test_layouts_agree() -> None:
+    model = model_of()
+    params = parameters(model)
+    expected = logits(model, params)
+    unrolled = logits(model.clone(layout="unrolled"), params)
+    separate = logits(model.clone(layout="separate"), separate_layers(params))
+    np.testing.assert_allclose(unrolled, expected, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(separate, expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_rematerialisation_changes_no_gradient(remat: str) -> None:
+    model = model_of()
+    params = parameters(model)
+
+    def gradient(model: LanguageModel) -> dict:
+        return jax.jit(jax.grad(lambda p: jnp.sum(model.apply({"params": p}, TOKENS) ** 2)))(params)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-11),
+        gradient(model.clone(remat=remat)),
+        gradient(model),
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"norm": {"kind": "layer", "placement": "sandwich", "bias": True}},
+        {"norm": {"placement": "post"}, "positions": {"kind": "sinusoidal"}},
+        {"positions": {"kind": "learned", "max_length": 10}, "logit_softcap": 2.0},
+        {"positions": {"kind": "alibi"}, "tie_embeddings": False, "scale_embeddings": True},
+    ],
+    ids=str,
+)
+def test_packed_documents_equal_each_document_alone(options: dict) -> None:
+    model = model_of(**options)
+    params = parameters(model)
+    segment_ids = np.array([[1] * 3 + [2] * 7, [1] * 6 + [2] * 2 + [0] * 2])
+    positions = np.array([[*range(3), *range(7)], [*range(6), *range(2), *range(2)]])
+    packed = logits(model, params, segment_ids=segment_ids, positions=positions)
+    for row, start, stop in ((0, 0, 3), (0, 3, 10), (1, 0, 6), (1, 6, 8)):
+        alone = model.apply({"params": params}, TOKENS[row : row + 1, start:stop])
+        np.testing.assert_allclose(packed[row, start:stop], alone[0], rtol=0, atol=1e-12)
+
+
+def test_norm_placements_are_what_they_say() -> None:
+    """With every sub-layer's output zero, pre and sandwich pass x on, and post normalises it."""
+    for placement, expected in (("pre", 1.0), ("sandwich", 1.0), ("post", 2.0)):
+        model = model_of(norm={"placement": placement}, init={"std": 1.0, "output": "zero"})
+        params = parameters(model)
+        if placement == "post":  # double the last norm's scale, to see that it comes last
+            params["stack"]["tail"]["layer_0"]["ffn_norm"]["scale"] *= 2
+        x, _ = model.apply({"params": params}, TOKENS, method="hidden")
+        root_mean_square = np.sqrt(np.mean(np.square(x), axis=-1))
+        np.testing.assert_allclose(root_mean_square, expected, rtol=1e-5)
+
+
+def test_the_loss_is_that_of_the_logits() -> None:
+    model = model_of(logit_softcap=2.0, tie_embeddings=False)
+    params = parameters(model)
+    targets = np.roll(TOKENS, -1, axis=1)
+    mask = np.arange(20).reshape(2, 10) % 3 > 0
+    positions = np.broadcast_to(np.arange(10), TOKENS.shape)
+    ones = np.ones_like(TOKENS)
+    sums = model.apply({"params": params}, TOKENS, targets, positions, ones, mask, method="loss")
+    log_probabilities = jax.nn.log_softmax(logits(model, params))
+    picked = np.take_along_axis(np.asarray(log_probabilities), targets[..., None], -1)[..., 0]
+    assert float(sums.loss) == pytest.approx(-picked[mask].sum(), rel=1e-6)
+    assert float(sums.tokens) == mask.sum()
+
+
+def test_activations_of_a_bfloat16_model_are_bfloat16_and_its_parameters_float32() -> None:
+    with jax.enable_x64(False):
+        model = model_of().clone(dtype=jnp.bfloat16)
+        params = parameters(model)
+        x, _ = model.apply({"params": params}, TOKENS, method="hidden")
+        assert x.dtype == jnp.bfloat16
+        assert model.apply({"params": params}, TOKENS).dtype == jnp.float32
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+def test_every_parameter_has_logical_axes() -> None:
+    known = {"vocab", "length", "d_model", "heads", "kv_heads", "head_dim", "d_hidden", "layers"}
+    for options in ({}, {"positions": {"kind": "learned", "max_length": 10}}):
+        boxed = abstract_parameters(model_of(**options))
+        for leaf in jax.tree.leaves(boxed, is_leaf=lambda leaf: isinstance(leaf, meta.Partitioned)):
+            assert isinstance(leaf, meta.Partitioned)
+            assert len(leaf.names) == leaf.value.ndim and set(leaf.names) <= known
+
+
+def test_flops_are_those_of_the_matrices_and_of_attention() -> None:
+    """Two per weight and token, embeddings as the head, and 4 · features · keys of attention."""
+    model = model_of(pattern=[{}], mixer={"kind": "attention", "num_heads": 2})
+    matrices = 5 * (4 * 8 * 8 + 3 * 8 * 12) + 8 * VOCAB
+    assert flops_per_token(model, 11) == 2 * matrices + 5 * 4 * 8 * 6  # six keys on average
+
+
+def test_cache_bytes_are_those_of_the_caches() -> None:
+    model = model_of()
+    caches = jax.eval_shape(lambda: model.init_cache(3, 10))
+    arrays = [leaf for leaf in jax.tree.leaves(caches) if leaf.ndim > 1]
+    assert sum(leaf.size * leaf.dtype.itemsize for leaf in arrays) == 3 * cache_bytes(model, 10)

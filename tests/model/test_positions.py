@@ -1,0 +1,92 @@
+"""Position schemes against figures worked out by hand or by another formula."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxformer.model.positions import (
+    LinearScalingConfig,
+    Llama3ScalingConfig,
+    NTKScalingConfig,
+    RoPEConfig,
+    YaRNScalingConfig,
+    alibi_slopes,
+    rope,
+    rope_frequencies,
+    sinusoidal,
+)
+
+
+def test_rope_logits_depend_on_the_distance_alone() -> None:
+    config = RoPEConfig(base=100.0)
+    q, k = np.random.default_rng(0).normal(size=(2, 1, 1, 1, 8)).astype(np.float32)
+
+    def logit(i: int, j: int) -> float:
+        turned = [rope(jnp.asarray(x), jnp.array([[p]]), config) for x, p in ((q, i), (k, j))]
+        return float(jnp.sum(turned[0] * turned[1]))
+
+    assert logit(9, 4) == pytest.approx(logit(105, 100), abs=1e-5)
+    assert abs(logit(9, 4) - logit(9, 5)) > 0.01
+
+
+def test_rope_phases_of_bfloat16_inputs_are_float32() -> None:
+    """Positions 1000 and 1001 are the same number in bfloat16."""
+    x = jnp.ones((1, 2, 1, 2), jnp.bfloat16)
+    turned = rope(x, jnp.array([[1000, 1001]]), RoPEConfig()).astype(jnp.float32)
+    expected = [[np.cos(p) - np.sin(p), np.sin(p) + np.cos(p)] for p in (1000, 1001)]
+    np.testing.assert_allclose(turned[0, :, 0], expected, atol=2**-7)
+
+
+def test_a_fraction_leaves_the_other_features_alone() -> None:
+    x = jnp.arange(8.0).reshape(1, 1, 1, 8)
+    turned = rope(x, jnp.array([[3]]), RoPEConfig(fraction=0.5))
+    np.testing.assert_array_equal(turned[..., 4:], x[..., 4:])
+    assert (turned[..., :4] != x[..., :4]).all()
+
+
+def test_linear_scaling_divides_every_frequency() -> None:
+    plain, _ = rope_frequencies(RoPEConfig(), 8)
+    scaled, factor = rope_frequencies(RoPEConfig(scaling=LinearScalingConfig(factor=4.0)), 8)
+    np.testing.assert_allclose(scaled, plain / 4)
+    assert factor == 1.0
+
+
+def test_ntk_scaling_keeps_the_fastest_pair_and_divides_the_slowest() -> None:
+    plain, _ = rope_frequencies(RoPEConfig(), 8)
+    scaled, _ = rope_frequencies(RoPEConfig(scaling=NTKScalingConfig(factor=4.0)), 8)
+    np.testing.assert_allclose(scaled[[0, -1]], plain[[0, -1]] / [1, 4])
+
+
+def test_yarn_keeps_fast_pairs_divides_slow_ones_and_sharpens_attention() -> None:
+    scaling = YaRNScalingConfig(factor=4.0, original_max_length=4096)
+    plain, _ = rope_frequencies(RoPEConfig(), 128)
+    scaled, factor = rope_frequencies(RoPEConfig(scaling=scaling), 128)
+    share = scaled / plain
+    # 32 turns in 4,096 positions are made by pair 20.9, one turn by pair 45.03.
+    np.testing.assert_allclose(share[:21], 1.0)
+    np.testing.assert_allclose(share[46:], 0.25)
+    assert (np.diff(share[20:47]) < 0).all()
+    assert factor == pytest.approx(1.1386294)  # 0.1 ln 4 + 1
+
+
+def test_llama3_scaling_ramps_between_its_two_wavelengths() -> None:
+    scaling = Llama3ScalingConfig(factor=8.0, original_max_length=8192)
+    plain, _ = rope_frequencies(RoPEConfig(base=500000.0), 128)
+    scaled, _ = rope_frequencies(RoPEConfig(base=500000.0, scaling=scaling), 128)
+    wavelength = 2 * np.pi / plain
+    np.testing.assert_allclose((scaled / plain)[wavelength < 8192 / 4], 1.0)
+    np.testing.assert_allclose((scaled / plain)[wavelength > 8192], 1 / 8)
+
+
+def test_sinusoidal_interleaves_sine_and_cosine() -> None:
+    table = sinusoidal(jnp.array([[0, 5]]), 4)
+    expected = [np.sin(5), np.cos(5), np.sin(0.05), np.cos(0.05)]
+    np.testing.assert_allclose(table[0], [[0, 1, 0, 1], expected], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("heads", "slopes"),
+    [(4, [2**-2, 2**-4, 2**-6, 2**-8]), (3, [2**-4, 2**-8, 2**-2])],
+)
+def test_alibi_slopes_are_the_papers(heads: int, slopes: list[float]) -> None:
+    np.testing.assert_allclose(alibi_slopes(heads), slopes)

@@ -1,0 +1,90 @@
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxformer.cli import _parse, main
+from jaxformer.loading import load_config
+
+REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / "README.md").read_text()
+CHEAP = ("list", "schema")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+LINES = [line for block in blocks("bash") for line in block.splitlines()]
+
+
+def arguments_of(line: str) -> list[str] | None:
+    """What the `jaxformer` command gets from a line of the README, None for another program."""
+    match shlex.split(line):
+        case ["jaxformer", *argv]:
+            return argv
+        case ["python", "train.py" | "eval.py" as script, *argv]:
+            return [script.removesuffix(".py"), *argv]
+    return None
+
+
+COMMANDS = [line for line in LINES if arguments_of(line)]
+
+
+def test_the_readme_shows_each_command():
+    shown = {arguments_of(line)[0] for line in COMMANDS}
+    assert {"train", "eval", "generate", "plot", "list"} <= shown
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_of_the_readme_parses_and_its_configuration_loads(line, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    arguments = _parse(arguments_of(line))
+    if "config" in arguments:
+        load_config(arguments.config, arguments.overrides)
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if arguments_of(line)[0] in CHEAP])
+def test_a_cheap_command_of_the_readme_runs(line, monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    assert main(arguments_of(line)) == 0
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("make ")])
+def test_a_make_target_of_the_readme_exists(line):
+    process = subprocess.run(
+        [*shlex.split(line), "--dry-run"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    assert "configs/quickstart.yaml" in process.stdout or "pytest" in process.stdout
+
+
+def test_the_yaml_of_the_readme_is_a_whole_configuration(tmp_path):
+    (block,) = blocks("yaml")
+    file = tmp_path / "c.yaml"
+    file.write_text(block)
+    assert load_config(file).optimizer.learning_rate == 1e-3
+
+
+def test_the_first_python_example_runs():
+    example = blocks("python")[0] + "\nassert logits.shape == (1, 16, 257)\n"
+    subprocess.run([sys.executable, "-c", example], cwd=REPOSITORY, check=True)
+
+
+def test_every_file_the_readme_names_exists():
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    named = re.findall(r"`(configs/[^`{}]+)`", README)
+    braces = re.findall(r"`configs/models/([^`{}]*)\{([^`}]+)\}\.yaml`", README)
+    listed = [
+        f"configs/models/{prefix}{name}.yaml"
+        for prefix, names in braces
+        for name in names.split(",")
+    ]
+    for name in [*links, *named, *listed]:
+        assert (REPOSITORY / name).exists(), name
+    models = {f"configs/models/{file.name}" for file in (REPOSITORY / "configs/models").iterdir()}
+    assert models <= {*named, *listed}

@@ -1,0 +1,8 @@
+"""`python train.py CONFIG [key.path=value ...]`: train a model, or go on with a run."""
+
+import sys
+
+from jaxformer.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))
