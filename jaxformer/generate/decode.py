@@ -96,7 +96,9 @@ class Decoder:
         max_length = _round_up(padded + max_new_tokens + TOKENS_AT_ONCE)
 
         prefill = partial(_prefill, self.model, max_length, sampling, self.eos_id)
-        state = self._run("prefill", prefill, (self.params, tokens, starts, jax.random.key(seed)), stats)
+        state = self._run(
+            "prefill", prefill, (self.params, tokens, starts, jax.random.key(seed)), stats
+        )
         stats.prompt_tokens += sum(len(prompt) for prompt in prompts)
         yield np.asarray(state.token)[:, None]
 

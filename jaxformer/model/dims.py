@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 from pydantic import PositiveFloat
 
@@ -42,5 +41,5 @@ class Dims:
 
     d_model: int
     num_layers: int
-    init: InitConfig = InitConfig()
-    dtype: DTypeLike = jnp.float32
+    init: InitConfig
+    dtype: DTypeLike

@@ -146,7 +146,13 @@ class LanguageModel(nn.Module):
         config = self.config
         pattern_length = len(config.pattern)
         return Stack(
-            config.layers(), pattern_length, config.norm, self.dims, self.remat, self.layout, **place
+            config.layers(),
+            pattern_length,
+            config.norm,
+            self.dims,
+            self.remat,
+            self.layout,
+            **place,
         )
 
 

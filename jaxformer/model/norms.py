@@ -1,4 +1,7 @@
-"""RMSNorm (Zhang and Sennrich, 2019, arXiv:1910.07467) and LayerNorm (Ba et al., 2016, arXiv:1607.06450)."""
+"""RMSNorm and LayerNorm.
+
+RMSNorm: Zhang and Sennrich, 2019, arXiv:1910.07467. LayerNorm: Ba et al., 2016, arXiv:1607.06450.
+"""
 
 from typing import Literal
 
@@ -30,7 +33,7 @@ def rms_normalize(x: jax.Array, eps: float) -> jax.Array:
 
 
 def layer_normalize(x: jax.Array, eps: float) -> jax.Array:
-    """(x − mean(x)) / √(var(x) + ε) over the last axis, in float32 or wider, returned in x's type."""
+    """(x − mean(x)) / √(var(x) + ε) over the last axis, in float32 or wider, in x's type."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return rms_normalize(wide - jnp.mean(wide, axis=-1, keepdims=True), eps).astype(x.dtype)
 
@@ -48,9 +51,13 @@ class Norm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         normalize = {"rms": rms_normalize, "layer": layer_normalize}[self.config.kind]
         names, shape = (self.axis_name,), (x.shape[-1],)
-        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, names), shape)
+        scale = self.param(
+            "scale", nn.with_logical_partitioning(nn.initializers.ones, names), shape
+        )
         y = normalize(x, self.config.eps) * scale.astype(x.dtype)
         if self.config.bias:
-            bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, names), shape)
+            bias = self.param(
+                "bias", nn.with_logical_partitioning(nn.initializers.zeros, names), shape
+            )
             y = y + bias.astype(x.dtype)
         return y

@@ -1,4 +1,4 @@
-"""Position schemes: none, learned, sinusoidal (added to the embeddings), RoPE and ALiBi (in attention).
+"""Position schemes: learned and sinusoidal (added to embeddings), RoPE and ALiBi (in attention).
 
 RoPE: Su et al., 2021, arXiv:2104.09864. Position interpolation (`linear`): Chen et al., 2023,
 arXiv:2306.15595. NTK-aware scaling and YaRN: Peng et al., 2023, arXiv:2309.00071. Llama 3's
@@ -82,8 +82,8 @@ class RoPEConfig(Schema):
         size = round(head_dim * self.fraction)
         if size % 2 or size == 0:
             raise ValueError(
-                f"RoPE rotates pairs, but head_dim {head_dim} × fraction {self.fraction} is {size}; "
-                f"choose sizes that give an even number"
+                f"RoPE rotates pairs, but head_dim {head_dim} × fraction {self.fraction} is "
+                f"{size}; choose sizes that give an even number"
             )
         return size
 
@@ -126,7 +126,11 @@ def _yarn_kept(scaling: YaRNScalingConfig, size: int, base: float) -> np.ndarray
     """The share [size / 2] of each frequency that YaRN leaves alone: 1 for fast pairs, 0 for slow."""
 
     def pair_with(turns: float) -> float:
-        return size * math.log(scaling.original_max_length / (turns * 2 * math.pi)) / (2 * math.log(base))
+        return (
+            size
+            * math.log(scaling.original_max_length / (turns * 2 * math.pi))
+            / (2 * math.log(base))
+        )
 
     first = max(math.floor(pair_with(scaling.beta_fast)), 0)
     last = min(math.ceil(pair_with(scaling.beta_slow)), size - 1)
@@ -165,7 +169,7 @@ def sinusoidal(positions: jax.Array, d_model: int) -> jax.Array:
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:
-    """The slope of each head [heads]: 2^{−8h/n}, with the paper's rule where n is no power of two."""
+    """The slope of each head [heads]: 2^{−8h/n}, and the paper's rule where n is no power of two."""
 
     def power_of_two(count: int) -> np.ndarray:
         return 2.0 ** (-8.0 * np.arange(1, count + 1) / count)

@@ -4,14 +4,13 @@ import math
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 
 class Projection(nn.Module):
     """y = x W (+ b), over one or several input axes, to one or several output axes.
 
     The product is two-dimensional, [batch · length, inputs] × [inputs, outputs]: its weight
-    gradient then is one plain matrix product, which is what XLA has fast code for on every platform.
+    gradient then is one plain matrix product, which XLA has fast code for on every platform.
 
     `names` are the logical axes of the kernel, inputs first; the product is in x's type.
     """

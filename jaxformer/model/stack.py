@@ -1,6 +1,7 @@
 """The layers over the depth, whose parameters are stacked by repetitions of the pattern."""
 
 from functools import partial
+from operator import itemgetter
 from typing import Literal
 
 import flax.linen as nn
@@ -46,7 +47,9 @@ class Stack(nn.Module):
         """x [batch, length, d_model] → (x, caches)."""
         group = Group
         if self.remat != "none":
-            group = nn.remat(Group, policy=REMAT_POLICIES[self.remat], prevent_cse=self.layout == "unrolled")
+            group = nn.remat(
+                Group, policy=REMAT_POLICIES[self.remat], prevent_cse=self.layout == "unrolled"
+            )
         longer = {}
         for name, layers, repetitions in self._parts():
             cache = None if caches is None else caches[name]
@@ -90,10 +93,13 @@ class Stack(nn.Module):
                 for layer in layers
             )
             if repetitions is not None:
-                stack = partial(jnp.repeat, repeats=repetitions, axis=0)
-                empty = jax.tree.map(lambda leaf: stack(leaf[None]), empty)
+                empty = jax.tree.map(partial(_repeat, repetitions), empty)
             caches[name] = empty
         return caches
+
+
+def _repeat(times: int, leaf: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(leaf, (times, *leaf.shape))
 
 
 def separate_layers(params: dict) -> dict:
@@ -102,5 +108,5 @@ def separate_layers(params: dict) -> dict:
     groups = stack.pop("groups")
     repetitions = jax.tree.leaves(groups)[0].shape[0]
     for index in range(repetitions):
-        stack[f"group_{index}"] = jax.tree.map(lambda leaf: leaf[index], groups)
+        stack[f"group_{index}"] = jax.tree.map(itemgetter(index), groups)
     return {**params, "stack": stack}

@@ -18,7 +18,7 @@ MOST_BLOCKS = 16
 class Tokens(NamedTuple):
     """Where tokens stand. Each is [batch, length], or [1, length] where all rows agree."""
 
-    index: jax.Array  # in the row, the order that causality follows
+    order: jax.Array  # in the row: a query sees no key of a higher one
     positions: jax.Array  # in the document
     segment_ids: jax.Array  # which document; 0 is padding, −1 an empty slot of a cache
 
@@ -35,7 +35,7 @@ class Visibility(NamedTuple):
 
     def mask(self, queries: Tokens, keys: Tokens) -> jax.Array:
         """[batch or 1, q, s], True where the query sees the key."""
-        distance = queries.index[:, :, None] - keys.index[:, None, :]
+        distance = queries.order[:, :, None] - keys.order[:, None, :]
         near = distance >= 0
         if self.window is not None:
             within = distance < self.window
@@ -76,7 +76,7 @@ def attend(
     if logit_softcap is not None:
         logits = logit_softcap * jnp.tanh(logits / logit_softcap)
     if slopes is not None:
-        distance = (queries.index[:, :, None] - keys.index[:, None, :]).astype(wide)
+        distance = (queries.order[:, :, None] - keys.order[:, None, :]).astype(wide)
         per_head = jnp.asarray(slopes, wide).reshape(1, k.shape[2], -1, 1, 1)
         logits -= per_head * distance[:, None, None]
     visible = visibility.mask(queries, keys)[:, None, None]

@@ -61,6 +61,10 @@ def logits_of(x: jax.Array, head: jax.Array, logit_softcap: float | None) -> jax
     return logits
 
 
+_Sums = tuple[jax.Array, jax.Array]  # cross-entropy, z-loss
+_Gradients = tuple[jax.Array, jax.Array]  # of x, of the head
+
+
 class _Chunk(NamedTuple):
     """A piece of every row, flattened. Stacked, each has the leading axis [chunks]."""
 
@@ -93,7 +97,7 @@ def _join(pieces: jax.Array, batch: int, length: int) -> jax.Array:
 
 def _chunk_sums(
     chunk: _Chunk, head: jax.Array, z_weight: float, logit_softcap: float | None
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+) -> tuple[_Sums, tuple[jax.Array, jax.Array]]:
     """(Σ cross-entropy, weighted Σ log²Z), and the logits with their log Z [tokens, 1]."""
     logits = logits_of(chunk.x, head, logit_softcap)
     log_z = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
@@ -110,7 +114,7 @@ def _chunk_gradient(
     z_weight: float,
     logit_softcap: float | None,
 ) -> jax.Array:
-    """d(cross-entropy + z-loss)/d(x · head): [tokens, vocab], in x's type for the products to come."""
+    """d(cross-entropy + z-loss)/d(x · head): [tokens, vocab], in x's type."""
     is_target = jnp.arange(logits.shape[-1]) == chunk.targets[:, None]
     gradient = jnp.exp(logits - log_z) * (1.0 + 2.0 * z_weight * log_z) - is_target
     if logit_softcap is not None:
@@ -128,9 +132,10 @@ def _chunked(
     logit_softcap: float | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(cross-entropy + z-loss, cross-entropy, z-loss); only the first has a gradient."""
-    count = _chunk_count(*targets.shape, head.shape[1])
+    batch, length = targets.shape
+    count = _chunk_count(batch, length, head.shape[1])
 
-    def add(sums: tuple[jax.Array, jax.Array], chunk: _Chunk):
+    def add(sums: _Sums, chunk: _Chunk) -> tuple[_Sums, None]:
         new, _ = _chunk_sums(chunk, head, z_weight, logit_softcap)
         return jax.tree.map(jnp.add, sums, new), None
 
@@ -147,12 +152,14 @@ def _chunked_forward(
     loss_mask: jax.Array,
     z_weight: float,
     logit_softcap: float | None,
-):
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], _Gradients]:
     batch, length = targets.shape
     count = _chunk_count(batch, length, head.shape[1])
     zero = jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
 
-    def add(carry, chunk: _Chunk):
+    def add(
+        carry: tuple[_Sums, jax.Array], chunk: _Chunk
+    ) -> tuple[tuple[_Sums, jax.Array], jax.Array]:
         sums, head_gradient = carry
         new, (logits, log_z) = _chunk_sums(chunk, head, z_weight, logit_softcap)
         gradient = _chunk_gradient(chunk, logits, log_z, z_weight, logit_softcap)
@@ -167,7 +174,12 @@ def _chunked_forward(
     return (cross + squares, cross, squares), (_join(x_gradient, batch, length), head_gradient)
 
 
-def _chunked_backward(z_weight: float, logit_softcap: float | None, residuals, cotangents):
+def _chunked_backward(
+    z_weight: float,
+    logit_softcap: float | None,
+    residuals: _Gradients,
+    cotangents: tuple[jax.Array, jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array, None, None]:
     x_gradient, head_gradient = residuals
     scale = cotangents[0]
     return x_gradient * scale.astype(x_gradient.dtype), head_gradient * scale, None, None

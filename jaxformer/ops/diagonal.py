@@ -22,7 +22,9 @@ def diagonal_recurrence(
     a = jnp.where((segment_ids == before)[:, :, None], a, 0.0)
     b = b.at[:, 0].add(a[:, 0] * state)
 
-    def combine(left: tuple[jax.Array, jax.Array], right: tuple[jax.Array, jax.Array]):
+    def combine(
+        left: tuple[jax.Array, jax.Array], right: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
         (a_left, b_left), (a_right, b_right) = left, right
         return a_left * a_right, a_right * b_left + b_right
 

@@ -104,7 +104,9 @@ def test_whole_equals_split_with_the_cache_handed_over(case: Case, pieces: tuple
     mixer, params, x = setup(case)
     layout = {"positions": one_document(LENGTH)["positions"], "segment_ids": documents()}
     whole = run(mixer, params, x, layout)
-    step = jax.jit(lambda x, layout, cache: mixer.apply({"params": params}, x, **layout, cache=cache))
+    step = jax.jit(
+        lambda x, layout, cache: mixer.apply({"params": params}, x, **layout, cache=cache)
+    )
     cache, start = mixer.init_cache(2, LENGTH, jnp.float64), 0
     for length in pieces:
         part = slice(start, start + length)
@@ -169,7 +171,11 @@ def test_cache_bytes_are_those_of_the_cache(case: Case) -> None:
 def test_flops_agree_with_the_compiler(case: Case) -> None:
     """At a width where matrix products dominate, and a length where block edges are small."""
     length, dims = 1024, Dims(256, 2, DIMS.init, dtype="float32")
-    wide = {"head_dim": 64, "window": case.config.window and 256} if case.config.kind == "attention" else {}
+    wide = (
+        {"head_dim": 64, "window": case.config.window and 256}
+        if case.config.kind == "attention"
+        else {}
+    )
     mixer = build(Case(case.config.model_copy(update=wide), case.scheme, case.definition), dims)
     x = jax.ShapeDtypeStruct((1, length, 256), jnp.float32)
     layout = one_document(length, batch=1)

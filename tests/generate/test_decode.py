@@ -18,7 +18,7 @@ NO_EOS = -1
 
 
 def small_model(**options: object) -> tuple[LanguageModel, dict]:
-    """A hybrid with a window, whose pattern leaves a tail; weights large enough to have opinions."""
+    """A hybrid with a window, whose pattern leaves a tail; weights large enough to differ."""
     config = {
         "d_model": 16,
         "num_layers": 3,

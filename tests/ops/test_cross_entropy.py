@@ -36,7 +36,9 @@ def plain(x, head, targets, loss_mask, *, z_loss=0.0, logit_softcap=None) -> Los
     )
 
 
-@pytest.mark.parametrize("chunk_bytes", [2**25, 4 * BATCH * VOCAB * 3, 1], ids=["one", "odd", "each"])
+@pytest.mark.parametrize(
+    "chunk_bytes", [2**25, 4 * BATCH * VOCAB * 3, 1], ids=["one", "odd", "each"]
+)
 @pytest.mark.parametrize(
     "options", [{}, {"z_loss": 0.1}, {"z_loss": 0.1, "logit_softcap": 2.0}], ids=str
 )

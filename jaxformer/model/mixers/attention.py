@@ -104,10 +104,8 @@ class Attention(Mixer):
             q, k = rope(q, positions, self.scheme), rope(k, positions, self.scheme)
 
         if cache is None:
-            index = jnp.arange(x.shape[1])[None]
-            y = causal_attention(
-                q, k, v, Tokens(index, positions, segment_ids), **self._options()
-            )
+            order = jnp.arange(x.shape[1])[None]
+            y = causal_attention(q, k, v, Tokens(order, positions, segment_ids), **self._options())
         else:
             y, cache = self._continue(cache, q, k, v, positions, segment_ids)
 
@@ -160,8 +158,8 @@ class Attention(Mixer):
     ) -> tuple[jax.Array, KVCache]:
         """Attention of new tokens to the cached ones and to themselves, and the longer cache."""
         batch, length = positions.shape
-        index = jnp.broadcast_to(cache.length + jnp.arange(length), (batch, length))
-        new = Tokens(index, positions, segment_ids)
+        order = jnp.broadcast_to(cache.length + jnp.arange(length), (batch, length))
+        new = Tokens(order, positions, segment_ids)
         longer = self._write(cache, k, v, new)
         if self.config.window is None or length == 1:
             y = attend(q, longer.k, longer.v, new, longer.tokens, **self._options())
@@ -182,11 +180,13 @@ class Attention(Mixer):
 
         else:
             # A slot that is written twice keeps an arbitrary writer: drop all but the last.
-            last = new.index > cache.length + length - 1 - window
-            slots = jnp.where(last, sinks + new.index % window, sinks + window)
+            last = new.order > cache.length + length - 1 - window
+            slots = jnp.where(last, sinks + new.order % window, sinks + window)
             if sinks:
                 final = _last_of_its_position(new, sinks)
-                slots = jnp.where(new.positions < sinks, jnp.where(final, new.positions, sinks + window), slots)
+                slots = jnp.where(
+                    new.positions < sinks, jnp.where(final, new.positions, sinks + window), slots
+                )
             rows = jnp.arange(k.shape[0])[:, None]
 
             def write(old: jax.Array, update: jax.Array) -> jax.Array:
@@ -210,7 +210,7 @@ class Attention(Mixer):
             k=jnp.zeros(shape, dtype),
             v=jnp.zeros(shape, dtype),
             tokens=Tokens(
-                index=jnp.zeros((batch, slots), jnp.int32),
+                order=jnp.zeros((batch, slots), jnp.int32),
                 positions=jnp.zeros((batch, slots), jnp.int32),
                 segment_ids=jnp.full((batch, slots), -1, jnp.int32),
             ),
@@ -233,6 +233,6 @@ class Attention(Mixer):
 def _last_of_its_position(tokens: Tokens, sinks: int) -> jax.Array:
     """[batch, length], False for a sink that a later document's sink of the same place replaces."""
     same = tokens.positions[:, :, None] == tokens.positions[:, None, :]
-    later = tokens.index[:, None, :] > tokens.index[:, :, None]
+    later = tokens.order[:, None, :] > tokens.order[:, :, None]
     replaced = jnp.any(same & later, axis=-1)
     return ~replaced & (tokens.positions < sinks)
