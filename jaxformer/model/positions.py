@@ -123,14 +123,11 @@ def rope_frequencies(config: RoPEConfig, head_dim: int) -> tuple[np.ndarray, flo
 
 
 def _yarn_kept(scaling: YaRNScalingConfig, size: int, base: float) -> np.ndarray:
-    """The share [size / 2] of each frequency that YaRN leaves alone: 1 for fast pairs, 0 for slow."""
+    """The share [size / 2] of every frequency that YaRN leaves alone, from 1 (fast) to 0 (slow)."""
 
     def pair_with(turns: float) -> float:
-        return (
-            size
-            * math.log(scaling.original_max_length / (turns * 2 * math.pi))
-            / (2 * math.log(base))
-        )
+        ratio = scaling.original_max_length / (turns * 2 * math.pi)
+        return size * math.log(ratio) / (2 * math.log(base))
 
     first = max(math.floor(pair_with(scaling.beta_fast)), 0)
     last = min(math.ceil(pair_with(scaling.beta_slow)), size - 1)
@@ -169,7 +166,7 @@ def sinusoidal(positions: jax.Array, d_model: int) -> jax.Array:
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:
-    """The slope of each head [heads]: 2^{−8h/n}, and the paper's rule where n is no power of two."""
+    """Every head's slope [heads]: 2^{−8h/n}, and the paper's rule where n is no power of two."""
 
     def power_of_two(count: int) -> np.ndarray:
         return 2.0 ** (-8.0 * np.arange(1, count + 1) / count)
