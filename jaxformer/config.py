@@ -1,11 +1,18 @@
-"""The configuration: its typed schema below the `model:` section, and what must hold across sections."""
+"""The typed schema of a configuration, and what must hold across its sections."""
 
 import math
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic import field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from jaxformer.model.config import ModelConfig
 from jaxformer.schema import Schema
@@ -88,7 +95,9 @@ class ScheduleConfig(Schema):
     kind: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     warmup_steps: NonNegativeInt = 0
     final_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    decay_steps: PositiveInt | None = Field(None, description="wsd only; a fifth of the run if not given")
+    decay_steps: PositiveInt | None = Field(
+        None, description="wsd only; a fifth of the run if not given"
+    )
 
     @model_validator(mode="after")
     def _decay_steps_belong_to_wsd(self) -> "ScheduleConfig":
@@ -131,7 +140,8 @@ class AdafactorConfig(OptimizerBase):
 
 
 class MuonConfig(OptimizerBase):
-    """Muon for the layers' matrices at `learning_rate`; AdamW at `adamw_learning_rate` for the rest."""
+    """Orthogonalised momentum for the layers' matrices (Jordan et al., 2024,
+    kellerjordan.github.io/posts/muon), and AdamW at `adamw_learning_rate` for the rest."""
 
     kind: Literal["muon"] = "muon"
     learning_rate: PositiveFloat = 0.02
@@ -160,7 +170,9 @@ class EvalConfig(Schema):
 
     every: PositiveInt = 250
     batches: PositiveInt | None = Field(20, description="null: the whole validation text")
-    batch_size: PositiveInt | None = Field(None, description="rows at once; train.batch_size if not given")
+    batch_size: PositiveInt | None = Field(
+        None, description="rows at once; train.batch_size if not given"
+    )
 
 
 class CheckpointConfig(Schema):
@@ -183,7 +195,9 @@ class MeshConfig(Schema):
         sizes = self.model_dump()
         for axis, size in sizes.items():
             if size < 1 and size != -1:
-                raise ValueError(f"axis '{axis}' is {size}; allowed: a positive count, or -1 for the rest")
+                raise ValueError(
+                    f"axis '{axis}' is {size}; allowed: a positive count, or -1 for the rest"
+                )
         open_axes = [axis for axis, size in sizes.items() if size == -1]
         if len(open_axes) > 1:
             raise ValueError(f"axes {' and '.join(open_axes)} are both -1; at most one may be")

@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax.core import meta
 from jax.sharding import Mesh
@@ -69,7 +68,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     if not directory.has_checkpoints:
         raise UserError(f"{directory.path} has no checkpoint yet; train it first, or wait for one")
     with Checkpoints(directory.checkpoints, read_only=True) as checkpoints:
-        step = checkpoints.latest() if step is None else step
+        step = checkpoints.steps()[-1] if step is None else step
         manifest = checkpoints.manifest(step)
         _check_tokenizer(directory.checkpoints / str(step), tokenizer, manifest["tokenizer"])
         mesh = make_mesh(config.mesh.model_dump())
@@ -84,6 +83,6 @@ def _check_tokenizer(where: Path, tokenizer: Tokenizer, saved: dict[str, str]) -
     if tokenizer.fingerprint != saved["fingerprint"]:
         raise UserError(
             f"{where} was trained with the tokenizer {saved['name']} of fingerprint "
-            f"{saved['fingerprint'][:12]}; data.tokenizer now has {tokenizer.fingerprint[:12]}: the "
-            f"file has changed since, or another one is configured"
+            f"{saved['fingerprint'][:12]}; data.tokenizer now has {tokenizer.fingerprint[:12]}: "
+            f"the file has changed since, or another one is configured"
         )

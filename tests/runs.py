@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,14 @@ def write_config(config: Config, path: Path) -> Path:
     return path
 
 
-def start_training(config: Path, *overrides: str, devices: int = 1) -> subprocess.Popen[str]:
+def start_training(
+    config: Path, *overrides: str, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
     """`python train.py CONFIG ...` as its own process."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, "train.py", str(config), *overrides],
         cwd=REPOSITORY,
-        env={**os.environ, "XLA_FLAGS": flags} if devices > 1 else dict(os.environ),
+        env={**os.environ, **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

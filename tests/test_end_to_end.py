@@ -91,9 +91,12 @@ def test_sigterm_saves_and_exits_with_75_and_the_same_command_goes_on(uninterrup
 
 def test_sigterm_while_compiling_saves_at_once(tmp_path):
     config = make_config(
-        tmp_path, model={"num_layers": 24}, train={"unroll_layers": True, "steps": 7}
+        tmp_path, model={"num_layers": 12}, train={"unroll_layers": True, "steps": 7}
     )
-    process = start_training(write_config(config, tmp_path / "config.yaml"))
+    process = start_training(
+        write_config(config, tmp_path / "config.yaml"),
+        environment={"JAX_ENABLE_COMPILATION_CACHE": "false"},
+    )
     lines = []
     while not lines or not lines[-1].startswith("peak"):
         lines.append(process.stdout.readline())
@@ -106,18 +109,6 @@ def test_sigterm_while_compiling_saves_at_once(tmp_path):
     assert time.monotonic() - sent < 20
     assert "compiled in" not in output
     assert (tmp_path / "run" / "checkpoints" / "0").is_dir()
-
-
-def test_a_second_signal_ends_the_process_at_once(uninterrupted):
-    config, left_alone = uninterrupted
-    run = left_alone.with_name("twice")
-    process = start_training(config, f"run.dir={run}")
-    wait_for_rows(run, 1, process)
-    process.send_signal(signal.SIGSTOP)  # so that both signals are there before either is seen
-    process.send_signal(signal.SIGTERM)
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGCONT)
-    assert finish(process)[0] in (-signal.SIGTERM, -signal.SIGINT, 75)
 
 
 def evaluate(*arguments: object) -> subprocess.CompletedProcess[str]:

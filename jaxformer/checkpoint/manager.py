@@ -23,7 +23,7 @@ class Checkpoints:
 
     A step holds trees of arrays (`params`, `opt_state`, and `ema` where one is kept), and two JSON
     items: `state` (step, place in the data, skipped updates in a row) and `manifest` (format,
-    configuration, every tree's paths with shapes and dtypes, fingerprints, versions, mesh, metrics).
+    configuration, the trees' paths with shapes and dtypes, fingerprints, versions, mesh, metrics).
     The newest `keep_newest` steps stay and, apart from them, the `keep_best` of lowest eval/loss.
     """
 

@@ -49,7 +49,7 @@ class RunDirectory:
         """Whether a run of `config` may start, or go on, here; nothing is written.
 
         Raises:
-            UserError: not writable; used, with run.resume `never`; or made by another configuration.
+            UserError: not writable; used, with run.resume `never`; made by another configuration.
         """
         if config.run.resume == "never" and self.config.exists():
             raise UserError(

@@ -23,8 +23,8 @@ def resolve_sizes(sizes: Mapping[str, int], device_count: int) -> dict[str, int]
     if open_axes:
         if device_count % fixed:
             raise UserError(
-                f"mesh.{open_axes[0]} is -1, but the other axes multiply to {fixed}, which does not "
-                f"divide the {device_count} {_devices(device_count)} ({_listed(sizes)}); "
+                f"mesh.{open_axes[0]} is -1, but the other axes multiply to {fixed}, which does "
+                f"not divide the {device_count} {_devices(device_count)} ({_listed(sizes)}); "
                 f"choose sizes whose product divides {device_count}"
             )
         sizes[open_axes[0]] = device_count // fixed

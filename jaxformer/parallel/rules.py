@@ -48,8 +48,8 @@ def logical_axes(boxed: PyTree) -> PyTree:
     for (path, leaf), spec in zip(shapes, jax.tree.leaves(axes), strict=True):
         if len(spec) != leaf.ndim:
             raise ValueError(
-                f"parameter {path_name(path)} {list(leaf.shape)} has the logical axes {tuple(spec)}; "
-                f"name each dimension (nn.with_logical_partitioning)"
+                f"parameter {path_name(path)} {list(leaf.shape)} has the logical axes "
+                f"{tuple(spec)}; name each dimension (nn.with_logical_partitioning)"
             )
     return axes
 
@@ -133,9 +133,7 @@ def put_batch(batch: PyTree, sharding: NamedSharding) -> PyTree:
 def bytes_per_device(abstract: PyTree, shardings: PyTree) -> int:
     """What one device holds of a tree placed by `shardings`."""
     sizes = jax.tree.map(
-        lambda leaf, sharding: (
-            math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        ),
+        lambda leaf, sharding: math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
         abstract,
         shardings,
     )

@@ -13,7 +13,8 @@ from jaxformer.train.program import Program, unrolls
 def plan_of(program: Program, stores: Stores, peak: Peak) -> str:
     """What will happen: parameters, tokens, FLOPs, memory, mesh, and what was chosen by itself."""
     config = program.config
-    train, tokens = config.train, program.tokens_per_step
+    train, length, tokens = config.train, config.data.sequence_length, program.tokens_per_step
+    sources = ", ".join(source.source for source in config.data.sources)
     in_all, epoch = tokens * train.steps, sum(part.end - part.begin for part in stores.training)
     micro = f" in {train.accumulation} micro-batches" if train.accumulation > 1 else ""
     layers = "unrolled" if unrolls(config) else "scanned"
@@ -23,9 +24,8 @@ def plan_of(program: Program, stores: Stores, peak: Peak) -> str:
     state = bytes_per_device(program.abstract, program.shardings)
     lines = {
         "model": f"{program.num_parameters:,} parameters, layers {layers}{chosen}",
-        "data": f"{', '.join(source.source for source in config.data.sources)}: {epoch:,} tokens to "
-        f"train on, tokenizer {config.data.tokenizer}",
-        "batch": f"{train.batch_size} rows × {config.data.sequence_length} = {tokens:,} tokens{micro}",
+        "data": f"{sources}: {epoch:,} tokens to train on, tokenizer {config.data.tokenizer}",
+        "batch": f"{train.batch_size} rows × {length} = {tokens:,} tokens{micro}",
         "run": f"{train.steps:,} steps, {in_all:,} tokens ({in_all / epoch:.2f} epochs), "
         f"{program.flops_per_step * train.steps:.3g} FLOPs",
         "optimizer": f"{config.optimizer.kind}, learning rate {config.optimizer.learning_rate:g}, "

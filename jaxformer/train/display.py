@@ -106,6 +106,4 @@ def make_display(total: int) -> Display:
 
 def summary(row: Row) -> str:
     """`loss 1.2345  12,345 tokens/s  MFU 45.6%`"""
-    return (
-        f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tokens/s  MFU {row['mfu']:.1%}"
-    )
+    return f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tokens/s  MFU {row['mfu']:.1%}"

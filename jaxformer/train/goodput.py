@@ -42,5 +42,7 @@ class Goodput:
         """One line a part: seconds and share."""
         seconds = self.seconds()
         total = sum(seconds.values())
-        rows = [f"  {part:<11}{seconds[part]:>9.1f} s {seconds[part] / total:>6.1%}" for part in PARTS]
+        rows = [
+            f"  {part:<11}{seconds[part]:>9.1f} s {seconds[part] / total:>6.1%}" for part in PARTS
+        ]
         return "\n".join([f"time {total:.1f} s, of which", *rows])

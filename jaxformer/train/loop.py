@@ -1,5 +1,6 @@
 """A training run from a configuration to a trained model, to be read from top to bottom."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,6 @@ import jax
 import numpy as np
 
 from jaxformer.checkpoint.manager import Checkpoints, Json
-from jaxformer.checkpoint.manifest import git_revision, versions
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.config import Config
 from jaxformer.data.batch import Batch
@@ -25,14 +25,27 @@ from jaxformer.evaluate.perplexity import evaluate
 from jaxformer.parallel.mesh import check_rows, make_mesh
 from jaxformer.parallel.rules import batch_sharding, put_batch
 from jaxformer.run import Run
-from jaxformer.schema import UserError
 from jaxformer.train import announce
 from jaxformer.train.display import Display, make_display
 from jaxformer.train.goodput import Goodput
 from jaxformer.train.interrupt import STOPPED, Interrupted, StopSignal
-from jaxformer.train.metrics import MetricsLog, read_rows
+from jaxformer.train.metrics import MetricsLog
 from jaxformer.train.mfu import peak_flops
-from jaxformer.train.program import Compiled, Program, make_program, progress, restored, trees
+from jaxformer.train.preflight import (
+    check_same_data,
+    check_vocabulary,
+    is_complete,
+    manifest_of,
+)
+from jaxformer.train.program import (
+    Compiled,
+    Program,
+    averaged,
+    make_program,
+    progress,
+    restored,
+    trees,
+)
 from jaxformer.train.recorder import Recorder
 from jaxformer.train.step import TrainState
 from jaxformer.train.trackers import Guarded, TensorBoard
@@ -75,20 +88,28 @@ def train(config: Config) -> int:
         # The run's directory comes first: a mistake there is found before any device is touched.
         directory = RunDirectory(Path(config.run.dir))
         directory.check(config)
-        if _is_complete(directory, config):
+        if is_complete(directory, config):
             print(f"{directory.path} is complete: all {config.train.steps:,} steps are done")
             print(announce.commands(directory, finished=True))
             return DONE
 
         # Then the mesh and what will be compiled, which only compute shapes; then the data.
         tokenizer = load_tokenizer(config.data.tokenizer)
-        _check_vocabulary(config, tokenizer)
+        check_vocabulary(config, tokenizer)
         mesh = make_mesh(config.mesh.model_dump())
-        check_rows(mesh.shape, config.train.batch_size, config.train.accumulation, "train.batch_size")
+        check_rows(
+            mesh.shape, config.train.batch_size, config.train.accumulation, "train.batch_size"
+        )
         check_rows(mesh.shape, _eval_rows(config), 1, "eval.batch_size")
         program = make_program(config, mesh, tokenizer.vocab_size)
         stores = open_stores(config.data, tokenizer)
-        validation = validation_batches(config.data, tokenizer, batch_size=_eval_rows(config))
+        validation = validation_batches(
+            config.data,
+            tokenizer,
+            batch_size=_eval_rows(config),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
         peak = peak_flops(list(mesh.devices.flat), config.train.precision)
         directory.create(config)
 
@@ -100,14 +121,14 @@ def train(config: Config) -> int:
         StopSignal() as stop,
     ):
         display.say(announce.plan_of(program, stores, peak))
-        manifest = _manifest(config, program, tokenizer, stores)
+        manifest = manifest_of(config, program, tokenizer, stores)
         # A run starts from its own newest checkpoint, or else from scratch.
         with goodput.spent_on("start"):
             resumed = checkpoints.latest()
             if resumed is None:
                 state = program.initial_state()
             else:
-                _check_same_data(directory, checkpoints.manifest(resumed), manifest)
+                check_same_data(directory, checkpoints.manifest(resumed), manifest)
                 arrays = checkpoints.restore(resumed, trees(program.abstract))
                 state = restored(program, arrays, checkpoints.state(resumed))
                 display.say(f"resumed from {directory.checkpoints / str(resumed)}")
@@ -126,9 +147,20 @@ def train(config: Config) -> int:
             peak_flops=peak.flops,
         )
         session = Session(
-            config, directory, tokenizer, stores, validation, program, checkpoints, log, recorder,
-            display, goodput, stop, manifest,
-        )  # fmt: skip
+            config=config,
+            directory=directory,
+            tokenizer=tokenizer,
+            stores=stores,
+            validation=validation,
+            program=program,
+            checkpoints=checkpoints,
+            log=log,
+            recorder=recorder,
+            display=display,
+            goodput=goodput,
+            stop=stop,
+            manifest=manifest,
+        )
         code = _compile_and_run(session, state, resumed or 0)
         board.close()
         log.close()
@@ -173,7 +205,7 @@ def _run(session: Session, compiled: Compiled, state: TrainState, step: int) -> 
                 recorder.drain()
                 _save(session, state, step)
             if recorder.nonfinite >= config.train.max_nonfinite_steps:
-                return _fail(session, dataset[step - 1], step)
+                return _fail(session, dataset[recorder.finished - 1], recorder.finished)
             if session.stop.requested:
                 return _stop(session, state, step)
             if step == steps:
@@ -193,14 +225,14 @@ def _evaluate(session: Session, compiled: Compiled, state: TrainState, step: int
     A signal ends it without a row; a resumed run begins with the evaluation that is missing.
     """
     config, batches = session.config.eval, session.validation
-    if not len(batches) or session.log.has_evaluation(step):
+    if compiled.eval_step is None or session.log.has_evaluation(step):
         return
     count = min(len(batches), config.batches or len(batches))
     with session.goodput.spent_on("evaluation"):
         try:
             evaluation = evaluate(
                 compiled.eval_step,
-                state.params if state.ema is None else state.ema,
+                averaged(state),
                 (batches[index] for index in range(count)),
                 bytes_per_token=batches.bytes_per_token,
                 sharding=batch_sharding(session.program.mesh),
@@ -228,20 +260,24 @@ def _save(session: Session, state: TrainState, step: int, *, wait: bool = False)
 
 
 def _finish(session: Session, state: TrainState, step: int) -> int:
+    """Save, write a sample, and say what the run is good for now."""
     _save(session, state, step, wait=True)
-    params = state.params if state.ema is None else state.ema
-    program, directory = session.program, session.directory
-    from importlib.util import find_spec
-    if find_spec("jaxformer.generate.decode") is None:
-        session.display.say(announce.commands(directory, finished=True))
-        return DONE
-    run = Run(session.config, program.model, params, session.tokenizer, step, program.mesh)
-    sample = run.generate("", max_new_tokens=SAMPLE_TOKENS, seed=session.config.train.seed)
-    with directory.samples.open("a", encoding="utf-8") as file:
-        file.write(f"=== step {step}\n{sample}\n")
-    session.display.say(f"a sample:\n{sample}\n")
-    session.display.say(announce.commands(directory, finished=True))
+    with session.goodput.spent_on("evaluation"):
+        sample = _sample(session, state, step)
+    with session.directory.samples.open("a", encoding="utf-8") as file:
+        file.write(f"--- step {step}\n{sample}\n")
+    session.display.say(f"a sample:\n\n{sample}\n")
+    session.display.say(announce.commands(session.directory, finished=True))
     return DONE
+
+
+def _sample(session: Session, state: TrainState, step: int) -> str:
+    program, config = session.program, session.config
+    run = Run(config, program.model, averaged(state), session.tokenizer, step, program.mesh)
+    longest = getattr(config.model.positions, "max_length", math.inf)
+    text = run.generate("", max_new_tokens=min(SAMPLE_TOKENS, longest - 1), seed=config.train.seed)
+    assert isinstance(text, str)
+    return text
 
 
 def _stop(session: Session, state: TrainState, step: int) -> int:
@@ -274,46 +310,5 @@ def _is_due(step: int, every: int, last: int) -> bool:
     return step == last or (step > 0 and step % every == 0)
 
 
-def _is_complete(directory: RunDirectory, config: Config) -> bool:
-    """Whether the last step is saved, and evaluated where there is something to evaluate on."""
-    last = config.train.steps
-    if not (directory.checkpoints / str(last)).is_dir():
-        return False
-    validates = config.data.validation_fraction > 0 or config.data.validation_source is not None
-    rows = read_rows(directory.metrics)
-    return not validates or any(row["step"] == last and "eval/loss" in row for row in rows)
-
-
 def _eval_rows(config: Config) -> int:
     return config.eval.batch_size or config.train.batch_size
-
-
-def _check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
-    size = config.model.vocab_size
-    if size is not None and size < tokenizer.vocab_size:
-        raise UserError(
-            f"model.vocab_size is {size}, smaller than the tokenizer {config.data.tokenizer}'s "
-            f"{tokenizer.vocab_size}; leave it out, or give at least {tokenizer.vocab_size}"
-        )
-
-
-def _check_same_data(directory: RunDirectory, saved: Json, manifest: Json) -> None:
-    for part in ("tokenizer", "data"):
-        if saved[part] != manifest[part]:
-            raise UserError(
-                f"the {part} of {directory.path} has changed since its newest checkpoint, so the "
-                f"run would not go on as it began; bring it back, or give another run.dir\n"
-                f"  before: {saved[part]}\n  now:    {manifest[part]}"
-            )
-
-
-def _manifest(config: Config, program: Program, tokenizer: Tokenizer, stores: Stores) -> Json:
-    return {
-        "config": config.model_dump(mode="json"),
-        "parameters": program.num_parameters,
-        "tokenizer": {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint},
-        "data": stores.manifest(),
-        "mesh": dict(program.mesh.shape),
-        "versions": versions(),
-        "git_revision": git_revision(),
-    }

@@ -47,7 +47,9 @@ def peak_flops(devices: Sequence[jax.Device], dtype: DTypeLike) -> Peak:
         return Peak(PEAKS[kind] * len(devices), f"{len(devices)} × {kind}, data sheet")
     rate = _measured_flops(devices[0], dtype)
     count = 1 if devices[0].platform == "cpu" else len(devices)
-    return Peak(rate * count, f"{devices[0].platform}, measured with a {jnp.dtype(dtype).name} product")
+    return Peak(
+        rate * count, f"{devices[0].platform}, measured with a {jnp.dtype(dtype).name} product"
+    )
 
 
 def _measured_flops(device: jax.Device, dtype: DTypeLike) -> float:

@@ -1,7 +1,7 @@
 """Optimizers from Optax, and which weights each rule is for."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ def make_optimizer(config: OptimizerConfig, axes: PyTree) -> optax.GradientTrans
     - `adamw`: Loshchilov and Hutter, 2019, arXiv:1711.05101.
     - `lion`: Chen et al., 2023, arXiv:2302.06675.
     - `adafactor`: Shazeer and Stern, 2018, arXiv:1804.04235, without momentum; updates are relative
-      to the weights' own size. Root mean squares are over a whole leaf, all stacked layers together.
+      to the weights' own size. Root mean squares are over a whole leaf, stacked layers together.
     - `muon`: see `_muon`.
     - `sgd`: with heavy-ball momentum.
 
@@ -77,7 +77,9 @@ def _muon(config: MuonConfig, axes: PyTree) -> optax.GradientTransformation:
     stacked along `layers` are orthogonalised each on its own, as one batched product.
     """
     muon_dims = jax.tree.map(_muon_dimensions, axes, is_leaf=_is_spec)
-    labels = jax.tree.map(lambda dims: "adamw" if dims is None else "muon", muon_dims, is_leaf=_is_dims)
+    labels = jax.tree.map(
+        lambda dims: "adamw" if dims is None else "muon", muon_dims, is_leaf=_is_dims
+    )
     dims_of_muon = jax.tree.map(
         lambda dims: optax.MaskedNode() if dims is None else dims, muon_dims, is_leaf=_is_dims
     )
@@ -117,7 +119,7 @@ def decay_mask(axes: PyTree) -> PyTree:
     return jax.tree.map(lambda spec: matrix_sides(spec) is not None, axes, is_leaf=_is_spec)
 
 
-def matrix_sides(names: Sequence[str | None]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+def matrix_sides(names: Iterable[str | None]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """Which dimensions are a weight matrix's inputs and outputs; None for what is no matrix.
 
     `layers` is no side: each index along it is a weight of its own. `heads` (or `kv_heads`) and
@@ -127,18 +129,21 @@ def matrix_sides(names: Sequence[str | None]) -> tuple[tuple[int, ...], tuple[in
     Raises:
         ValueError: more than two sides.
     """
+    names = tuple(names)
     sides: list[tuple[int, ...]] = []
     for dimension, name in enumerate(names):
         if name in STACKING_AXES:
             continue
-        follows_heads = sides and names[sides[-1][-1]] in HEAD_AXES and sides[-1][-1] == dimension - 1
+        follows_heads = (
+            sides and names[sides[-1][-1]] in HEAD_AXES and sides[-1][-1] == dimension - 1
+        )
         if name == "head_dim" and follows_heads:
             sides[-1] = (*sides[-1], dimension)
         else:
             sides.append((dimension,))
     if len(sides) > 2:
         raise ValueError(
-            f"a parameter with axes {tuple(names)} has {len(sides)} sides, a matrix has two; name "
+            f"a parameter with axes {names} has {len(sides)} sides, a matrix has two; name "
             f"stacked axes one of {STACKING_AXES}"
         )
     return (sides[0], sides[1]) if len(sides) == 2 else None

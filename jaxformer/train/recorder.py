@@ -40,11 +40,12 @@ class Recorder:
         self._tokens_per_step = tokens_per_step
         self._utilisation = flops_per_step / peak_flops
         self._running: deque[tuple[int, Metrics]] = deque()
-        self.nonfinite = 0
+        self.finished = 0  # the newest step that is known to have ended
+        self.nonfinite = 0  # updates skipped in a row up to it
 
     def start(self, step: int, nonfinite: int) -> None:
         """Begin to count time; `step` updates have been tried so far."""
-        self.nonfinite = nonfinite
+        self.finished, self.nonfinite = step, nonfinite
         self._row_step, self._row_clock = step, self._clock()
 
     def add(self, step: int, metrics: Metrics) -> None:
@@ -74,7 +75,7 @@ class Recorder:
 
     def _finish(self, step: int, metrics: Metrics) -> None:
         values = {name: value.item() for name, value in jax.device_get(metrics).items()}
-        self.nonfinite = values["nonfinite"]
+        self.finished, self.nonfinite = step, values["nonfinite"]
         if self.nonfinite:
             self._display.say(
                 f"step {step:,}  loss {values['loss']}, gradient norm {values['grad_norm']}: not "

@@ -16,7 +16,7 @@ Metrics = dict[str, jax.Array]
 
 
 class Sums(Protocol):
-    """Sums over a batch's loss tokens, float32 scalars: nats, the weighted z-loss, and the count."""
+    """Sums over a batch's loss tokens, float32 scalars: nats, the weighted z-loss, the count."""
 
     loss: jax.Array
     z_loss: jax.Array
@@ -88,7 +88,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p + factor * u, state.params, updates)
         ema = _moving_average(state.ema, params, options.ema_decay)
-        kept = jax.tree.map(
+        params, opt_state, ema = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (params, opt_state, ema),
             (state.params, state.opt_state, state.ema),
@@ -103,7 +103,7 @@ def make_train_step(
         }
         if options.z_loss:
             metrics["z_loss"] = sums.z_loss / tokens
-        return TrainState(state.step + 1, *kept, nonfinite), metrics
+        return TrainState(state.step + 1, params, opt_state, ema, nonfinite), metrics
 
     return train_step
 
@@ -120,12 +120,16 @@ def _sum_gradients(
         gradients, sums = gradient(params, batch)
         return sums, gradients
 
-    def add_micro_batch(total: tuple[PyTree, Sums], rows: Batch) -> tuple[tuple[PyTree, Sums], None]:
+    def add_micro_batch(
+        total: tuple[PyTree, Sums], rows: Batch
+    ) -> tuple[tuple[PyTree, Sums], None]:
         return jax.tree.map(jnp.add, total, gradient(params, rows)), None
 
     micro_batches = jax.tree.map(lambda x: _split_rows(x, accumulation), batch)
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), micro_batches)
-    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, params, one))
+    zero = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, params, one)
+    )
     (gradients, sums), _ = jax.lax.scan(add_micro_batch, zero, micro_batches)
     return sums, gradients
 

@@ -29,8 +29,8 @@ def test_a_difference_names_what_is_missing_extra_or_of_another_shape_or_dtype(t
     with pytest.raises(UserError) as error:
         check_same_tree("params", where, describe(SAVED), wanted)
     assert str(error.value).splitlines() == [
-        f"{where} does not fit: its params differ in 5 places from those of the configuration; give "
-        f"the configuration it was trained with ({tmp_path / 'run' / 'config.yaml'})",
+        f"{where} does not fit: its params differ in 5 places from those of the configuration; "
+        f"give the configuration it was trained with ({tmp_path / 'run' / 'config.yaml'})",
         "  shape    embedding: float32[10, 4] in the checkpoint, float32[12, 4] wanted",
         "  missing  head float32[4, 12]: not in the checkpoint",
         "  missing  layers/0/queries float32[2, 4, 4]: not in the checkpoint",

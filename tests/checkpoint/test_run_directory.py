@@ -45,7 +45,8 @@ def test_a_change_of_model_data_or_optimizer_is_refused_with_the_keys(used, tmp_
     with pytest.raises(UserError) as error:
         used.check(changed)
     assert str(error.value).splitlines() == [
-        f"run.dir {used.path} holds a run of another configuration; give another run.dir, or set back:",
+        f"run.dir {used.path} holds a run of another configuration; give another run.dir, or set "
+        "back:",
         "  model.d_model: 16 before, 32 now",
         "  data.sequence_length: 16 before, 8 now",
         "  train.seed: 0 before, 3 now",
@@ -57,7 +58,9 @@ def test_a_change_of_model_data_or_optimizer_is_refused_with_the_keys(used, tmp_
 
 
 def test_fewer_steps_are_refused(used, tmp_path):
-    with pytest.raises(UserError, match=r"train.steps is 8, but the run in .* is one of 12; it may grow"):
+    with pytest.raises(
+        UserError, match=r"train.steps is 8, but the run in .* is one of 12; it may grow"
+    ):
         used.check(make_config(tmp_path, train={"steps": 8}))
 
 
@@ -76,7 +79,9 @@ def test_a_directory_without_a_checkpoint_takes_any_configuration(tmp_path):
 
 def test_a_directory_that_cannot_be_made_is_refused_before_anything_starts(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/run cannot be written: .*/file is a file; give a folder"):
+    with pytest.raises(
+        UserError, match=r"file/run cannot be written: .*/file is a file; give a folder"
+    ):
         RunDirectory(tmp_path / "file" / "run").check(make_config(tmp_path))
 
 

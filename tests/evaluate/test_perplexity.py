@@ -19,7 +19,9 @@ ROWS, LENGTH, VOCAB = 7, 12, 30
 @pytest.fixture(scope="module")
 def model_and_params():
     model = build_model(Config.model_validate({"model": MODEL}).model, vocab_size=VOCAB)
-    params = meta.unbox(jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2), np.int32))["params"])
+    params = meta.unbox(
+        jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2), np.int32))["params"]
+    )
     return model, jax.tree.map(lambda p: 5 * p, params)  # far from uniform
 
 

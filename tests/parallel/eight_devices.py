@@ -14,13 +14,12 @@ from jaxformer.train.program import make_program
 
 MODEL = {
     "d_model": 32,
-    "num_layers": 2,
+    "num_layers": 1,
     "mixer": {"kind": "attention", "num_heads": 4},
     "ffn": {"kind": "swiglu", "d_hidden": 48},
 }
 MESHES = {
     "one": {"data": 1},
-    "data": {"data": 8},
     "fsdp": {"data": 1, "fsdp": 8},
     "both": {"data": 2, "fsdp": 4},
 }

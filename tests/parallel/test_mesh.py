@@ -29,8 +29,9 @@ def test_an_open_axis_that_nothing_whole_is_left_for_is_refused():
     with pytest.raises(UserError) as error:
         resolve_sizes(sizes(data=-1, tensor=3), 8)
     assert str(error.value) == (
-        "mesh.data is -1, but the other axes multiply to 3, which does not divide the 8 cpu devices "
-        "(data -1, fsdp 1, expert 1, tensor 3, context 1); choose sizes whose product divides 8"
+        "mesh.data is -1, but the other axes multiply to 3, which does not divide the 8 cpu "
+        "devices (data -1, fsdp 1, expert 1, tensor 3, context 1); choose sizes whose product "
+        "divides 8"
     )
 
 
@@ -50,6 +51,6 @@ def test_a_batch_that_shards_times_accumulation_do_not_divide_is_refused():
     with pytest.raises(UserError) as error:
         check_rows(resolved, 40, 2, "train.batch_size")
     assert str(error.value) == (
-        "train.batch_size is 40, not divisible by 16 (data shards 8 × train.accumulation 2; the mesh "
-        "is data 4, fsdp 2, expert 1, tensor 1, context 1); the nearest size that is: 32"
+        "train.batch_size is 40, not divisible by 16 (data shards 8 × train.accumulation 2; the "
+        "mesh is data 4, fsdp 2, expert 1, tensor 1, context 1); the nearest size that is: 32"
     )

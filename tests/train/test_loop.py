@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 
 from jaxformer.checkpoint.manager import Checkpoints
+from jaxformer.data.batch import Batch
 from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.parallel.rules import batch_sharding, put_batch
 from jaxformer.schema import UserError
+from jaxformer.train import loop, program
 from jaxformer.train.loop import train
 from jaxformer.train.metrics import TIMING_FIELDS, read_rows
 from jaxformer.train.program import make_program
+from jaxformer.train.recorder import Recorder
 from tests.runs import assert_same_arrays, make_config, results, saved_arrays
 
 
@@ -33,7 +36,14 @@ def test_rows_have_the_promised_fields_at_the_promised_steps(finished):
     training = [row for row in rows if "loss" in row]
     assert [row["step"] for row in training] == [1, 2, 4, 6, 8, 10, 12]
     for row in training:
-        assert {"loss", "learning_rate", "grad_norm", "tokens", "z_loss", *TIMING_FIELDS} <= row.keys()
+        assert {
+            "loss",
+            "learning_rate",
+            "grad_norm",
+            "tokens",
+            "z_loss",
+            *TIMING_FIELDS,
+        } <= row.keys()
         assert row["tokens"] == row["step"] * 4 * 16
         assert row["tokens_per_second"] == pytest.approx(4 * 16 / row["step_seconds"])
     evaluations = [row for row in rows if "eval/loss" in row]
@@ -120,8 +130,6 @@ def test_resumed_three_times_a_run_equals_one_that_never_stopped(finished, tmp_p
 
 def signal_at_step(patch: pytest.MonkeyPatch, step: int) -> None:
     """SIGTERM just after this step was launched."""
-    from jaxformer.train.recorder import Recorder
-
     add = Recorder.add
 
     def add_and_signal(self: Recorder, launched: int, metrics: dict) -> None:
@@ -137,8 +145,6 @@ def test_a_signal_during_evaluation_saves_and_the_evaluation_is_made_later(
 ):
     _, run = finished
     config = make_config(tmp_path)
-    from jaxformer.train import loop
-
     evaluate = loop.evaluate
 
     def evaluate_and_signal(*arguments, **options):
@@ -169,8 +175,6 @@ def test_a_run_can_be_made_longer(tmp_path):
 
 def poison_from(patch: pytest.MonkeyPatch, bad_steps: set[int]) -> None:
     """Make the loss of these steps not a number, by the rate that the schedule gives."""
-    from jaxformer.train import program
-
     make_train_step = program.make_train_step
 
     def poisoned(loss_sums, *arguments):
@@ -183,8 +187,6 @@ def poison_from(patch: pytest.MonkeyPatch, bad_steps: set[int]) -> None:
 
     patch.setattr(program, "make_train_step", poisoned)
 
-    from jaxformer.train import loop
-
     put = loop.put_batch
     step = 0
 
@@ -192,7 +194,9 @@ def poison_from(patch: pytest.MonkeyPatch, bad_steps: set[int]) -> None:
         nonlocal step
         step += 1
         if step in bad_steps:
-            batch = batch._replace(inputs=np.where(np.arange(16) == 0, -1, batch.inputs).astype(np.int32))
+            batch = batch._replace(
+                inputs=np.where(np.arange(16) == 0, -1, batch.inputs).astype(np.int32)
+            )
         return put(batch, sharding)
 
     patch.setattr(loop, "put_batch", put_poisoned)
@@ -231,7 +235,9 @@ def test_too_many_updates_skipped_in_a_row_stop_the_run_and_keep_the_last_good_c
     assert "the last good checkpoint is step 5" in output
 
 
-def test_a_signal_while_updates_are_skipped_leaves_the_good_checkpoint(tmp_path, monkeypatch, capsys):
+def test_a_signal_while_updates_are_skipped_leaves_the_good_checkpoint(
+    tmp_path, monkeypatch, capsys
+):
     with monkeypatch.context() as patch:
         poison_from(patch, {6, 7, 8})
         signal_at_step(patch, 7)
@@ -242,8 +248,6 @@ def test_a_signal_while_updates_are_skipped_leaves_the_good_checkpoint(tmp_path,
 def test_a_failed_save_ends_the_run_at_the_next_step(tmp_path, monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise OSError("No space left on device")
-
-    from jaxformer.train.recorder import Recorder
 
     launched = []
     add = Recorder.add
@@ -266,14 +270,14 @@ def test_a_failed_save_ends_the_run_at_the_next_step(tmp_path, monkeypatch):
 def test_no_step_can_compile_again_and_the_argument_that_changed_is_named(tmp_path):
     config = make_config(tmp_path)
     mesh = make_mesh(config.mesh.model_dump(), jax.devices())
-    program = make_program(config, mesh, vocab_size=257)
-    compiled = program.compile(None)
-    state = program.initial_state()
+    whole = make_program(config, mesh, vocab_size=257)
+    compiled = whole.compile(None)
+    state = whole.initial_state()
     ones = np.ones((4, 8), np.int32)
-    from jaxformer.data.batch import Batch
-
     short = put_batch(Batch(ones, ones, ones, ones, ones.astype(bool)), batch_sharding(mesh))
-    with pytest.raises(TypeError, match=r"batch\.targets.* compiled with int32\[4,16\].*int32\[4,8\]"):
+    with pytest.raises(
+        TypeError, match=r"batch\.targets.* compiled with int32\[4,16\].*int32\[4,8\]"
+    ):
         compiled.train_step(state, short)
 
 
@@ -284,19 +288,25 @@ def test_data_that_changed_since_the_checkpoint_is_refused(tmp_path, monkeypatch
     config = make_config(tmp_path)
     text = tmp_path / "text.txt"
     text.write_text(text.read_text().replace("a", "z"))
-    with pytest.raises(UserError, match=r"the data of .*run has changed since its newest checkpoint"):
+    with pytest.raises(
+        UserError, match=r"the data of .*run has changed since its newest checkpoint"
+    ):
         train(config)
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(tmp_path):
     config = make_config(tmp_path, model={"vocab_size": 100})
-    with pytest.raises(UserError, match=r"model.vocab_size is 100, smaller than the tokenizer bytes's 257"):
+    with pytest.raises(
+        UserError, match=r"model.vocab_size is 100, smaller than the tokenizer bytes's 257"
+    ):
         train(config)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_mesh_that_does_not_fit_is_refused_and_nothing_is_written(tmp_path):
     config = make_config(tmp_path, mesh={"data": 1, "fsdp": 3})
-    with pytest.raises(UserError, match=r"mesh sizes multiply to 3 .*, but there are \d+ cpu device"):
+    with pytest.raises(
+        UserError, match=r"mesh sizes multiply to 3 .*, but there are \d+ cpu device"
+    ):
         train(config)
     assert not (tmp_path / "run").exists()

@@ -80,7 +80,9 @@ def test_norms_and_biases_of_a_model_do_not_decay_and_kernels_do():
         "tie_embeddings": False,
     }
     axes = logical_axes(
-        abstract_parameters(build_model(Config.model_validate({"model": model}).model, vocab_size=9))
+        abstract_parameters(
+            build_model(Config.model_validate({"model": model}).model, vocab_size=9)
+        )
     )
     for path, decays in jax.tree.flatten_with_path(decay_mask(axes))[0]:
         name = path_name(path)

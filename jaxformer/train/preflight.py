@@ -1,0 +1,52 @@
+"""What must hold before a run starts, and what it records of itself."""
+
+from jaxformer.checkpoint.manager import Json
+from jaxformer.checkpoint.manifest import git_revision, versions
+from jaxformer.checkpoint.run_directory import RunDirectory
+from jaxformer.config import Config
+from jaxformer.data.loader import Stores
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.schema import UserError
+from jaxformer.train.metrics import read_rows
+from jaxformer.train.program import Program
+
+
+def is_complete(directory: RunDirectory, config: Config) -> bool:
+    """Whether the last step is saved, and evaluated where there is something to evaluate on."""
+    last = config.train.steps
+    if not (directory.checkpoints / str(last)).is_dir():
+        return False
+    validates = config.data.validation_fraction > 0 or config.data.validation_source is not None
+    rows = read_rows(directory.metrics)
+    return not validates or any(row["step"] == last and "eval/loss" in row for row in rows)
+
+
+def check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
+    size = config.model.vocab_size
+    if size is not None and size < tokenizer.vocab_size:
+        raise UserError(
+            f"model.vocab_size is {size}, smaller than the tokenizer {config.data.tokenizer}'s "
+            f"{tokenizer.vocab_size}; leave it out, or give at least {tokenizer.vocab_size}"
+        )
+
+
+def check_same_data(directory: RunDirectory, saved: Json, manifest: Json) -> None:
+    for part in ("tokenizer", "data"):
+        if saved[part] != manifest[part]:
+            raise UserError(
+                f"the {part} of {directory.path} has changed since its newest checkpoint, so the "
+                f"run would not go on as it began; bring it back, or give another run.dir\n"
+                f"  before: {saved[part]}\n  now:    {manifest[part]}"
+            )
+
+
+def manifest_of(config: Config, program: Program, tokenizer: Tokenizer, stores: Stores) -> Json:
+    return {
+        "config": config.model_dump(mode="json"),
+        "parameters": program.num_parameters,
+        "tokenizer": {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint},
+        "data": stores.manifest(),
+        "mesh": dict(program.mesh.shape),
+        "versions": versions(),
+        "git_revision": git_revision(),
+    }
