@@ -24,13 +24,13 @@ train: $(VENV)/.installed
 	$(BIN)/python train.py configs/quickstart.yaml $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 $(TESTS) $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS) $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/jaxformer schema --check configs/schema.json
 
 format: $(VENV)/.installed-dev

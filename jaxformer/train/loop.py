@@ -13,7 +13,6 @@ from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.config import Config
 from jaxformer.data.batch import Batch
 from jaxformer.data.loader import (
-    Stores,
     ValidationBatches,
     iterate,
     open_stores,
@@ -51,7 +50,7 @@ from jaxformer.train.step import TrainState
 from jaxformer.train.trackers import Guarded, TensorBoard
 
 DONE, FAILED = 0, 1
-SAMPLE_TOKENS = 256
+SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 256, 0.8
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,6 @@ class Session:
     config: Config
     directory: RunDirectory
     tokenizer: Tokenizer
-    stores: Stores
     validation: ValidationBatches
     program: Program
     checkpoints: Checkpoints
@@ -150,7 +148,6 @@ def train(config: Config) -> int:
             config=config,
             directory=directory,
             tokenizer=tokenizer,
-            stores=stores,
             validation=validation,
             program=program,
             checkpoints=checkpoints,
@@ -198,14 +195,16 @@ def _run(session: Session, compiled: Compiled, state: TrainState, step: int) -> 
     try:
         while True:
             session.checkpoints.raise_failed_save()
-            if _is_due(step, config.eval.every, steps):
+            evaluates = _is_due(step, config.eval.every, steps)
+            saves = _is_due(step, config.checkpoint.every, steps)
+            if evaluates or saves:
                 recorder.drain()
-                _evaluate(session, compiled, state, step)
-            if _is_due(step, config.checkpoint.every, steps):
-                recorder.drain()
-                _save(session, state, step)
             if recorder.nonfinite >= config.train.max_nonfinite_steps:
                 return _fail(session, dataset[recorder.finished - 1], recorder.finished)
+            if evaluates:
+                _evaluate(session, compiled, state, step)
+            if saves:
+                _save(session, state, step)
             if session.stop.requested:
                 return _stop(session, state, step)
             if step == steps:
@@ -275,7 +274,12 @@ def _sample(session: Session, state: TrainState, step: int) -> str:
     program, config = session.program, session.config
     run = Run(config, program.model, averaged(state), session.tokenizer, step, program.mesh)
     longest = getattr(config.model.positions, "max_length", math.inf)
-    text = run.generate("", max_new_tokens=min(SAMPLE_TOKENS, longest - 1), seed=config.train.seed)
+    text = run.generate(
+        "",
+        max_new_tokens=min(SAMPLE_TOKENS, longest - 1),
+        temperature=SAMPLE_TEMPERATURE,
+        seed=config.train.seed,
+    )
     assert isinstance(text, str)
     return text
 
@@ -297,10 +301,12 @@ def _fail(session: Session, batch: Batch, step: int) -> int:
     path = session.directory.path / f"nonfinite_batch_{step}.npz"
     np.savez(path, **batch._asdict())
     session.checkpoints.wait()
+    good = session.checkpoints.latest()
+    last_good = "none" if good is None else f"step {good:,}"
     session.display.say(
         f"stopped at step {step:,}: the loss or the gradient was not finite for "
         f"{session.recorder.nonfinite} steps in a row (train.max_nonfinite_steps). The batch is in "
-        f"{path}, the last good checkpoint is step {session.checkpoints.latest()}. Lower "
+        f"{path}, the last good checkpoint is {last_good}. Lower "
         f"optimizer.learning_rate, or lengthen its warm-up"
     )
     return FAILED

@@ -1,0 +1,63 @@
+import jax
+import numpy as np
+import pytest
+
+import jaxformer
+from jaxformer.run import load
+from jaxformer.schema import UserError
+from jaxformer.train.loop import train
+from tests.runs import make_config, saved_arrays, write_text
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    assert train(make_config(folder)) == 0
+    return folder / "run"
+
+
+def test_a_run_is_loaded_with_its_configuration_model_and_tokenizer(finished):
+    run = jaxformer.load(finished)
+    assert run.step == 12
+    assert run.config == make_config(finished.parent)
+    assert run.tokenizer.name == "bytes"
+    logits = run.model.apply({"params": run.params}, np.zeros((1, 3), np.int32))
+    assert logits.shape == (1, 3, 257)
+
+
+def test_the_moving_average_is_what_is_loaded_where_there_is_one(finished):
+    run, saved = load(finished / "checkpoints" / "8"), saved_arrays(finished, 8)
+    assert run.step == 8
+    found = np.asarray(run.params["embedding"])
+    np.testing.assert_array_equal(found, saved["ema['embedding']"])
+    assert (found != saved["params['embedding']"]).any()
+
+
+def test_the_same_seed_generates_the_same_text(finished):
+    run = load(finished)
+    texts = run.generate(["ab", "c"], max_new_tokens=8, seed=3)
+    assert texts == load(finished).generate(["ab", "c"], max_new_tokens=8, seed=3)
+    assert len(texts) == 2
+
+
+def test_parameters_lie_on_the_mesh_that_is_asked_for(finished):
+    run = load(finished, ["mesh.data=1", f"mesh.fsdp={len(jax.devices())}"])
+    assert dict(run.mesh.shape)["fsdp"] == len(jax.devices())
+
+
+def test_another_width_is_a_difference_by_path(finished):
+    with pytest.raises(UserError, match=r"shape +embedding: float32\[257, 16\] in the checkpoint"):
+        load(finished, ["model.d_model=32"])
+
+
+def test_another_tokenizer_is_refused(finished, monkeypatch):
+    monkeypatch.setattr("jaxformer.data.tokenizers.ByteTokenizer.fingerprint", "0123456789abcdef")
+    with pytest.raises(UserError, match=r"was trained with the tokenizer bytes of fingerprint"):
+        load(finished)
+
+
+def test_a_run_without_a_checkpoint_is_refused(tmp_path):
+    write_text(tmp_path)
+    (tmp_path / "config.yaml").write_text(make_config(tmp_path).model_dump_json())
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        load(tmp_path)
