@@ -106,7 +106,7 @@ def test_sigterm_while_compiling_saves_at_once(tmp_path):
     sent = time.monotonic()
     code, output = finish(process)
     assert code == 75, output
-    assert time.monotonic() - sent < 20
+    assert time.monotonic() - sent < 30
     assert "compiled in" not in output
     assert (tmp_path / "run" / "checkpoints" / "0").is_dir()
 

@@ -14,6 +14,7 @@ from jaxformer.parallel.mesh import make_mesh
 from jaxformer.parallel.rules import batch_sharding, put_batch
 from jaxformer.schema import UserError
 from jaxformer.train import loop, program
+from jaxformer.train.interrupt import SIGNALS
 from jaxformer.train.loop import train
 from jaxformer.train.metrics import TIMING_FIELDS, read_rows
 from jaxformer.train.program import make_program
@@ -160,10 +161,10 @@ def test_a_signal_during_evaluation_saves_and_the_evaluation_is_made_later(
     assert results(tmp_path / "run") == results(run)
 
 
-def test_handlers_of_signals_are_as_before_after_a_run(finished):
-    config, _ = finished
-    train(config)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+def test_handlers_of_signals_are_as_before_after_a_run(tmp_path):
+    before = [signal.getsignal(number) for number in SIGNALS]
+    train(make_config(tmp_path, train={"steps": 2}))
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_a_run_can_be_made_longer(tmp_path):
