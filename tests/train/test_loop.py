@@ -163,7 +163,7 @@ def test_a_signal_during_evaluation_saves_and_the_evaluation_is_made_later(
 
 def test_handlers_of_signals_are_as_before_after_a_run(tmp_path):
     before = [signal.getsignal(number) for number in SIGNALS]
-    train(make_config(tmp_path, train={"steps": 2}))
+    assert train(make_config(tmp_path)) == 0
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
@@ -234,6 +234,14 @@ def test_too_many_updates_skipped_in_a_row_stop_the_run_and_keep_the_last_good_c
     output = capsys.readouterr().out
     assert "not finite for 3 steps in a row (train.max_nonfinite_steps)" in output
     assert "the last good checkpoint is step 5" in output
+
+
+def test_too_many_updates_skipped_at_the_very_end_are_a_failure_as_well(tmp_path, monkeypatch):
+    poison_from(monkeypatch, {10, 11, 12})
+    config = make_config(tmp_path, train={"max_nonfinite_steps": 3}, eval={"every": 100})
+    assert train(config) == 1
+    with Checkpoints(tmp_path / "run" / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.latest() == 8
 
 
 def test_a_signal_while_updates_are_skipped_leaves_the_good_checkpoint(
