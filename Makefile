@@ -21,7 +21,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input
 .DEFAULT_GOAL := train
 
 # Large pages for large arrays: steps on a Linux CPU take about a fifth less time. Others ignore it.
-train benchmark: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+train: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 train: $(VENV)/.installed
 	$(BIN)/python train.py configs/quickstart.yaml $(ARGS)
