@@ -1,33 +1,23 @@
 """A training run from a configuration to a trained model, to be read from top to bottom."""
 
-import math
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import jax
-import numpy as np
 
-from jaxformer.checkpoint.manager import Checkpoints, Json
+from jaxformer.checkpoint.manager import Checkpoints
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.config import Config
-from jaxformer.data.batch import Batch
-from jaxformer.data.loader import (
-    ValidationBatches,
-    iterate,
-    open_stores,
-    train_batches,
-    validation_batches,
-)
-from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
+from jaxformer.data.loader import iterate, open_stores, train_batches, validation_batches
+from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.evaluate.perplexity import evaluate
 from jaxformer.parallel.mesh import check_rows, make_mesh
 from jaxformer.parallel.rules import batch_sharding, put_batch
-from jaxformer.run import Run
 from jaxformer.train import announce
-from jaxformer.train.display import Display, make_display
+from jaxformer.train.display import make_display
+from jaxformer.train.ending import DONE, end_failed, end_finished, end_stopped
 from jaxformer.train.goodput import Goodput
-from jaxformer.train.interrupt import STOPPED, Interrupted, StopSignal
+from jaxformer.train.interrupt import Interrupted, StopSignal
 from jaxformer.train.metrics import MetricsLog
 from jaxformer.train.mfu import peak_flops
 from jaxformer.train.preflight import (
@@ -36,39 +26,11 @@ from jaxformer.train.preflight import (
     is_complete,
     manifest_of,
 )
-from jaxformer.train.program import (
-    Compiled,
-    Program,
-    averaged,
-    make_program,
-    progress,
-    restored,
-    trees,
-)
+from jaxformer.train.program import Compiled, averaged, make_program, restored, trees
 from jaxformer.train.recorder import Recorder
+from jaxformer.train.session import Session, save
 from jaxformer.train.step import TrainState
 from jaxformer.train.trackers import Guarded, TensorBoard
-
-DONE, FAILED = 0, 1
-SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 256, 0.8
-
-
-@dataclass(frozen=True)
-class Session:
-    """What the phases of one process's part of a run share."""
-
-    config: Config
-    directory: RunDirectory
-    tokenizer: Tokenizer
-    validation: ValidationBatches
-    program: Program
-    checkpoints: Checkpoints
-    log: MetricsLog
-    recorder: Recorder
-    display: Display
-    goodput: Goodput
-    stop: StopSignal
-    manifest: Json
 
 
 def train(config: Config) -> int:
@@ -172,7 +134,7 @@ def _compile_and_run(session: Session, state: TrainState, step: int) -> int:
         with session.goodput.spent_on("compile"):
             compiled = stop.wait_for(lambda: program.compile(rows))
     except Interrupted:
-        return _stop(session, state, step)
+        return end_stopped(session, state, step)
     seconds = session.goodput.seconds()["compile"]
     session.display.say(announce.compiled_in(seconds, compiled.bytes_per_device))
     return _run(session, compiled, state, step)
@@ -182,15 +144,16 @@ def _run(session: Session, compiled: Compiled, state: TrainState, step: int) -> 
     """The loop. At every step, in this order: evaluate, save, and only then draw the next batch."""
     config, recorder, goodput = session.config, session.recorder, session.goodput
     steps, sharding = config.train.steps, batch_sharding(session.program.mesh)
-    dataset = train_batches(
-        config.data,
-        session.tokenizer,
-        batch_size=config.train.batch_size,
-        seed=config.train.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    batches = iterate(dataset, step, config.data.prefetch)
+    with goodput.spent_on("start"):
+        dataset = train_batches(
+            config.data,
+            session.tokenizer,
+            batch_size=config.train.batch_size,
+            seed=config.train.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        batches = iterate(dataset, step, config.data.prefetch)
     recorder.start(step, int(state.nonfinite))
     try:
         while True:
@@ -200,15 +163,15 @@ def _run(session: Session, compiled: Compiled, state: TrainState, step: int) -> 
             if evaluates or saves:
                 recorder.drain()
             if recorder.nonfinite >= config.train.max_nonfinite_steps:
-                return _fail(session, dataset[recorder.finished - 1], recorder.finished)
+                return end_failed(session, dataset[recorder.finished - 1], recorder.finished)
             if evaluates:
                 _evaluate(session, compiled, state, step)
             if saves:
-                _save(session, state, step)
+                save(session, state, step)
             if session.stop.requested:
-                return _stop(session, state, step)
+                return end_stopped(session, state, step)
             if step == steps:
-                return _finish(session, state, step)
+                return end_finished(session, state, step)
             with goodput.spent_on("data"):
                 batch = put_batch(next(batches), sharding)
             state, metrics = compiled.train_step(state, batch)
@@ -240,76 +203,6 @@ def _evaluate(session: Session, compiled: Compiled, state: TrainState, step: int
         except Interrupted:
             return
     session.recorder.evaluated(step, evaluation)
-
-
-def _save(session: Session, state: TrainState, step: int, *, wait: bool = False) -> None:
-    """Checkpoint `step`, if it is not there yet.
-
-    While updates are being skipped nothing is saved: the newest checkpoints stay those of before.
-    """
-    last = step == session.config.train.steps
-    with session.goodput.spent_on("saving"):
-        if step != session.checkpoints.latest() and (last or not session.recorder.nonfinite):
-            session.log.sync()
-            loss = session.log.eval_loss(step)
-            manifest = {**session.manifest, "step": step, "metrics": {"eval/loss": loss}}
-            session.checkpoints.save(step, trees(state), progress(state), manifest, loss)
-        if wait:
-            session.checkpoints.wait()
-
-
-def _finish(session: Session, state: TrainState, step: int) -> int:
-    """Save, write a sample, and say what the run is good for now."""
-    _save(session, state, step, wait=True)
-    with session.goodput.spent_on("evaluation"):
-        sample = _sample(session, state, step)
-    with session.directory.samples.open("a", encoding="utf-8") as file:
-        file.write(f"--- step {step}\n{sample}\n")
-    session.display.say(f"a sample:\n\n{sample}\n")
-    session.display.say(announce.commands(session.directory, finished=True))
-    return DONE
-
-
-def _sample(session: Session, state: TrainState, step: int) -> str:
-    program, config = session.program, session.config
-    run = Run(config, program.model, averaged(state), session.tokenizer, step, program.mesh)
-    longest = getattr(config.model.positions, "max_length", math.inf)
-    text = run.generate(
-        "",
-        max_new_tokens=min(SAMPLE_TOKENS, longest - 1),
-        temperature=SAMPLE_TEMPERATURE,
-        seed=config.train.seed,
-    )
-    assert isinstance(text, str)
-    return text
-
-
-def _stop(session: Session, state: TrainState, step: int) -> int:
-    """After a signal: finish what runs, save, say how to go on."""
-    session.display.say(f"{session.stop.name}: saving step {step:,}; a second signal exits at once")
-    session.recorder.drain()
-    _save(session, state, step, wait=True)
-    saved = session.checkpoints.latest()
-    if saved != step:
-        session.display.say(f"step {step:,} is not saved, its update was skipped; saved: {saved}")
-    session.display.say(announce.commands(session.directory, finished=False))
-    return STOPPED
-
-
-def _fail(session: Session, batch: Batch, step: int) -> int:
-    """After too many updates that were not finite: keep the last checkpoints and the batch."""
-    path = session.directory.path / f"nonfinite_batch_{step}.npz"
-    np.savez(path, **batch._asdict())
-    session.checkpoints.wait()
-    good = session.checkpoints.latest()
-    last_good = "none" if good is None else f"step {good:,}"
-    session.display.say(
-        f"stopped at step {step:,}: the loss or the gradient was not finite for "
-        f"{session.recorder.nonfinite} steps in a row (train.max_nonfinite_steps). The batch is in "
-        f"{path}, the last good checkpoint is {last_good}. Lower "
-        f"optimizer.learning_rate, or lengthen its warm-up"
-    )
-    return FAILED
 
 
 def _is_due(step: int, every: int, last: int) -> bool:

@@ -1,0 +1,70 @@
+"""The three ways in which a run ends, each with its exit code."""
+
+import math
+
+import numpy as np
+
+from jaxformer.data.batch import Batch
+from jaxformer.run import Run
+from jaxformer.train import announce
+from jaxformer.train.interrupt import STOPPED
+from jaxformer.train.program import averaged
+from jaxformer.train.session import Session, save
+from jaxformer.train.step import TrainState
+
+DONE, FAILED = 0, 1
+SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 256, 0.8
+
+
+def end_finished(session: Session, state: TrainState, step: int) -> int:
+    """Save, write a sample, and say what the run is good for now."""
+    save(session, state, step, wait=True)
+    with session.goodput.spent_on("evaluation"):
+        sample = _sample(session, state, step)
+    with session.directory.samples.open("a", encoding="utf-8") as file:
+        file.write(f"--- step {step}\n{sample}\n")
+    session.display.say(f"a sample:\n\n{sample}\n")
+    session.display.say(announce.commands(session.directory, finished=True))
+    return DONE
+
+
+def _sample(session: Session, state: TrainState, step: int) -> str:
+    program, config = session.program, session.config
+    run = Run(config, program.model, averaged(state), session.tokenizer, step, program.mesh)
+    longest = getattr(config.model.positions, "max_length", math.inf)
+    text = run.generate(
+        "",
+        max_new_tokens=min(SAMPLE_TOKENS, longest - 1),
+        temperature=SAMPLE_TEMPERATURE,
+        seed=config.train.seed,
+    )
+    assert isinstance(text, str)
+    return text
+
+
+def end_stopped(session: Session, state: TrainState, step: int) -> int:
+    """After a signal: finish what runs, save, say how to go on."""
+    session.display.say(f"{session.stop.name}: saving step {step:,}; a second signal exits at once")
+    session.recorder.drain()
+    save(session, state, step, wait=True)
+    saved = session.checkpoints.latest()
+    if saved != step:
+        session.display.say(f"step {step:,} is not saved, its update was skipped; saved: {saved}")
+    session.display.say(announce.commands(session.directory, finished=False))
+    return STOPPED
+
+
+def end_failed(session: Session, batch: Batch, step: int) -> int:
+    """After too many updates that were not finite: keep the last checkpoints and the batch."""
+    path = session.directory.path / f"nonfinite_batch_{step}.npz"
+    np.savez(path, **batch._asdict())
+    session.checkpoints.wait()
+    good = session.checkpoints.latest()
+    last_good = "none" if good is None else f"step {good:,}"
+    session.display.say(
+        f"stopped at step {step:,}: the loss or the gradient was not finite for "
+        f"{session.recorder.nonfinite} steps in a row (train.max_nonfinite_steps). The batch is in "
+        f"{path}, the last good checkpoint is {last_good}. Lower "
+        f"optimizer.learning_rate, or lengthen its warm-up"
+    )
+    return FAILED
