@@ -1,10 +1,10 @@
 """The project's train step against a bare one, and the loop's own time.
 
-    python benchmarks/step.py [--rounds 20]
+    python benchmarks/step.py [--turns 3] [--steps 20]
 
 Both steps train the model of `bare.Sizes` in float32 with AdamW and clipping, from the same kind of
-batch, and take turns in one process, so that a noisy machine disturbs both alike. The loop is
-measured by a real run of `jaxformer.train.loop.train` between two halves of those turns.
+batch. They take turns in one process, `--steps` at a time, so that a noisy machine disturbs both
+alike; the third to have its turn is the loop, a real run of `jaxformer.train.loop.train`.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from jaxformer.train.program import make_program
 SIZES = Sizes()
 
 
-def configuration(directory: Path, steps: int) -> Config:
+def configuration(run: Path, steps: int) -> Config:
     """The benchmark's model on the built-in corpus; nothing but steps and a row for each."""
     return Config.model_validate(
         {
@@ -43,7 +43,7 @@ def configuration(directory: Path, steps: int) -> Config:
             },
             "data": {"sequence_length": SIZES.length, "validation_fraction": 0.0},
             "train": {"steps": steps, "batch_size": SIZES.batch, "log_every": 1},
-            "run": {"dir": str(directory / "run")},
+            "run": {"dir": str(run)},
         }
     )
 
@@ -96,11 +96,20 @@ def random_tokens() -> np.ndarray:
     return np.random.default_rng(0).integers(0, SIZES.vocab, shape, dtype=np.int32)
 
 
-def seconds(step: Callable[[], jax.Array]) -> float:
-    """Of one step, the device finished."""
-    began = time.perf_counter()
-    step().block_until_ready()
-    return time.perf_counter() - began
+def seconds(step: Callable[[], jax.Array], steps: int) -> list[float]:
+    """Of every one of `steps`, the device finished."""
+    times = [time.perf_counter()]
+    for _ in range(steps):
+        step().block_until_ready()
+        times.append(time.perf_counter())
+    return np.diff(times).tolist()
+
+
+def loop_seconds(config: Config) -> list[float]:
+    """Of every step of a run but the first two, which wait for the data."""
+    train(config)
+    rows = [json.loads(line) for line in (Path(config.run.dir) / "metrics.jsonl").open()]
+    return [row["step_seconds"] for row in rows[2:]]
 
 
 def main() -> None:
@@ -108,26 +117,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=20, help="turns of each step (default 20)")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--turns", type=int, default=3, help="of each of the three (default 3)")
+    parser.add_argument("--steps", type=int, default=20, help="in a turn (default 20)")
+    arguments = parser.parse_args()
+    times: dict[str, list[float]] = {"bare": [], "project": [], "loop": []}
     with tempfile.TemporaryDirectory() as directory:
-        config = configuration(Path(directory), steps=rounds)
-        bare, bare_compile = bare_step()
-        project, project_compile = project_step(config)
-        first = [(seconds(bare), seconds(project)) for _ in range(rounds // 2)]
-        train(config)
-        second = [(seconds(bare), seconds(project)) for _ in range(rounds - rounds // 2)]
-        rows = [json.loads(line) for line in (Path(directory) / "run/metrics.jsonl").open()]
+        runs = [Path(directory) / f"run_{turn}" for turn in range(arguments.turns)]
+        bare, bare_first = bare_step()
+        project, project_first = project_step(configuration(runs[0], arguments.steps))
+        for run in runs:
+            times["bare"] += seconds(bare, arguments.steps)
+            times["project"] += seconds(project, arguments.steps)
+            times["loop"] += loop_seconds(configuration(run, arguments.steps))
 
-    times = np.array(first + second)
-    loop = np.median([row["step_seconds"] for row in rows[2:]])
     tokens = SIZES.batch * SIZES.length
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {rounds} rounds, medians")
-    bare_rate, project_rate = tokens / np.median(times, axis=0)
-    print(f"bare step      {bare_rate:8,.0f} tokens/s, first {bare_compile:.1f} s")
-    print(f"project's step {project_rate:8,.0f} tokens/s, first {project_compile:.1f} s")
-    print(f"ratio          {np.median(times[:, 0] / times[:, 1]):.3f} (median over the rounds)")
-    print(f"in the loop    {tokens / loop:8,.0f} tokens/s: {project_rate * loop / tokens - 1:+.1%}")
+    rates = {name: tokens / np.median(values) for name, values in times.items()}
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, medians over the turns")
+    print(f"bare step      {rates['bare']:8,.0f} tokens/s, first {bare_first:.1f} s")
+    print(f"project's step {rates['project']:8,.0f} tokens/s, first {project_first:.1f} s")
+    print(f"ratio          {rates['project'] / rates['bare']:.3f}")
+    print(
+        f"in the loop    {rates['loop']:8,.0f} tokens/s, "
+        f"{rates['project'] / rates['loop'] - 1:+.1%} of the step's time"
+    )
 
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@ from jaxformer.model.dims import Dims
 from jaxformer.model.ffn import FFN
 from jaxformer.model.mixers import Cache, build_mixer
 from jaxformer.model.norms import Norm, NormConfig
-
-RESIDUAL = ("batch", "length", "d_model")
+from jaxformer.parallel.rules import constrain_tokens, merge_tokens
 
 
 class Block(nn.Module):
@@ -36,12 +35,15 @@ class Block(nn.Module):
 
         def mix(x: jax.Array) -> jax.Array:
             nonlocal cache
-            y, cache = mixer(x, positions=positions, segment_ids=segment_ids, cache=cache)
-            return y
+            rows = x.reshape(*positions.shape, -1)
+            y, cache = mixer(rows, positions=positions, segment_ids=segment_ids, cache=cache)
+            return y.reshape(x.shape)
 
+        shape = x.shape
+        x = merge_tokens(x)
         x = self._add(x, mix, "mixer_norm")
         x = self._add(x, ffn, "ffn_norm")
-        return x, cache
+        return x.reshape(shape), cache
 
     def _add(self, x: jax.Array, f: Callable[[jax.Array], jax.Array], name: str) -> jax.Array:
         match self.norm.placement:
@@ -51,7 +53,7 @@ class Block(nn.Module):
                 x = Norm(self.norm, name=name)(x + f(x))
             case "sandwich":
                 x = x + Norm(self.norm, name=f"{name}_after")(f(Norm(self.norm, name=name)(x)))
-        return nn.with_logical_constraint(x, RESIDUAL)
+        return constrain_tokens(x, "d_model")
 
 
 class Group(nn.Module):

@@ -13,6 +13,7 @@ from pydantic import PositiveInt
 
 from jaxformer.model.dims import Dims
 from jaxformer.model.projection import Projection
+from jaxformer.parallel.rules import constrain_tokens
 from jaxformer.schema import Schema
 
 
@@ -56,9 +57,9 @@ class FFN(nn.Module):
                 name=name,
             )(x)
 
-        hidden = project_in("in")  # [batch, length, d_hidden]
+        hidden = project_in("in")  # [..., d_hidden]
         hidden = activation(project_in("gate")) * hidden if config.gated else activation(hidden)
-        hidden = nn.with_logical_constraint(hidden, ("batch", "length", "d_hidden"))
+        hidden = constrain_tokens(hidden, "d_hidden")
         return Projection(
             (self.dims.d_model,),
             ("d_hidden", "d_model"),

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxformer.model.block import RESIDUAL
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.dims import Dims
 from jaxformer.model.mixers import Cache
@@ -16,6 +15,7 @@ from jaxformer.model.norms import Norm
 from jaxformer.model.positions import LearnedPositionsConfig, SinusoidalPositionsConfig, sinusoidal
 from jaxformer.model.stack import Stack
 from jaxformer.ops.cross_entropy import LossSums, cross_entropy, logits_of
+from jaxformer.parallel.rules import constrain_tokens
 
 
 class LanguageModel(nn.Module):
@@ -131,7 +131,7 @@ class LanguageModel(nn.Module):
             x += self.position_embedding.at[positions].get(mode="clip").astype(self.dtype)
         elif isinstance(config.positions, SinusoidalPositionsConfig):
             x += sinusoidal(positions, config.d_model).astype(self.dtype)
-        x = nn.with_logical_constraint(x, RESIDUAL)
+        x = constrain_tokens(x, "d_model")
         x, cache = self.stack(x, positions, segment_ids, cache)
         return (x if config.norm.placement == "post" else self.final_norm(x)), cache
 

@@ -28,7 +28,8 @@ class NormConfig(Schema):
 def rms_normalize(x: jax.Array, eps: float) -> jax.Array:
     """x / √(mean(x²) + ε) over the last axis, in float32 or wider, returned in x's type."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    # Not jnp.square: with its gradient XLA on a CPU writes broadcasts of the scale to memory.
+    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     return (wide * scale).astype(x.dtype)
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from jaxformer.schema import Schema
@@ -135,21 +136,29 @@ def _yarn_kept(scaling: YaRNScalingConfig, size: int, base: float) -> np.ndarray
     return 1.0 - np.clip(ramp, 0.0, 1.0)
 
 
-def rope(x: jax.Array, positions: jax.Array, config: RoPEConfig) -> jax.Array:
-    """Rotate feature pairs (i, i + size/2) of each head by position · frequency_i.
+def rope_rotation(
+    positions: jax.Array, config: RoPEConfig, head_dim: int, dtype: DTypeLike
+) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of position · frequency_i, each [batch, length, 1, rotated / 2].
 
-    Args:
-        x: [batch, length, heads, head_dim].
-        positions: [batch, length], integers.
-
-    The phases are float32 whatever x is: bfloat16 cannot count past 256.
+    The phases are float32 whatever `dtype` is: bfloat16 cannot count past 256.
     """
-    frequencies, factor = rope_frequencies(config, x.shape[-1])
-    phase_type = jnp.promote_types(x.dtype, jnp.float32)
+    frequencies, factor = rope_frequencies(config, head_dim)
+    phase_type = jnp.promote_types(dtype, jnp.float32)
     phases = positions[..., None].astype(phase_type) * jnp.asarray(frequencies, phase_type)
-    cos = (jnp.cos(phases) * factor)[:, :, None, :].astype(x.dtype)  # [batch, length, 1, size / 2]
-    sin = (jnp.sin(phases) * factor)[:, :, None, :].astype(x.dtype)
-    half = frequencies.shape[0]
+
+    def table(is_cos: jax.Array) -> jax.Array:
+        return factor * jnp.where(is_cos, jnp.cos(phases), jnp.sin(phases))
+
+    # A loop of two, because XLA on a CPU else computes cos and sin again for every head and use.
+    cos, sin = jax.lax.map(table, jnp.array([True, False])).astype(dtype)[..., None, :]
+    return cos, sin
+
+
+def rope(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotate feature pairs (i, i + size/2) of each head [batch, length, heads, head_dim]."""
+    cos, sin = rotation
+    half = cos.shape[-1]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
 

@@ -97,9 +97,12 @@ def causal_attention(
     """`attend` of a whole row to itself, in blocks of queries that skip the keys no query sees."""
     length = q.shape[1]
     block = max(SMALLEST_BLOCK, -(-length // MOST_BLOCKS))
+    stops = [*range(block, length, block), length]
+    starts = [0, *stops[:-1]]
+    # The gradient of a split is one concatenation, that of slices a sum of padded arrays.
+    blocks = jax.lax.split(q, np.subtract(stops, starts).tolist(), axis=1)
     outputs = []
-    for start in range(0, length, block):
-        stop = min(start + block, length)
+    for start, stop, q_block in zip(starts, stops, blocks, strict=True):
         first = max(0, start - (visibility.window or length) + 1)
         keys, values, places = k[:, first:stop], v[:, first:stop], _between(tokens, first, stop)
         if first and visibility.sinks:
@@ -109,9 +112,7 @@ def causal_attention(
             places = Tokens(*(_join(pair) for pair in zip(sinks, places, strict=True)))
         queries = _between(tokens, start, stop)
         outputs.append(
-            attend(
-                q[:, start:stop], keys, values, queries, places, visibility=visibility, **options
-            )
+            attend(q_block, keys, values, queries, places, visibility=visibility, **options)
         )
     return jnp.concatenate(outputs, axis=1) if len(outputs) > 1 else outputs[0]
 

@@ -37,6 +37,21 @@ def use_mesh(mesh: Mesh) -> Iterator[None]:
         yield
 
 
+def merge_tokens(x: jax.Array) -> jax.Array:
+    """[batch, length, features] → [batch · length, features], where the mesh keeps rows whole.
+
+    XLA on a CPU has faster code for two dimensions; over `context`, merging would move the data.
+    """
+    context = jax.sharding.get_abstract_mesh().shape.get("context", 1)
+    return x.reshape(-1, x.shape[-1]) if context == 1 else x
+
+
+def constrain_tokens(x: jax.Array, features: str) -> jax.Array:
+    """Keep activations [batch, length, features], merged or not, where `RULES` put them."""
+    names = ("batch", "length", features) if x.ndim == 3 else ("batch", features)
+    return nn.with_logical_constraint(x, names)
+
+
 def logical_axes(boxed: PyTree) -> PyTree:
     """The logical axis names of every parameter, as PartitionSpec leaves of the unboxed tree.
 

@@ -13,8 +13,14 @@ from jaxformer.model.positions import (
     alibi_slopes,
     rope,
     rope_frequencies,
+    rope_rotation,
     sinusoidal,
 )
+
+
+def turn(x: jnp.ndarray, positions: list[int], config: RoPEConfig) -> jnp.ndarray:
+    """x [1, length, heads, head_dim], rotated."""
+    return rope(x, rope_rotation(jnp.array([positions]), config, x.shape[-1], x.dtype))
 
 
 def test_rope_logits_depend_on_the_distance_alone() -> None:
@@ -22,7 +28,7 @@ def test_rope_logits_depend_on_the_distance_alone() -> None:
     q, k = np.random.default_rng(0).normal(size=(2, 1, 1, 1, 8)).astype(np.float32)
 
     def logit(i: int, j: int) -> float:
-        turned = [rope(jnp.asarray(x), jnp.array([[p]]), config) for x, p in ((q, i), (k, j))]
+        turned = [turn(jnp.asarray(x), [p], config) for x, p in ((q, i), (k, j))]
         return float(jnp.sum(turned[0] * turned[1]))
 
     assert logit(9, 4) == pytest.approx(logit(105, 100), abs=1e-5)
@@ -32,14 +38,14 @@ def test_rope_logits_depend_on_the_distance_alone() -> None:
 def test_rope_phases_of_bfloat16_inputs_are_float32() -> None:
     """Positions 1000 and 1001 are the same number in bfloat16."""
     x = jnp.ones((1, 2, 1, 2), jnp.bfloat16)
-    turned = rope(x, jnp.array([[1000, 1001]]), RoPEConfig()).astype(jnp.float32)
+    turned = turn(x, [1000, 1001], RoPEConfig()).astype(jnp.float32)
     expected = [[np.cos(p) - np.sin(p), np.sin(p) + np.cos(p)] for p in (1000, 1001)]
     np.testing.assert_allclose(turned[0, :, 0], expected, atol=2**-7)
 
 
 def test_a_fraction_leaves_the_other_features_alone() -> None:
     x = jnp.arange(8.0).reshape(1, 1, 1, 8)
-    turned = rope(x, jnp.array([[3]]), RoPEConfig(fraction=0.5))
+    turned = turn(x, [3], RoPEConfig(fraction=0.5))
     np.testing.assert_array_equal(turned[..., 4:], x[..., 4:])
     assert (turned[..., :4] != x[..., :4]).all()
 

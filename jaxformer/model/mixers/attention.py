@@ -13,7 +13,14 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from jaxformer.model.mixers.base import Mixer, MixerConfig
 from jaxformer.model.norms import Norm, NormConfig
-from jaxformer.model.positions import ALiBiConfig, PositionsUnion, RoPEConfig, alibi_slopes, rope
+from jaxformer.model.positions import (
+    ALiBiConfig,
+    PositionsUnion,
+    RoPEConfig,
+    alibi_slopes,
+    rope,
+    rope_rotation,
+)
 from jaxformer.model.projection import Projection
 from jaxformer.ops.attention import Tokens, Visibility, attend, causal_attention
 
@@ -101,7 +108,8 @@ class Attention(Mixer):
             q = Norm(NormConfig(), axis_name="head_dim", name="query_norm")(q)
             k = Norm(NormConfig(), axis_name="head_dim", name="key_norm")(k)
         if isinstance(self.scheme, RoPEConfig):
-            q, k = rope(q, positions, self.scheme), rope(k, positions, self.scheme)
+            rotation = rope_rotation(positions, self.scheme, self._head_dim, x.dtype)
+            q, k = rope(q, rotation), rope(k, rotation)
 
         if cache is None:
             order = jnp.arange(x.shape[1])[None]
