@@ -40,6 +40,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/jaxformer schema > configs/schema.json
+	$(BIN)/jaxformer list mixers-page > docs/mixers.md
 
 benchmark: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/step.py $(ARGS)

@@ -254,7 +254,7 @@ def _add_list(commands: Any) -> None:
     parser = _command(
         commands, "list", "What there is to choose from.", _list, "jaxformer list mixers"
     )
-    parser.add_argument("what", choices=["mixers", "configs", "optimizers"])
+    parser.add_argument("what", choices=["mixers", "mixers-page", "configs", "optimizers"])
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -262,10 +262,11 @@ def _list(arguments: argparse.Namespace) -> int:
 
     tables = {
         "mixers": listing.list_mixers,
+        "mixers-page": listing.mixers_page,
         "configs": listing.list_configs,
         "optimizers": listing.list_optimizers,
     }
-    print(tables[arguments.what]())
+    print(tables[arguments.what]().rstrip())
     return DONE
 
 

@@ -29,7 +29,7 @@ def flops_per_token(model: LanguageModel, length: int) -> float:
     config, dims = model.config, model.dims
     layers = sum(
         build_mixer(layer.mixer, dims, layer.positions, parent=None).flops(length)
-        + FFN(layer.ffn, dims, parent=None).flops(length)
+        + (FFN(layer.ffn, dims, parent=None).flops(length) if layer.ffn else 0.0)
         for layer in config.layers()
     )
     return layers + 2.0 * config.d_model * model.vocab_size

@@ -14,7 +14,8 @@ from jaxformer.parallel.rules import constrain_tokens, merge_tokens
 
 
 class Block(nn.Module):
-    """x ← x + mixer(norm(x)), x ← x + ffn(norm(x)); other placements as in `NormConfig`."""
+    """x ← x + mixer(norm(x)), x ← x + ffn(norm(x)) if there is an FFN; other placements of the
+    norm as in `NormConfig`."""
 
     layer: Layer
     norm: NormConfig
@@ -31,7 +32,6 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, Cache | None]:
         """x [batch, length, d_model] → (x, cache); the arguments are the mixer's."""
         mixer = build_mixer(self.layer.mixer, self.dims, self.layer.positions, name="mixer")
-        ffn = FFN(self.layer.ffn, self.dims, name="ffn")
 
         def mix(x: jax.Array) -> jax.Array:
             nonlocal cache
@@ -42,7 +42,8 @@ class Block(nn.Module):
         shape = x.shape
         x = merge_tokens(x)
         x = self._add(x, mix, "mixer_norm")
-        x = self._add(x, ffn, "ffn_norm")
+        if self.layer.ffn is not None:
+            x = self._add(x, FFN(self.layer.ffn, self.dims, name="ffn"), "ffn_norm")
         return x.reshape(shape), cache
 
     def _add(self, x: jax.Array, f: Callable[[jax.Array], jax.Array], name: str) -> jax.Array:

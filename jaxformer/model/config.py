@@ -29,7 +29,7 @@ class ModelConfig(Schema):
     num_layers: PositiveInt
     vocab_size: PositiveInt | None = Field(None, description="the tokenizer's when left out")
     mixer: MixerUnion
-    ffn: FFNConfig
+    ffn: FFNConfig | None = Field(description="null for layers of a mixer alone, as in Mamba")
     pattern: tuple[LayerConfig, ...] = Field((LayerConfig(),), min_length=1, strict=False)
     norm: NormConfig = NormConfig()
     positions: PositionsUnion = RoPEConfig()
@@ -67,8 +67,8 @@ class ModelConfig(Schema):
 
 
 class Layer(Schema):
-    """A pattern entry with nothing left open."""
+    """A pattern entry with nothing left open; `ffn` None is a layer of a mixer alone."""
 
     mixer: MixerConfig
-    ffn: FFNConfig
+    ffn: FFNConfig | None
     positions: PositionsUnion

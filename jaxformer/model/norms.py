@@ -39,6 +39,13 @@ def layer_normalize(x: jax.Array, eps: float) -> jax.Array:
     return rms_normalize(wide - jnp.mean(wide, axis=-1, keepdims=True), eps).astype(x.dtype)
 
 
+def unit_normalize(x: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """x / √(Σ x² + ε) over the last axis, in float32 or wider, returned in x's type."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    scale = jax.lax.rsqrt(jnp.sum(wide * wide, axis=-1, keepdims=True) + eps)
+    return (wide * scale).astype(x.dtype)
+
+
 class Norm(nn.Module):
     """normalize(x) ⊙ scale (+ bias) over the last axis; the scale starts at one.
 

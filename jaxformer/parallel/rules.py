@@ -24,6 +24,10 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("d_hidden", "tensor"),
     ("d_model", "fsdp"),
     ("head_dim", None),
+    ("width", None),
+    ("rank", None),
+    ("steps", None),
+    ("branch", None),
     ("layers", None),
 )
 

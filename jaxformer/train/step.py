@@ -85,13 +85,15 @@ def make_train_step(
         gradients = jax.tree.map(lambda g: g * scale, gradients)
 
         factor = schedule(state.step)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, u: p + factor * u, state.params, updates)
-        ema = _moving_average(state.ema, params, options.ema_decay)
-        params, opt_state, ema = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (params, opt_state, ema),
-            (state.params, state.opt_state, state.ema),
+
+        def update() -> tuple[PyTree, PyTree, PyTree]:
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            params = jax.tree.map(lambda p, u: p + factor * u, state.params, updates)
+            return params, opt_state, _moving_average(state.ema, params, options.ema_decay)
+
+        # A branch, not a choice between two results, which would keep the old ones beside the new.
+        params, opt_state, ema = jax.lax.cond(
+            finite, update, lambda: (state.params, state.opt_state, state.ema)
         )
         nonfinite = jnp.where(finite, 0, state.nonfinite + 1)
         metrics = {

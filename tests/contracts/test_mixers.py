@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contracts.cases import CASES, D_MODEL, Case
+from contracts.cases import CASES, D_MODEL
+from contracts.definition import Case
 from flax.core import meta
 
 from jaxformer.model.dims import Dims, InitConfig
@@ -114,6 +115,23 @@ def test_whole_equals_split_with_the_cache_handed_over(case: Case, pieces: tuple
         y, cache = step(x[:, part], piece, cache)
         assert_close(y, whole[:, part])
         start += length
+
+
+def test_rows_of_several_chunks_equal_their_pieces(case: Case) -> None:
+    """131 tokens are two chunks of 64 and a rest; documents end inside chunks and at their ends."""
+    mixer, params, x = setup(case, length=131)
+    segment_ids = jnp.array([[1] * 64 + [2] * 67, [1] * 30 + [2] * 100 + [3]])
+    positions = one_document(131)["positions"]
+    layout = {"positions": positions, "segment_ids": segment_ids}
+    whole = run(mixer, params, x, layout)
+    cache, parts = mixer.init_cache(2, 131, jnp.float64), []
+    for part in (slice(0, 50), slice(50, 131)):
+        piece = {name: array[:, part] for name, array in layout.items()}
+        y, cache = jax.jit(
+            lambda x, piece, cache: mixer.apply({"params": params}, x, **piece, cache=cache)
+        )(x[:, part], piece, cache)
+        parts.append(y)
+    assert_close(jnp.concatenate(parts, axis=1), whole)
 
 
 def documents() -> jax.Array:

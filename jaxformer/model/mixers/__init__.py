@@ -7,18 +7,31 @@ from pydantic import Field
 from jaxformer.model.dims import Dims
 from jaxformer.model.mixers.attention import Attention, AttentionConfig
 from jaxformer.model.mixers.base import Cache, Mixer, MixerConfig
+from jaxformer.model.mixers.delta import Delta, DeltaConfig
+from jaxformer.model.mixers.gated_delta import GatedDelta, GatedDeltaConfig
+from jaxformer.model.mixers.gla import GLA, GLAConfig
+from jaxformer.model.mixers.kda import KDA, KDAConfig
 from jaxformer.model.mixers.min_gru import MinGRU, MinGRUConfig
+from jaxformer.model.mixers.parallel import Parallel, ParallelConfig
+from jaxformer.model.mixers.retention import Retention, RetentionConfig
 from jaxformer.model.positions import PositionsUnion
 
 MIXERS: dict[type[MixerConfig], type[Mixer]] = {
     AttentionConfig: Attention,
+    RetentionConfig: Retention,
+    GLAConfig: GLA,
+    DeltaConfig: Delta,
+    GatedDeltaConfig: GatedDelta,
+    KDAConfig: KDA,
     MinGRUConfig: MinGRU,
+    ParallelConfig: Parallel,
 }
 
 if TYPE_CHECKING:  # a type checker cannot read a registry
     MixerUnion: TypeAlias = MixerConfig
 else:
     MixerUnion = Annotated[Union[tuple(MIXERS)], Field(discriminator="kind")]  # noqa: UP007
+    ParallelConfig.model_rebuild(_types_namespace={"MixerUnion": MixerUnion})
 
 
 def build_mixer(

@@ -89,6 +89,8 @@ class KVCache:
 class Attention(Mixer):
     """y = W_o concat_h softmax(q_h · k_h / √head_dim) v_h over the visible keys."""
 
+    form = "pairs"
+
     config: AttentionConfig
 
     @nn.compact

@@ -1,6 +1,6 @@
 """The contract of a token mixer."""
 
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -32,6 +32,10 @@ class Mixer(nn.Module):
     The tests in tests/contracts hold every registered mixer to: causality, the same result whole,
     split or token by token, packed documents as if alone, and true accounts of its costs.
     """
+
+    # How it trains: `chunks` of matrix products, an associative `scan`, all `pairs` of tokens, or
+    # one `step` after another.
+    form: ClassVar[Literal["chunks", "scan", "pairs", "step", "of its parts"]] = "chunks"
 
     config: MixerConfig
     dims: Dims

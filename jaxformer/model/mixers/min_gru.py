@@ -31,6 +31,8 @@ class MinGRUCache:
 class MinGRU(Mixer):
     """z_t = σ(W_z x_t),  h_t = (1 − z_t) ⊙ h_{t−1} + z_t ⊙ W_h x_t,  y_t = W_o h_t."""
 
+    form = "scan"
+
     config: MinGRUConfig
 
     @nn.compact

@@ -1,0 +1,130 @@
+"""Training tokens a second and memory of every mixer against the length of its rows.
+
+    python benchmarks/length.py [--mixers attention retention] [--lengths 256 2048] [--plot FILE]
+
+One layer of width 256 with a SwiGLU FFN, 8,192 tokens a batch at every length, float32: the loss
+and its gradient. All mixers take turns at every length; the figures are medians. Memory is what the
+compiler lays out for temporaries.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import meta
+
+from jaxformer.model.config import ModelConfig
+from jaxformer.model.language_model import build_model
+from jaxformer.model.mixers import MIXERS
+from jaxformer.schema_tree import kind_of
+
+TOKENS, D_MODEL, VOCAB = 8192, 256, 256
+HEADS = {"num_heads": 4}
+# Sizes for width 256; a mixer that is not here has defaults that follow the width.
+OPTIONS: dict[str, dict] = {
+    "gated_delta": HEADS | {"head_dim": 64, "value_expansion": 1.0},
+    "delta": HEADS | {"head_dim": 64},
+    "kda": HEADS | {"head_dim": 64},
+    "delta_product": HEADS | {"head_dim": 64},
+    "parallel": {"mixers": [{"kind": "attention", "window": 256} | HEADS, {"kind": "mamba2"}]},
+    "attention": HEADS,
+    "retention": HEADS,
+    "gla": HEADS,
+}
+
+
+def training_step(kind: str, length: int) -> tuple[Callable[[], None], float]:
+    """A call computes loss and gradient once; and the MB of temporaries."""
+    config = ModelConfig.model_validate(
+        {
+            "d_model": D_MODEL,
+            "num_layers": 1,
+            "vocab_size": VOCAB,
+            "mixer": {"kind": kind} | OPTIONS.get(kind, {}),
+            "ffn": {"kind": "swiglu", "d_hidden": 688},
+        }
+    )
+    model = build_model(config)
+    tokens = jax.random.randint(jax.random.key(1), (TOKENS // length, length), 0, VOCAB)
+    params = meta.unbox(jax.jit(model.init)(jax.random.key(0), tokens[:, :2])["params"])
+    positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+    ones = jnp.ones_like(tokens)
+
+    def loss(params: dict) -> jax.Array:
+        batch = (tokens, tokens, positions, ones, ones > 0)
+        return model.apply({"params": params}, *batch, method="loss").loss
+
+    compiled = jax.jit(jax.value_and_grad(loss)).lower(params).compile()
+
+    def step() -> None:
+        jax.block_until_ready(compiled(params))
+
+    step()
+    return step, compiled.memory_analysis().temp_size_in_bytes / 1e6
+
+
+def main() -> None:
+    """Measure, print a table, and draw it if asked."""
+    kinds = [str(kind_of(config)) for config in MIXERS]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--mixers", nargs="+", default=kinds, choices=kinds)
+    lengths = [256, 512, 1024, 2048, 4096, 8192]
+    parser.add_argument("--lengths", nargs="+", type=int, default=lengths)
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each mixer (default 5)")
+    parser.add_argument("--plot", metavar="FILE", help="draw both curves into an image")
+    arguments = parser.parse_args()
+
+    rates: dict[str, list[float]] = {kind: [] for kind in arguments.mixers}
+    memory: dict[str, list[float]] = {kind: [] for kind in arguments.mixers}
+    for length in arguments.lengths:
+        steps = {kind: training_step(kind, length) for kind in arguments.mixers}
+        times: dict[str, list[float]] = {kind: [] for kind in arguments.mixers}
+        for _ in range(arguments.rounds):
+            for kind, (step, _) in steps.items():
+                began = time.perf_counter()
+                step()
+                times[kind].append(time.perf_counter() - began)
+        for kind in arguments.mixers:
+            rates[kind].append(TOKENS / float(np.median(times[kind])))
+            memory[kind].append(steps[kind][1])
+
+    print(f"tokens/s (MB of temporaries), {jax.devices()[0].device_kind}, jax {jax.__version__}")
+    print("length".ljust(18) + "".join(f"{length:>16,}" for length in arguments.lengths))
+    for kind in arguments.mixers:
+        cells = (f"{r:,.0f} ({m:,.0f})" for r, m in zip(rates[kind], memory[kind], strict=True))
+        print(kind.ljust(18) + "".join(f"{cell:>16}" for cell in cells))
+    if arguments.plot:
+        draw(arguments.plot, arguments.lengths, rates, memory)
+
+
+def draw(
+    file: str, lengths: list[int], rates: dict[str, list[float]], memory: dict[str, list[float]]
+) -> None:
+    """Both figures against the length, side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    for axes, curves, title in zip(
+        figure.subplots(1, 2),
+        (rates, memory),
+        ("training tokens/s", "temporaries, MB"),
+        strict=True,
+    ):
+        for kind, values in curves.items():
+            style = {"color": "black", "linewidth": 2.5} if kind == "attention" else {}
+            axes.plot(lengths, values, marker="o", label=kind, **style)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xlabel("length")
+        axes.set_title(title)
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.savefig(file)
+
+
+if __name__ == "__main__":
+    main()

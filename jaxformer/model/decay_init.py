@@ -1,0 +1,28 @@
+"""How decays a = exp(−e^{A} Δ) start (Gu and Dao, 2023, arXiv:2312.00752, section 3.6)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+SMALLEST_STEP, LARGEST_STEP, STEP_FLOOR = 1e-3, 1e-1, 1e-4
+
+
+def a_log_init(low: float, high: float) -> nn.initializers.Initializer:
+    """log of a number uniform in [low, high), which is kept off zero."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
+        tiny = jnp.finfo(dtype).tiny
+        return jnp.log(jnp.maximum(jax.random.uniform(key, shape, dtype, low, high), tiny))
+
+    return init
+
+
+def dt_bias_init(
+    key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+) -> jax.Array:
+    """softplus⁻¹(Δ) of a step Δ that is log-uniform in [0.001, 0.1]."""
+    low, high = jnp.log(SMALLEST_STEP), jnp.log(LARGEST_STEP)
+    step = jnp.exp(jax.random.uniform(key, shape, dtype, low, high))
+    step = jnp.maximum(step, STEP_FLOOR)
+    return step + jnp.log(-jnp.expm1(-step))

@@ -1,0 +1,53 @@
+"""Into heads and out of them: the projections that matrix-state mixers share."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+
+from jaxformer.model.dims import Dims
+from jaxformer.model.norms import rms_normalize
+from jaxformer.model.projection import Projection
+
+
+def project_heads(
+    x: jax.Array, dims: Dims, name: str, num_heads: int, head_dim: int, *, use_bias: bool = False
+) -> jax.Array:
+    """[batch, length, d_model] → [batch, length, heads, head_dim], inside a compact call."""
+    return Projection(
+        (num_heads, head_dim),
+        ("d_model", "heads", "head_dim"),
+        dims.init.matrix(dims.d_model),
+        use_bias,
+        name=name,
+    )(x)
+
+
+class HeadsOutput(nn.Module):
+    """y = W_o concat_h (scale ⊙ RMSNorm(o_h) ⊙ gate(W_g x)_h).
+
+    `gate` is the activation of the gate, or None for no gate; without `scale` the norm has no
+    weights.
+    """
+
+    dims: Dims
+    gate: Callable[[jax.Array], jax.Array] | None = None
+    scale: bool = True
+    eps: float = 1e-6
+
+    @nn.compact
+    def __call__(self, o: jax.Array, x: jax.Array) -> jax.Array:
+        """o [batch, length, heads, head_dim], x [batch, length, d_model] → y as x."""
+        num_heads, head_dim = o.shape[2:]
+        y = rms_normalize(o, self.eps)
+        if self.scale:
+            ones = nn.with_logical_partitioning(nn.initializers.ones, ("head_dim",))
+            y *= self.param("scale", ones, (head_dim,)).astype(y.dtype)
+        if self.gate is not None:
+            y *= self.gate(project_heads(x, self.dims, "gate", num_heads, head_dim))
+        return Projection(
+            (self.dims.d_model,),
+            ("heads", "head_dim", "d_model"),
+            self.dims.init.output_matrix(num_heads * head_dim, self.dims.num_layers),
+            name="output",
+        )(y)

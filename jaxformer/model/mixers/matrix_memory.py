@@ -1,0 +1,56 @@
+"""The sizes, accounts and empty state of a memory S [heads, K, V] that mixers read and write."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jaxformer.ops.decay import State
+
+CHUNK = 64
+
+
+class MemorySizes(NamedTuple):
+    """Heads, and the features of a key and of a value of each."""
+
+    heads: int
+    key: int
+    value: int
+
+    @staticmethod
+    def wide(dtype: DTypeLike) -> jnp.dtype:
+        """What the memory is held in: float32 at least."""
+        return jnp.promote_types(dtype, jnp.float32)
+
+    def empty(self, batch: int, dtype: DTypeLike) -> State:
+        """The memory before the first token."""
+        shape = (batch, self.heads, self.key, self.value)
+        return State(jnp.zeros(shape, self.wide(dtype)), jnp.full((batch,), -1, jnp.int32))
+
+    def bytes(self, dtype: DTypeLike) -> int:
+        """Of one sequence."""
+        return self.heads * self.key * self.value * self.wide(dtype).itemsize + 4
+
+    def flops(self, length: int, *, writes: int = 1, solves: bool = False) -> float:
+        """Forward FLOPs per token in chunks: reading and writing the memory, pairs in a chunk.
+
+        `writes`: rows that a token writes. `solves`: whether the rows come of a triangular system.
+        """
+        chunk = min(CHUNK, length)
+        pairs = 2.0 * writes * chunk * (self.key + self.value)
+        memory = 2.0 * (1 + writes) * self.key * self.value
+        if solves:
+            pairs += writes * chunk * (2.0 * self.key + 3.0 * self.key + self.value)
+            memory += 2.0 * self.key * self.key * (1 + self.value / chunk)
+        return self.heads * (pairs + memory)
+
+
+def heads_divide(name: str, width: float, num_heads: int) -> None:
+    """
+    Raises:
+        ValueError: when `num_heads` does not divide `width`.
+    """
+    if width % num_heads:
+        raise ValueError(
+            f"{name} = {width:g} is not divisible by num_heads {num_heads}; change one of them"
+        )

@@ -1,0 +1,82 @@
+"""Several mixers side by side on one input, as the hybrid heads of Hymba (Dong et al., 2024,
+arXiv:2411.13676)."""
+
+from typing import TYPE_CHECKING, Literal
+
+import flax.linen as nn
+import jax
+from jax.typing import DTypeLike
+from pydantic import Field
+
+from jaxformer.model.mixers.base import Cache, Mixer, MixerConfig
+from jaxformer.model.positions import PositionsUnion
+
+if TYPE_CHECKING:
+    from jaxformer.model.mixers import MixerUnion
+
+
+class ParallelConfig(MixerConfig):
+    """`mixers` are any others, each with its own options."""
+
+    kind: Literal["parallel"] = "parallel"
+    mixers: tuple["MixerUnion", ...] = Field(min_length=2, strict=False)
+
+    def check(self, d_model: int, positions: PositionsUnion) -> None:
+        for mixer in self.mixers:
+            mixer.check(d_model, positions)
+
+
+class Parallel(Mixer):
+    """y = Σ_i β_i ⊙ mixer_i(x), with a learned weight β_i a channel that starts at 1/n.
+
+    Every mixer has its own output matrix, so that their sum is Hymba's one matrix over both.
+    """
+
+    form = "of its parts"
+
+    config: ParallelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        cache: tuple[Cache, ...] | None = None,
+    ) -> tuple[jax.Array, tuple[Cache, ...] | None]:
+        count = len(self.config.mixers)
+        equal = nn.initializers.constant(1 / count)
+        beta = self.param(
+            "beta",
+            nn.with_logical_partitioning(equal, ("branch", "d_model")),
+            (count, self.dims.d_model),
+        ).astype(x.dtype)
+        total, longer = 0.0, []
+        for index, mixer in enumerate(self._mixers()):
+            own = None if cache is None else cache[index]
+            y, own = mixer(x, positions=positions, segment_ids=segment_ids, cache=own)
+            total += beta[index] * y
+            longer.append(own)
+        return total, None if cache is None else tuple(longer)
+
+    @nn.nowrap
+    def _mixers(self, **place: None) -> list[Mixer]:
+        from jaxformer.model.mixers import build_mixer  # the registry has this file in it
+
+        return [
+            build_mixer(
+                config, self.dims, self.scheme, **(place or {"name": f"{config.kind}_{index}"})
+            )
+            for index, config in enumerate(self.config.mixers)
+        ]
+
+    def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> tuple[Cache, ...]:
+        return tuple(m.init_cache(batch, max_length, dtype) for m in self._mixers(parent=None))
+
+    def flops(self, length: int) -> float:
+        combine = 2.0 * len(self.config.mixers) * self.dims.d_model
+        return combine + sum(mixer.flops(length) for mixer in self._mixers(parent=None))
+
+    def cache_bytes(self, length: int) -> int:
+        return sum(mixer.cache_bytes(length) for mixer in self._mixers(parent=None))

@@ -1,0 +1,149 @@
+"""What recurrences with a decaying matrix state share: chunks, decays between tokens, the carry.
+
+Letters: b batch, h heads, n chunks, t and s tokens of a chunk, K key size, V value size.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# Below this many tokens the decays between pairs are made one by one, above it by halves.
+SMALLEST_BLOCK = 4
+
+
+class State(NamedTuple):
+    """The memory after some token, and the document that the token belongs to."""
+
+    memory: jax.Array  # [batch, heads, K, V]
+    segment: jax.Array  # [batch]
+
+
+def by_chunk(x: jax.Array, size: int) -> jax.Array:
+    """[batch, length, heads, ...] → [batch, heads, chunks, size, ...], zeros behind the end."""
+    padding = -x.shape[1] % size
+    x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
+    x = x.reshape(x.shape[0], -1, size, *x.shape[2:])
+    return jnp.moveaxis(x, 3, 1)
+
+
+def by_token(x: jax.Array, length: int) -> jax.Array:
+    """[batch, heads, chunks, size, V] → [batch, length, heads, V], the inverse of `by_chunk`."""
+    x = jnp.moveaxis(x, 1, 3)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+
+
+class Chunks(NamedTuple):
+    """Which tokens of a chunk, and of the memory before it, belong together."""
+
+    segments: jax.Array  # [batch, 1, chunks, size]
+    before: jax.Array  # [batch, 1, chunks, 1]: the document of the memory before the chunk
+
+    @classmethod
+    def of(cls, segment_ids: jax.Array, size: int, before: jax.Array) -> "Chunks":
+        """From segment ids [batch, length] and the document of the state; the end is repeated."""
+        padding = -segment_ids.shape[1] % size
+        padded = jnp.pad(segment_ids, [(0, 0), (0, padding)], mode="edge")
+        segments = padded.reshape(padded.shape[0], 1, -1, size)
+        last = jnp.concatenate([before[:, None, None], segments[:, :, :-1, -1]], axis=2)
+        return cls(segments, last[..., None])
+
+    def causal(self, *, strict: bool) -> jax.Array:
+        """[batch, 1, chunks, t, s]: s is of t's document, and not after t (before it if strict)."""
+        size = self.segments.shape[-1]
+        near = jnp.tril(jnp.ones((size, size), bool), -1 if strict else 0)
+        return near & (self.segments[..., :, None] == self.segments[..., None, :])
+
+    @property
+    def reached(self) -> jax.Array:
+        """[batch, 1, chunks, size, 1]: tokens that the memory before the chunk belongs to."""
+        return (self.segments == self.before)[..., None]
+
+    @property
+    def lasting(self) -> jax.Array:
+        """[batch, 1, chunks, size, 1]: tokens of the document that goes on after the chunk."""
+        return (self.segments == self.segments[..., -1:])[..., None]
+
+    @property
+    def survives(self) -> jax.Array:
+        """[batch, 1, chunks, 1, 1]: whether the memory before the chunk lives on after it."""
+        return (self.before == self.segments[..., -1:])[..., None]
+
+
+def exclusive(log_total: jax.Array) -> jax.Array:
+    """The sum before every token, from that up to and with it."""
+    return jnp.pad(log_total[..., :-1, :], [(0, 0)] * (log_total.ndim - 2) + [(1, 0), (0, 0)])
+
+
+def decayed_products(
+    x: jax.Array, y: jax.Array, log_x: jax.Array, log_y: jax.Array, *, strict: bool = False
+) -> jax.Array:
+    """Σ_K x_t y_s e^{log_x_t − log_y_s} for s ≤ t, or s < t if strict: [..., t, s], else anything
+    finite.
+
+    Args:
+        x, y: [..., tokens, K].
+        log_x, log_y: [..., tokens, K or 1], falling sums, log_x_t ≤ log_y_s wherever it counts.
+
+    Only differences that are not positive meet `exp`: with one decay a head all pairs are made at
+    once; with one a channel, a block of pairs is a matrix product about its middle (GLA's secondary
+    chunks, arXiv:2312.06635 section 4.3, halved down to `SMALLEST_BLOCK` tokens).
+    """
+    size = x.shape[-2]
+    if log_x.shape[-1] == 1:
+        return (x @ y.swapaxes(-1, -2)) * _pair_decays(log_x, log_y, strict)[..., 0]
+    if size <= SMALLEST_BLOCK or size % 2:
+        return jnp.einsum("...tk,...sk,...tsk->...ts", x, y, _pair_decays(log_x, log_y, strict))
+    half = size // 2
+    x, y, log_x, log_y = (
+        a.reshape(*a.shape[:-2], 2, half, a.shape[-1]) for a in (x, y, log_x, log_y)
+    )
+    within = decayed_products(x, y, log_x, log_y, strict=strict)  # [..., 2, half, half]
+    middle = log_y[..., 0, -1:, :]
+    later = x[..., 1, :, :] * jnp.exp(log_x[..., 1, :, :] - middle)
+    earlier = y[..., 0, :, :] * jnp.exp(middle - log_y[..., 0, :, :])
+    below = later @ earlier.swapaxes(-1, -2)
+    return jnp.concatenate(
+        [
+            jnp.concatenate([within[..., 0, :, :], jnp.zeros_like(below)], axis=-1),
+            jnp.concatenate([below, within[..., 1, :, :]], axis=-1),
+        ],
+        axis=-2,
+    )
+
+
+def _pair_decays(log_x: jax.Array, log_y: jax.Array, strict: bool) -> jax.Array:
+    """e^{log_x_t − log_y_s} [..., t, s, K], and 1 where the difference may be positive."""
+    size = log_x.shape[-2]
+    near = jnp.tril(jnp.ones((size, size), bool), -1 if strict else 0)[..., None]
+    return jnp.exp(jnp.where(near, log_x[..., :, None, :] - log_y[..., None, :, :], 0.0))
+
+
+def carry(
+    memory: jax.Array, decay: jax.Array, written: jax.Array, moved: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """S_{n+1} = decay_n ⊙ S_n + moved_n S_n + written_n over the chunks.
+
+    Args:
+        memory: S_0 [batch, heads, K, V].
+        decay: [batch, heads, chunks, K or 1, 1].
+        written: [batch, heads, chunks, K, V].
+        moved: [batch, heads, chunks, K, K], or None for zero.
+
+    Returns:
+        (S before every chunk [batch, heads, chunks, K, V], S after the last).
+    """
+
+    def advance(memory: jax.Array, chunk: tuple) -> tuple[jax.Array, jax.Array]:
+        decay, written, moved = chunk
+        after = decay * memory + written
+        return (after if moved is None else after + moved @ memory), memory
+
+    chunks = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), (decay, written, moved))
+    last, before = jax.lax.scan(advance, memory, chunks)
+    return jnp.moveaxis(before, 0, 2), last
+
+
+def drop_other_documents(state: State, segment: jax.Array) -> jax.Array:
+    """The memory where it is of document `segment` [batch], else zero."""
+    return jnp.where((state.segment == segment)[:, None, None, None], state.memory, 0.0)

@@ -1,0 +1,77 @@
+"""The recurrence of linear attention with decay: S_t = Diag(a_t) S_{t−1} + k_t v_tᵀ.
+
+Katharopoulos et al., 2020, arXiv:2006.16236; with decay in chunks: Sun et al., 2023,
+arXiv:2307.08621; Yang et al., 2023, arXiv:2312.06635; Dao and Gu, 2024, arXiv:2405.21060.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxformer.ops.decay import (
+    Chunks,
+    State,
+    by_chunk,
+    by_token,
+    carry,
+    decayed_products,
+    drop_other_documents,
+)
+
+
+def decayed_outer_product(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array,
+    segment_ids: jax.Array,
+    state: State,
+    *,
+    chunk: int = 64,
+) -> tuple[jax.Array, State]:
+    """S_t = Diag(a_t) S_{t−1} + k_t v_tᵀ,  o_t = S_tᵀ q_t, in chunks of matrix products.
+
+    Args:
+        q, k: [batch, length, heads, K].
+        v: [batch, length, heads, V].
+        log_decay: log a_t ≤ 0, [batch, length, heads, K], or 1 instead of K.
+        segment_ids: [batch, length]; the memory is dropped where they change.
+        state: what came before.
+        chunk: tokens that meet in one product.
+
+    Returns:
+        (o [batch, length, heads, V] in v's type, the state after the last token). Sums and memory
+        are float32 at least; the gradient keeps one memory a chunk.
+    """
+    if q.shape[1] == 1:
+        return decayed_step(q, k, v, log_decay, segment_ids, state)
+    length, wide = q.shape[1], state.memory.dtype
+    size = min(chunk, length)
+    chunks = Chunks.of(segment_ids, size, state.segment)
+    qs, ks, vs, logs = (by_chunk(x.astype(wide), size) for x in (q, k, v, log_decay))
+    log_total = jnp.cumsum(logs, axis=-2)  # [batch, heads, chunks, size, K or 1]
+    log_chunk = log_total[..., -1:, :]
+
+    scores = decayed_products(qs, ks, log_total, log_total)
+    inside = jnp.where(chunks.causal(strict=False), scores, 0.0) @ vs
+    kept = jnp.where(chunks.lasting, ks * jnp.exp(log_chunk - log_total), 0.0)
+    decay = jnp.where(chunks.survives, jnp.exp(log_chunk), 0.0).swapaxes(-1, -2)
+    before, memory = carry(state.memory, decay, kept.swapaxes(-1, -2) @ vs)
+    outside = jnp.where(chunks.reached, qs * jnp.exp(log_total), 0.0) @ before
+    return by_token(inside + outside, length).astype(v.dtype), State(memory, segment_ids[:, -1])
+
+
+def decayed_step(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array,
+    segment_ids: jax.Array,
+    state: State,
+) -> tuple[jax.Array, State]:
+    """`decayed_outer_product` of one token, length 1."""
+    wide, segment = state.memory.dtype, segment_ids[:, 0]
+    query, key, value, log = (x[:, 0].astype(wide) for x in (q, k, v, log_decay))
+    memory = jnp.exp(log)[..., None] * drop_other_documents(state, segment)
+    memory += key[..., :, None] * value[..., None, :]
+    o = jnp.einsum("bhkv,bhk->bhv", memory, query)
+    return o[:, None].astype(v.dtype), State(memory, segment)

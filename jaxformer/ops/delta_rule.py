@@ -1,0 +1,182 @@
+"""Recurrences that erase before they write: the delta rule, and diagonal plus low rank.
+
+DeltaNet in chunks: Yang et al., 2024, arXiv:2406.06484; with decay a head: arXiv:2412.06464, a
+channel: arXiv:2510.26692; diagonal plus low rank: Peng et al., 2025, arXiv:2503.14456.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
+
+from jaxformer.ops.decay import (
+    Chunks,
+    State,
+    by_chunk,
+    by_token,
+    carry,
+    decayed_products,
+    drop_other_documents,
+    exclusive,
+)
+
+
+def delta_rule(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    beta: jax.Array,
+    log_decay: jax.Array,
+    segment_ids: jax.Array,
+    state: State,
+    *,
+    chunk: int = 64,
+) -> tuple[jax.Array, State]:
+    """S_t = (I − β_t k_t k_tᵀ) Diag(a_t) S_{t−1} + β_t k_t v_tᵀ,  o_t = S_tᵀ q_t.
+
+    Args:
+        q, k: [batch, length, heads, K]; it is stable for ‖k‖ = 1 and β in [0, 2].
+        v: [batch, length, heads, V].
+        beta: [batch, length, heads].
+        log_decay: log a_t ≤ 0, [batch, length, heads, K], or 1 instead of K.
+        segment_ids: [batch, length]; the memory is dropped where they change.
+        state: what came before.
+        chunk: tokens that meet in one product.
+
+    In a chunk with total decays G_t, S_t = Diag(G_t) (S_0 + Σ_{s≤t} β_s k_s/G_s w_sᵀ), where
+    the values w = v − Sᵀ(a ⊙ k) solve a triangular system (the WY representation):
+
+        w_t + Σ_{s<t} k_tᵀ Diag(G_t/G_s) k_s β_s w_s = v_t − S_0ᵀ (G_t ⊙ k_t).
+
+    Returns:
+        (o [batch, length, heads, V] in v's type, the state after the last token).
+    """
+    if q.shape[1] == 1:
+        write, read = beta[..., None] * k, -jnp.exp(log_decay) * k
+        return _step(q, write, v, write, read, log_decay, segment_ids, state)
+    length, wide = q.shape[1], state.memory.dtype
+    size = min(chunk, length)
+    chunks = Chunks.of(segment_ids, size, state.segment)
+    qs, ks, vs, betas, logs = (
+        by_chunk(x.astype(wide), size) for x in (q, k, v, beta[..., None], log_decay)
+    )
+    log_total = jnp.cumsum(logs, axis=-2)
+    writes = betas * ks
+
+    erased = decayed_products(ks, writes, log_total, log_total, strict=True)
+    system = jnp.where(chunks.causal(strict=True), erased, 0.0)
+    read = jnp.where(chunks.reached, ks * jnp.exp(log_total), 0.0)
+    solved = _solve_unit(system, jnp.concatenate([vs, -read], axis=-1))
+    given, from_memory = jnp.split(solved, [vs.shape[-1]], axis=-1)
+    scores = jnp.where(
+        chunks.causal(strict=False), decayed_products(qs, writes, log_total, log_total), 0.0
+    )
+    rows = [Writes(writes, scores, given, from_memory)]
+    o, memory = _read_out(state, chunks, qs, log_total, rows)
+    return by_token(o, length).astype(v.dtype), State(memory, segment_ids[:, -1])
+
+
+def diagonal_plus_low_rank(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    u: jax.Array,
+    p: jax.Array,
+    log_decay: jax.Array,
+    segment_ids: jax.Array,
+    state: State,
+    *,
+    chunk: int = 64,
+) -> tuple[jax.Array, State]:
+    """S_t = (Diag(a_t) + u_t p_tᵀ) S_{t−1} + k_t v_tᵀ,  o_t = S_tᵀ q_t.
+
+    Args:
+        q, k, u, p: [batch, length, heads, K].
+        v: [batch, length, heads, V].
+        log_decay, segment_ids, state, chunk: as in `delta_rule`.
+
+    With z_t = S_{t−1}ᵀ p_t it writes two rows a token, u_t z_tᵀ and k_t v_tᵀ, and the z of a chunk
+    solve a triangular system.
+
+    Returns:
+        (o [batch, length, heads, V] in v's type, the state after the last token).
+    """
+    if q.shape[1] == 1:
+        return _step(q, k, v, u, p, log_decay, segment_ids, state)
+    length, wide = q.shape[1], state.memory.dtype
+    size = min(chunk, length)
+    chunks = Chunks.of(segment_ids, size, state.segment)
+    qs, ks, vs, us, ps, logs = (by_chunk(x.astype(wide), size) for x in (q, k, v, u, p, log_decay))
+    log_total = jnp.cumsum(logs, axis=-2)
+    log_before = exclusive(log_total)
+
+    strictly, upto = chunks.causal(strict=True), chunks.causal(strict=False)
+    among = jnp.where(strictly, decayed_products(ps, us, log_before, log_total, strict=True), 0.0)
+    seen = jnp.where(strictly, decayed_products(ps, ks, log_before, log_total, strict=True), 0.0)
+    read = jnp.where(chunks.reached, ps * jnp.exp(log_before), 0.0)
+    solved = _solve_unit(-among, jnp.concatenate([seen @ vs, read], axis=-1))
+    z, from_memory = jnp.split(solved, [vs.shape[-1]], axis=-1)
+
+    def scores(writes: jax.Array) -> jax.Array:
+        return jnp.where(upto, decayed_products(qs, writes, log_total, log_total), 0.0)
+
+    rows = [Writes(us, scores(us), z, from_memory), Writes(ks, scores(ks), vs, None)]
+    o, memory = _read_out(state, chunks, qs, log_total, rows)
+    return by_token(o, length).astype(v.dtype), State(memory, segment_ids[:, -1])
+
+
+class Writes(NamedTuple):
+    """One row a token that goes into the memory: key ⊗ (given + from_memory · memory before)."""
+
+    keys: jax.Array  # [batch, heads, chunks, size, K]
+    scores: jax.Array  # [batch, heads, chunks, size, size]: what queries read of them
+    given: jax.Array  # [batch, heads, chunks, size, V]
+    from_memory: jax.Array | None  # [batch, heads, chunks, size, K], or None for zero
+
+
+def _solve_unit(lower: jax.Array, right: jax.Array) -> jax.Array:
+    """(I + lower)⁻¹ right, for a strictly lower triangular matrix [..., size, size]."""
+    identity = jnp.eye(lower.shape[-1], dtype=lower.dtype)
+    return solve_triangular(identity + lower, right, lower=True, unit_diagonal=True)
+
+
+def _read_out(
+    state: State, chunks: Chunks, q: jax.Array, log_total: jax.Array, rows: list[Writes]
+) -> tuple[jax.Array, jax.Array]:
+    """o [batch, heads, chunks, size, V], and the memory after the last chunk."""
+    log_chunk = log_total[..., -1:, :]
+    fading = jnp.exp(log_chunk - log_total)
+    seen = jnp.where(chunks.reached, q * jnp.exp(log_total), 0.0)
+    inside, written, moved = 0.0, 0.0, 0.0
+    for keys, scores, given, from_memory in rows:
+        kept = jnp.where(chunks.lasting, keys * fading, 0.0).swapaxes(-1, -2)
+        inside += scores @ given
+        written += kept @ given
+        if from_memory is not None:
+            seen += scores @ from_memory
+            moved += kept @ from_memory
+    decay = jnp.where(chunks.survives, jnp.exp(log_chunk), 0.0).swapaxes(-1, -2)
+    before, memory = carry(state.memory, decay, written, moved)
+    return inside + seen @ before, memory
+
+
+def _step(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    u: jax.Array,
+    p: jax.Array,
+    log_decay: jax.Array,
+    segment_ids: jax.Array,
+    state: State,
+) -> tuple[jax.Array, State]:
+    """`diagonal_plus_low_rank` of one token, length 1."""
+    wide, segment = state.memory.dtype, segment_ids[:, 0]
+    q1, k1, v1, u1, p1, log = (x[:, 0].astype(wide) for x in (q, k, v, u, p, log_decay))
+    before = drop_other_documents(state, segment)
+    z = jnp.einsum("bhkv,bhk->bhv", before, p1)
+    memory = jnp.exp(log)[..., None] * before
+    memory += u1[..., None] * z[..., None, :] + k1[..., None] * v1[..., None, :]
+    o = jnp.einsum("bhkv,bhk->bhv", memory, q1)
+    return o[:, None].astype(v.dtype), State(memory, segment)

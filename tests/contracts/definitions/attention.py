@@ -1,0 +1,69 @@
+"""Softmax attention, over the keys each query sees."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from contracts.definition import ROPE, Case
+
+from jaxformer.model.mixers.attention import AttentionConfig
+from jaxformer.model.positions import ALiBiConfig, PositionsUnion, RoPEConfig
+
+
+def attention(params: dict, x: jax.Array, config: AttentionConfig, scheme: PositionsUnion):
+    """softmax over the keys each query sees, one query and one head at a time."""
+
+    def project(name: str) -> jax.Array:
+        kernel = params[name]["kernel"]
+        return jnp.einsum("ld,dhf->lhf", x, kernel) + params[name].get("bias", 0.0)
+
+    def unit(y: jax.Array, name: str) -> jax.Array:
+        if not config.qk_norm:
+            return y
+        return y / jnp.sqrt(jnp.mean(y**2, -1, keepdims=True) + 1e-6) * params[name]["scale"]
+
+    def rotate(y: jax.Array) -> jax.Array:
+        """Pairs as complex numbers, turned by e^{i · position · frequency}."""
+        if not isinstance(scheme, RoPEConfig):
+            return y
+        half = int(y.shape[-1] * scheme.fraction) // 2
+        angles = jnp.outer(jnp.arange(len(y)), scheme.base ** (-jnp.arange(half) / half))
+        turned = (y[..., :half] + 1j * y[..., half : 2 * half]) * jnp.exp(1j * angles)[:, None]
+        return jnp.concatenate([turned.real, turned.imag, y[..., 2 * half :]], axis=-1)
+
+    q, k = rotate(unit(project("query"), "query_norm")), rotate(unit(project("key"), "key_norm"))
+    v = project("value")
+    group = config.num_heads // config.kv_heads
+    scale = config.scale or 1 / math.sqrt(q.shape[-1])
+    window = config.window or len(x)
+    y = jnp.zeros_like(q)
+    for t in range(len(x)):
+        seen = jnp.array([s for s in range(t + 1) if t - s < window or s < config.sinks])
+        for head in range(config.num_heads):
+            logits = scale * k[seen, head // group] @ q[t, head]
+            if config.logit_softcap:
+                logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
+            if isinstance(scheme, ALiBiConfig):
+                logits -= 2.0 ** (-8 * (head + 1) / config.num_heads) * (t - seen)
+            weights = jnp.exp(logits)
+            y = y.at[t, head].set(weights / weights.sum() @ v[seen, head // group])
+    if config.output_gate:
+        y *= 1 / (1 + jnp.exp(-project("gate")))
+    output = params["output"]
+    return jnp.einsum("lhf,hfd->ld", y, output["kernel"]) + output.get("bias", 0.0)
+
+
+def _attention(scheme: PositionsUnion, **options: Any) -> Case:
+    return Case(AttentionConfig(**({"num_heads": 2, "head_dim": 4} | options)), scheme, attention)
+
+
+CASES = {
+    "attention": _attention(ROPE),
+    "attention_grouped": _attention(ROPE, num_heads=4, num_kv_heads=2, qk_norm=True),
+    "attention_multi_query": _attention(ROPE, num_kv_heads=1, qkv_bias=True, output_bias=True),
+    "attention_window": _attention(ALiBiConfig(), window=3, output_gate=True),
+    "attention_sinks": _attention(
+        RoPEConfig(base=100.0, fraction=0.5), window=2, sinks=2, logit_softcap=1.5, scale=0.7
+    ),
+}
