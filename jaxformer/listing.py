@@ -39,13 +39,16 @@ def mixer_rows() -> list[tuple[str, ...]]:
     from jaxformer.model.positions import RoPEConfig
 
     dims = Dims(D_MODEL, 1, InitConfig(), "bfloat16")
-    rows = [("kind", "source", "training", "compute", "state", f"bytes at {SHORT:,}")]
+    rows: list[tuple[str, ...]] = [
+        ("kind", "source", "training", "compute", "state", f"bytes at {SHORT:,}")
+    ]
     for config, module in MIXERS.items():
         source = _paper(sys.modules[module.__module__])
         if any(field.is_required() for field in config.model_fields.values()):
             rows.append((str(kind_of(config)), source, module.form, *["of its parts"] * 3))
             continue
-        mixer = build_mixer(config(), dims, RoPEConfig(), parent=None)
+        defaults = config.model_validate({})
+        mixer = build_mixer(defaults, dims, RoPEConfig(), parent=None)
         work = mixer.flops(LONG) * LONG / (mixer.flops(SHORT) * SHORT)
         state = mixer.cache_bytes(LONG) / mixer.cache_bytes(SHORT)
         rows.append(

@@ -66,10 +66,13 @@ def test_a_make_target_of_the_readme_exists(line):
 
 
 def test_the_yaml_of_the_readme_is_a_whole_configuration(tmp_path):
-    (block,) = blocks("yaml")
+    hybrid, whole = blocks("yaml")
     file = tmp_path / "c.yaml"
-    file.write_text(block)
+    file.write_text(whole)
     assert load_config(file).optimizer.learning_rate == 1e-3
+    file.write_text(hybrid)
+    kinds = [layer.mixer.kind for layer in load_config(file).model.layers()]
+    assert kinds == ["gated_delta", "gated_delta", "attention"] * 3
 
 
 def test_the_first_python_example_runs():

@@ -1,6 +1,7 @@
 """The short convolution on queries, keys and values before a matrix memory, and their cache."""
 
 import math
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -36,7 +37,7 @@ class ConvolvedCache:
 def convolved_heads(
     x: jax.Array,
     dims: Dims,
-    shapes: dict[str, tuple[int, ...]],
+    shapes: Mapping[str, tuple[int, ...]],
     width: int,
     segment_ids: jax.Array,
     cache: ConvolutionCache,

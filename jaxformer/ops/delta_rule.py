@@ -72,8 +72,8 @@ def delta_rule(
     scores = jnp.where(
         chunks.causal(strict=False), decayed_products(qs, writes, log_total, log_total), 0.0
     )
-    rows = [Writes(writes, scores, given, from_memory)]
-    o, memory = _read_out(state, chunks, qs, log_total, rows)
+    solution = Writes(writes, scores, given)
+    o, memory = _read_out(state, chunks, qs, log_total, solution, from_memory)
     return by_token(o, length).astype(v.dtype), State(memory, segment_ids[:, -1])
 
 
@@ -121,18 +121,17 @@ def diagonal_plus_low_rank(
     def scores(writes: jax.Array) -> jax.Array:
         return jnp.where(upto, decayed_products(qs, writes, log_total, log_total), 0.0)
 
-    rows = [Writes(us, scores(us), z, from_memory), Writes(ks, scores(ks), vs, None)]
-    o, memory = _read_out(state, chunks, qs, log_total, rows)
+    solution, plain = Writes(us, scores(us), z), Writes(ks, scores(ks), vs)
+    o, memory = _read_out(state, chunks, qs, log_total, solution, from_memory, plain)
     return by_token(o, length).astype(v.dtype), State(memory, segment_ids[:, -1])
 
 
 class Writes(NamedTuple):
-    """One row a token that goes into the memory: key ⊗ (given + from_memory · memory before)."""
+    """One row a token that goes into the memory: key ⊗ given."""
 
     keys: jax.Array  # [batch, heads, chunks, size, K]
     scores: jax.Array  # [batch, heads, chunks, size, size]: what queries read of them
     given: jax.Array  # [batch, heads, chunks, size, V]
-    from_memory: jax.Array | None  # [batch, heads, chunks, size, K], or None for zero
 
 
 def _solve_unit(lower: jax.Array, right: jax.Array) -> jax.Array:
@@ -142,22 +141,33 @@ def _solve_unit(lower: jax.Array, right: jax.Array) -> jax.Array:
 
 
 def _read_out(
-    state: State, chunks: Chunks, q: jax.Array, log_total: jax.Array, rows: list[Writes]
+    state: State,
+    chunks: Chunks,
+    q: jax.Array,
+    log_total: jax.Array,
+    solved: Writes,
+    from_memory: jax.Array,
+    plain: Writes | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """o [batch, heads, chunks, size, V], and the memory after the last chunk."""
+    """o [batch, heads, chunks, size, V], and the memory after the last chunk.
+
+    `solved` rows are key ⊗ (given + from_memory · memory before), `from_memory` [..., size, K];
+    `plain` rows need no memory.
+    """
     log_chunk = log_total[..., -1:, :]
     fading = jnp.exp(log_chunk - log_total)
-    seen = jnp.where(chunks.reached, q * jnp.exp(log_total), 0.0)
-    inside, written, moved = 0.0, 0.0, 0.0
-    for keys, scores, given, from_memory in rows:
-        kept = jnp.where(chunks.lasting, keys * fading, 0.0).swapaxes(-1, -2)
-        inside += scores @ given
-        written += kept @ given
-        if from_memory is not None:
-            seen += scores @ from_memory
-            moved += kept @ from_memory
+
+    def kept(rows: Writes) -> jax.Array:
+        return jnp.where(chunks.lasting, rows.keys * fading, 0.0).swapaxes(-1, -2)
+
+    keys = kept(solved)
+    inside, written = solved.scores @ solved.given, keys @ solved.given
+    if plain is not None:
+        inside += plain.scores @ plain.given
+        written += kept(plain) @ plain.given
+    seen = jnp.where(chunks.reached, q * jnp.exp(log_total), 0.0) + solved.scores @ from_memory
     decay = jnp.where(chunks.survives, jnp.exp(log_chunk), 0.0).swapaxes(-1, -2)
-    before, memory = carry(state.memory, decay, written, moved)
+    before, memory = carry(state.memory, decay, written, keys @ from_memory)
     return inside + seen @ before, memory
 
 

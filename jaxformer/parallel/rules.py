@@ -26,8 +26,12 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("head_dim", None),
     ("width", None),
     ("rank", None),
+    ("group", None),
     ("steps", None),
     ("branch", None),
+    ("head_input", None),
+    ("state", None),
+    ("gates", None),
     ("layers", None),
 )
 

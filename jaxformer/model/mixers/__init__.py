@@ -8,22 +8,42 @@ from jaxformer.model.dims import Dims
 from jaxformer.model.mixers.attention import Attention, AttentionConfig
 from jaxformer.model.mixers.base import Cache, Mixer, MixerConfig
 from jaxformer.model.mixers.delta import Delta, DeltaConfig
+from jaxformer.model.mixers.delta_product import DeltaProduct, DeltaProductConfig
 from jaxformer.model.mixers.gated_delta import GatedDelta, GatedDeltaConfig
 from jaxformer.model.mixers.gla import GLA, GLAConfig
+from jaxformer.model.mixers.hgrn2 import HGRN2, HGRN2Config
 from jaxformer.model.mixers.kda import KDA, KDAConfig
+from jaxformer.model.mixers.latent_attention import LatentAttention, LatentAttentionConfig
+from jaxformer.model.mixers.linear_attention import LinearAttention, LinearAttentionConfig
+from jaxformer.model.mixers.mamba import Mamba, MambaConfig
+from jaxformer.model.mixers.mamba2 import Mamba2, Mamba2Config
 from jaxformer.model.mixers.min_gru import MinGRU, MinGRUConfig
+from jaxformer.model.mixers.mlstm import MLSTM, MLSTMConfig
 from jaxformer.model.mixers.parallel import Parallel, ParallelConfig
 from jaxformer.model.mixers.retention import Retention, RetentionConfig
+from jaxformer.model.mixers.rglru import RGLRU, RGLRUConfig
+from jaxformer.model.mixers.rwkv7 import RWKV7, RWKV7Config
+from jaxformer.model.mixers.slstm import SLSTM, SLSTMConfig
 from jaxformer.model.positions import PositionsUnion
 
 MIXERS: dict[type[MixerConfig], type[Mixer]] = {
     AttentionConfig: Attention,
+    LatentAttentionConfig: LatentAttention,
     RetentionConfig: Retention,
     GLAConfig: GLA,
     DeltaConfig: Delta,
     GatedDeltaConfig: GatedDelta,
     KDAConfig: KDA,
+    DeltaProductConfig: DeltaProduct,
+    RWKV7Config: RWKV7,
+    Mamba2Config: Mamba2,
+    LinearAttentionConfig: LinearAttention,
+    HGRN2Config: HGRN2,
+    MLSTMConfig: MLSTM,
     MinGRUConfig: MinGRU,
+    MambaConfig: Mamba,
+    RGLRUConfig: RGLRU,
+    SLSTMConfig: SLSTM,
     ParallelConfig: Parallel,
 }
 

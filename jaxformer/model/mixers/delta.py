@@ -41,8 +41,8 @@ class DeltaConfig(MixerConfig):
 class Delta(Mixer):
     """S_t = (I − β_t k_t k_tᵀ) S_{t−1} + β_t k_t v_tᵀ,  o_t = S_tᵀ q_t / √K,
 
-    with q, k, v = silu(conv(W x)), q and k of length 1, and β = σ(W_β x) (equation 1, section
-    3.3);  y = W_o RMSNorm(o).
+    with q, k, v = silu(conv(W x)), q and k of length 1, and β = σ(W_β x);
+    y = W_o RMSNorm(o), with an output gate W_o (RMSNorm(o) ⊙ silu(W_g x)).
     """
 
     config: DeltaConfig

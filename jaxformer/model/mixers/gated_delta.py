@@ -5,18 +5,16 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.typing import DTypeLike
 from pydantic import PositiveFloat, PositiveInt
 
+from jaxformer.model.convolved_heads import ConvolvedCache, convolved_heads
 from jaxformer.model.decay_init import a_log_init, dt_bias_init
-from jaxformer.model.heads import HeadsOutput, project_heads
+from jaxformer.model.heads import HeadsOutput
 from jaxformer.model.mixers.base import Mixer, MixerConfig
 from jaxformer.model.mixers.matrix_memory import MemorySizes
 from jaxformer.model.norms import unit_normalize
 from jaxformer.model.projection import Projection
-from jaxformer.model.short_convolution import ConvolutionCache, ShortConvolution
-from jaxformer.ops.decay import State
 from jaxformer.ops.delta_rule import delta_rule
 
 
@@ -39,12 +37,6 @@ class GatedDeltaConfig(MixerConfig):
         return MemorySizes(self.num_heads, self.head_dim, value)
 
 
-@struct.dataclass
-class GatedDeltaCache:
-    memory: State
-    convolution: ConvolutionCache  # of queries, keys and values side by side
-
-
 class GatedDelta(Mixer):
     """S_t = α_t (I − β_t k_t k_tᵀ) S_{t−1} + β_t k_t v_tᵀ,  o_t = S_tᵀ q_t / √K,
 
@@ -61,21 +53,18 @@ class GatedDelta(Mixer):
         *,
         positions: jax.Array,
         segment_ids: jax.Array,
-        cache: GatedDeltaCache | None = None,
-    ) -> tuple[jax.Array, GatedDeltaCache | None]:
+        cache: ConvolvedCache | None = None,
+    ) -> tuple[jax.Array, ConvolvedCache | None]:
         config, sizes, init = self.config, self.config.sizes, self.dims.init
         heads = sizes.heads
         start = self.init_cache(x.shape[0], x.shape[1], x.dtype) if cache is None else cache
-        qkv = [
-            project_heads(x, self.dims, name, heads, size).reshape(*x.shape[:2], -1)
-            for name, size in (("query", sizes.key), ("key", sizes.key), ("value", sizes.value))
-        ]
-        mixed, convolution = ShortConvolution(config.conv_width, axis_name="heads", name="conv")(
-            jnp.concatenate(qkv, axis=-1), segment_ids, start.convolution
-        )
-        q, k, v = (
-            part.reshape(*x.shape[:2], heads, -1)
-            for part in jnp.split(nn.silu(mixed), [heads * sizes.key, 2 * heads * sizes.key], -1)
+        shapes = {
+            "query": (heads, sizes.key),
+            "key": (heads, sizes.key),
+            "value": (heads, sizes.value),
+        }
+        (q, k, v), convolution = convolved_heads(
+            x, self.dims, shapes, config.conv_width, segment_ids, start.convolution
         )
         q, k = unit_normalize(q) * sizes.key**-0.5, unit_normalize(k)
 
@@ -92,17 +81,16 @@ class GatedDelta(Mixer):
 
         o, memory = delta_rule(q, k, v, beta, log_decay[..., None], segment_ids, start.memory)
         y = HeadsOutput(self.dims, gate=nn.silu, name="out")(o, x)
-        return y, None if cache is None else GatedDeltaCache(memory, convolution)
+        return y, None if cache is None else ConvolvedCache(memory, convolution)
 
     @property
     def _channels(self) -> int:
         sizes = self.config.sizes
         return sizes.heads * (2 * sizes.key + sizes.value)
 
-    def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> GatedDeltaCache:
-        width = self.config.conv_width
-        convolution = ConvolutionCache.empty(batch, width, self._channels, dtype)
-        return GatedDeltaCache(self.config.sizes.empty(batch, dtype), convolution)
+    def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> ConvolvedCache:
+        config = self.config
+        return ConvolvedCache.empty(batch, config.sizes, config.conv_width, self._channels, dtype)
 
     def flops(self, length: int) -> float:
         sizes = self.config.sizes
@@ -111,6 +99,7 @@ class GatedDelta(Mixer):
         return 2.0 * self.dims.d_model * features + convolution + sizes.flops(length, solves=True)
 
     def cache_bytes(self, length: int) -> int:
-        width, dtype = self.config.conv_width, self.dims.dtype
-        memory = self.config.sizes.bytes(dtype)
-        return memory + ConvolutionCache.bytes(width, self._channels, dtype)
+        config = self.config
+        return ConvolvedCache.bytes(
+            config.sizes, config.conv_width, self._channels, self.dims.dtype
+        )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 from pydantic import Field
 
@@ -52,8 +53,9 @@ class Parallel(Mixer):
             nn.with_logical_partitioning(equal, ("branch", "d_model")),
             (count, self.dims.d_model),
         ).astype(x.dtype)
-        total, longer = 0.0, []
-        for index, mixer in enumerate(self._mixers()):
+        total, longer = jnp.zeros_like(x), []
+        for index, config in enumerate(self.config.mixers):
+            mixer = self._mixer(config, name=f"{config.kind}_{index}")
             own = None if cache is None else cache[index]
             y, own = mixer(x, positions=positions, segment_ids=segment_ids, cache=own)
             total += beta[index] * y
@@ -61,22 +63,21 @@ class Parallel(Mixer):
         return total, None if cache is None else tuple(longer)
 
     @nn.nowrap
-    def _mixers(self, **place: None) -> list[Mixer]:
+    def _mixer(self, config: MixerConfig, **place: str | None) -> Mixer:
         from jaxformer.model.mixers import build_mixer  # the registry has this file in it
 
-        return [
-            build_mixer(
-                config, self.dims, self.scheme, **(place or {"name": f"{config.kind}_{index}"})
-            )
-            for index, config in enumerate(self.config.mixers)
-        ]
+        return build_mixer(config, self.dims, self.scheme, **place)
+
+    @property
+    def _parts(self) -> list[Mixer]:
+        return [self._mixer(config, parent=None) for config in self.config.mixers]
 
     def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> tuple[Cache, ...]:
-        return tuple(m.init_cache(batch, max_length, dtype) for m in self._mixers(parent=None))
+        return tuple(m.init_cache(batch, max_length, dtype) for m in self._parts)
 
     def flops(self, length: int) -> float:
         combine = 2.0 * len(self.config.mixers) * self.dims.d_model
-        return combine + sum(mixer.flops(length) for mixer in self._mixers(parent=None))
+        return combine + sum(mixer.flops(length) for mixer in self._parts)
 
     def cache_bytes(self, length: int) -> int:
-        return sum(mixer.cache_bytes(length) for mixer in self._mixers(parent=None))
+        return sum(mixer.cache_bytes(length) for mixer in self._parts)

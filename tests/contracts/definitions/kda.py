@@ -33,7 +33,5 @@ def kda(params: dict, x: jax.Array, config: KDAConfig, scheme: PositionsUnion):
 
 
 CASES = {
-    "kda": Case(
-        KDAConfig(num_heads=2, head_dim=4, value_expansion=1.5), NoPositionsConfig(), kda
-    )
+    "kda": Case(KDAConfig(num_heads=2, head_dim=4, value_expansion=1.5), NoPositionsConfig(), kda)
 }

@@ -1,0 +1,89 @@
+"""HGRN2: a linear recurrence whose key is what its forget gate leaves (Qin et al., 2024,
+arXiv:2404.07904)."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from pydantic import Field, PositiveInt
+
+from jaxformer.model.heads import project_heads
+from jaxformer.model.mixers.base import Mixer, MixerConfig
+from jaxformer.model.mixers.matrix_memory import MemorySizes, heads_divide
+from jaxformer.model.norms import Norm, NormConfig
+from jaxformer.model.positions import PositionsUnion
+from jaxformer.model.projection import Projection
+from jaxformer.ops.decay import State
+from jaxformer.ops.decayed_outer_product import decayed_outer_product
+
+
+class HGRN2Config(MixerConfig):
+    """Inputs have d_model / num_heads features a head, each expanded to `state_expansion` states;
+    the paper takes as many of one as of the other. Forget gates are not below `lower_bound`."""
+
+    kind: Literal["hgrn2"] = "hgrn2"
+    num_heads: PositiveInt = 8
+    state_expansion: PositiveInt = 128
+    lower_bound: float = Field(0.0, ge=0, lt=1)
+
+    def check(self, d_model: int, positions: PositionsUnion) -> None:
+        heads_divide("d_model", d_model, self.num_heads)
+
+    def sizes(self, d_model: int) -> MemorySizes:
+        return MemorySizes(self.num_heads, self.state_expansion, d_model // self.num_heads)
+
+
+class HGRN2(Mixer):
+    """S_t = Diag(f_t) S_{t−1} + (1 − f_t) i_tᵀ,  o_t = S_tᵀ silu(W_q x_t),  y = W_o RMSNorm(o),
+
+    with f = β + (1 − β) σ(W_f x) and i = W_i x, normalised over all heads.
+    """
+
+    config: HGRN2Config
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        cache: State | None = None,
+    ) -> tuple[jax.Array, State | None]:
+        sizes, bound = self._sizes, self.config.lower_bound
+        wide = sizes.wide(x.dtype)
+        q = nn.silu(project_heads(x, self.dims, "query", sizes.heads, sizes.key))
+        forget = project_heads(x, self.dims, "forget", sizes.heads, sizes.key).astype(wide)
+        i = project_heads(x, self.dims, "input", sizes.heads, sizes.value)
+        k = (1 - bound) * nn.sigmoid(-forget)  # 1 − f
+        log_decay = jnp.log1p(-k) if bound else nn.log_sigmoid(forget)
+        state = sizes.empty(x.shape[0], x.dtype) if cache is None else cache
+        o, state = decayed_outer_product(q, k, i, log_decay, segment_ids, state)
+        inner = sizes.heads * sizes.value
+        normal = Norm(NormConfig(), axis_name="d_hidden", name="norm")(
+            o.reshape(*x.shape[:2], inner)
+        )
+        y = Projection(
+            (self.dims.d_model,),
+            ("d_hidden", "d_model"),
+            self.dims.init.output_matrix(inner, self.dims.num_layers),
+            name="output",
+        )(normal)
+        return y, None if cache is None else state
+
+    @property
+    def _sizes(self) -> MemorySizes:
+        return self.config.sizes(self.dims.d_model)
+
+    def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> State:
+        return self._sizes.empty(batch, dtype)
+
+    def flops(self, length: int) -> float:
+        sizes = self._sizes
+        projections = 2.0 * self.dims.d_model * sizes.heads * (2 * sizes.key + 2 * sizes.value)
+        return projections + sizes.flops(length)
+
+    def cache_bytes(self, length: int) -> int:
+        return self._sizes.bytes(self.dims.dtype)

@@ -1,0 +1,185 @@
+"""Multi-head latent attention: keys and values out of one small latent a token (DeepSeek-V2, 2024,
+arXiv:2405.04434)."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.typing import DTypeLike
+from pydantic import PositiveInt
+
+from jaxformer.model.heads import project_heads
+from jaxformer.model.mixers.base import Mixer, MixerConfig
+from jaxformer.model.norms import Norm, NormConfig
+from jaxformer.model.positions import (
+    ALiBiConfig,
+    PositionsUnion,
+    RoPEConfig,
+    alibi_slopes,
+    rope,
+    rope_rotation,
+)
+from jaxformer.model.projection import Projection
+from jaxformer.ops.attention import Tokens, Visibility, attend, causal_attention
+
+
+class LatentAttentionConfig(MixerConfig):
+    """Of a key, `head_dim` features a head come from the latent of `kv_rank`, and `rope_dim`, which
+    all heads share, carry the position; values have `value_dim`.
+
+    query_rank: queries go through a latent of their own; none when left out.
+    """
+
+    kind: Literal["latent_attention"] = "latent_attention"
+    num_heads: PositiveInt = 8
+    head_dim: PositiveInt = 64
+    rope_dim: PositiveInt = 32
+    value_dim: PositiveInt = 64
+    kv_rank: PositiveInt = 256
+    query_rank: PositiveInt | None = None
+
+    def check(self, d_model: int, positions: PositionsUnion) -> None:
+        if isinstance(positions, RoPEConfig):
+            positions.rotated_size(self.rope_dim)
+
+
+@struct.dataclass
+class LatentCache:
+    """Slot i holds token i."""
+
+    latent: jax.Array  # [batch, slots, kv_rank]
+    key: jax.Array  # [batch, slots, rope_dim], that of all heads, turned by its position
+    tokens: Tokens  # each [batch, slots]
+    length: jax.Array  # []: tokens so far
+
+
+class LatentAttention(Mixer):
+    """y = W_o concat_h softmax(q_h · k_h / √(head_dim + rope_dim)) v_h, with, side by side,
+
+    k_h = [W_K c; rope(W_R x)],  v_h = W_V c,  q_h = [W_Q c'; rope(W_QR c')],
+
+    c = RMSNorm(W_D x), and c' = RMSNorm(W_D' x), or x without a query_rank (equations 37 to 47).
+    """
+
+    form = "pairs"
+
+    config: LatentAttentionConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        cache: LatentCache | None = None,
+    ) -> tuple[jax.Array, LatentCache | None]:
+        config, heads, init = self.config, self.config.num_heads, self.dims.init
+        q = self._queries(x)
+        latent = self._latent(x, "latent", config.kv_rank)
+        key = Projection(
+            (config.rope_dim,),
+            ("d_model", "head_dim"),
+            init.matrix(self.dims.d_model),
+            name="rotary_key",
+        )(x)[:, :, None]
+        if isinstance(self.scheme, RoPEConfig):
+            rotation = rope_rotation(positions, self.scheme, config.rope_dim, x.dtype)
+            plain, turned = jnp.split(q, [config.head_dim], axis=-1)
+            q = jnp.concatenate([plain, rope(turned, rotation)], axis=-1)
+            key = rope(key, rotation)
+        if cache is None:
+            new = Tokens(jnp.arange(x.shape[1])[None], positions, segment_ids)
+        else:
+            order = jnp.broadcast_to(cache.length + jnp.arange(x.shape[1]), positions.shape)
+            new = Tokens(order, positions, segment_ids)
+            cache = _write(cache, latent, key[:, :, 0], new)
+            latent, key = cache.latent.astype(x.dtype), cache.key[:, :, None].astype(x.dtype)
+
+        expand = Projection(
+            (heads, config.head_dim + config.value_dim),
+            ("rank", "heads", "head_dim"),
+            init.matrix(config.kv_rank),
+            name="expand",
+        )
+        k, v = jnp.split(expand(latent), [config.head_dim], axis=-1)
+        shared = jnp.broadcast_to(key, (*k.shape[:3], config.rope_dim))
+        k = jnp.concatenate([k, shared], axis=-1)
+        alibi = isinstance(self.scheme, ALiBiConfig)
+        options = {
+            "visibility": Visibility(),
+            "scale": (config.head_dim + config.rope_dim) ** -0.5,
+            "slopes": alibi_slopes(heads) if alibi else None,
+        }
+        if cache is None:
+            y = causal_attention(q, k, v, new, **options)
+        else:
+            y = attend(q, k, v, new, cache.tokens, **options)
+        output = Projection(
+            (self.dims.d_model,),
+            ("heads", "head_dim", "d_model"),
+            init.output_matrix(heads * config.value_dim, self.dims.num_layers),
+            name="output",
+        )(y)
+        return output, cache
+
+    def _latent(self, x: jax.Array, name: str, rank: int) -> jax.Array:
+        """RMSNorm(W x), [batch, length, rank]."""
+        matrix = self.dims.init.matrix(self.dims.d_model)
+        latent = Projection((rank,), ("d_model", "rank"), matrix, name=name)(x)
+        return Norm(NormConfig(), axis_name="rank", name=f"{name}_norm")(latent)
+
+    def _queries(self, x: jax.Array) -> jax.Array:
+        """[batch, length, heads, head_dim + rope_dim], not yet turned."""
+        config = self.config
+        size = config.head_dim + config.rope_dim
+        if config.query_rank is None:
+            return project_heads(x, self.dims, "query", config.num_heads, size)
+        return Projection(
+            (config.num_heads, size),
+            ("rank", "heads", "head_dim"),
+            self.dims.init.matrix(config.query_rank),
+            name="query",
+        )(self._latent(x, "query_latent", config.query_rank))
+
+    def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> LatentCache:
+        places = jnp.zeros((batch, max_length), jnp.int32)
+        return LatentCache(
+            latent=jnp.zeros((batch, max_length, self.config.kv_rank), dtype),
+            key=jnp.zeros((batch, max_length, self.config.rope_dim), dtype),
+            tokens=Tokens(places, places, places - 1),
+            length=jnp.zeros((), jnp.int32),
+        )
+
+    def flops(self, length: int) -> float:
+        config, d_model = self.config, self.dims.d_model
+        key, value = config.head_dim + config.rope_dim, config.value_dim
+        queries = d_model * config.num_heads * key
+        if config.query_rank is not None:
+            queries = config.query_rank * (d_model + config.num_heads * key)
+        down = d_model * (config.kv_rank + config.rope_dim)
+        expanded = config.kv_rank * config.num_heads * (config.head_dim + value)
+        output = config.num_heads * value * d_model
+        pairs = config.num_heads * (key + value) * (length + 1) / 2
+        return 2.0 * (queries + down + expanded + output + pairs)
+
+    def cache_bytes(self, length: int) -> int:
+        features = self.config.kv_rank + self.config.rope_dim
+        return length * (features * jnp.dtype(self.dims.dtype).itemsize + 3 * 4)
+
+
+def _write(cache: LatentCache, latent: jax.Array, key: jax.Array, new: Tokens) -> LatentCache:
+    """The cache with new tokens behind those it holds."""
+
+    def write(old: jax.Array, update: jax.Array) -> jax.Array:
+        update = update.astype(old.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(old, update, cache.length, axis=1)
+
+    return LatentCache(
+        latent=write(cache.latent, latent),
+        key=write(cache.key, key),
+        tokens=Tokens(*(write(old, part) for old, part in zip(cache.tokens, new, strict=True))),
+        length=cache.length + latent.shape[1],
+    )

@@ -1,0 +1,120 @@
+"""Linear attention: a product of features in place of the softmax.
+
+Features elu + 1: Katharopoulos et al., 2020, arXiv:2006.16236. Taylor's (Based): Arora et al.,
+2024, arXiv:2402.18668.
+"""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from pydantic import PositiveInt
+
+from jaxformer.model.heads import project_heads
+from jaxformer.model.mixers.base import Mixer, MixerConfig
+from jaxformer.model.mixers.matrix_memory import MemorySizes, heads_divide
+from jaxformer.model.positions import PositionsUnion
+from jaxformer.model.projection import Projection
+from jaxformer.ops.decay import State
+from jaxformer.ops.decayed_outer_product import decayed_outer_product
+
+EPSILON = 1e-6
+TAYLOR_KEY_DIM = 16
+
+
+class LinearAttentionConfig(MixerConfig):
+    """Values have d_model / num_heads features a head, and so have keys, unless `key_dim` is given.
+
+    feature_map: `elu` is φ(x) = elu(x) + 1; `taylor` is φ(q)·φ(k) = 1 + s + s²/2 of s = q·k / √d,
+        from d = 16 features of a key, unless `key_dim` is given, to 1 + d + d².
+    """
+
+    kind: Literal["linear_attention"] = "linear_attention"
+    num_heads: PositiveInt = 8
+    feature_map: Literal["elu", "taylor"] = "elu"
+    key_dim: PositiveInt | None = None
+
+    def check(self, d_model: int, positions: PositionsUnion) -> None:
+        heads_divide("d_model", d_model, self.num_heads)
+
+    def projected(self, d_model: int) -> MemorySizes:
+        """Features of queries and keys, and of values, before the feature map."""
+        value = d_model // self.num_heads
+        key = self.key_dim or (value if self.feature_map == "elu" else TAYLOR_KEY_DIM)
+        return MemorySizes(self.num_heads, key, value)
+
+    def sizes(self, d_model: int) -> MemorySizes:
+        """Of the memory: the last value is a one, which sums the features of the keys."""
+        heads, key, value = self.projected(d_model)
+        return MemorySizes(heads, key if self.feature_map == "elu" else 1 + key + key**2, value + 1)
+
+
+class LinearAttention(Mixer):
+    """S_t = S_{t−1} + φ(k_t) v_tᵀ,  z_t = z_{t−1} + φ(k_t),  o_t = S_tᵀ φ(q_t) / z_tᵀ φ(q_t),
+
+    y = W_o o  (arXiv:2006.16236, equations 16 to 20).
+    """
+
+    config: LinearAttentionConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        cache: State | None = None,
+    ) -> tuple[jax.Array, State | None]:
+        heads, key, value = self.config.projected(self.dims.d_model)
+        wide = self._sizes.wide(x.dtype)
+        q = project_heads(x, self.dims, "query", heads, key).astype(wide)
+        k = project_heads(x, self.dims, "key", heads, key).astype(wide)
+        v = project_heads(x, self.dims, "value", heads, value).astype(wide)
+        features = {"elu": _elu_features, "taylor": _taylor_features}[self.config.feature_map]
+        ones = jnp.ones((*x.shape[:2], heads, 1), wide)
+        state = self._sizes.empty(x.shape[0], x.dtype) if cache is None else cache
+        sums, state = decayed_outer_product(
+            features(q),
+            features(k),
+            jnp.concatenate([v, ones], axis=-1),
+            jnp.zeros_like(ones),
+            segment_ids,
+            state,
+        )
+        o = sums[..., :-1] / (sums[..., -1:] + EPSILON)
+        y = Projection(
+            (self.dims.d_model,),
+            ("heads", "head_dim", "d_model"),
+            self.dims.init.output_matrix(heads * value, self.dims.num_layers),
+            name="output",
+        )(o.astype(x.dtype))
+        return y, None if cache is None else state
+
+    @property
+    def _sizes(self) -> MemorySizes:
+        return self.config.sizes(self.dims.d_model)
+
+    def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> State:
+        return self._sizes.empty(batch, dtype)
+
+    def flops(self, length: int) -> float:
+        heads, key, value = self.config.projected(self.dims.d_model)
+        projections = 2.0 * self.dims.d_model * heads * (2 * key + 2 * value)
+        return projections + self._sizes.flops(length)
+
+    def cache_bytes(self, length: int) -> int:
+        return self._sizes.bytes(self.dims.dtype)
+
+
+def _elu_features(x: jax.Array) -> jax.Array:
+    return nn.elu(x) + 1
+
+
+def _taylor_features(x: jax.Array) -> jax.Array:
+    """(1, x / d^{1/4}, vec(x xᵀ) / √(2d)): [..., d] → [..., 1 + d + d²]."""
+    d = x.shape[-1]
+    squares = (x[..., :, None] * x[..., None, :]).reshape(*x.shape[:-1], d * d)
+    return jnp.concatenate([jnp.ones_like(x[..., :1]), x * d**-0.25, squares * (2 * d) ** -0.5], -1)

@@ -1,0 +1,162 @@
+"""Mamba: a selective state space, diagonal, a state of its own for every channel (Gu and Dao, 2023,
+arXiv:2312.00752)."""
+
+import math
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.typing import DTypeLike
+from pydantic import PositiveFloat, PositiveInt
+
+from jaxformer.model.decay_init import dt_bias_init
+from jaxformer.model.mixers.base import Mixer, MixerConfig
+from jaxformer.model.projection import Projection
+from jaxformer.model.short_convolution import ConvolutionCache, ShortConvolution
+from jaxformer.ops.diagonal import associative_recurrence, in_chunks
+
+CHUNK = 64  # tokens whose states [channels, state_size] are there at once
+
+
+class MambaConfig(MixerConfig):
+    """`expansion` times d_model channels with `state_size` numbers each; the step Δ goes through
+    `dt_rank`, d_model / 16 rounded up when left out."""
+
+    kind: Literal["mamba"] = "mamba"
+    expansion: PositiveFloat = 2.0
+    state_size: PositiveInt = 16
+    dt_rank: PositiveInt | None = None
+    conv_width: PositiveInt = 4
+
+    def rank(self, d_model: int) -> int:
+        return self.dt_rank or math.ceil(d_model / 16)
+
+
+@struct.dataclass
+class MambaCache:
+    state: jax.Array  # [batch, channels, state_size]
+    segment: jax.Array  # [batch], the document it belongs to
+    convolution: ConvolutionCache
+
+
+class Mamba(Mixer):
+    """h_t = e^{Δ_t A} ⊙ h_{t−1} + (Δ_t ⊙ u_t) B_tᵀ,  y = W_o ((h_t C_t + D ⊙ u_t) ⊙ silu(W_z x_t)),
+
+    with u = silu(conv(W_u x)), B and C linear in u, Δ = softplus(W₂ W₁ u + b), and A = −e^{A_log},
+    which starts at −1, …, −state_size (algorithm 2, section 3.6).
+    """
+
+    form = "scan"
+
+    config: MambaConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        cache: MambaCache | None = None,
+    ) -> tuple[jax.Array, MambaCache | None]:
+        config, init, channels = self.config, self.dims.init, self._channels
+        rank, size = config.rank(self.dims.d_model), config.state_size
+        wide, names = jnp.promote_types(x.dtype, jnp.float32), nn.with_logical_partitioning
+        start = self.init_cache(x.shape[0], x.shape[1], x.dtype) if cache is None else cache
+
+        def project_in(name: str) -> jax.Array:
+            matrix = init.matrix(self.dims.d_model)
+            return Projection((channels,), ("d_model", "d_hidden"), matrix, name=name)(x)
+
+        mixed, convolution = ShortConvolution(config.conv_width, use_bias=True, name="conv")(
+            project_in("input"), segment_ids, start.convolution
+        )
+        u = nn.silu(mixed)
+        selected = Projection(
+            (rank + 2 * size,), ("d_hidden", "rank"), init.matrix(channels), name="select"
+        )(u)
+        low, b, c = jnp.split(selected, [rank, rank + size], axis=-1)
+        # Uniform in ±1/√rank.
+        uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        step = Projection((channels,), ("rank", "d_hidden"), uniform, name="dt")(low)
+        dt_bias = self.param("dt_bias", names(dt_bias_init, ("d_hidden",)), (channels,))
+        dt = nn.softplus(step.astype(wide) + dt_bias.astype(wide))
+        a_log = self.param("a_log", names(_a_log_init, ("d_hidden", "state")), (channels, size))
+        skip = self.param("skip", names(nn.initializers.ones, ("d_hidden",)), (channels,))
+
+        h, state = _selective_scan(dt, u, b, c, -jnp.exp(a_log.astype(wide)), segment_ids, start)
+        h = (h + skip * u).astype(x.dtype) * nn.silu(project_in("gate"))
+        y = Projection(
+            (self.dims.d_model,),
+            ("d_hidden", "d_model"),
+            init.output_matrix(channels, self.dims.num_layers),
+            name="output",
+        )(h)
+        return y, None if cache is None else MambaCache(state, segment_ids[:, -1], convolution)
+
+    @property
+    def _channels(self) -> int:
+        return round(self.config.expansion * self.dims.d_model)
+
+    def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> MambaCache:
+        channels, wide = self._channels, jnp.promote_types(dtype, jnp.float32)
+        return MambaCache(
+            jnp.zeros((batch, channels, self.config.state_size), wide),
+            jnp.full((batch,), -1, jnp.int32),
+            ConvolutionCache.empty(batch, self.config.conv_width, channels, dtype),
+        )
+
+    def flops(self, length: int) -> float:
+        config, channels, d_model = self.config, self._channels, self.dims.d_model
+        rank, size = config.rank(d_model), config.state_size
+        features = 3 * d_model + (rank + 2 * size) + rank + config.conv_width
+        # A state's decay takes one product, its input one, its update two, its output two.
+        return channels * (2.0 * features + 6.0 * size)
+
+    def cache_bytes(self, length: int) -> int:
+        channels, dtype = self._channels, self.dims.dtype
+        wide = jnp.promote_types(dtype, jnp.float32).itemsize
+        state = channels * self.config.state_size * wide + 4
+        return state + ConvolutionCache.bytes(self.config.conv_width, channels, dtype)
+
+
+def _selective_scan(
+    dt: jax.Array,
+    u: jax.Array,
+    b: jax.Array,
+    c: jax.Array,
+    a: jax.Array,
+    segment_ids: jax.Array,
+    start: MambaCache,
+) -> tuple[jax.Array, jax.Array]:
+    """h_t = e^{dt_t a} ⊙ h_{t−1} + (dt_t ⊙ u_t) b_tᵀ, of which only h_t c_t leaves a chunk.
+
+    Args:
+        dt, u: [batch, length, channels], dt as wide as the state.
+        b, c: [batch, length, state_size].
+        a: [channels, state_size].
+
+    Returns:
+        (h c [batch, length, channels] in dt's type, the state after the last token).
+    """
+
+    def advance(carried: tuple, tokens: tuple) -> tuple[tuple, jax.Array]:
+        *inputs, segments = tokens
+        dt, u, b, c = (part.astype(a.dtype) for part in inputs)
+        decay = jnp.exp(dt[..., None] * a)  # [batch, chunk, channels, state_size]
+        entering = (dt * u)[..., None] * b[:, :, None, :]
+        h = associative_recurrence(decay, entering, segments, *carried)
+        return (h[:, -1], segments[:, -1]), jnp.einsum("blcn,bln->blc", h, c)
+
+    carried = (start.state, start.segment)
+    (state, _), y = in_chunks(advance, carried, (dt, u, b, c, segment_ids), CHUNK)
+    return y, state
+
+
+def _a_log_init(
+    key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+) -> jax.Array:
+    """log(1, …, state_size) for every channel (S4D-real)."""
+    return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[1] + 1, dtype=dtype)), shape)

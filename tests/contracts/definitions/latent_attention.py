@@ -1,0 +1,56 @@
+"""Multi-head latent attention, arXiv:2405.04434."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from contracts.definition import ROPE, Case, heads_of, rms, rotate
+
+from jaxformer.model.mixers.latent_attention import LatentAttentionConfig
+from jaxformer.model.positions import ALiBiConfig, PositionsUnion, RoPEConfig
+
+
+def latent_attention(
+    params: dict, x: jax.Array, config: LatentAttentionConfig, scheme: PositionsUnion
+):
+    """Keys and values of every token and head made in full, one query at a time."""
+
+    def latent(name: str) -> jax.Array:
+        return rms(x @ params[name]["kernel"], params[f"{name}_norm"]["scale"])
+
+    def turn(y: jax.Array) -> jax.Array:
+        return rotate(y, scheme) if isinstance(scheme, RoPEConfig) else y
+
+    q = heads_of(
+        x if config.query_rank is None else latent("query_latent"), params["query"]["kernel"]
+    )
+    plain_q, turned_q = q[..., : config.head_dim], turn(q[..., config.head_dim :])
+    kv = heads_of(latent("latent"), params["expand"]["kernel"])
+    plain_k, v = kv[..., : config.head_dim], kv[..., config.head_dim :]
+    turned_k = turn((x @ params["rotary_key"]["kernel"])[:, None])[:, 0]
+    rows = []
+    for t in range(len(x)):
+        heads = []
+        for head in range(config.num_heads):
+            logits = (
+                plain_k[: t + 1, head] @ plain_q[t, head] + turned_k[: t + 1] @ turned_q[t, head]
+            )
+            logits /= math.sqrt(config.head_dim + config.rope_dim)
+            if isinstance(scheme, ALiBiConfig):
+                logits -= 2.0 ** (-8 * (head + 1) / config.num_heads) * (t - jnp.arange(t + 1))
+            weights = jnp.exp(logits)
+            heads.append(weights / weights.sum() @ v[: t + 1, head])
+        rows.append(jnp.einsum("hv,hvd->d", jnp.stack(heads), params["output"]["kernel"]))
+    return jnp.stack(rows)
+
+
+def _case(scheme: PositionsUnion, **options: Any) -> Case:
+    sizes = {"num_heads": 2, "head_dim": 5, "rope_dim": 4, "value_dim": 3, "kv_rank": 7}
+    return Case(LatentAttentionConfig(**sizes, **options), scheme, latent_attention)
+
+
+CASES = {
+    "latent_attention": _case(ROPE, query_rank=6),
+    "latent_attention_alibi": _case(ALiBiConfig()),
+}
