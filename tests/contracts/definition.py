@@ -17,6 +17,7 @@ class Case(NamedTuple):
     config: MixerConfig
     scheme: PositionsUnion
     definition: Definition
+    wide: MixerConfig | None = None  # where FLOPs are counted, at width 256, if not `config`
 
 
 ROPE = RoPEConfig(base=100.0)

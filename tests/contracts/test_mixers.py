@@ -1,6 +1,9 @@
 """What every registered mixer must do, in float64. A mixer is found through the registry, its
 definition in `cases`."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +13,7 @@ from contracts.definition import Case
 from flax.core import meta
 
 from jaxformer.model.dims import Dims, InitConfig
-from jaxformer.model.mixers import MIXERS, Mixer, build_mixer
+from jaxformer.model.mixers import MIXERS, Cache, Mixer, build_mixer
 
 # Longer than a window with its sinks, shorter than two, and odd: no chunk or block divides it.
 LENGTH = 11
@@ -38,6 +41,7 @@ def one_document(length: int, batch: int = 2) -> dict:
     return {"positions": positions, "segment_ids": jnp.ones((batch, length), jnp.int32)}
 
 
+@functools.cache
 def setup(case: Case, length: int = LENGTH) -> tuple[Mixer, dict, jax.Array]:
     """The mixer, parameters all away from their trivial start, and an input [2, length, d]."""
     mixer = build(case)
@@ -53,9 +57,23 @@ def setup(case: Case, length: int = LENGTH) -> tuple[Mixer, dict, jax.Array]:
     return mixer, jax.tree.unflatten(tree, moved), x
 
 
+@functools.cache
+def applied(mixer: Mixer) -> Callable[..., jax.Array]:
+    """(params, x, layout) → y, compiled once for each shape in all tests."""
+    return jax.jit(lambda params, x, layout: mixer.apply({"params": params}, x, **layout)[0])
+
+
+@functools.cache
+def continued(mixer: Mixer) -> Callable[..., tuple[jax.Array, Cache]]:
+    """(params, x, layout, cache) → (y, cache)."""
+    return jax.jit(
+        lambda params, x, layout, cache: mixer.apply({"params": params}, x, **layout, cache=cache)
+    )
+
+
 def run(mixer: Mixer, params: dict, x: jax.Array, layout: dict | None = None) -> jax.Array:
     layout = one_document(x.shape[1], x.shape[0]) if layout is None else layout
-    return jax.jit(lambda p, x: mixer.apply({"params": p}, x, **layout)[0])(params, x)
+    return applied(mixer)(params, x, layout)
 
 
 def assert_close(actual: jax.Array, expected: jax.Array, relative: float = 1e-10) -> None:
@@ -105,14 +123,11 @@ def test_whole_equals_split_with_the_cache_handed_over(case: Case, pieces: tuple
     mixer, params, x = setup(case)
     layout = {"positions": one_document(LENGTH)["positions"], "segment_ids": documents()}
     whole = run(mixer, params, x, layout)
-    step = jax.jit(
-        lambda x, layout, cache: mixer.apply({"params": params}, x, **layout, cache=cache)
-    )
     cache, start = mixer.init_cache(2, LENGTH, jnp.float64), 0
     for length in pieces:
         part = slice(start, start + length)
         piece = {name: array[:, part] for name, array in layout.items()}
-        y, cache = step(x[:, part], piece, cache)
+        y, cache = continued(mixer)(params, x[:, part], piece, cache)
         assert_close(y, whole[:, part])
         start += length
 
@@ -127,9 +142,7 @@ def test_rows_of_several_chunks_equal_their_pieces(case: Case) -> None:
     cache, parts = mixer.init_cache(2, 131, jnp.float64), []
     for part in (slice(0, 50), slice(50, 131)):
         piece = {name: array[:, part] for name, array in layout.items()}
-        y, cache = jax.jit(
-            lambda x, piece, cache: mixer.apply({"params": params}, x, **piece, cache=cache)
-        )(x[:, part], piece, cache)
+        y, cache = continued(mixer)(params, x[:, part], piece, cache)
         parts.append(y)
     assert_close(jnp.concatenate(parts, axis=1), whole)
 
@@ -191,11 +204,7 @@ def test_flops_agree_with_the_compiler(case: Case) -> None:
     # Of a loop the compiler counts one turn: a mixer of steps is asked about one, in many rows.
     rows, length = (1024, 1) if MIXERS[type(case.config)].form == "step" else (1, 1024)
     dims = Dims(256, 2, DIMS.init, dtype="float32")
-    wide: dict = {
-        "attention": {"head_dim": 64, "window": getattr(case.config, "window", None) and 256},
-        "latent_attention": {"head_dim": 64, "rope_dim": 32, "value_dim": 48, "kv_rank": 128},
-    }.get(case.config.kind, {})
-    mixer = build(Case(case.config.model_copy(update=wide), case.scheme, case.definition), dims)
+    mixer = build(case._replace(config=case.wide or case.config), dims)
     x = jax.ShapeDtypeStruct((rows, length, 256), jnp.float32)
     layout = one_document(length, batch=rows)
     params = jax.eval_shape(lambda: mixer.init(jax.random.key(0), jnp.zeros(x.shape), **layout))

@@ -26,6 +26,8 @@ class RetentionConfig(MixerConfig):
     def check(self, d_model: int, positions: PositionsUnion) -> None:
         heads_divide("d_model", d_model, self.num_heads)
         heads_divide("value_expansion × d_model", self.value_expansion * d_model, self.num_heads)
+        if isinstance(positions, RoPEConfig):
+            positions.rotated_size(d_model // self.num_heads)
 
     def sizes(self, d_model: int) -> MemorySizes:
         value = round(self.value_expansion * d_model) // self.num_heads

@@ -55,7 +55,9 @@ def attention(params: dict, x: jax.Array, config: AttentionConfig, scheme: Posit
 
 
 def _attention(scheme: PositionsUnion, **options: Any) -> Case:
-    return Case(AttentionConfig(**({"num_heads": 2, "head_dim": 4} | options)), scheme, attention)
+    config = AttentionConfig(**({"num_heads": 2, "head_dim": 4} | options))
+    wide = config.model_copy(update={"head_dim": 64, "window": config.window and 256})
+    return Case(config, scheme, attention, wide)
 
 
 CASES = {

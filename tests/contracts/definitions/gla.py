@@ -22,5 +22,5 @@ def gla(params: dict, x: jax.Array, config: GLAConfig, scheme: PositionsUnion):
 
 
 CASES = {
-    "gla": Case(GLAConfig(num_heads=2, gate_rank=3, gate_temperature=0.5), NoPositionsConfig(), gla)
+    "gla": Case(GLAConfig(num_heads=2, gate_rank=3, gate_temperature=4.0), NoPositionsConfig(), gla)
 }

@@ -47,7 +47,9 @@ def latent_attention(
 
 def _case(scheme: PositionsUnion, **options: Any) -> Case:
     sizes = {"num_heads": 2, "head_dim": 5, "rope_dim": 4, "value_dim": 3, "kv_rank": 7}
-    return Case(LatentAttentionConfig(**sizes, **options), scheme, latent_attention)
+    config = LatentAttentionConfig(**sizes, **options)
+    wide = {"head_dim": 64, "rope_dim": 32, "value_dim": 48, "kv_rank": 128}
+    return Case(config, scheme, latent_attention, config.model_copy(update=wide))
 
 
 CASES = {

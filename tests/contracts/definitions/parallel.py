@@ -27,5 +27,8 @@ CASES = {
         ),
         ROPE,
         parallel,
+        ParallelConfig(
+            mixers=(AttentionConfig(num_heads=4, window=256), RetentionConfig(num_heads=4))
+        ),
     )
 }

@@ -21,4 +21,6 @@ def retention(params: dict, x: jax.Array, config: RetentionConfig, scheme: RoPEC
     return gated_output(params["out"], jnp.stack(rows), x)
 
 
-CASES = {"retention": Case(RetentionConfig(num_heads=3), ROPE, retention)}
+CASES = {
+    "retention": Case(RetentionConfig(num_heads=3), ROPE, retention, RetentionConfig(num_heads=4))
+}
