@@ -27,7 +27,7 @@ train: $(VENV)/.installed
 	$(BIN)/python train.py configs/quickstart.yaml $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS) $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS) $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

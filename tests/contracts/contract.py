@@ -1,0 +1,75 @@
+"""What the contract's tests share: mixers with parameters and inputs, compiled once."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from contracts.cases import D_MODEL
+from contracts.definition import Case
+from flax.core import meta
+
+from jaxformer.model.dims import Dims, InitConfig
+from jaxformer.model.mixers import Cache, Mixer, build_mixer
+
+# Longer than a window with its sinks, shorter than two, and odd: no chunk or block divides it.
+LENGTH = 11
+DIMS = Dims(D_MODEL, num_layers=2, init=InitConfig(std="fan_in", output="plain"), dtype="float64")
+
+
+def build(case: Case, dims: Dims = DIMS) -> Mixer:
+    return build_mixer(case.config, dims, case.scheme, parent=None)
+
+
+def one_document(length: int, batch: int = 2) -> dict:
+    """Positions and segments of rows that hold one document each."""
+    positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
+    return {"positions": positions, "segment_ids": jnp.ones((batch, length), jnp.int32)}
+
+
+@functools.cache
+def setup(case: Case, length: int = LENGTH) -> tuple[Mixer, dict, jax.Array]:
+    """The mixer, parameters all away from their trivial start, and an input [2, length, d]."""
+    mixer = build(case)
+    x = jax.random.normal(jax.random.key(1), (2, length, D_MODEL))
+    init = jax.jit(mixer.init)
+    params = meta.unbox(init(jax.random.key(0), x, **one_document(length))["params"])
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    moved = [
+        leaf + 0.1 * jax.random.normal(key, leaf.shape)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
+    return mixer, jax.tree.unflatten(tree, moved), x
+
+
+@functools.cache
+def applied(mixer: Mixer) -> Callable[..., jax.Array]:
+    """(params, x, layout) → y, compiled once for each shape in all tests."""
+    return jax.jit(lambda params, x, layout: mixer.apply({"params": params}, x, **layout)[0])
+
+
+@functools.cache
+def continued(mixer: Mixer) -> Callable[..., tuple[jax.Array, Cache]]:
+    """(params, x, layout, cache) → (y, cache)."""
+    return jax.jit(
+        lambda params, x, layout, cache: mixer.apply({"params": params}, x, **layout, cache=cache)
+    )
+
+
+def run(mixer: Mixer, params: dict, x: jax.Array, layout: dict | None = None) -> jax.Array:
+    layout = one_document(x.shape[1], x.shape[0]) if layout is None else layout
+    return applied(mixer)(params, x, layout)
+
+
+def assert_close(actual: jax.Array, expected: jax.Array, relative: float = 1e-10) -> None:
+    """Within `relative` of the largest expected entry: entries near zero carry its rounding."""
+    np.testing.assert_allclose(
+        actual, expected, rtol=0, atol=relative * float(jnp.max(jnp.abs(expected)))
+    )
+
+
+def documents() -> jax.Array:
+    """Rows of 11 tokens: documents of 5, 1, 3 and padding; and of 2, 9."""
+    return jnp.array([[1] * 5 + [2] + [3] * 3 + [0] * 2, [1] * 2 + [2] * 9], jnp.int32)
