@@ -4,19 +4,22 @@ from typing import Literal
 
 import flax.linen as nn
 import jax
-from jax.typing import DTypeLike
 from pydantic import PositiveFloat, PositiveInt
 
 from jaxformer.model.heads import HeadsOutput, project_heads
-from jaxformer.model.mixers.base import Mixer, MixerConfig
-from jaxformer.model.mixers.matrix_memory import MemorySizes, heads_divide
+from jaxformer.model.mixers.matrix_memory import (
+    MatrixMemory,
+    MatrixMemoryConfig,
+    MemorySizes,
+    heads_divide,
+)
 from jaxformer.model.positions import PositionsUnion
 from jaxformer.model.projection import Projection
 from jaxformer.ops.decay import State
 from jaxformer.ops.decayed_outer_product import decayed_outer_product
 
 
-class GLAConfig(MixerConfig):
+class GLAConfig(MatrixMemoryConfig):
     """Keys and values have `key_expansion` and `value_expansion` times d_model features in all;
     the gate goes through `gate_rank`, and its logarithm is divided by `gate_temperature`."""
 
@@ -36,7 +39,7 @@ class GLAConfig(MixerConfig):
         return MemorySizes(self.num_heads, key // self.num_heads, value // self.num_heads)
 
 
-class GLA(Mixer):
+class GLA(MatrixMemory):
     """S_t = Diag(α_t) S_{t−1} + k_t v_tᵀ,  o_t = S_tᵀ q_t / √K,  α_t = σ(W₂ W₁ x_t + b)^{1/τ},
 
     y = W_o (RMSNorm(o) ⊙ silu(W_g x))  (equations 3 and 4, section 4.4).
@@ -72,18 +75,8 @@ class GLA(Mixer):
         y = HeadsOutput(self.dims, gate=nn.silu, name="out")(o, x)
         return y, None if cache is None else state
 
-    @property
-    def _sizes(self) -> MemorySizes:
-        return self.config.sizes(self.dims.d_model)
-
-    def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> State:
-        return self._sizes.empty(batch, dtype)
-
     def flops(self, length: int) -> float:
         sizes, rank = self._sizes, self.config.gate_rank
         features = sizes.heads * (2 * sizes.key + 3 * sizes.value) + rank
         gate = 2.0 * rank * sizes.heads * sizes.key
         return 2.0 * self.dims.d_model * features + gate + sizes.flops(length)
-
-    def cache_bytes(self, length: int) -> int:
-        return self._sizes.bytes(self.dims.dtype)

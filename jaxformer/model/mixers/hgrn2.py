@@ -6,12 +6,15 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from pydantic import Field, PositiveInt
 
 from jaxformer.model.heads import project_heads
-from jaxformer.model.mixers.base import Mixer, MixerConfig
-from jaxformer.model.mixers.matrix_memory import MemorySizes, heads_divide
+from jaxformer.model.mixers.matrix_memory import (
+    MatrixMemory,
+    MatrixMemoryConfig,
+    MemorySizes,
+    heads_divide,
+)
 from jaxformer.model.norms import Norm, NormConfig
 from jaxformer.model.positions import PositionsUnion
 from jaxformer.model.projection import Projection
@@ -19,7 +22,7 @@ from jaxformer.ops.decay import State
 from jaxformer.ops.decayed_outer_product import decayed_outer_product
 
 
-class HGRN2Config(MixerConfig):
+class HGRN2Config(MatrixMemoryConfig):
     """Inputs have d_model / num_heads features a head, each expanded to `state_expansion` states;
     the paper takes as many of one as of the other. Forget gates are not below `lower_bound`."""
 
@@ -35,7 +38,7 @@ class HGRN2Config(MixerConfig):
         return MemorySizes(self.num_heads, self.state_expansion, d_model // self.num_heads)
 
 
-class HGRN2(Mixer):
+class HGRN2(MatrixMemory):
     """S_t = Diag(f_t) S_{t−1} + (1 − f_t) i_tᵀ,  o_t = S_tᵀ silu(W_q x_t),  y = W_o RMSNorm(o),
 
     with f = β + (1 − β) σ(W_f x) and i = W_i x, normalised over all heads.
@@ -73,17 +76,7 @@ class HGRN2(Mixer):
         )(normal)
         return y, None if cache is None else state
 
-    @property
-    def _sizes(self) -> MemorySizes:
-        return self.config.sizes(self.dims.d_model)
-
-    def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> State:
-        return self._sizes.empty(batch, dtype)
-
     def flops(self, length: int) -> float:
         sizes = self._sizes
         projections = 2.0 * self.dims.d_model * sizes.heads * (2 * sizes.key + 2 * sizes.value)
         return projections + sizes.flops(length)
-
-    def cache_bytes(self, length: int) -> int:
-        return self._sizes.bytes(self.dims.dtype)

@@ -5,19 +5,20 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from pydantic import PositiveFloat, PositiveInt
 
-from jaxformer.model.convolved_heads import ConvolvedCache, convolved_heads
 from jaxformer.model.decay_init import a_log_init, dt_bias_init
-from jaxformer.model.mixers.base import Mixer, MixerConfig
-from jaxformer.model.mixers.matrix_memory import MemorySizes
-from jaxformer.model.norms import Norm, NormConfig, unit_normalize
+from jaxformer.model.mixers.convolved_memory import (
+    ConvolvedMemory,
+    ConvolvedMemoryCache,
+    ConvolvedMemoryConfig,
+)
+from jaxformer.model.norms import Norm, NormConfig
 from jaxformer.model.projection import Projection
 from jaxformer.ops.delta_rule import delta_rule
 
 
-class KDAConfig(MixerConfig):
+class KDAConfig(ConvolvedMemoryConfig):
     """`head_dim` is that of queries and keys, and the rank of the projections to the decay and to
     the output gate; values have `value_expansion` times as many features."""
 
@@ -25,15 +26,9 @@ class KDAConfig(MixerConfig):
     num_heads: PositiveInt = 16
     head_dim: PositiveInt = 128
     value_expansion: PositiveFloat = 1.0
-    conv_width: PositiveInt = 4
-
-    @property
-    def sizes(self) -> MemorySizes:
-        value = round(self.value_expansion * self.head_dim)
-        return MemorySizes(self.num_heads, self.head_dim, value)
 
 
-class KDA(Mixer):
+class KDA(ConvolvedMemory):
     """S_t = (I − β_t k_t k_tᵀ) Diag(α_t) S_{t−1} + β_t k_t v_tᵀ,  o_t = S_tᵀ q_t / √K,
 
     with q, k, v = silu(conv(W x)), q and k of length 1, β = σ(W_β x), and a decay a channel,
@@ -49,20 +44,12 @@ class KDA(Mixer):
         *,
         positions: jax.Array,
         segment_ids: jax.Array,
-        cache: ConvolvedCache | None = None,
-    ) -> tuple[jax.Array, ConvolvedCache | None]:
-        config, sizes, init = self.config, self.config.sizes, self.dims.init
+        cache: ConvolvedMemoryCache | None = None,
+    ) -> tuple[jax.Array, ConvolvedMemoryCache | None]:
+        sizes, init = self.config.sizes, self.dims.init
         heads, wide = sizes.heads, sizes.wide(x.dtype)
         start = self.init_cache(x.shape[0], x.shape[1], x.dtype) if cache is None else cache
-        shapes = {
-            "query": (heads, sizes.key),
-            "key": (heads, sizes.key),
-            "value": (heads, sizes.value),
-        }
-        (q, k, v), convolution = convolved_heads(
-            x, self.dims, shapes, config.conv_width, segment_ids, start.convolution
-        )
-        q, k = unit_normalize(q) * sizes.key**-0.5, unit_normalize(k)
+        q, k, v, convolution = self._queries_keys_values(x, segment_ids, start.convolution)
 
         names = nn.with_logical_partitioning
         a_log = self.param("a_log", names(a_log_init(1.0, 16.0), ("heads",)), (heads,))
@@ -71,9 +58,7 @@ class KDA(Mixer):
         )
         step = nn.softplus(self._low_rank(x, "decay", sizes.key).astype(wide) + dt_bias)
         log_decay = -jnp.exp(a_log)[:, None] * step
-        matrix = init.matrix(self.dims.d_model)
-        beta = Projection((heads,), ("d_model", "heads"), matrix, name="beta")(x)
-        beta = nn.sigmoid(beta.astype(wide))
+        beta = nn.sigmoid(self._per_head(x, "beta"))
 
         o, memory = delta_rule(q, k, v, beta, log_decay, segment_ids, start.memory)
         gate = nn.sigmoid(self._low_rank(x, "gate", sizes.value, use_bias=True))
@@ -83,7 +68,7 @@ class KDA(Mixer):
             init.output_matrix(heads * sizes.value, self.dims.num_layers),
             name="output",
         )(Norm(NormConfig(), axis_name="head_dim", name="norm")(o) * gate)
-        return y, None if cache is None else ConvolvedCache(memory, convolution)
+        return y, None if cache is None else ConvolvedMemoryCache(memory, convolution)
 
     def _low_rank(
         self, x: jax.Array, name: str, features: int, *, use_bias: bool = False
@@ -101,25 +86,10 @@ class KDA(Mixer):
             name=f"{name}_out",
         )(low)
 
-    @property
-    def _channels(self) -> int:
-        sizes = self.config.sizes
-        return sizes.heads * (2 * sizes.key + sizes.value)
-
-    def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> ConvolvedCache:
-        config = self.config
-        return ConvolvedCache.empty(batch, config.sizes, config.conv_width, self._channels, dtype)
-
     def flops(self, length: int) -> float:
         config, sizes = self.config, self.config.sizes
-        features = self._channels + sizes.heads * (sizes.value + 1) + 2 * config.head_dim
+        features = self.config.channels + sizes.heads * (sizes.value + 1) + 2 * config.head_dim
         low_rank = 2.0 * config.head_dim * sizes.heads * (sizes.key + sizes.value)
-        convolution = 2.0 * config.conv_width * self._channels
+        convolution = 2.0 * config.conv_width * self.config.channels
         projections = 2.0 * self.dims.d_model * features + low_rank + convolution
         return projections + sizes.flops(length, solves=True)
-
-    def cache_bytes(self, length: int) -> int:
-        config = self.config
-        return ConvolvedCache.bytes(
-            config.sizes, config.conv_width, self._channels, self.dims.dtype
-        )

@@ -9,12 +9,15 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from pydantic import PositiveInt
 
 from jaxformer.model.heads import project_heads
-from jaxformer.model.mixers.base import Mixer, MixerConfig
-from jaxformer.model.mixers.matrix_memory import MemorySizes, heads_divide
+from jaxformer.model.mixers.matrix_memory import (
+    MatrixMemory,
+    MatrixMemoryConfig,
+    MemorySizes,
+    heads_divide,
+)
 from jaxformer.model.positions import PositionsUnion
 from jaxformer.model.projection import Projection
 from jaxformer.ops.decay import State
@@ -24,7 +27,7 @@ EPSILON = 1e-6
 TAYLOR_KEY_DIM = 16
 
 
-class LinearAttentionConfig(MixerConfig):
+class LinearAttentionConfig(MatrixMemoryConfig):
     """Values have d_model / num_heads features a head, and so have keys, unless `key_dim` is given.
 
     feature_map: `elu` is φ(x) = elu(x) + 1; `taylor` is φ(q)·φ(k) = 1 + s + s²/2 of s = q·k / √d,
@@ -51,7 +54,7 @@ class LinearAttentionConfig(MixerConfig):
         return MemorySizes(heads, key if self.feature_map == "elu" else 1 + key + key**2, value + 1)
 
 
-class LinearAttention(Mixer):
+class LinearAttention(MatrixMemory):
     """S_t = S_{t−1} + φ(k_t) v_tᵀ,  z_t = z_{t−1} + φ(k_t),  o_t = S_tᵀ φ(q_t) / z_tᵀ φ(q_t),
 
     y = W_o o  (arXiv:2006.16236, equations 16 to 20).
@@ -93,20 +96,10 @@ class LinearAttention(Mixer):
         )(o.astype(x.dtype))
         return y, None if cache is None else state
 
-    @property
-    def _sizes(self) -> MemorySizes:
-        return self.config.sizes(self.dims.d_model)
-
-    def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> State:
-        return self._sizes.empty(batch, dtype)
-
     def flops(self, length: int) -> float:
         heads, key, value = self.config.projected(self.dims.d_model)
         projections = 2.0 * self.dims.d_model * heads * (2 * key + 2 * value)
         return projections + self._sizes.flops(length)
-
-    def cache_bytes(self, length: int) -> int:
-        return self._sizes.bytes(self.dims.dtype)
 
 
 def _elu_features(x: jax.Array) -> jax.Array:

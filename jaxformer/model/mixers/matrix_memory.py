@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxformer.model.mixers.base import Mixer, MixerConfig
 from jaxformer.ops.decay import State
 
 CHUNK = 64
@@ -43,6 +44,30 @@ class MemorySizes(NamedTuple):
             pairs += writes * chunk * (2.0 * self.key + 3.0 * self.key + self.value)
             memory += 2.0 * self.key * self.key * (1 + self.value / chunk)
         return self.heads * (pairs + memory)
+
+
+class MatrixMemoryConfig(MixerConfig):
+    """Of a mixer whose whole cache is one memory."""
+
+    def sizes(self, d_model: int) -> MemorySizes:
+        """Of the memory at this width."""
+        raise NotImplementedError
+
+
+class MatrixMemory(Mixer):
+    """A mixer whose whole cache is one memory."""
+
+    config: MatrixMemoryConfig
+
+    @property
+    def _sizes(self) -> MemorySizes:
+        return self.config.sizes(self.dims.d_model)
+
+    def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> State:
+        return self._sizes.empty(batch, dtype)
+
+    def cache_bytes(self, length: int) -> int:
+        return self._sizes.bytes(self.dims.dtype)
 
 
 def heads_divide(name: str, width: float, num_heads: int) -> None:

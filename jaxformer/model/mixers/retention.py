@@ -5,18 +5,21 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from pydantic import PositiveFloat, PositiveInt
 
 from jaxformer.model.heads import HeadsOutput, project_heads
-from jaxformer.model.mixers.base import Mixer, MixerConfig
-from jaxformer.model.mixers.matrix_memory import MemorySizes, heads_divide
+from jaxformer.model.mixers.matrix_memory import (
+    MatrixMemory,
+    MatrixMemoryConfig,
+    MemorySizes,
+    heads_divide,
+)
 from jaxformer.model.positions import PositionsUnion, RoPEConfig, rope, rope_rotation
 from jaxformer.ops.decay import State
 from jaxformer.ops.decayed_outer_product import decayed_outer_product
 
 
-class RetentionConfig(MixerConfig):
+class RetentionConfig(MatrixMemoryConfig):
     """Keys have d_model / num_heads features a head, values `value_expansion` times as many."""
 
     kind: Literal["retention"] = "retention"
@@ -34,7 +37,7 @@ class RetentionConfig(MixerConfig):
         return MemorySizes(self.num_heads, d_model // self.num_heads, value)
 
 
-class Retention(Mixer):
+class Retention(MatrixMemory):
     """S_t = γ_h S_{t−1} + k_t v_tᵀ,  o_t = S_tᵀ q_t / √K,  y = W_o (RMSNorm(o) ⊙ silu(W_g x)),
 
     with γ_h = 1 − 2^{−5−h}, and q and k turned by their positions (equations 5 to 8).
@@ -65,17 +68,7 @@ class Retention(Mixer):
         y = HeadsOutput(self.dims, gate=nn.silu, scale=False, name="out")(o, x)
         return y, None if cache is None else state
 
-    @property
-    def _sizes(self) -> MemorySizes:
-        return self.config.sizes(self.dims.d_model)
-
-    def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> State:
-        return self._sizes.empty(batch, dtype)
-
     def flops(self, length: int) -> float:
         sizes = self._sizes
         projections = 2.0 * self.dims.d_model * sizes.heads * (2 * sizes.key + 3 * sizes.value)
         return projections + sizes.flops(length)
-
-    def cache_bytes(self, length: int) -> int:
-        return self._sizes.bytes(self.dims.dtype)

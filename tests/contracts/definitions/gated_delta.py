@@ -6,11 +6,9 @@ import jax
 import jax.numpy as jnp
 from contracts.definition import (
     Case,
-    convolve,
+    convolved_heads,
     gated_output,
-    heads_of,
     sigmoid,
-    silu,
     softplus,
     unit,
 )
@@ -21,14 +19,7 @@ from jaxformer.model.positions import NoPositionsConfig, PositionsUnion
 
 def gated_delta(params: dict, x: jax.Array, config: GatedDeltaConfig, scheme: PositionsUnion):
     heads, length = config.num_heads, len(x)
-    q, k, v = (heads_of(x, params[name]["kernel"]) for name in ("query", "key", "value"))
-    mixed = silu(
-        convolve(params["conv"], jnp.concatenate([a.reshape(length, -1) for a in (q, k, v)], -1))
-    )
-    size = heads * q.shape[-1]
-    q, k, v = (
-        part.reshape(length, heads, -1) for part in jnp.split(mixed, [size, 2 * size], axis=-1)
-    )
+    q, k, v = convolved_heads(params, x)
     q, k = unit(q), unit(k)
     alpha = jnp.exp(
         -jnp.exp(params["a_log"]) * softplus(x @ params["decay"]["kernel"] + params["dt_bias"])
