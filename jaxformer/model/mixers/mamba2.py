@@ -60,7 +60,7 @@ class Mamba2(Mixer):
     """S_t = e^{−e^{A} Δ_t} S_{t−1} + Δ_t B_t x_tᵀ,  o_t = S_tᵀ C_t + D x_t,
 
     with x, B, C = silu(conv(W u)), Δ = softplus(W_Δ u + b), and y = W_o RMSNorm(o ⊙ silu(W_z u)),
-    normalised over all heads (section 7).
+    normalised over the heads of a group (section 7).
     """
 
     config: Mamba2Config
@@ -123,7 +123,7 @@ class Mamba2(Mixer):
             ("heads", "head_dim", "d_model"),
             init.output_matrix(inner, self.dims.num_layers),
             name="output",
-        )((_normalize_heads(gated) * scale).astype(x.dtype))
+        )((_normalize_groups(gated, groups) * scale).astype(x.dtype))
         return y, None if cache is None else Mamba2Cache(memory, convolution)
 
     @property
@@ -151,14 +151,15 @@ class Mamba2(Mixer):
         return self._sizes.bytes(dtype) + ConvolutionCache.bytes(width, self._channels, dtype)
 
 
-def _normalize_heads(x: jax.Array) -> jax.Array:
-    """x / √(mean(x²) + ε) over [heads, head_dim] together.
+def _normalize_groups(x: jax.Array, groups: int) -> jax.Array:
+    """x / √(mean(x²) + ε) over the heads of a group together: x [batch, length, heads, head_dim].
 
     x, a product of five projections, is divided by its largest entry first: its square would not
     fit into float32 for large inputs.
     """
-    size = jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True)
+    grouped = x.reshape(*x.shape[:2], groups, -1)
+    size = jnp.max(jnp.abs(grouped), axis=-1, keepdims=True)
     size = jax.lax.stop_gradient(jnp.maximum(size, 1.0))
-    x = x / size
-    mean = jnp.mean(x * x, axis=(-2, -1), keepdims=True)
-    return x * jax.lax.rsqrt(mean + EPSILON / size / size)
+    grouped = grouped / size
+    mean = jnp.mean(grouped * grouped, axis=-1, keepdims=True)
+    return (grouped * jax.lax.rsqrt(mean + EPSILON / size / size)).reshape(x.shape)

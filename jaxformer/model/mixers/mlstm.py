@@ -24,13 +24,17 @@ from jaxformer.ops.decayed_outer_product import decayed_outer_product
 
 
 class MLSTMConfig(MixerConfig):
-    """Keys and values have `key_expansion` and `value_expansion` times d_model features in all."""
+    """Keys and values have `key_expansion` and `value_expansion` times d_model features in all.
+
+    gate_softcap: c · tanh(ĩ / c), and of f̃, for both gates' logits (15 in xLSTM 7B).
+    """
 
     kind: Literal["mlstm"] = "mlstm"
     num_heads: PositiveInt = 4
     key_expansion: PositiveFloat = 0.5
     value_expansion: PositiveFloat = 1.0
     forget_gate: Literal["sigmoid", "exponential"] = "sigmoid"
+    gate_softcap: PositiveFloat | None = None
 
     def check(self, d_model: int, positions: PositionsUnion) -> None:
         heads_divide("key_expansion × d_model", self.key_expansion * d_model, self.num_heads)
@@ -124,9 +128,10 @@ class MLSTM(Mixer):
         heads = self._sizes.heads
         logits = Projection((heads,), ("d_model", "heads"), nn.initializers.zeros, name=name)(x)
         bias_init = nn.with_logical_partitioning(bias_init, ("heads",))
-        return logits.astype(self._sizes.wide(x.dtype)) + self.param(
-            f"{name}_bias", bias_init, (heads,)
-        )
+        logits = logits.astype(self._sizes.wide(x.dtype))
+        logits += self.param(f"{name}_bias", bias_init, (heads,))
+        cap = self.config.gate_softcap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
 
     @property
     def _sizes(self) -> MemorySizes:

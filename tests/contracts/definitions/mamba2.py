@@ -29,9 +29,9 @@ def mamba2(params: dict, u: jax.Array, config: Mamba2Config, scheme: PositionsUn
             decay = jnp.exp(-jnp.exp(params["a_log"][head]) * delta[t, head])
             h = decay * h + delta[t, head] * jnp.outer(x[t, head], b[t, group])
             y = y.at[t, head].set(h @ c[t, group] + params["skip"][head] * x[t, head])
-    gated = (y * silu(z)).reshape(length, -1)
+    gated = (y * silu(z)).reshape(length, config.num_groups, -1)
     mean = jnp.mean(gated**2, axis=-1, keepdims=True)
-    normal = gated / jnp.sqrt(mean + 1e-5) * params["scale"].reshape(-1)
+    normal = (gated / jnp.sqrt(mean + 1e-5)).reshape(length, -1) * params["scale"].reshape(-1)
     return normal @ params["output"]["kernel"].reshape(heads * head_dim, -1)
 
 

@@ -14,9 +14,14 @@ def mlstm(params: dict, x: jax.Array, config: MLSTMConfig, scheme: PositionsUnio
     """Equations 19 to 27 as they stand, without a stabiliser; C is values × keys."""
     q, k, v = (heads_of(x, params[name]["kernel"]) for name in ("query", "key", "value"))
     k /= math.sqrt(k.shape[-1])
-    i = jnp.exp(x @ params["input_gate"]["kernel"] + params["input_gate_bias"])
-    forget = x @ params["forget_gate"]["kernel"] + params["forget_gate_bias"]
-    f = {"sigmoid": sigmoid, "exponential": jnp.exp}[config.forget_gate](forget)
+
+    def gate(name: str) -> jax.Array:
+        logits = x @ params[name]["kernel"] + params[f"{name}_bias"]
+        cap = config.gate_softcap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+    i = jnp.exp(gate("input_gate"))
+    f = {"sigmoid": sigmoid, "exponential": jnp.exp}[config.forget_gate](gate("forget_gate"))
     h = jnp.zeros_like(v)
     for head in range(config.num_heads):
         memory, normaliser = jnp.zeros((v.shape[-1], k.shape[-1])), jnp.zeros(k.shape[-1])
@@ -33,9 +38,14 @@ def mlstm(params: dict, x: jax.Array, config: MLSTMConfig, scheme: PositionsUnio
 
 
 CASES = {
-    "mlstm": Case(MLSTMConfig(num_heads=2), NoPositionsConfig(), mlstm),
+    "mlstm": Case(MLSTMConfig(num_heads=2, gate_softcap=15.0), NoPositionsConfig(), mlstm),
     "mlstm_exponential": Case(
-        MLSTMConfig(num_heads=2, key_expansion=1.5, value_expansion=0.5, forget_gate="exponential"),
+        MLSTMConfig(
+            num_heads=2,
+            key_expansion=1.5,
+            value_expansion=0.5,
+            forget_gate="exponential",
+        ),
         NoPositionsConfig(),
         mlstm,
     ),
