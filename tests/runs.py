@@ -72,7 +72,7 @@ def start_training(
     return subprocess.Popen(
         [sys.executable, "train.py", str(config), *overrides],
         cwd=REPOSITORY,
-        env={**os.environ, **(environment or {})},
+        env={**os.environ, "XLA_FLAGS": "", **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
