@@ -1,6 +1,7 @@
 # Needs Python 3.11 or newer, and nothing else.
 #   make train                  train configs/quickstart.yaml   (ARGS="train.steps=200" overrides)
 #   make test                   the test suite                  (TESTS="tests/data" is a part)
+#   make parity                 logits against transformers (installs torch as well)
 #   make lint                   formatting, lints, types, layers, the JSON schema
 #   make PYTHON=python3.13 test the same with another Python, in an environment of its own
 
@@ -17,7 +18,7 @@ endif
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input
 
-.PHONY: train test lint format benchmark clean
+.PHONY: train test parity lint format benchmark clean
 .DEFAULT_GOAL := train
 
 # Large pages for large arrays: steps on a Linux CPU take about a fifth less time. Others ignore it.
@@ -28,6 +29,9 @@ train: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS) $(ARGS)
+
+parity: $(VENV)/.installed-parity
+	$(BIN)/python -m pytest tests/parity $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -60,3 +64,7 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	$(INSTALL) --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-parity: pyproject.toml | $(BIN)/python
+	$(INSTALL) --editable '.[parity]'
+	@touch $@ $(VENV)/.installed-dev $(VENV)/.installed
