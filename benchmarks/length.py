@@ -15,25 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
+from zoo import D_HIDDEN, D_MODEL, KINDS, mixer
 
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.language_model import build_model
-from jaxformer.model.mixers import MIXERS
-from jaxformer.schema_tree import kind_of
 
-TOKENS, D_MODEL, VOCAB = 8192, 256, 256
-HEADS = {"num_heads": 4}
-# Sizes for width 256; a mixer that is not here has defaults that follow the width.
-OPTIONS: dict[str, dict] = {
-    "gated_delta": HEADS | {"head_dim": 64, "value_expansion": 1.0},
-    "delta": HEADS | {"head_dim": 64},
-    "kda": HEADS | {"head_dim": 64},
-    "delta_product": HEADS | {"head_dim": 64},
-    "parallel": {"mixers": [{"kind": "attention", "window": 256} | HEADS, {"kind": "mamba2"}]},
-    "attention": HEADS,
-    "retention": HEADS,
-    "gla": HEADS,
-}
+TOKENS, VOCAB = 8192, 256
 
 
 def training_step(kind: str, length: int) -> tuple[Callable[[], None], float]:
@@ -43,8 +30,8 @@ def training_step(kind: str, length: int) -> tuple[Callable[[], None], float]:
             "d_model": D_MODEL,
             "num_layers": 1,
             "vocab_size": VOCAB,
-            "mixer": {"kind": kind} | OPTIONS.get(kind, {}),
-            "ffn": {"kind": "swiglu", "d_hidden": 688},
+            "mixer": mixer(kind),
+            "ffn": {"kind": "swiglu", "d_hidden": D_HIDDEN},
         }
     )
     model = build_model(config)
@@ -68,11 +55,10 @@ def training_step(kind: str, length: int) -> tuple[Callable[[], None], float]:
 
 def main() -> None:
     """Measure, print a table, and draw it if asked."""
-    kinds = [str(kind_of(config)) for config in MIXERS]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--mixers", nargs="+", default=kinds, choices=kinds)
+    parser.add_argument("--mixers", nargs="+", default=KINDS, choices=KINDS)
     lengths = [256, 512, 1024, 2048, 4096, 8192]
     parser.add_argument("--lengths", nargs="+", type=int, default=lengths)
     parser.add_argument("--rounds", type=int, default=5, help="turns of each mixer (default 5)")
@@ -99,28 +85,23 @@ def main() -> None:
         cells = (f"{r:,.0f} ({m:,.0f})" for r, m in zip(rates[kind], memory[kind], strict=True))
         print(kind.ljust(18) + "".join(f"{cell:>16}" for cell in cells))
     if arguments.plot:
-        draw(arguments.plot, arguments.lengths, rates, memory)
+        figures = {"training tokens/s": rates, "temporaries, MB": memory}
+        draw(arguments.plot, "length", arguments.lengths, figures)
 
 
-def draw(
-    file: str, lengths: list[int], rates: dict[str, list[float]], memory: dict[str, list[float]]
-) -> None:
-    """Both figures against the length, side by side."""
+def draw(file: str, label: str, x: list[int], figures: dict[str, dict[str, list[float]]]) -> None:
+    """A panel a figure, {title: {mixer: values}}, side by side against x."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
-    for axes, curves, title in zip(
-        figure.subplots(1, 2),
-        (rates, memory),
-        ("training tokens/s", "temporaries, MB"),
-        strict=True,
-    ):
+    panels = figure.subplots(1, len(figures))
+    for axes, (title, curves) in zip(panels, figures.items(), strict=True):
         for kind, values in curves.items():
             style = {"color": "black", "linewidth": 2.5} if kind == "attention" else {}
-            axes.plot(lengths, values, marker="o", label=kind, **style)
+            axes.plot(x, values, marker="o", label=kind, **style)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        axes.set_xlabel("length")
+        axes.set_xlabel(label)
         axes.set_title(title)
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(file)

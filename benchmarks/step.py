@@ -29,20 +29,32 @@ from jaxformer.train.program import make_program
 SIZES = Sizes()
 
 
-def configuration(run: Path, steps: int) -> Config:
-    """The benchmark's model on the built-in corpus; nothing but steps and a row for each."""
+ATTENTION = {"kind": "attention", "num_heads": SIZES.heads}
+
+
+def configuration(
+    run: Path, steps: int, *, mixer: dict = ATTENTION, length: int = SIZES.length
+) -> Config:
+    """The benchmark's model on the built-in corpus; nothing but steps and a row for each.
+
+    At every length a batch is as many tokens.
+    """
     return Config.model_validate(
         {
             "model": {
                 "d_model": SIZES.d_model,
                 "num_layers": SIZES.layers,
                 "vocab_size": SIZES.vocab,
-                "mixer": {"kind": "attention", "num_heads": SIZES.heads},
+                "mixer": mixer,
                 "ffn": {"kind": "swiglu", "d_hidden": SIZES.d_hidden},
                 "tie_embeddings": False,
             },
-            "data": {"sequence_length": SIZES.length, "validation_fraction": 0.0},
-            "train": {"steps": steps, "batch_size": SIZES.batch, "log_every": 1},
+            "data": {"sequence_length": length, "validation_fraction": 0.0},
+            "train": {
+                "steps": steps,
+                "batch_size": SIZES.batch * SIZES.length // length,
+                "log_every": 1,
+            },
             "run": {"dir": str(run)},
         }
     )
@@ -54,8 +66,8 @@ def project_step(config: Config) -> tuple[Callable[[], jax.Array], float]:
     program = make_program(config, make_mesh(config.mesh.model_dump()), SIZES.vocab)
     state = program.initial_state()
     compiled = program.compile(None)
-    tokens = random_tokens()
-    shape = (SIZES.batch, SIZES.length)
+    shape = (config.train.batch_size, config.data.sequence_length)
+    tokens = random_tokens(*shape)
     positions = np.broadcast_to(np.arange(SIZES.length, dtype=np.int32), shape)
     rows = Batch(
         tokens[:, :-1], tokens[:, 1:], positions, np.ones(shape, np.int32), np.ones(shape, bool)
@@ -77,7 +89,7 @@ def bare_step() -> tuple[Callable[[], jax.Array], float]:
     params = init(jax.random.key(0), SIZES)
     moments = (jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
     jitted = jax.jit(train_step, donate_argnums=(0, 1))
-    tokens = jnp.asarray(random_tokens())
+    tokens = jnp.asarray(random_tokens(SIZES.batch, SIZES.length))
     inputs, targets, count = tokens[:, :-1], tokens[:, 1:], 0
 
     def step() -> jax.Array:
@@ -90,9 +102,9 @@ def bare_step() -> tuple[Callable[[], jax.Array], float]:
     return step, time.perf_counter() - began
 
 
-def random_tokens() -> np.ndarray:
+def random_tokens(batch: int, length: int) -> np.ndarray:
     """[batch, length + 1]"""
-    shape = (SIZES.batch, SIZES.length + 1)
+    shape = (batch, length + 1)
     return np.random.default_rng(0).integers(0, SIZES.vocab, shape, dtype=np.int32)
 
 

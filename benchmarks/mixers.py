@@ -1,0 +1,95 @@
+"""Training with the zoo's engines against training with attention, and against a scan over tokens.
+
+    python benchmarks/mixers.py [--mixers retention gla] [--turns 3] [--steps 3]
+
+The project's own train step on the model of `bare.Sizes`, its mixer exchanged: rows of 256 and of
+2,048 tokens, as many tokens a batch. All take turns in one process. `--scan` adds every mixer with
+its engine a token at a time (`ops.recurrent`) at 2,048, for one step a turn.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
+
+import jax
+import numpy as np
+from step import ATTENTION, SIZES, configuration, project_step, seconds
+from zoo import mixer
+
+from jaxformer.ops.decayed_outer_product import decayed_outer_product
+from jaxformer.ops.delta_rule import delta_rule
+from jaxformer.ops.recurrent import token_by_token
+
+ENGINES: dict[str, Callable] = {
+    "retention": decayed_outer_product,
+    "mamba2": decayed_outer_product,
+    "gla": decayed_outer_product,
+    "gated_delta": delta_rule,
+}
+LENGTHS = (256, 2048)
+
+
+def train_step(kind: str, length: int, run: Path) -> Callable[[], jax.Array]:
+    """A call takes one step."""
+    chosen = ATTENTION if kind == "attention" else mixer(kind)
+    print(f"compiling {kind} at {length:,}", flush=True)
+    return project_step(configuration(run, 1, mixer=chosen, length=length))[0]
+
+
+def scanned_step(kind: str, length: int, run: Path) -> Callable[[], jax.Array]:
+    """The same with the engine a token at a time."""
+    engine = ENGINES[kind]
+
+    def scanned(*arguments: jax.Array) -> tuple:
+        *inputs, segment_ids, state = arguments
+        return token_by_token(engine, tuple(inputs), segment_ids, state)
+
+    with patch(f"jaxformer.model.mixers.{kind}.{engine.__name__}", scanned):
+        return train_step(kind, length, run)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--mixers", nargs="+", default=list(ENGINES), choices=list(ENGINES))
+    parser.add_argument("--turns", type=int, default=3, help="of each (default 3)")
+    parser.add_argument("--steps", type=int, default=3, help="in a turn (default 3)")
+    parser.add_argument("--scan", action="store_true", help="also a token at a time")
+    arguments = parser.parse_args()
+    kinds = ["attention", *arguments.mixers]
+    print(
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, tokens/s, medians over the turns"
+    )
+    for length in LENGTHS:
+        with tempfile.TemporaryDirectory() as directory:
+            run = Path(directory)
+            steps = {kind: train_step(kind, length, run) for kind in kinds}
+            scans = {}
+            if arguments.scan and length == LENGTHS[-1]:
+                scans = {kind: scanned_step(kind, length, run) for kind in arguments.mixers}
+            times: dict[str, list[float]] = {name: [] for name in [*kinds, *map(_scan, scans)]}
+            for _ in range(arguments.turns):
+                for kind, step in steps.items():
+                    times[kind] += seconds(step, arguments.steps)
+                for kind, step in scans.items():
+                    times[_scan(kind)] += seconds(step, 1)
+        tokens = SIZES.batch * SIZES.length
+        rates = {name: tokens / np.median(values) for name, values in times.items()}
+        for kind in kinds:
+            line = f"{length:6,} {kind:12} {rates[kind]:8,.0f}"
+            line += f"  {rates[kind] / rates['attention']:.2f} of attention"
+            if kind in scans:
+                line += f"  {rates[kind] / rates[_scan(kind)]:.1f} of its scan"
+            print(line, flush=True)
+
+
+def _scan(kind: str) -> str:
+    return f"{kind}, a token at a time"
+
+
+if __name__ == "__main__":
+    main()
