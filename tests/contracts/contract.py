@@ -29,19 +29,26 @@ def one_document(length: int, batch: int = 2) -> dict:
 
 
 @functools.cache
+def parameters(case: Case) -> dict:
+    """All away from their trivial start."""
+
+    @jax.jit
+    def moved() -> dict:
+        x = jnp.zeros((2, LENGTH, D_MODEL))
+        start = build(case).init(jax.random.key(0), x, **one_document(LENGTH))
+        leaves, tree = jax.tree.flatten(meta.unbox(start["params"]))
+        keys = jax.random.split(jax.random.key(2), len(leaves))
+        shapes = map(jnp.shape, leaves)
+        noise = [jax.random.normal(*pair) for pair in zip(keys, shapes, strict=True)]
+        return jax.tree.unflatten(tree, [a + 0.1 * b for a, b in zip(leaves, noise, strict=True)])
+
+    return moved()
+
+
 def setup(case: Case, length: int = LENGTH) -> tuple[Mixer, dict, jax.Array]:
-    """The mixer, parameters all away from their trivial start, and an input [2, length, d]."""
-    mixer = build(case)
+    """The mixer, its parameters, and an input [2, length, d]."""
     x = jax.random.normal(jax.random.key(1), (2, length, D_MODEL))
-    init = jax.jit(mixer.init)
-    params = meta.unbox(init(jax.random.key(0), x, **one_document(length))["params"])
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    moved = [
-        leaf + 0.1 * jax.random.normal(key, leaf.shape)
-        for leaf, key in zip(leaves, keys, strict=True)
-    ]
-    return mixer, jax.tree.unflatten(tree, moved), x
+    return build(case), parameters(case), x
 
 
 @functools.cache

@@ -36,7 +36,7 @@ def test_outputs_and_gradients_are_those_of_the_definition(case: Case) -> None:
         return jnp.sum(y * weights), y
 
     def defined(params: dict, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y = jnp.stack([case.definition(params, row, case.config, case.scheme) for row in x])
+        y = jax.vmap(lambda row: case.definition(params, row, case.config, case.scheme))(x)
         return jnp.sum(y * weights), y
 
     (_, y), gradients = jax.jit(jax.value_and_grad(ours, (0, 1), has_aux=True))(params, x)
