@@ -14,8 +14,15 @@ from jaxformer.config import AdafactorConfig, AdamWConfig, LionConfig, MuonConfi
 PyTree = Any
 OptimizerConfig = AdamWConfig | LionConfig | AdafactorConfig | MuonConfig | SGDConfig
 
-STACKING_AXES = ("layers",)  # an index along these picks one of several weights
-HEAD_AXES = ("heads", "kv_heads")  # with head_dim, one side of a matrix
+# An index along these picks one of several weights: a convolution's tap, a state's rates, a gate.
+STACKING_AXES = ("layers", "width", "state", "gates", "branch")
+# Axes that are one side of a matrix together.
+ONE_SIDE = {
+    ("heads", "head_dim"),
+    ("kv_heads", "head_dim"),
+    ("group", "state"),
+    ("steps", "heads"),
+}
 TABLE_AXES = ("vocab", "length")  # embeddings, the head, learned positions
 
 
@@ -122,9 +129,9 @@ def decay_mask(axes: PyTree) -> PyTree:
 def matrix_sides(names: Iterable[str | None]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """Which dimensions are a weight matrix's inputs and outputs; None for what is no matrix.
 
-    `layers` is no side: each index along it is a weight of its own. `heads` (or `kv_heads`) and
-    `head_dim` together are one side, so a bias [heads, head_dim] is a vector and a kernel
-    [d_model, heads, head_dim] is a matrix.
+    A stacking axis is no side. `heads` and `head_dim` together are one, so a bias [heads, head_dim]
+    is a vector and a kernel [d_model, heads, head_dim] a matrix; in a block-diagonal kernel
+    [heads, head_input, head_dim] every head is a matrix of its own.
 
     Raises:
         ValueError: more than two sides.
@@ -132,14 +139,12 @@ def matrix_sides(names: Iterable[str | None]) -> tuple[tuple[int, ...], tuple[in
     names = tuple(names)
     sides: list[tuple[int, ...]] = []
     for dimension, name in enumerate(names):
-        if name in STACKING_AXES:
-            continue
-        follows_heads = (
-            sides and names[sides[-1][-1]] in HEAD_AXES and sides[-1][-1] == dimension - 1
-        )
-        if name == "head_dim" and follows_heads:
+        before = names[dimension - 1] if dimension else None
+        if sides and (before, name) in ONE_SIDE:
             sides[-1] = (*sides[-1], dimension)
-        else:
+        elif name == "head_input":  # of the block that the heads before it pick
+            sides[-1] = (dimension,)
+        elif name not in STACKING_AXES:
             sides.append((dimension,))
     if len(sides) > 2:
         raise ValueError(

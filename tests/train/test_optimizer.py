@@ -2,6 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from contracts.cases import CASES, D_MODEL
+from contracts.contract import build, one_document
+from flax.core import meta
 from jax.sharding import PartitionSpec as Names
 
 from jaxformer.config import (
@@ -89,10 +92,41 @@ def test_norms_and_biases_of_a_model_do_not_decay_and_kernels_do():
         assert decays == name.endswith(("kernel", "embedding", "head")), name
 
 
+def every_mixer() -> dict[str, dict]:
+    """The parameters of every case of the contract, as shapes with their axes."""
+
+    def parameters(case):
+        mixer = build(case)
+        x = jnp.zeros((1, 2, D_MODEL))
+        return jax.eval_shape(
+            lambda: mixer.init(jax.random.key(0), x, **one_document(2, batch=1))["params"]
+        )
+
+    with jax.enable_x64(True):
+        return {name: parameters(case) for name, case in CASES.items()}
+
+
+def test_every_optimizer_takes_every_mixer_and_only_its_matrices_decay():
+    for name, boxed in every_mixer().items():
+        axes, params = logical_axes(boxed), meta.unbox(boxed)
+        for path, decays in jax.tree.flatten_with_path(decay_mask(axes))[0]:
+            full = path_name(path)
+            is_matrix = full.endswith(("kernel", "recurrent")) and "conv/" not in full
+            assert decays == is_matrix, (name, full)
+        for config in (AdamWConfig(), LionConfig(), AdafactorConfig(), SGDConfig(), MuonConfig()):
+            optimizer = make_optimizer(config, axes)
+            state = jax.eval_shape(optimizer.init, params)
+            updates, _ = jax.eval_shape(optimizer.update, params, state, params)
+            assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
+
+
 def test_sides_of_a_matrix_take_heads_together():
     assert matrix_sides(("layers", "d_model", "kv_heads", "head_dim")) == ((1,), (2, 3))
     assert matrix_sides(("heads", "head_dim", "d_model")) == ((0, 1), (2,))
+    assert matrix_sides(("layers", "d_model", "steps", "heads", "head_dim")) == ((1,), (2, 3, 4))
+    assert matrix_sides(("layers", "gates", "heads", "head_input", "head_dim")) == ((3,), (4,))
     assert matrix_sides(("heads", "head_dim")) is None
+    assert matrix_sides(("width", "d_hidden")) is None
     assert matrix_sides(()) is None
     with pytest.raises(ValueError, match="has 3 sides"):
         matrix_sides(("d_model", "heads", "d_hidden"))
