@@ -78,12 +78,13 @@ def exclusive(log_total: jax.Array) -> jax.Array:
 def decayed_products(
     x: jax.Array, y: jax.Array, log_x: jax.Array, log_y: jax.Array, *, strict: bool = False
 ) -> jax.Array:
-    """Σ_K x_t y_s e^{log_x_t − log_y_s} for s ≤ t, or s < t if strict: [..., t, s], else anything
-    finite.
+    """Σ_K x_t y_s e^{log_x_t − log_y_s} for s ≤ t, or s < t if strict: [..., chunks, t, s], else
+    anything finite.
 
     Args:
-        x, y: [..., tokens, K].
-        log_x, log_y: [..., tokens, K or 1], falling sums, log_x_t ≤ log_y_s wherever it counts.
+        x, y: [..., chunks, tokens, K].
+        log_x, log_y: [..., chunks, tokens, K or 1], falling sums, log_x_t ≤ log_y_s wherever it
+            counts.
 
     Only differences that are not positive meet `exp`: with one decay a head all pairs are made at
     once; with one a channel, a block of pairs is a matrix product about its middle (GLA's secondary
@@ -94,11 +95,10 @@ def decayed_products(
         return (x @ y.swapaxes(-1, -2)) * _pair_decays(log_x, log_y, strict)[..., 0]
     if size <= SMALLEST_BLOCK or size % 2:
         return jnp.einsum("...tk,...sk,...tsk->...ts", x, y, _pair_decays(log_x, log_y, strict))
-    half = size // 2
-    x, y, log_x, log_y = (
-        a.reshape(*a.shape[:-2], 2, half, a.shape[-1]) for a in (x, y, log_x, log_y)
-    )
-    within = decayed_products(x, y, log_x, log_y, strict=strict)  # [..., 2, half, half]
+    # Halves join the axis of chunks: XLA on a CPU multiplies no arrays of more than seven axes.
+    x, y, log_x, log_y = (_halves(a) for a in (x, y, log_x, log_y))
+    within = _pairs(decayed_products(x, y, log_x, log_y, strict=strict))
+    x, y, log_x, log_y = (_pairs(a) for a in (x, y, log_x, log_y))  # [..., chunks, 2, half, K]
     middle = log_y[..., 0, -1:, :]
     later = x[..., 1, :, :] * jnp.exp(log_x[..., 1, :, :] - middle)
     earlier = y[..., 0, :, :] * jnp.exp(middle - log_y[..., 0, :, :])
@@ -110,6 +110,18 @@ def decayed_products(
         ],
         axis=-2,
     )
+
+
+def _halves(x: jax.Array) -> jax.Array:
+    """[..., chunks, tokens, K] → [..., 2 · chunks, tokens / 2, K]."""
+    *axes, chunks, tokens, features = x.shape
+    return x.reshape(*axes, 2 * chunks, tokens // 2, features)
+
+
+def _pairs(x: jax.Array) -> jax.Array:
+    """[..., 2 · chunks, half, any] → [..., chunks, 2, half, any]."""
+    *axes, chunks, half, features = x.shape
+    return x.reshape(*axes, chunks // 2, 2, half, features)
 
 
 def _pair_decays(log_x: jax.Array, log_y: jax.Array, strict: bool) -> jax.Array:
