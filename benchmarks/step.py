@@ -68,7 +68,7 @@ def project_step(config: Config) -> tuple[Callable[[], jax.Array], float]:
     compiled = program.compile(None)
     shape = (config.train.batch_size, config.data.sequence_length)
     tokens = random_tokens(*shape)
-    positions = np.broadcast_to(np.arange(SIZES.length, dtype=np.int32), shape)
+    positions = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
     rows = Batch(
         tokens[:, :-1], tokens[:, 1:], positions, np.ones(shape, np.int32), np.ones(shape, bool)
     )

@@ -7,18 +7,26 @@ D_MODEL, D_HIDDEN = 256, 688
 KINDS = [str(kind_of(config)) for config in MIXERS]
 
 HEADS = {"num_heads": 4}
-WITH_HEADS = ("attention", "retention", "gla")
-WITH_HEAD_SIZES = ("delta", "gated_delta", "kda", "delta_product")
 
 
 def mixer(kind: str, d_model: int = D_MODEL) -> dict:
-    """The `mixer:` section of a configuration; where the defaults follow the width, they stand."""
-    options: dict = {}
-    if kind in WITH_HEADS:
-        options = HEADS
-    elif kind in WITH_HEAD_SIZES:
-        options = HEADS | {"head_dim": d_model // 4, "value_expansion": 1.0}
-    elif kind == "parallel":
-        window = {"kind": "attention", "window": 256} | HEADS
-        options = {"mixers": [window, {"kind": "mamba2"}]}
-    return {"kind": kind} | options
+    """The `mixer:` section of a configuration: a memory [d_model / 4, d_model / 4] a head where the
+    sizes can be chosen, so that weights and states are near attention's; else the defaults."""
+    size = d_model // 4
+    options: dict = {
+        "attention": HEADS,
+        "retention": HEADS | {"value_expansion": 1.0},
+        "gla": HEADS,
+        "delta": HEADS | {"head_dim": size},
+        "gated_delta": HEADS | {"head_dim": size, "value_expansion": 1.0},
+        "kda": HEADS | {"head_dim": size},
+        "delta_product": HEADS | {"head_dim": size, "value_expansion": 1.0},
+        "mamba2": {"expansion": 1.0, "head_dim": size, "state_size": size},
+        "parallel": {
+            "mixers": [
+                {"kind": "attention", "window": 256} | HEADS,
+                {"kind": "mamba2", "expansion": 1.0, "head_dim": size, "state_size": size},
+            ]
+        },
+    }
+    return {"kind": kind} | options.get(kind, {})
