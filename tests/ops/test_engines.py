@@ -84,6 +84,21 @@ def test_chunks_equal_token_by_token(engine: str, decay: str, smallest: float) -
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_no_array_has_more_axes_than_a_cpus_products_take(engine: str) -> None:
+    """XLA ends the process on a float32 product of eight axes, once it is large enough."""
+    given, state = inputs("key", -0.5, engine)
+    given = tuple(jnp.tile(x, (1, 4, *[1] * (x.ndim - 2)))[:, :64] for x in given)
+    segments = jnp.ones((BATCH, 64), jnp.int32)
+
+    def total(given: tuple) -> jax.Array:
+        return jnp.sum(ENGINES[engine](*given, segments, state)[0])
+
+    equations = jax.make_jaxpr(jax.grad(total))(given).eqns
+    axes = [len(getattr(out.aval, "shape", ())) for eqn in equations for out in eqn.outvars]
+    assert max(axes) <= 7
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_decay_of_nearly_nothing_stays_finite(engine: str) -> None:
     """e^{−1000} a step is zero in every float; so is its gradient, and neither is a nan."""
     given, state = inputs("key", -1000.0, engine)
