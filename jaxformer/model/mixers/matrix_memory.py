@@ -41,7 +41,9 @@ class MemorySizes(NamedTuple):
         pairs = 2.0 * writes * chunk * (self.key + self.value)
         memory = 2.0 * (1 + writes) * self.key * self.value
         if solves:
-            pairs += writes * chunk * (2.0 * self.key + 3.0 * self.key + self.value)
+            # The system, its inverse by halves, what that solves, and what queries read of it.
+            features = (4.0 + 2.0 * writes) * self.key + 2.0 * writes * self.value
+            pairs += chunk * (features + 2.0 * chunk / 3.0)
             memory += 2.0 * self.key * self.key * (1 + self.value / chunk)
         return self.heads * (pairs + memory)
 
