@@ -15,28 +15,17 @@ import jax
 import jax.numpy as jnp
 from flax.core import meta
 from length import draw
-from zoo import D_HIDDEN, D_MODEL, KINDS, mixer
+from zoo import KINDS, one_layer
 
 from jaxformer.model.accounting import cache_bytes
-from jaxformer.model.config import ModelConfig
-from jaxformer.model.language_model import build_model
 from jaxformer.model.mixers import Cache
 
-VOCAB, NEW, PIECE, ROUNDS = 256, 64, 64, 5
+NEW, PIECE, ROUNDS = 64, 64, 5
 
 
 def decoder(kind: str) -> Callable[[int], tuple[float, int]]:
     """A function context → (tokens a second, bytes of state)."""
-    config = ModelConfig.model_validate(
-        {
-            "d_model": D_MODEL,
-            "num_layers": 1,
-            "vocab_size": VOCAB,
-            "mixer": mixer(kind),
-            "ffn": {"kind": "swiglu", "d_hidden": D_HIDDEN},
-        }
-    )
-    model = build_model(config)
+    model = one_layer(kind)
     first = jnp.zeros((1, 2), jnp.int32)
     params = meta.unbox(jax.jit(model.init)(jax.random.key(0), first)["params"])
 
@@ -99,13 +88,8 @@ def main() -> None:
         cells = (f"{r:,.0f} ({k:,.0f})" for r, k in zip(rates[kind], kilobytes[kind], strict=True))
         print(kind.ljust(18) + "".join(f"{cell:>17}" for cell in cells), flush=True)
     if arguments.plot:
-        titles = ("decoded tokens/s", "state, KB")
-        draw(
-            arguments.plot,
-            "context",
-            arguments.contexts,
-            dict(zip(titles, (rates, kilobytes), strict=True)),
-        )
+        figures = {"decoded tokens/s": rates, "state, KB": kilobytes}
+        draw(arguments.plot, "context", arguments.contexts, figures)
 
 
 if __name__ == "__main__":

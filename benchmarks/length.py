@@ -15,26 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
-from zoo import D_HIDDEN, D_MODEL, KINDS, mixer
+from zoo import KINDS, VOCAB, one_layer
 
-from jaxformer.model.config import ModelConfig
-from jaxformer.model.language_model import build_model
-
-TOKENS, VOCAB = 8192, 256
+TOKENS = 8192
 
 
 def training_step(kind: str, length: int) -> tuple[Callable[[], None], float]:
     """A call computes loss and gradient once; and the MB of temporaries."""
-    config = ModelConfig.model_validate(
-        {
-            "d_model": D_MODEL,
-            "num_layers": 1,
-            "vocab_size": VOCAB,
-            "mixer": mixer(kind),
-            "ffn": {"kind": "swiglu", "d_hidden": D_HIDDEN},
-        }
-    )
-    model = build_model(config)
+    model = one_layer(kind)
     tokens = jax.random.randint(jax.random.key(1), (TOKENS // length, length), 0, VOCAB)
     params = meta.unbox(jax.jit(model.init)(jax.random.key(0), tokens[:, :2])["params"])
     positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)

@@ -1,9 +1,11 @@
 """Every mixer as the benchmarks run it: width 256, four heads where it has a choice of heads."""
 
+from jaxformer.model.config import ModelConfig
+from jaxformer.model.language_model import LanguageModel, build_model
 from jaxformer.model.mixers import MIXERS
 from jaxformer.schema_tree import kind_of
 
-D_MODEL, D_HIDDEN = 256, 688
+D_MODEL, D_HIDDEN, VOCAB = 256, 688, 256
 KINDS = [str(kind_of(config)) for config in MIXERS]
 
 HEADS = {"num_heads": 4}
@@ -30,3 +32,15 @@ def mixer(kind: str, d_model: int = D_MODEL) -> dict:
         },
     }
     return {"kind": kind} | options.get(kind, {})
+
+
+def one_layer(kind: str) -> LanguageModel:
+    """A model of one such mixer with a SwiGLU FFN."""
+    config = {
+        "d_model": D_MODEL,
+        "num_layers": 1,
+        "vocab_size": VOCAB,
+        "mixer": mixer(kind),
+        "ffn": {"kind": "swiglu", "d_hidden": D_HIDDEN},
+    }
+    return build_model(ModelConfig.model_validate(config))
