@@ -52,16 +52,58 @@ class ShortConvolution(nn.Module):
             cache = ConvolutionCache.empty(batch, width, channels, x.dtype)
         inputs = jnp.concatenate([cache.inputs.astype(x.dtype), x], axis=1)
         segments = jnp.concatenate([cache.segments, segment_ids], axis=1)
-        y = kernel[0] * x
-        for back in range(1, width):
-            first = width - 1 - back
-            same = segments[:, first : first + length] == segment_ids
-            y += kernel[back] * jnp.where(same[..., None], inputs[:, first : first + length], 0.0)
+        y = _convolve(kernel, inputs, segments)
         if self.use_bias:
             names = (self.axis_name,)
             init = nn.with_logical_partitioning(_uniform(width**-0.5), names)
             y += self.param("bias", init, (channels,)).astype(x.dtype)
         return y, ConvolutionCache(inputs[:, length:], segments[:, length:])
+
+
+@jax.custom_vjp
+def _convolve(kernel: jax.Array, inputs: jax.Array, segments: jax.Array) -> jax.Array:
+    """y_t = Σ_j w_j ⊙ x_{t−j} within documents: kernel [width, channels], inputs and segments with
+    the width − 1 tokens before → [batch, length, channels].
+
+    Its gradient is written out, because the transposes of the slices, sums of padded arrays, take
+    more than twice as long on a CPU.
+    """
+    return sum(w * x for w, x in zip(kernel, _earlier(inputs, segments, len(kernel)), strict=True))
+
+
+def _earlier(inputs: jax.Array, segments: jax.Array, width: int) -> list[jax.Array]:
+    """x_{t−j} for j < width, zero where that is of another document than t."""
+    length = inputs.shape[1] - width + 1
+    own = segments[:, width - 1 :]
+    starts = range(width - 1, -1, -1)
+    same = [(segments[:, start : start + length] == own)[..., None] for start in starts]
+    moved = [inputs[:, start : start + length] for start in starts]
+    return [jnp.where(s, x, 0.0) for s, x in zip(same, moved, strict=True)]
+
+
+def _convolve_forward(
+    kernel: jax.Array, inputs: jax.Array, segments: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+    return _convolve(kernel, inputs, segments), (kernel, inputs, segments)
+
+
+def _convolve_backward(
+    kept: tuple[jax.Array, jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array, None]:
+    """dx_s = Σ_j w_j ⊙ dy_{s+j} within documents,  dw_j = Σ_t dy_t ⊙ x_{t−j}."""
+    kernel, inputs, segments = kept
+    width, length = len(kernel), inputs.shape[1]
+    d_kernel = [jnp.sum(dy * x, axis=(0, 1)) for x in _earlier(inputs, segments, width)]
+    dy = jnp.pad(dy, [(0, 0), (width - 1, width - 1), (0, 0)])
+    of = jnp.pad(segments, [(0, 0), (0, width - 1)])  # the document of dy, zero behind the end
+    d_inputs = jnp.zeros_like(inputs)
+    for ahead, w in enumerate(kernel):
+        same = of[:, ahead : ahead + length] == segments
+        d_inputs += w * jnp.where(same[..., None], dy[:, ahead : ahead + length], 0.0)
+    return jnp.stack(d_kernel), d_inputs, None
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def _uniform(bound: float) -> nn.initializers.Initializer:
