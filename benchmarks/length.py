@@ -56,6 +56,7 @@ def main() -> None:
     rates: dict[str, list[float]] = {kind: [] for kind in arguments.mixers}
     memory: dict[str, list[float]] = {kind: [] for kind in arguments.mixers}
     for length in arguments.lengths:
+        print(f"compiling and timing rows of {length:,}", flush=True)
         steps = {kind: training_step(kind, length) for kind in arguments.mixers}
         times: dict[str, list[float]] = {kind: [] for kind in arguments.mixers}
         for _ in range(arguments.rounds):

@@ -4,7 +4,8 @@
 
 The project's own train step on the model of `bare.Sizes`, its mixer exchanged: rows of 256 and of
 2,048 tokens, as many tokens a batch. All take turns in one process. `--scan` adds every mixer with
-its engine a token at a time (`ops.recurrent`) at 2,048, for one step a turn.
+its engine a token at a time (`ops.recurrent`) at 2,048, for one step a turn: how many times as long
+the step takes, and how many times as long the engine alone, with its gradient, for one layer.
 """
 
 import argparse
@@ -14,10 +15,12 @@ from pathlib import Path
 from unittest.mock import patch
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from step import ATTENTION, SIZES, configuration, project_step, seconds
 from zoo import mixer
 
+from jaxformer.ops.decay import State
 from jaxformer.ops.decayed_outer_product import decayed_outer_product
 from jaxformer.ops.delta_rule import delta_rule
 from jaxformer.ops.recurrent import token_by_token
@@ -41,13 +44,47 @@ def train_step(kind: str, length: int, run: Path) -> Callable[[], jax.Array]:
 def scanned_step(kind: str, length: int, run: Path) -> Callable[[], jax.Array]:
     """The same with the engine a token at a time."""
     engine = ENGINES[kind]
+    with patch(f"jaxformer.model.mixers.{kind}.{engine.__name__}", scanned(engine)):
+        return train_step(kind, length, run)
 
-    def scanned(*arguments: jax.Array) -> tuple:
+
+def scanned(engine: Callable) -> Callable:
+    """The engine a token at a time."""
+
+    def run(*arguments: jax.Array) -> tuple:
         *inputs, segment_ids, state = arguments
         return token_by_token(engine, tuple(inputs), segment_ids, state)
 
-    with patch(f"jaxformer.model.mixers.{kind}.{engine.__name__}", scanned):
-        return train_step(kind, length, run)
+    return run
+
+
+def engine_gradient(kind: str, engine: Callable, length: int) -> Callable[[], jax.Array]:
+    """A call runs the engine of one layer, and its gradient."""
+    batch, heads = SIZES.batch * SIZES.length // length, SIZES.heads
+    size, keys = SIZES.d_model // heads, iter(jax.random.split(jax.random.key(0), 8))
+
+    def normal(*shape: int) -> jax.Array:
+        return jax.random.normal(next(keys), (batch, length, *shape))
+
+    groups = 1 if kind == "mamba2" else heads
+    q, k, v = normal(groups, size), normal(groups, size), normal(heads, size)
+    log_decay = -jnp.abs(normal(heads, size if kind == "gla" else 1))
+    inputs: tuple[jax.Array, ...] = (q, k, v, log_decay)
+    if kind == "gated_delta":
+        unit = k / jnp.linalg.norm(k, axis=-1, keepdims=True)
+        inputs = (q, unit, v, jax.nn.sigmoid(normal(heads)), log_decay)
+    segment_ids = jnp.ones((batch, length), jnp.int32)
+    state = State(jnp.zeros((batch, heads, size, size)), segment_ids[:, 0])
+
+    @jax.jit
+    def gradient(inputs: tuple) -> jax.Array:
+        def total(inputs: tuple) -> jax.Array:
+            return jnp.sum(engine(*inputs, segment_ids, state)[0])
+
+        return jax.grad(total)(inputs)[0]
+
+    gradient(inputs).block_until_ready()
+    return lambda: gradient(inputs)
 
 
 def main() -> None:
@@ -84,7 +121,17 @@ def main() -> None:
             line += f"  {rates[kind] / rates['attention']:.2f} of attention"
             if kind in scans:
                 line += f"  {rates[kind] / rates[_scan(kind)]:.1f} of its scan"
+                line += f"  {engine_ratio(kind, length, arguments.turns):.1f} the engine alone"
             print(line, flush=True)
+
+
+def engine_ratio(kind: str, length: int, turns: int) -> float:
+    """Seconds of the engine a token at a time, over those in chunks."""
+    engine = ENGINES[kind]
+    forms = [engine_gradient(kind, form, length) for form in (scanned(engine), engine)]
+    times = [[seconds(form, 2) for form in forms] for _ in range(turns)]
+    token, chunks = np.median(np.swapaxes(times, 0, 1).reshape(2, -1), axis=1)
+    return float(token / chunks)
 
 
 def _scan(kind: str) -> str:
