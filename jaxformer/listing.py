@@ -31,7 +31,7 @@ def list_mixers() -> str:
 
 
 def mixer_rows() -> list[tuple[str, ...]]:
-    """A head row, and one for every mixer: kind, paper, form in training, growth of its compute
+    """A head row, and one for every mixer: kind, paper, form in training, kernel, growth of compute
     and state with the length, and its state's bytes after 4,096 tokens at width 1,024 in bfloat16.
     """
     from jaxformer.model.dims import Dims, InitConfig
@@ -40,12 +40,12 @@ def mixer_rows() -> list[tuple[str, ...]]:
 
     dims = Dims(D_MODEL, 1, InitConfig(), "bfloat16")
     rows: list[tuple[str, ...]] = [
-        ("kind", "source", "training", "compute", "state", f"bytes at {SHORT:,}")
+        ("kind", "source", "training", "kernel", "compute", "state", f"bytes at {SHORT:,}")
     ]
     for config, module in MIXERS.items():
         source = _paper(sys.modules[module.__module__])
         if any(field.is_required() for field in config.model_fields.values()):
-            rows.append((str(kind_of(config)), source, module.form, *["of its parts"] * 3))
+            rows.append((str(kind_of(config)), source, module.form, *["of its parts"] * 4))
             continue
         defaults = config.model_validate({})
         mixer = build_mixer(defaults, dims, RoPEConfig(), parent=None)
@@ -56,6 +56,7 @@ def mixer_rows() -> list[tuple[str, ...]]:
                 str(kind_of(config)),
                 source,
                 module.form,
+                module.kernel,
                 "linear" if work < 2.01 else "quadratic",
                 "constant" if state == 1 else "linear",
                 f"{mixer.cache_bytes(SHORT):,}",

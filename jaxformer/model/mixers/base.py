@@ -36,6 +36,8 @@ class Mixer(nn.Module):
     # How it trains: `chunks` of matrix products, an associative `scan`, all `pairs` of tokens, or
     # one `step` after another.
     form: ClassVar[Literal["chunks", "scan", "pairs", "step", "of its parts"]] = "chunks"
+    # Where it has a kernel of its own; everywhere else XLA compiles the form above.
+    kernel: ClassVar[str] = "none"
 
     config: MixerConfig
     dims: Dims
