@@ -33,6 +33,11 @@ def by_token(x: jax.Array, length: int) -> jax.Array:
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
 
 
+def for_heads(x: jax.Array, heads: int) -> jax.Array:
+    """[batch, groups, ...] → [batch, heads, ...], each group for as many heads in a row."""
+    return jnp.repeat(x, heads // x.shape[1], axis=1)
+
+
 class Chunks(NamedTuple):
     """Which tokens of a chunk, and of the memory before it, belong together."""
 
@@ -82,7 +87,7 @@ def decayed_products(
     anything finite.
 
     Args:
-        x, y: [..., chunks, tokens, K].
+        x, y: [..., chunks, tokens, K]; with one decay a head, a head of x and y may serve several.
         log_x, log_y: [..., chunks, tokens, K or 1], falling sums, log_x_t ≤ log_y_s wherever it
             counts.
 
@@ -92,7 +97,8 @@ def decayed_products(
     """
     size = x.shape[-2]
     if log_x.shape[-1] == 1:
-        return (x @ y.swapaxes(-1, -2)) * _pair_decays(log_x, log_y, strict)[..., 0]
+        products = for_heads(x @ y.swapaxes(-1, -2), log_x.shape[1])
+        return products * _pair_decays(log_x, log_y, strict)[..., 0]
     if size <= SMALLEST_BLOCK or size % 2:
         return jnp.einsum("...tk,...sk,...tsk->...ts", x, y, _pair_decays(log_x, log_y, strict))
     # Halves join the axis of chunks: XLA on a CPU multiplies no arrays of more than seven axes.

@@ -15,6 +15,7 @@ from jaxformer.ops.decay import (
     carry,
     decayed_products,
     drop_other_documents,
+    for_heads,
 )
 
 
@@ -31,7 +32,8 @@ def decayed_outer_product(
     """S_t = Diag(a_t) S_{t−1} + k_t v_tᵀ,  o_t = S_tᵀ q_t, in chunks of matrix products.
 
     Args:
-        q, k: [batch, length, heads, K].
+        q, k: [batch, length, heads, K], or with one decay a head [batch, length, groups, K]: the
+            heads of a group share them.
         v: [batch, length, heads, V].
         log_decay: log a_t ≤ 0, [batch, length, heads, K], or 1 instead of K.
         segment_ids: [batch, length]; the memory is dropped where they change.
@@ -53,6 +55,7 @@ def decayed_outer_product(
 
     scores = decayed_products(qs, ks, log_total, log_total)
     inside = jnp.where(chunks.causal(strict=False), scores, 0.0) @ vs
+    qs, ks = (for_heads(x, v.shape[2]) for x in (qs, ks))
     kept = jnp.where(chunks.lasting, ks * jnp.exp(log_chunk - log_total), 0.0)
     decay = jnp.where(chunks.survives, jnp.exp(log_chunk), 0.0).swapaxes(-1, -2)
     before, memory = carry(state.memory, decay, kept.swapaxes(-1, -2) @ vs)
@@ -71,6 +74,7 @@ def decayed_step(
     """`decayed_outer_product` of one token, length 1."""
     wide, segment = state.memory.dtype, segment_ids[:, 0]
     query, key, value, log = (x[:, 0].astype(wide) for x in (q, k, v, log_decay))
+    query, key = (for_heads(x, v.shape[2]) for x in (query, key))
     memory = jnp.exp(log)[..., None] * drop_other_documents(state, segment)
     memory += key[..., :, None] * value[..., None, :]
     o = jnp.einsum("bhkv,bhk->bhv", memory, query)

@@ -12,7 +12,7 @@ from pydantic import PositiveFloat, PositiveInt
 from jaxformer.model.decay_init import a_log_init, dt_bias_init
 from jaxformer.model.heads import project_heads
 from jaxformer.model.mixers.base import Mixer, MixerConfig
-from jaxformer.model.mixers.matrix_memory import MemorySizes
+from jaxformer.model.mixers.matrix_memory import CHUNK, MemorySizes
 from jaxformer.model.positions import PositionsUnion
 from jaxformer.model.projection import Projection
 from jaxformer.model.short_convolution import ConvolutionCache, ShortConvolution
@@ -95,10 +95,7 @@ class Mamba2(Mixer):
         )
         u, b, c = jnp.split(nn.silu(mixed.astype(wide)), [inner, inner + groups * sizes.key], -1)
         u = u.reshape(*x.shape[:2], heads, sizes.value)
-        b, c = (
-            jnp.repeat(part.reshape(*x.shape[:2], groups, -1), heads // groups, axis=2)
-            for part in (b, c)
-        )
+        b, c = (part.reshape(*x.shape[:2], groups, -1) for part in (b, c))
 
         def per_head(name: str, init: nn.initializers.Initializer) -> jax.Array:
             return self.param(name, nn.with_logical_partitioning(init, ("heads",)), (heads,))
@@ -144,7 +141,9 @@ class Mamba2(Mixer):
         sizes = self._sizes
         features = self._channels + sizes.heads * (2 * sizes.value + 1)
         convolution = 2.0 * self.config.conv_width * self._channels
-        return 2.0 * self.dims.d_model * features + convolution + sizes.flops(length)
+        shared = sizes.heads - self.config.num_groups  # heads whose C Bᵀ another one has made
+        pairs = sizes.flops(length) - shared * 2.0 * min(CHUNK, length) * sizes.key
+        return 2.0 * self.dims.d_model * features + convolution + pairs
 
     def cache_bytes(self, length: int) -> int:
         width, dtype = self.config.conv_width, self.dims.dtype
