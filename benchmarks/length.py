@@ -3,7 +3,7 @@
     python benchmarks/length.py [--mixers attention retention] [--lengths 256 2048] [--plot FILE]
 
 One layer of width 256 with a SwiGLU FFN, 8,192 tokens a batch at every length, float32: the loss
-and its gradient. All mixers take turns at every length; the figures are medians. Memory is what the
+and its gradient. The lengths of a mixer take turns; the figures are medians. Memory is what the
 compiler lays out for temporaries.
 """
 
@@ -41,6 +41,13 @@ def training_step(kind: str, length: int) -> tuple[Callable[[], None], float]:
     return step, compiled.memory_analysis().temp_size_in_bytes / 1e6
 
 
+def seconds(step: Callable[[], None]) -> float:
+    """Of one call."""
+    began = time.perf_counter()
+    step()
+    return time.perf_counter() - began
+
+
 def main() -> None:
     """Measure, print a table, and draw it if asked."""
     parser = argparse.ArgumentParser(
@@ -49,30 +56,23 @@ def main() -> None:
     parser.add_argument("--mixers", nargs="+", default=KINDS, choices=KINDS)
     lengths = [256, 512, 1024, 2048, 4096, 8192]
     parser.add_argument("--lengths", nargs="+", type=int, default=lengths)
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each mixer (default 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each length (default 5)")
     parser.add_argument("--plot", metavar="FILE", help="draw both curves into an image")
     arguments = parser.parse_args()
 
-    rates: dict[str, list[float]] = {kind: [] for kind in arguments.mixers}
-    memory: dict[str, list[float]] = {kind: [] for kind in arguments.mixers}
-    for length in arguments.lengths:
-        print(f"compiling and timing rows of {length:,}", flush=True)
-        steps = {kind: training_step(kind, length) for kind in arguments.mixers}
-        times: dict[str, list[float]] = {kind: [] for kind in arguments.mixers}
-        for _ in range(arguments.rounds):
-            for kind, (step, _) in steps.items():
-                began = time.perf_counter()
-                step()
-                times[kind].append(time.perf_counter() - began)
-        for kind in arguments.mixers:
-            rates[kind].append(TOKENS / float(np.median(times[kind])))
-            memory[kind].append(steps[kind][1])
-
+    rates: dict[str, list[float]] = {}
+    memory: dict[str, list[float]] = {}
     print(f"tokens/s (MB of temporaries), {jax.devices()[0].device_kind}, jax {jax.__version__}")
-    print("length".ljust(18) + "".join(f"{length:>16,}" for length in arguments.lengths))
+    print(
+        "length".ljust(18) + "".join(f"{length:>16,}" for length in arguments.lengths), flush=True
+    )
     for kind in arguments.mixers:
+        steps = [training_step(kind, length) for length in arguments.lengths]
+        times = [[seconds(step) for step, _ in steps] for _ in range(arguments.rounds)]
+        rates[kind] = (TOKENS / np.median(times, axis=0)).tolist()
+        memory[kind] = [megabytes for _, megabytes in steps]
         cells = (f"{r:,.0f} ({m:,.0f})" for r, m in zip(rates[kind], memory[kind], strict=True))
-        print(kind.ljust(18) + "".join(f"{cell:>16}" for cell in cells))
+        print(kind.ljust(18) + "".join(f"{cell:>16}" for cell in cells), flush=True)
     if arguments.plot:
         figures = {"training tokens/s": rates, "temporaries, MB": memory}
         draw(arguments.plot, "length", arguments.lengths, figures)
