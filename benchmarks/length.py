@@ -85,8 +85,9 @@ def draw(file: str, label: str, x: list[int], figures: dict[str, dict[str, list[
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     panels = figure.subplots(1, len(figures))
     for axes, (title, curves) in zip(panels, figures.items(), strict=True):
-        for kind, values in curves.items():
-            style = {"color": "black", "linewidth": 2.5} if kind == "attention" else {}
+        for index, (kind, values) in enumerate(curves.items()):
+            line = {"linestyle": "-" if index < 10 else "--"}  # there are ten colours
+            style = {"color": "black", "linewidth": 2.5} if kind == "attention" else line
             axes.plot(x, values, marker="o", label=kind, **style)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
