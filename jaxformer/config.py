@@ -17,6 +17,7 @@ from pydantic import (
 from jaxformer.model.config import ModelConfig
 from jaxformer.ops.kernels.choice import Kernel
 from jaxformer.parallel.mesh import AXES
+from jaxformer.parallel.rules import Rules, overridden
 from jaxformer.schema import Schema
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -221,6 +222,11 @@ class MeshConfig(Schema):
     tensor: AxisSize = None
     context: AxisSize = None
     rules: RulesConfig = RulesConfig()
+
+    @property
+    def table(self) -> Rules:
+        """Every logical axis, those of activations too, with its mesh axes."""
+        return overridden(self.rules.model_dump())
 
     @property
     def sizes(self) -> dict[str, AxisSize]:

@@ -19,7 +19,7 @@ from jaxformer.loading import load_config
 from jaxformer.model.accounting import abstract_parameters
 from jaxformer.model.language_model import LanguageModel, build_model
 from jaxformer.parallel.mesh import make_mesh
-from jaxformer.parallel.rules import overridden, parameter_shardings
+from jaxformer.parallel.rules import parameter_shardings
 from jaxformer.schema import UserError
 
 PyTree = Any
@@ -73,8 +73,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
         _check_tokenizer(directory.checkpoints / str(step), tokenizer, manifest["tokenizer"])
         mesh = make_mesh(config.mesh.sizes, config.mesh.preset)
         boxed = abstract_parameters(model)
-        rules = overridden(config.mesh.rules.model_dump())
-        abstract = placed(meta.unbox(boxed), parameter_shardings(mesh, boxed, rules))
+        shardings = parameter_shardings(mesh, boxed, config.mesh.table)
+        abstract = placed(meta.unbox(boxed), shardings)
         item = "ema" if "ema" in manifest["trees"] else "params"
         params = checkpoints.restore(step, {item: abstract})[item]
     return Run(config, model, params, tokenizer, step, mesh)

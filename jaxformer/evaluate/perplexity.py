@@ -18,7 +18,7 @@ from jaxformer.ops.cross_entropy import LossSums
 from jaxformer.parallel import processes
 from jaxformer.parallel.context import over_context
 from jaxformer.parallel.mesh import check_rows
-from jaxformer.parallel.rules import batch_sharding, overridden, put_batch, rows_held, use_mesh
+from jaxformer.parallel.rules import batch_sharding, put_batch, rows_held, use_mesh
 from jaxformer.run import load
 from jaxformer.schema import UserError
 
@@ -120,7 +120,7 @@ def evaluate_run(path: Path, overrides: Sequence[str], *, json: bool) -> int:
             "there is no validation text: data.validation_fraction is 0 and data.validation_source "
             "is not set; give one, such as data.validation_source='text:books/*.txt'"
         )
-    with use_mesh(run.mesh, overridden(config.mesh.rules.model_dump())):
+    with use_mesh(run.mesh, config.mesh.table):
         first = put_batch(batches[0], sharding)
         eval_step = jax.jit(make_eval_step(run.model)).lower(run.params, first).compile()
     with progress("evaluating", count) as report:

@@ -37,7 +37,6 @@ class Program:
 
     config: Config
     mesh: Mesh
-    table: rules.Rules  # which mesh axes a logical axis lies over
     model: LanguageModel
     abstract: TrainState
     init: Callable[[jax.Array], TrainState]
@@ -66,12 +65,12 @@ class Program:
     def initial_state(self) -> TrainState:
         """A fresh state, made in place on the mesh; the same seed gives the same on every mesh."""
         init = jax.jit(self.init, out_shardings=self.shardings)
-        with rules.use_mesh(self.mesh, self.table):
+        with rules.use_mesh(self.mesh, self.config.mesh.table):
             return init(jax.random.key(self.config.train.seed))
 
     def compile(self, rows_to_evaluate: int | None) -> "Compiled":
         """Both steps, ahead of time: what is called later can never compile again."""
-        with rules.use_mesh(self.mesh, self.table):
+        with rules.use_mesh(self.mesh, self.config.mesh.table):
             train_step = jax.jit(
                 self.train_step,
                 donate_argnums=0,
@@ -162,14 +161,12 @@ def make_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
         ),
     )
     shapes = jax.eval_shape(init, jax.random.key(0))
-    table = rules.overridden(config.mesh.rules.model_dump())
     shardings = rules.like_parameters(
-        mesh, shapes.params, rules.parameter_shardings(mesh, boxed, table), shapes
+        mesh, shapes.params, rules.parameter_shardings(mesh, boxed, config.mesh.table), shapes
     )
     return Program(
         config=config,
         mesh=mesh,
-        table=table,
         model=model,
         abstract=placed(shapes, shardings),
         init=init,

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from jaxformer.config import Config, RulesConfig
+from jaxformer.config import Config, MeshConfig
 from jaxformer.model.accounting import abstract_parameters
 from jaxformer.model.language_model import build_model
 from jaxformer.parallel.mesh import AXES, DATA_AXES
@@ -62,7 +62,7 @@ def test_a_rule_of_the_configuration_takes_the_place_of_the_usual_one():
 
 
 def test_the_configuration_has_the_table_s_own_rules():
-    assert overridden(RulesConfig().model_dump()) == RULES
+    assert MeshConfig().table == RULES
 
 
 def test_the_report_says_what_a_device_has_and_what_lies_whole_on_all():
