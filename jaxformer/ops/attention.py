@@ -3,7 +3,7 @@
 Letters: b batch, q queries, s keys, k key-value heads, g query heads of each, d head_dim.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,40 +41,18 @@ class Visibility(NamedTuple):
 
 
 def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    queries: Tokens,
-    keys: Tokens,
-    *,
-    visibility: Visibility,
-    scale: float,
-    logit_softcap: float | None = None,
-    slopes: np.ndarray | None = None,
+    q: jax.Array, k: jax.Array, v: jax.Array, queries: Tokens, keys: Tokens, **options: Any
 ) -> jax.Array:
     """softmax(cap(scale · q·k) − slope · distance) v, over the keys that are visible.
 
     Args:
-        q: [batch, q, heads, head_dim]; query head h reads key-value head h // (heads / kv_heads).
-        k, v: [batch, s, kv_heads, head_dim].
-        queries, keys: where both stand.
-        logit_softcap: cap(x) = c · tanh(x / c) (Gemma 2, arXiv:2408.00118).
-        slopes: [heads], ALiBi's, per token of distance.
+        v: [batch, s, kv_heads, head_dim].
+        q, k, queries, keys, options: see `masked_logits`.
 
     Returns:
         [batch, q, heads, head_dim]. Logits and softmax are float32 at least.
     """
-    logits = masked_logits(
-        q,
-        k,
-        queries,
-        keys,
-        visibility=visibility,
-        scale=scale,
-        logit_softcap=logit_softcap,
-        slopes=slopes,
-    )
-    weights = jax.nn.softmax(logits, axis=-1)
+    weights = jax.nn.softmax(masked_logits(q, k, queries, keys, **options), axis=-1)
     mixed = jnp.einsum("bkgqs,bskd->bqkgd", weights.astype(v.dtype), v)
     return mixed.reshape(*q.shape[:3], -1)
 
@@ -90,8 +68,18 @@ def masked_logits(
     logit_softcap: float | None = None,
     slopes: np.ndarray | None = None,
 ) -> jax.Array:
-    """What `attend` takes the softmax of: [batch, kv_heads, heads of each, q, s], the least number
-    where a query does not see the key."""
+    """What `attend` takes the softmax of.
+
+    Args:
+        q: [batch, q, heads, head_dim]; query head h reads key-value head h // (heads / kv_heads).
+        k: [batch, s, kv_heads, head_dim].
+        queries, keys: where both stand.
+        logit_softcap: cap(x) = c · tanh(x / c) (Gemma 2, arXiv:2408.00118).
+        slopes: [heads], ALiBi's, per token of distance.
+
+    Returns:
+        [batch, kv_heads, heads of each, q, s], the least number where a query does not see the key.
+    """
     batch, length, _, head_dim = q.shape
     grouped = (q * scale).reshape(batch, length, k.shape[2], -1, head_dim)
     wide = jnp.promote_types(q.dtype, jnp.float32)
