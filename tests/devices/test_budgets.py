@@ -1,13 +1,8 @@
 """What devices may tell each other in a training step: no more than the weights and gradients."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
-from tests.runs import REPOSITORY
+from tests.devices.simulated import run_on_devices
 
 SCALARS = 64  # bytes: the sums of losses and counts, and of the gradient's square
 
@@ -15,17 +10,7 @@ SCALARS = 64  # bytes: the sums of losses and counts, and of the gradient's squa
 @pytest.fixture(scope="module")
 def seen() -> dict:
     """By case: bytes of the weights, and bytes of each kind of collective a step."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    finished = subprocess.run(
-        [sys.executable, "-m", "tests.devices.budgets"],
-        cwd=REPOSITORY,
-        env={**os.environ, "XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return json.loads(finished.stdout)
+    return run_on_devices(8, "budgets")
 
 
 def test_data_parallelism_reduces_gradients_and_nothing_else(seen):

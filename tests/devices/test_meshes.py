@@ -1,35 +1,15 @@
 """Training on eight simulated devices."""
 
-import json
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
-from tests.runs import REPOSITORY
-
-
-def on_eight_devices(mixers: str) -> dict:
-    """What `eight_devices` saw, by mesh."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    finished = subprocess.run(
-        [sys.executable, "-m", "tests.devices.eight_devices", mixers],
-        cwd=REPOSITORY,
-        env={**os.environ, "XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return json.loads(finished.stdout)
+from tests.devices.simulated import run_on_devices
 
 
 @pytest.mark.parametrize("mixers", ["attention", "mamba2", "gated_delta", "hybrid"])
 def test_steps_on_eight_devices_equal_those_on_one(mixers):
     """Five, with their first gradient, and a sixth after the checkpoint of any mesh."""
-    seen = on_eight_devices(mixers)
+    seen = run_on_devices(8, "eight_devices", mixers)
     one = seen.pop("one")
     assert set(seen) == {"data", "fsdp", "tensor", "three", "context"}
     for name, mesh in seen.items():
