@@ -3,7 +3,8 @@
 Letters: b batch, h heads, n chunks, t and s tokens of a chunk, K key size, V value size.
 """
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,9 @@ from jaxformer.ops import shards
 
 # Below this many tokens the decays between pairs are made one by one, above it by halves.
 SMALLEST_BLOCK = 4
+# In float32, e^{3/4 REACH} is far from overflow, and e^x is not yet zero 27 below e^−REACH: what a
+# pair loses there is less than its rounding.
+REACH = 80.0
 
 
 class State(NamedTuple):
@@ -62,20 +66,25 @@ class Chunks(NamedTuple):
         near = jnp.tril(jnp.ones((size, size), bool), -1 if strict else 0)
         return near & (self.segments[..., :, None] == self.segments[..., None, :])
 
-    @property
-    def reached(self) -> jax.Array:
-        """[batch, 1, chunks, size, 1]: tokens that the memory before the chunk belongs to."""
-        return (self.segments == self.before)[..., None]
+    def reads(self, x: jax.Array, log_total: jax.Array) -> jax.Array:
+        """What meets the memory before the chunk: x_t e^{log_total_t}, zero in other documents."""
+        reached = (self.segments == self.before)[..., None]
+        return jnp.where(reached, x * jnp.exp(log_total), 0.0)
 
-    @property
-    def lasting(self) -> jax.Array:
-        """[batch, 1, chunks, size, 1]: tokens of the document that goes on after the chunk."""
-        return (self.segments == self.segments[..., -1:])[..., None]
+    def writes(self, x: jax.Array, log_total: jax.Array) -> jax.Array:
+        """What of x lasts to the end of the chunk, zero in documents that end within."""
+        lasting = (self.segments == self.segments[..., -1:])[..., None]
+        return jnp.where(lasting, x * jnp.exp(log_total[..., -1:, :] - log_total), 0.0)
 
-    @property
-    def survives(self) -> jax.Array:
-        """[batch, 1, chunks, 1, 1]: whether the memory before the chunk lives on after it."""
-        return (self.before == self.segments[..., -1:])[..., None]
+    def decay(self, log_total: jax.Array) -> jax.Array:
+        """[batch, heads, chunks, K or 1, 1]: of the memory before a chunk, what is left after."""
+        survives = (self.before == self.segments[..., -1:])[..., None]
+        return jnp.where(survives, jnp.exp(log_total[..., -1:, :]), 0.0).swapaxes(-1, -2)
+
+
+def running_total(logs: jax.Array) -> jax.Array:
+    """Sums along the tokens [..., tokens, K]. On a CPU `cumsum` adds every token's sum anew."""
+    return jax.lax.associative_scan(jnp.add, logs, axis=logs.ndim - 2)
 
 
 def exclusive(log_total: jax.Array) -> jax.Array:
@@ -87,26 +96,84 @@ def decayed_products(
     x: jax.Array, y: jax.Array, log_x: jax.Array, log_y: jax.Array, *, strict: bool = False
 ) -> jax.Array:
     """Σ_K x_t y_s e^{log_x_t − log_y_s} for s ≤ t, or s < t if strict: [..., chunks, t, s], else
-    anything finite.
+    anything: mask it with `where`.
 
     Args:
         x, y: [..., chunks, tokens, K]; with one decay a head, a head of x and y may serve several.
         log_x, log_y: [..., chunks, tokens, K or 1], falling sums, log_x_t ≤ log_y_s wherever it
             counts.
 
-    Only differences that are not positive meet `exp`: with one decay a head all pairs are made at
-    once; with one a channel, a block of pairs is a matrix product about its middle (GLA's secondary
-    chunks, arXiv:2312.06635 section 4.3, halved down to `SMALLEST_BLOCK` tokens).
+    With one decay a head all pairs are made at once. With one a channel, what has decayed by less
+    than e^REACH since the chunk began is one product of x and y about that beginning. Should there
+    be more, no difference that is positive meets `exp` for it: a block of pairs is a product about
+    its own middle (GLA's secondary chunks, arXiv:2312.06635 section 4.3, halved down to
+    `SMALLEST_BLOCK` tokens). Every pair is made of what was known at t, to the last bit.
     """
-    size = x.shape[-2]
     if log_x.shape[-1] == 1:
         products = for_heads(x @ y.swapaxes(-1, -2), log_x.shape[1])
         return products * _pair_decays(log_x, log_y, strict)[..., 0]
+    return _channel_products(x, y, log_x, log_y, strict)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _channel_products(
+    x: jax.Array, y: jax.Array, log_x: jax.Array, log_y: jax.Array, strict: bool
+) -> jax.Array:
+    """`decayed_products` with one decay a channel. The gradient keeps the arguments alone."""
+    decay_x, decay_y, far = _from_the_beginning(log_x, log_y)
+    near = (x * decay_x) @ (y * decay_y).swapaxes(-1, -2)
+
+    def and_far(near: jax.Array, y: jax.Array) -> jax.Array:
+        return near + _products_by_halves(x, jnp.where(far, y, 0.0), log_x, log_y, strict)
+
+    return jax.lax.cond(jnp.any(far), and_far, lambda near, y: near, near, y)
+
+
+def _channel_products_forward(*arguments: Any) -> tuple[jax.Array, tuple]:
+    return _channel_products(*arguments), arguments[:4]
+
+
+def _channel_products_backward(strict: bool, kept: tuple, gradient: jax.Array) -> tuple:
+    """P = Σ_K x_t y_s e^{…} has ∂P/∂log_x = x ∂P/∂x and ∂P/∂log_y = −y ∂P/∂y."""
+    x, y, log_x, log_y = kept
+    decay_x, decay_y, far = _from_the_beginning(log_x, log_y)
+    d_x = decay_x * (gradient @ (y * decay_y))
+    d_y = decay_y * (gradient.swapaxes(-1, -2) @ (x * decay_x))
+
+    def and_far(d_x: jax.Array, d_y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def products(x: jax.Array, y: jax.Array) -> jax.Array:
+            return _products_by_halves(x, y, log_x, log_y, strict)
+
+        more_x, more_y = jax.vjp(products, x, jnp.where(far, y, 0.0))[1](gradient)
+        return d_x + more_x, d_y + jnp.where(far, more_y, 0.0)
+
+    d_x, d_y = jax.lax.cond(jnp.any(far), and_far, lambda *near: near, d_x, d_y)
+    return d_x, d_y, x * d_x, -y * d_y
+
+
+_channel_products.defvjp(_channel_products_forward, _channel_products_backward)
+
+
+def _from_the_beginning(
+    log_x: jax.Array, log_y: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Factors of e^{log_x_t − log_y_s}, and where that of y is zero, as too much has decayed."""
+    beginning = jnp.maximum(log_x[..., :1, :], log_y[..., :1, :])
+    far = beginning - log_y > REACH
+    decay_x = jnp.exp(log_x - beginning + REACH / 4)
+    decay_y = jnp.exp(jnp.where(far, -jnp.inf, beginning - log_y - REACH / 4))
+    return decay_x, decay_y, far
+
+
+def _products_by_halves(
+    x: jax.Array, y: jax.Array, log_x: jax.Array, log_y: jax.Array, strict: bool
+) -> jax.Array:
+    size = x.shape[-2]
     if size <= SMALLEST_BLOCK or size % 2:
         return jnp.einsum("...tk,...sk,...tsk->...ts", x, y, _pair_decays(log_x, log_y, strict))
     # Halves join the axis of chunks: XLA on a CPU multiplies no arrays of more than seven axes.
     x, y, log_x, log_y = (_halves(a) for a in (x, y, log_x, log_y))
-    within = _pairs(decayed_products(x, y, log_x, log_y, strict=strict))
+    within = _pairs(_products_by_halves(x, y, log_x, log_y, strict))
     x, y, log_x, log_y = (_pairs(a) for a in (x, y, log_x, log_y))  # [..., chunks, 2, half, K]
     middle = log_y[..., 0, -1:, :]
     later = x[..., 1, :, :] * jnp.exp(log_x[..., 1, :, :] - middle)
@@ -140,31 +207,41 @@ def _pair_decays(log_x: jax.Array, log_y: jax.Array, strict: bool) -> jax.Array:
     return jnp.exp(jnp.where(near, log_x[..., :, None, :] - log_y[..., None, :, :], 0.0))
 
 
-def carry(
-    memory: jax.Array, decay: jax.Array, written: jax.Array, moved: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """S_{n+1} = decay_n ⊙ S_n + moved_n S_n + written_n over the chunks.
+def carry(memory: jax.Array, decay: jax.Array, written: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """S_{n+1} = decay_n ⊙ S_n + written_n over the chunks.
 
     Args:
         memory: S_0 [batch, heads, K, V], before the first shard where there are several.
         decay: [batch, heads, chunks, K or 1, 1].
         written: [batch, heads, chunks, K, V].
-        moved: [batch, heads, chunks, K, K], or None for zero.
 
     Returns:
         (S before every chunk [batch, heads, chunks, K, V], S after the last).
     """
 
     def advance(memory: jax.Array, chunk: tuple) -> tuple[jax.Array, jax.Array]:
-        decay, written, moved = chunk
-        after = decay * memory + written
-        return (after if moved is None else after + moved @ memory), memory
+        decay, written = chunk
+        return decay * memory + written, memory
 
-    chunks = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), (decay, written, moved))
-    if shards.count() > 1:
-        memory = shards.state_before(memory, _through, _joined(*chunks))
-    last, before = jax.lax.scan(advance, memory, chunks)
+    chunks = tuple(jnp.moveaxis(x, 2, 0) for x in (decay, written))
+    last, before = jax.lax.scan(advance, memory_before(memory, decay, written), chunks)
     return jnp.moveaxis(before, 0, 2), last
+
+
+def memory_before(
+    memory: jax.Array, decay: jax.Array, written: jax.Array, moved: jax.Array | None = None
+) -> jax.Array:
+    """The memory before this shard of S_{n+1} = decay_n ⊙ S_n + moved_n S_n + written_n.
+
+    Args:
+        memory: that before the first shard.
+        decay, written: as in `carry`.
+        moved: [batch, heads, chunks, K, K], or None for zero.
+    """
+    if shards.count() == 1:
+        return memory
+    chunks = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), (decay, written, moved))
+    return shards.state_before(memory, _through, _joined(*chunks))
 
 
 def _joined(

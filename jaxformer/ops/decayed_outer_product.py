@@ -16,6 +16,7 @@ from jaxformer.ops.decay import (
     decayed_products,
     drop_other_documents,
     for_heads,
+    running_total,
 )
 
 
@@ -50,16 +51,14 @@ def decayed_outer_product(
     size = min(chunk, length)
     chunks = Chunks.of(segment_ids, size, state.segment)
     qs, ks, vs, logs = (by_chunk(x.astype(wide), size) for x in (q, k, v, log_decay))
-    log_total = jnp.cumsum(logs, axis=-2)  # [batch, heads, chunks, size, K or 1]
-    log_chunk = log_total[..., -1:, :]
+    log_total = running_total(logs)  # [batch, heads, chunks, size, K or 1]
 
     scores = decayed_products(qs, ks, log_total, log_total)
     inside = jnp.where(chunks.causal(strict=False), scores, 0.0) @ vs
     qs, ks = (for_heads(x, v.shape[2]) for x in (qs, ks))
-    kept = jnp.where(chunks.lasting, ks * jnp.exp(log_chunk - log_total), 0.0)
-    decay = jnp.where(chunks.survives, jnp.exp(log_chunk), 0.0).swapaxes(-1, -2)
-    before, memory = carry(state.memory, decay, kept.swapaxes(-1, -2) @ vs)
-    outside = jnp.where(chunks.reached, qs * jnp.exp(log_total), 0.0) @ before
+    written = chunks.writes(ks, log_total).swapaxes(-1, -2) @ vs
+    before, memory = carry(state.memory, chunks.decay(log_total), written)
+    outside = chunks.reads(qs, log_total) @ before
     return by_token(inside + outside, length).astype(v.dtype), State(memory, segment_ids[:, -1])
 
 

@@ -10,16 +10,21 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxformer.ops import shards
 from jaxformer.ops.decay import (
     Chunks,
     State,
     by_chunk,
     by_token,
-    carry,
     decayed_products,
     drop_other_documents,
     exclusive,
+    memory_before,
+    running_total,
 )
+
+# A triangular matrix of this size is inverted row by row.
+SMALLEST_INVERSE = 8
 
 
 def delta_rule(
@@ -61,19 +66,18 @@ def delta_rule(
     qs, ks, vs, betas, logs = (
         by_chunk(x.astype(wide), size) for x in (q, k, v, beta[..., None], log_decay)
     )
-    log_total = jnp.cumsum(logs, axis=-2)
+    log_total = running_total(logs)
     writes = betas * ks
 
-    erased = decayed_products(ks, writes, log_total, log_total, strict=True)
-    system = jnp.where(chunks.causal(strict=True), erased, 0.0)
-    read = jnp.where(chunks.reached, ks * jnp.exp(log_total), 0.0)
-    solved = _solve_unit(system, jnp.concatenate([vs, -read], axis=-1))
-    given, from_memory = jnp.split(solved, [vs.shape[-1]], axis=-1)
-    scores = jnp.where(
-        chunks.causal(strict=False), decayed_products(qs, writes, log_total, log_total), 0.0
+    erased = decayed_products(ks, writes, log_total, log_total)
+    system = System(
+        lower=jnp.where(chunks.causal(strict=True), erased, 0.0),
+        right=vs,
+        read=-chunks.reads(ks, log_total),
     )
-    solution = Writes(writes, scores, given)
-    o, memory = _read_out(state, chunks, qs, log_total, solution, from_memory)
+    scores = decayed_products(qs, writes, log_total, log_total)
+    scores = jnp.where(chunks.causal(strict=False), scores, 0.0)
+    o, memory = _read_out(state, chunks, qs, log_total, system, writes, scores)
     return by_token(o, length).astype(v.dtype), State(memory, segment_ids[:, -1])
 
 
@@ -108,65 +112,76 @@ def diagonal_plus_low_rank(
     size = min(chunk, length)
     chunks = Chunks.of(segment_ids, size, state.segment)
     qs, ks, vs, us, ps, logs = (by_chunk(x.astype(wide), size) for x in (q, k, v, u, p, log_decay))
-    log_total = jnp.cumsum(logs, axis=-2)
+    log_total = running_total(logs)
     log_before = exclusive(log_total)
 
     strictly, upto = chunks.causal(strict=True), chunks.causal(strict=False)
     among = jnp.where(strictly, decayed_products(ps, us, log_before, log_total, strict=True), 0.0)
     seen = jnp.where(strictly, decayed_products(ps, ks, log_before, log_total, strict=True), 0.0)
-    read = jnp.where(chunks.reached, ps * jnp.exp(log_before), 0.0)
-    solved = _solve_unit(-among, jnp.concatenate([seen @ vs, read], axis=-1))
-    z, from_memory = jnp.split(solved, [vs.shape[-1]], axis=-1)
-
-    def scores(writes: jax.Array) -> jax.Array:
-        return jnp.where(upto, decayed_products(qs, writes, log_total, log_total), 0.0)
-
-    solution, plain = Writes(us, scores(us), z), Writes(ks, scores(ks), vs)
-    o, memory = _read_out(state, chunks, qs, log_total, solution, from_memory, plain)
-    return by_token(o, length).astype(v.dtype), State(memory, segment_ids[:, -1])
+    system = System(lower=-among, right=seen @ vs, read=chunks.reads(ps, log_before))
+    by_system, plain = (
+        jnp.where(upto, decayed_products(qs, writes, log_total, log_total), 0.0)
+        for writes in (us, ks)
+    )
+    written = chunks.writes(ks, log_total).swapaxes(-1, -2) @ vs
+    o, memory = _read_out(state, chunks, qs, log_total, system, us, by_system, written)
+    return by_token(o + plain @ vs, length).astype(v.dtype), State(memory, segment_ids[:, -1])
 
 
-class Writes(NamedTuple):
-    """One row a token that goes into the memory: key ⊗ given."""
+class System(NamedTuple):
+    """(I + lower) rows = right + read · memory before the chunk, of the rows that a chunk writes.
 
-    keys: jax.Array  # [batch, heads, chunks, size, K]
-    scores: jax.Array  # [batch, heads, chunks, size, size]: what queries read of them
-    given: jax.Array  # [batch, heads, chunks, size, V]
+    All [batch, heads, chunks, size, ...].
+    """
+
+    lower: jax.Array  # [..., size], strictly lower triangular
+    right: jax.Array  # [..., V]
+    read: jax.Array  # [..., K]
 
 
 @jax.custom_vjp
-def _solve_unit(lower: jax.Array, right: jax.Array) -> jax.Array:
-    """(I + lower)⁻¹ right, for a strictly lower triangular matrix [..., chunks, size, size]."""
-    return _solve_forward(lower, right)[0]
+def _solve_unit(lower: jax.Array, inverse: jax.Array, right: jax.Array) -> jax.Array:
+    """(I + lower)⁻¹ right, from the inverse, whose gradient goes to `lower`."""
+    return inverse @ right
 
 
-def _solve_forward(lower: jax.Array, right: jax.Array) -> tuple[jax.Array, tuple]:
-    size = lower.shape[-1]
-    padding = [(0, 0)] * (lower.ndim - 2) + [(0, 2 ** math.ceil(math.log2(size)) - size)] * 2
-    inverse = _unit_inverse(jnp.pad(lower, padding))[..., :size, :size]
+def _solve_forward(
+    lower: jax.Array, inverse: jax.Array, right: jax.Array
+) -> tuple[jax.Array, tuple]:
     solution = inverse @ right
     return solution, (inverse, solution)
 
 
-def _solve_backward(kept: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _solve_backward(kept: tuple, gradient: jax.Array) -> tuple[jax.Array, None, jax.Array]:
     inverse, solution = kept
     right = inverse.swapaxes(-1, -2) @ gradient
-    return -right @ solution.swapaxes(-1, -2), right
+    return -right @ solution.swapaxes(-1, -2), None, right
 
 
 _solve_unit.defvjp(_solve_forward, _solve_backward)
 
 
+def _inverse(lower: jax.Array) -> jax.Array:
+    """(I + lower)⁻¹ for a strictly lower triangular matrix [..., chunks, size, size]."""
+    size = lower.shape[-1]
+    padding = [(0, 0)] * (lower.ndim - 2) + [(0, 2 ** math.ceil(math.log2(size)) - size)] * 2
+    return _unit_inverse(jnp.pad(lower, padding))[..., :size, :size]
+
+
 def _unit_inverse(lower: jax.Array) -> jax.Array:
-    """(I + lower)⁻¹ by halves, for a size that is a power of two:
+    """(I + lower)⁻¹ by halves, for a size that is a power of two, small ones row by row:
 
     [[A, 0], [B, D]]⁻¹ = [[A⁻¹, 0], [−D⁻¹ B A⁻¹, D⁻¹]]
 
-    Matrix products alone, which every platform is fast at, unlike a substitution row by row.
+    Matrix products, which every platform is fast at, unlike a substitution of many rows.
     """
     chunks, size, _ = lower.shape[-3:]
-    if size <= 2:
-        return jnp.eye(size, dtype=lower.dtype) - lower
+    if size <= SMALLEST_INVERSE:
+        rows: list[jax.Array] = []
+        for row, unit in enumerate(jnp.eye(size, dtype=lower.dtype)):
+            known = (lower[..., row, before, None] * rows[before] for before in range(row))
+            rows.append(jnp.broadcast_to(unit, (*lower.shape[:-2], size)) - sum(known))
+        return jnp.stack(rows, axis=-2)
     half = size // 2
     first, second = lower[..., :half, :half], lower[..., half:, half:]
     diagonal = _unit_inverse(jnp.concatenate([first, second], axis=-3))
@@ -186,30 +201,36 @@ def _read_out(
     chunks: Chunks,
     q: jax.Array,
     log_total: jax.Array,
-    solved: Writes,
-    from_memory: jax.Array,
-    plain: Writes | None = None,
+    system: System,
+    keys: jax.Array,
+    scores: jax.Array,
+    written: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """o [batch, heads, chunks, size, V], and the memory after the last chunk.
 
-    `solved` rows are key ⊗ (given + from_memory · memory before), `from_memory` [..., size, K];
-    `plain` rows need no memory.
+    The rows that solve the system are written with `keys` [..., size, K] and read with `scores`
+    [..., size, size]; `written` [..., K, V] is what else a chunk leaves in the memory.
     """
-    log_chunk = log_total[..., -1:, :]
-    fading = jnp.exp(log_chunk - log_total)
+    inverse = jax.lax.stop_gradient(_inverse(system.lower))
+    kept, decay = chunks.writes(keys, log_total).swapaxes(-1, -2), chunks.decay(log_total)
+    if written is None:
+        written = jnp.zeros_like(kept, shape=(1, 1, kept.shape[2], 1, 1))
 
-    def kept(rows: Writes) -> jax.Array:
-        return jnp.where(chunks.lasting, rows.keys * fading, 0.0).swapaxes(-1, -2)
+    def advance(memory: jax.Array, chunk: tuple) -> tuple[jax.Array, tuple]:
+        (lower, right, read), inverse, kept, decay, written = chunk
+        rows = _solve_unit(lower, inverse, right + read @ memory)
+        return decay * memory + kept @ rows + written, (memory, rows)
 
-    keys = kept(solved)
-    inside, written = solved.scores @ solved.given, keys @ solved.given
-    if plain is not None:
-        inside += plain.scores @ plain.given
-        written += kept(plain) @ plain.given
-    seen = jnp.where(chunks.reached, q * jnp.exp(log_total), 0.0) + solved.scores @ from_memory
-    decay = jnp.where(chunks.survives, jnp.exp(log_chunk), 0.0).swapaxes(-1, -2)
-    before, memory = carry(state.memory, decay, written, keys @ from_memory)
-    return inside + seen @ before, memory
+    first = state.memory
+    if shards.count() > 1:
+        moved, given = (
+            kept @ _solve_unit(system.lower, inverse, x) for x in (system.read, system.right)
+        )
+        first = memory_before(first, decay, given + written, moved)
+    each = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), (system, inverse, kept, decay, written))
+    last, (before, rows) = jax.lax.scan(advance, first, each)
+    before, rows = (jnp.moveaxis(x, 0, 2) for x in (before, rows))
+    return chunks.reads(q, log_total) @ before + scores @ rows, last
 
 
 def _step(

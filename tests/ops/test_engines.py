@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
-from jaxformer.ops.decay import State
+from jaxformer.ops.decay import State, decayed_products, running_total
 from jaxformer.ops.decayed_outer_product import decayed_outer_product
 from jaxformer.ops.delta_rule import delta_rule, diagonal_plus_low_rank
 from jaxformer.ops.diagonal import diagonal_recurrence
@@ -93,9 +94,23 @@ def test_no_array_has_more_axes_than_a_cpus_products_take(engine: str) -> None:
     def total(given: tuple) -> jax.Array:
         return jnp.sum(ENGINES[engine](*given, segments, state)[0])
 
-    equations = jax.make_jaxpr(jax.grad(total))(given).eqns
-    axes = [len(getattr(out.aval, "shape", ())) for eqn in equations for out in eqn.outvars]
-    assert max(axes) <= 7
+    def axes(equations: list) -> int:
+        within = [jaxpr for eqn in equations for jaxpr in jaxprs_in_params(eqn.params)]
+        own = [len(getattr(out.aval, "shape", ())) for eqn in equations for out in eqn.outvars]
+        return max([*own, *(axes(jaxpr.eqns) for jaxpr in within)], default=0)
+
+    assert axes(jax.make_jaxpr(jax.grad(total))(given).eqns) <= 7
+
+
+def test_a_strong_decay_leaves_pairs_before_it_bit_unchanged() -> None:
+    """It takes another way through its chunk than a mild one."""
+    rng = np.random.default_rng(3)
+    x, y = (jnp.asarray(rng.normal(size=(1, 1, 1, 16, 4))) for _ in range(2))
+    logs = jnp.asarray(-rng.uniform(size=x.shape))
+    products = jax.jit(lambda logs: decayed_products(x, y, *2 * [running_total(logs)]))
+    mild, strong = products(logs), products(logs.at[..., 12, 1].set(-100.0))
+    np.testing.assert_array_equal(strong[..., :12, :12], mild[..., :12, :12])
+    assert abs(strong - mild)[..., 12:, :12].max() > 0.1
 
 
 @pytest.mark.parametrize("engine", ENGINES)
