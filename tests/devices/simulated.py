@@ -4,9 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-TESTS = Path(__file__).parents[1]
+from tests.runs import REPOSITORY
 
 
 def run_on_devices(count: int, script: str, *arguments: str) -> dict:
@@ -14,11 +13,11 @@ def run_on_devices(count: int, script: str, *arguments: str) -> dict:
     devices = f"--xla_force_host_platform_device_count={count}"
     finished = subprocess.run(
         [sys.executable, "-m", f"tests.devices.{script}", *arguments],
-        cwd=TESTS.parent,
+        cwd=REPOSITORY,
         env={
             **os.environ,
             "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {devices}",
-            "PYTHONPATH": str(TESTS),
+            "PYTHONPATH": str(REPOSITORY / "tests"),
         },
         capture_output=True,
         text=True,
