@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jaxformer
+from jaxformer.paths import locate_path
 from jaxformer.schema import UserError, did_you_mean
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -197,7 +198,7 @@ def _add_eval(commands: Any) -> None:
         _eval,
         "jaxformer eval runs/quickstart data.validation_source='text:books/*.txt' --json",
     )
-    parser.add_argument("run", type=Path, help="a run directory, or one of its checkpoints")
+    parser.add_argument("run", type=locate_path, help="a run directory, or one of its checkpoints")
     _takes_overrides(parser)
     _takes_processes(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -218,7 +219,7 @@ def _add_generate(commands: Any) -> None:
         _generate,
         "jaxformer generate runs/quickstart --prompt 'def ' --max-new-tokens 200 --temperature 0.8",
     )
-    parser.add_argument("run", type=Path, help="a run directory, or one of its checkpoints")
+    parser.add_argument("run", type=locate_path, help="a run directory, or one of its checkpoints")
     parser.add_argument(
         "--prompt",
         action="append",
@@ -342,7 +343,7 @@ def _add_plot(commands: Any) -> None:
         _plot,
         "jaxformer plot runs/quickstart --out loss.png",
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument("runs", nargs="+", type=locate_path, metavar="RUN", help="a run directory")
     parser.add_argument("--out", type=Path, required=True, help="an image file: .png, .svg, .pdf")
 
 

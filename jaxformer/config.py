@@ -18,6 +18,7 @@ from jaxformer.model.config import ModelConfig
 from jaxformer.ops.kernels.choice import Kernel
 from jaxformer.parallel.mesh import AXES
 from jaxformer.parallel.rules import Rules, overridden
+from jaxformer.paths import BUCKET, is_remote
 from jaxformer.schema import Schema
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -257,6 +258,8 @@ class RunConfig(Schema):
     def _is_safe(cls, value: str) -> str:
         if not value.strip() or ".." in PurePosixPath(value).parts or "\0" in value:
             raise ValueError(f"'{value}' is no safe run directory; name a folder, without '..'")
+        if "://" in value and not is_remote(value):
+            raise ValueError(f"'{value}' is no place for a run; allowed: a folder or {BUCKET}...")
         return value
 
 

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from jaxformer.config import Config
 from jaxformer.overrides import apply_overrides, parse_override
+from jaxformer.paths import locate_path
 from jaxformer.schema import UserError
 from jaxformer.validation import Mistake, dotted, explain, show
 from jaxformer.yaml_reader import Document, read_yaml
@@ -24,7 +25,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: with one line for every mistake.
     """
-    document = read_yaml(read_text(Path(path)), str(path))
+    document = read_yaml(read_text(locate_path(path)), str(path))
     if not isinstance(document.data, dict):
         found = "empty" if document.data is None else show(document.data)
         raise UserError(f"{path} is {found}; allowed: sections such as 'model:' and 'train:'")

@@ -2,10 +2,10 @@
 # Trains on a TPU VM slice, all hosts at once, and goes on after preemptions.
 #
 #     NAME=run1 ZONE=us-east5-a TYPE=v5p-128 VERSION=v2-alpha-tpuv5 \
-#       launch/tpu_vm.sh configs/recipes/llama3_8b_v5p_128.yaml run.dir=/mnt/shared/run1
+#       launch/tpu_vm.sh configs/recipes/llama3_8b_v5p_128.yaml run.dir=gs://BUCKET/run1
 #
 # The repository must be reachable from the hosts: REPOSITORY is a Git address, REVISION a commit.
-# run.dir lies on a file system that all hosts have mounted (Filestore, or a bucket by gcsfuse).
+# run.dir lies in a bucket, or on a file system that all hosts have mounted.
 set -eu
 : "${NAME:?a name for the slice}" "${ZONE:?its zone}" "${TYPE:?such as v5p-128}"
 : "${VERSION:?the runtime version for TYPE}" "${REPOSITORY:?a Git address}" "${REVISION:=main}"
@@ -27,7 +27,7 @@ start_slice() {
     sleep 60
   done
   on_all_hosts "git clone '$REPOSITORY' jaxformer && cd jaxformer && git checkout '$REVISION' &&
-    python3 -m venv .venv && .venv/bin/pip install -e '.[tpu]'"
+    python3 -m venv .venv && .venv/bin/pip install -e '.[tpu,gcs]'"
 }
 
 [ "$(state)" = READY ] || start_slice

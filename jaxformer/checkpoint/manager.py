@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
 from jaxformer.checkpoint.manifest import FORMAT, check_same_tree, describe
+from jaxformer.paths import is_remote
 from jaxformer.schema import UserError
 
 PyTree = Any
@@ -32,7 +33,7 @@ class Checkpoints:
     ) -> None:
         """Open the folder; what an interrupted save has left there is cleared away, unless
         `read_only`: then another process may be saving."""
-        self.directory = directory.resolve()
+        self.directory = directory if is_remote(directory) else directory.resolve()
         logging.getLogger("absl").setLevel(logging.ERROR)  # what fails is raised
         options = ocp.CheckpointManagerOptions(
             create=not read_only,

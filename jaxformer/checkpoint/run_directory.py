@@ -9,6 +9,7 @@ import yaml
 
 from jaxformer.config import Config
 from jaxformer.loading import load_config
+from jaxformer.paths import is_remote, locate_path, replace_text
 from jaxformer.schema import UserError
 
 # Keys that may change when a run goes on: they decide cadence, place or speed, not results.
@@ -30,8 +31,8 @@ class RunDirectory:
     """Paths of a run: config.yaml, metrics.jsonl, manifest.json, checkpoints/, tensorboard/,
     samples.txt."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: str | Path) -> None:
+        self.path = path = locate_path(path)
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
         self.manifest = path / "manifest.json"
@@ -41,10 +42,13 @@ class RunDirectory:
 
     @property
     def has_checkpoints(self) -> bool:
-        """Whether there is a complete one; those being written have other names than a number."""
-        return self.checkpoints.is_dir() and any(
-            entry.name.isdecimal() for entry in self.checkpoints.iterdir()
-        )
+        """Whether there is a complete one."""
+        return self.checkpoints.is_dir() and any(map(_is_complete, self.checkpoints.iterdir()))
+
+    def has_checkpoint(self, step: int) -> bool:
+        """Whether that of `step` is complete."""
+        checkpoint = self.checkpoints / str(step)
+        return checkpoint.is_dir() and _is_complete(checkpoint)
 
     def check(self, config: Config) -> None:
         """Whether a run of `config` may start, or go on, here; nothing is written.
@@ -52,13 +56,21 @@ class RunDirectory:
         Raises:
             UserError: not writable; used, with run.resume `never`; made by another configuration.
         """
-        if config.run.resume == "never" and self.config.exists():
+        try:
+            is_used, goes_on = self.config.exists(), self.has_checkpoints
+        except Exception as error:  # whatever a bucket refuses with
+            raise self._unwritable(str(error)) from error
+        if config.run.resume == "never" and is_used:
             raise UserError(
                 f"run.dir {self.path} holds a run already and run.resume is never; give another "
                 f"run.dir, or run.resume=auto to go on with it"
             )
-        if self.has_checkpoints:
+        if goes_on:
             self._check_same_run(config)
+        if not is_remote(self.path):
+            self._check_writable()
+
+    def _check_writable(self) -> None:
         there = next(each for each in (self.path, *self.path.absolute().parents) if each.exists())
         if not there.is_dir():
             raise self._unwritable(f"{there} is a file")
@@ -76,7 +88,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             replace_text(self.config, text)
         except OSError as error:
-            raise self._unwritable(str(error.strerror)) from error
+            raise self._unwritable(error.strerror or str(error)) from error
 
     def _unwritable(self, reason: str) -> UserError:
         return UserError(
@@ -121,14 +133,14 @@ class RunDirectory:
         replace_text(self.manifest, json.dumps(manifest, indent=2) + "\n")
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    beside = path.with_name(f".{path.name}.tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+def _is_complete(checkpoint: Path) -> bool:
+    """On a disk, those being written have other names than a number; in a bucket, a mark comes
+    last."""
+    if not checkpoint.name.isdecimal() or not is_remote(checkpoint):
+        return checkpoint.name.isdecimal()
+    from orbax.checkpoint.utils import is_checkpoint_finalized
+
+    return is_checkpoint_finalized(checkpoint)
 
 
 def locate(path: str | Path) -> tuple[RunDirectory, int | None]:
@@ -137,7 +149,7 @@ def locate(path: str | Path) -> tuple[RunDirectory, int | None]:
     Raises:
         UserError: the path is neither.
     """
-    given = Path(path)
+    given = locate_path(path)
     if (given / "config.yaml").is_file():
         return RunDirectory(given), None
     if given.name.isdecimal() and (given.parent.parent / "config.yaml").is_file():

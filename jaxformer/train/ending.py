@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxformer.data.loader import train_batches
 from jaxformer.parallel import processes
+from jaxformer.paths import append_text
 from jaxformer.run import Run
 from jaxformer.train import announce
 from jaxformer.train.interrupt import STOPPED
@@ -23,8 +24,7 @@ def end_finished(session: Session, state: TrainState, step: int) -> int:
     with session.goodput.spent_on("evaluation"):
         sample = _sample(session, state, step)
     if processes.is_first():
-        with session.directory.samples.open("a", encoding="utf-8") as file:
-            file.write(f"--- step {step}\n{sample}\n")
+        append_text(session.directory.samples, f"--- step {step}\n{sample}\n")
     session.display.say(f"a sample:\n\n{sample}\n")
     session.display.say(announce.commands(session.directory, finished=True))
     return DONE
@@ -64,7 +64,8 @@ def end_failed(session: Session, step: int) -> int:
         batches = train_batches(
             data, session.tokenizer, batch_size=train.batch_size, seed=train.seed
         )
-        np.savez(path, **batches[step - 1]._asdict())
+        with path.open("wb") as file:
+            np.savez(file, **batches[step - 1]._asdict())
     session.checkpoints.wait()
     good = session.checkpoints.latest()
     last_good = "none" if good is None else f"step {good:,}"

@@ -1,7 +1,6 @@
 """A training run from a configuration to a trained model, to be read from top to bottom."""
 
 from functools import partial
-from pathlib import Path
 
 from jaxformer.checkpoint.manager import Checkpoints
 from jaxformer.checkpoint.run_directory import RunDirectory, flat
@@ -46,7 +45,7 @@ def train(config: Config) -> int:
     goodput = Goodput()
     with goodput.spent_on("start"):
         # The run's directory comes first: a mistake there is found before any device is touched.
-        directory = RunDirectory(Path(config.run.dir))
+        directory = RunDirectory(config.run.dir)
         directory.check(config)
         if is_complete(directory, config):
             print(f"{directory.path} is complete: all {config.train.steps:,} steps are done")

@@ -1,5 +1,6 @@
 """`metrics.jsonl`: what a run records, and the truth about it."""
 
+import io
 import json
 import math
 import os
@@ -7,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from jaxformer.checkpoint.run_directory import replace_text
+from jaxformer.paths import is_remote, replace_text
 
 Row = Mapping[str, float | int | None]
 
@@ -21,6 +22,7 @@ class MetricsLog:
     step_seconds, mfu` (and `nonfinite`, the updates skipped in a row, `z_loss` if used); evaluation
     rows have `step, eval/loss, eval/bits_per_byte, eval/perplexity`. A number that is not finite is
     null. Apart from TIMING_FIELDS, a row depends on its step alone, not on when a run was resumed.
+    What lies in a bucket cannot be appended to: there `sync` and `close` write it all anew.
     """
 
     def __init__(self, path: Path, resumed_step: int, *, writes: bool = True) -> None:
@@ -30,13 +32,19 @@ class MetricsLog:
         """
         rows = [row for row in read_rows(path) if row["step"] <= resumed_step]
         self._eval_losses = {row["step"]: row["eval/loss"] for row in rows if "eval/loss" in row}
+        self._path = path
         self._file: TextIO | None = None
         if writes:
-            replace_text(path, "".join(_line(row) for row in rows))
-            self._file = path.open("a", encoding="utf-8")
+            text = "".join(_line(row) for row in rows)
+            replace_text(path, text)
+            if is_remote(path):
+                self._file = io.StringIO()
+                self._file.write(text)
+            else:
+                self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Row) -> None:
-        """Append one row; it is the operating system's when this returns."""
+        """Append one row; on a disk it is the operating system's when this returns."""
         if self._file:
             self._file.write(_line(row))
             self._file.flush()
@@ -52,10 +60,13 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Have the rows on the disk, as a checkpoint that comes after them will be."""
-        if self._file:
+        if isinstance(self._file, io.StringIO):
+            replace_text(self._path, self._file.getvalue())
+        elif self._file:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        self.sync()
         if self._file:
             self._file.close()
 

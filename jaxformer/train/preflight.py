@@ -14,7 +14,7 @@ from jaxformer.train.program import Program
 def is_complete(directory: RunDirectory, config: Config) -> bool:
     """Whether the last step is saved, and evaluated where there is something to evaluate on."""
     last = config.train.steps
-    if not (directory.checkpoints / str(last)).is_dir():
+    if not directory.has_checkpoint(last):
         return False
     validates = config.data.validation_fraction > 0 or config.data.validation_source is not None
     rows = read_rows(directory.metrics)

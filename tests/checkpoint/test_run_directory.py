@@ -1,6 +1,7 @@
 import pytest
 
-from jaxformer.checkpoint.run_directory import RunDirectory, locate, replace_text
+from jaxformer.checkpoint.run_directory import RunDirectory, locate
+from jaxformer.paths import replace_text
 from jaxformer.schema import UserError
 from tests.runs import make_config
 

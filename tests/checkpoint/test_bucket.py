@@ -1,0 +1,102 @@
+"""Runs as real processes whose directory is in a bucket, of a server on this machine."""
+
+import signal
+from http import HTTPStatus
+
+import gcsfs
+import pytest
+from gcp_storage_emulator.exceptions import NotFound
+from gcp_storage_emulator.handlers import objects
+from gcp_storage_emulator.server import create_server
+
+from jaxformer.checkpoint.run_directory import RunDirectory
+from jaxformer.run import load
+from jaxformer.schema import UserError
+from tests.runs import (
+    assert_same_arrays,
+    finish,
+    make_config,
+    results,
+    saved_arrays,
+    start_training,
+    write_config,
+)
+
+PLACE = "gs://runs/of/mine"
+
+
+def with_generations(handle):
+    """What the server leaves out, and arrays need: to read or write an object if, and only if, it
+    still is as it was before."""
+
+    def handler(request, response, storage, *args):
+        place = request.params["bucket_name"], request.params.get("object_id")
+        if place[1] is None:
+            place = place[0], request.query["name"][0]
+        try:
+            generation = storage.get_file_obj(*place)["generation"]
+        except NotFound:
+            generation = "0"
+        if request.query.get("ifGenerationMatch", [generation]) != [generation]:
+            response.status = HTTPStatus.PRECONDITION_FAILED
+        elif request.query.get("ifGenerationNotMatch") == [generation]:
+            response.status = HTTPStatus.NOT_MODIFIED
+        else:
+            response["x-goog-generation"] = generation
+            return handle(request, response, storage, *args)
+        return None
+
+    return handler
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """While it lasts, `gs://` leads to a server of this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("download", "_media_upload"):
+            patch.setattr(objects, name, with_generations(getattr(objects, name)))
+        with create_server("localhost", 0, in_memory=True, default_bucket="runs") as server:
+            address = f"http://localhost:{server._api._httpd.server_port}"
+            for name, value in {
+                "STORAGE_EMULATOR_HOST": address,
+                "TENSORSTORE_GCS_HTTP_URL": address,
+                "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
+                "GOOGLE_CLOUD_PROJECT": "none",
+                "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks for the kind of bucket
+            }.items():
+                patch.setenv(name, value)
+            yield
+
+
+def test_a_run_in_a_bucket_stops_goes_on_and_is_evaluated_as_on_a_disk(bucket, tmp_path):
+    config = write_config(make_config(tmp_path, train={"steps": 60}), tmp_path / "config.yaml")
+    assert finish(start_training(config))[0] == 0
+    process = start_training(config, f"run.dir={PLACE}")
+    for line in process.stdout:
+        print(line, end="")
+        if "validation" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    code, output = finish(process)
+    assert code == 75, output
+    code, output = finish(start_training(f"{PLACE}/config.yaml"))
+    assert code == 0, output
+    assert f"resumed from {PLACE}/checkpoints/" in output
+    copy = tmp_path / "copy"
+    gcsfs.GCSFileSystem().get(PLACE, str(copy), recursive=True)
+    assert results(copy) == results(tmp_path / "run")
+    assert_same_arrays(saved_arrays(copy, 60), saved_arrays(tmp_path / "run", 60))
+    assert load(f"{PLACE}/checkpoints/60").generate("a", seed=1) == load(copy).generate("a", seed=1)
+
+
+def test_a_bucket_that_is_not_there_is_named(bucket, tmp_path):
+    directory = RunDirectory("gs://nowhere/run")
+    with pytest.raises(UserError, match="run.dir gs://nowhere/run cannot be written"):
+        directory.create(make_config(tmp_path))
+
+
+def test_another_kind_of_place_is_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match="'s3://b/run' is no place for a run; allowed: a folder or"
+    ):
+        make_config(tmp_path, run={"dir": "s3://b/run"})
