@@ -157,10 +157,28 @@ def rope_rotation(
 
 def rope(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Rotate feature pairs (i, i + size/2) of each head [batch, length, heads, head_dim]."""
-    cos, sin = rotation
+    return jax.lax.platform_dependent(x, *rotation, tpu=_rotate_by_product, default=_rotate_halves)
+
+
+def _rotate_halves(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     half = cos.shape[-1]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+
+
+def _rotate_by_product(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """The same, the halves exchanged by a matrix of 0 and ±1: halves of a head are halves of a
+    vector register, each of which XLA would move about on its own."""
+    half = cos.shape[-1]
+    index = np.arange(half)
+    exchange = np.zeros((x.shape[-1],) * 2)
+    exchange[index + half, index] = -1
+    exchange[index, index + half] = 1
+    passed = [(0, 0)] * (x.ndim - 1) + [(0, x.shape[-1] - 2 * half)]
+    cos = jnp.pad(jnp.concatenate([cos, cos], axis=-1), passed, constant_values=1)
+    sin = jnp.pad(jnp.concatenate([sin, sin], axis=-1), passed)
+    exchanged = jnp.matmul(x, jnp.asarray(exchange, x.dtype), precision="highest")
+    return x * cos + exchanged * sin
 
 
 def sinusoidal(positions: jax.Array, d_model: int) -> jax.Array:

@@ -1,18 +1,17 @@
 """The linear map inside mixers and FFNs."""
 
-import math
-
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 
 class Projection(nn.Module):
     """y = x W (+ b), over one or several input axes, to one or several output axes.
 
-    The product is two-dimensional, [batch · length, inputs] × [inputs, outputs]: its weight
-    gradient then is one plain matrix product, which XLA has fast code for on every platform.
-
-    `names` are the logical axes of the kernel, inputs first; the product is in x's type.
+    Axes are not merged: XLA then lays out what comes and goes as a kernel of attention wants it.
+    `names` are the logical axes of the kernel, inputs first; the product is in x's type, and is
+    named `projection` for rematerialisation policies.
     """
 
     features: tuple[int, ...]
@@ -23,14 +22,12 @@ class Projection(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         num_inputs = len(self.names) - len(self.features)
-        inputs, rows = x.shape[x.ndim - num_inputs :], x.shape[: x.ndim - num_inputs]
         kernel = self.param(
             "kernel",
             nn.with_logical_partitioning(self.kernel_init, self.names),
-            (*inputs, *self.features),
+            (*x.shape[x.ndim - num_inputs :], *self.features),
         )
-        flat = kernel.astype(x.dtype).reshape(math.prod(inputs), math.prod(self.features))
-        y = (x.reshape(-1, flat.shape[0]) @ flat).reshape(*rows, *self.features)
+        y = checkpoint_name(jnp.tensordot(x, kernel.astype(x.dtype), num_inputs), "projection")
         if self.use_bias:
             bias = self.param(
                 "bias",

@@ -1,5 +1,6 @@
 """Position schemes against figures worked out by hand or by another formula."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from jaxformer.model.positions import (
     NTKScalingConfig,
     RoPEConfig,
     YaRNScalingConfig,
+    _rotate_by_product,
+    _rotate_halves,
     alibi_slopes,
     rope,
     rope_frequencies,
@@ -96,3 +99,12 @@ def test_sinusoidal_interleaves_sine_and_cosine() -> None:
 )
 def test_alibi_slopes_are_the_papers(heads: int, slopes: list[float]) -> None:
     np.testing.assert_allclose(alibi_slopes(heads), slopes)
+
+
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
+def test_rotation_by_a_product_is_that_of_halves_to_the_last_bit(fraction):
+    config = RoPEConfig(fraction=fraction)
+    x = jax.random.normal(jax.random.key(0), (2, 7, 3, 8))
+    positions = jnp.arange(14).reshape(2, 7)
+    rotation = rope_rotation(positions, config, 8, x.dtype)
+    assert jnp.array_equal(_rotate_by_product(x, *rotation), _rotate_halves(x, *rotation))
