@@ -11,9 +11,6 @@ from jaxformer.schema import UserError, did_you_mean
 
 GIB = 2**30
 
-# Fusions of matrix products are faster with half of a core's vector memory at their disposal.
-COMPILER_FLAGS = "--xla_tpu_scoped_vmem_limit_kib=65536"
-
 
 @dataclass(frozen=True)
 class Chip:
@@ -197,7 +194,6 @@ def compile_only_devices(where: Slice, slices: int) -> list[jax.Device]:
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": "v5p-8",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
-        "LIBTPU_INIT_ARGS": COMPILER_FLAGS,
     }
     for key, value in settings.items():
         os.environ.setdefault(key, value)
