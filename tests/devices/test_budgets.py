@@ -32,8 +32,9 @@ def test_fsdp_gathers_a_layer_twice_the_head_once_and_no_activation(seen, case):
     # each token's row to whom the token belongs. The table stays where it is.
     assert bytes_of["all-gather"] == 2 * layers + head + 2 * seen[case]["token_ids"]
     assert bytes_of["all-to-all"] == 2 * seen[case]["activations"]
-    # Every gradient is reduced once; the look-up's is whole where it arises.
+    # Every gradient is reduced once; the look-up's is whole where it arises. The head's goes in two
+    # stages, of four devices and of two, the second of which takes a quarter of it.
     looked_up = weights["embedding"] if "head" in weights else 0
     reduced = bytes_of["all-reduce"] + bytes_of["reduce-scatter"]
-    assert 0 < reduced - (sum(weights.values()) - looked_up) <= SCALARS
+    assert 0 < reduced - (sum(weights.values()) - looked_up + head / 4) <= SCALARS
     assert set(bytes_of) == {"all-gather", "all-to-all", "all-reduce", "reduce-scatter"}
