@@ -35,27 +35,28 @@ def count_slices(devices: Sequence[jax.Device]) -> int:
     return len({getattr(device, "slice_index", 0) for device in devices})
 
 
-def resolve_sizes(sizes: Mapping[str, int], device_count: int) -> dict[str, int]:
+def resolve_sizes(sizes: Mapping[str, int], devices: Sequence[jax.Device]) -> dict[str, int]:
     """The size of every mesh axis, with −1 replaced by what the other axes leave.
 
     Raises:
-        UserError: the sizes do not multiply to `device_count`.
+        UserError: the sizes do not multiply to the number of devices.
     """
-    sizes = dict(sizes)
+    sizes, count = dict(sizes), len(devices)
+    named = f"{count} {devices[0].device_kind} {'device' if count == 1 else 'devices'}"
     open_axes = [axis for axis, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if open_axes:
-        if device_count % fixed:
+        if count % fixed:
             raise UserError(
                 f"mesh.{open_axes[0]} is -1, but the other axes multiply to {fixed}, which does "
-                f"not divide the {device_count} {_devices(device_count)} ({_listed(sizes)}); "
-                f"choose sizes whose product divides {device_count}"
+                f"not divide the {named} ({_listed(sizes)}); choose sizes whose product divides "
+                f"{count}"
             )
-        sizes[open_axes[0]] = device_count // fixed
-    elif fixed != device_count:
+        sizes[open_axes[0]] = count // fixed
+    elif fixed != count:
         raise UserError(
-            f"mesh sizes multiply to {fixed} ({_listed(sizes)}), but there are {device_count} "
-            f"{_devices(device_count)}; set one axis, such as mesh.data, to -1 to take the rest"
+            f"mesh sizes multiply to {fixed} ({_listed(sizes)}), but there are {named}; set one "
+            f"axis, such as mesh.data, to -1 to take the rest"
         )
     return sizes
 
@@ -82,7 +83,7 @@ def make_mesh(
     if -1 in given.values():
         preset_gives = {axis: size for axis, size in preset_gives.items() if size != -1}
     wanted = dict.fromkeys(AXES, 1) | preset_gives | given
-    resolved = resolve_sizes(wanted, len(devices))
+    resolved = resolve_sizes(wanted, devices)
     shape, axes, types = tuple(resolved.values()), AXES, (AxisType.Auto,) * len(AXES)
     slices = count_slices(devices)
     if slices == 1:
@@ -117,11 +118,6 @@ def check_rows(sizes: Mapping[str, int], rows: int, accumulation: int, key: str)
             f"{key} is {rows}, not divisible by {parts} (data shards {shards}{micro}; the mesh is "
             f"{_listed(sizes)}); the nearest size that is: {nearest}"
         )
-
-
-def _devices(count: int) -> str:
-    platform = jax.default_backend()
-    return f"{platform} device" if count == 1 else f"{platform} devices"
 
 
 def _listed(sizes: Mapping[str, int]) -> str:
