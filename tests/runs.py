@@ -66,11 +66,14 @@ def write_config(config: Config, path: Path) -> Path:
 
 
 def start_training(
-    config: Path, *overrides: str, environment: Mapping[str, str] | None = None
+    config: Path,
+    *overrides: str,
+    environment: Mapping[str, str] | None = None,
+    script: str = "train.py",
 ) -> subprocess.Popen[str]:
     """`python train.py CONFIG ...` as its own process."""
     return subprocess.Popen(
-        [sys.executable, "train.py", str(config), *overrides],
+        [sys.executable, script, str(config), *overrides],
         cwd=REPOSITORY,
         env={**os.environ, "XLA_FLAGS": "", **(environment or {})},
         stdout=subprocess.PIPE,

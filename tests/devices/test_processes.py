@@ -40,10 +40,14 @@ STEPS = 120
 start_one = partial(start_training, environment={"XLA_FLAGS": os.environ["XLA_FLAGS"]})
 
 
-def start(config: Path, count: int, *overrides: str) -> list[subprocess.Popen[str]]:
+def start(
+    config: Path, count: int, *overrides: str, script: str = "train.py"
+) -> list[subprocess.Popen[str]]:
     flags = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(count)]
     flags += ["--peer-timeout", str(TIMEOUT), *overrides]
-    return [start_one(config, *flags, "--process", str(index)) for index in range(count)]
+    return [
+        start_one(config, *flags, "--process", str(index), script=script) for index in range(count)
+    ]
 
 
 def finish_all(started: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
@@ -110,6 +114,16 @@ def test_two_processes_have_the_losses_of_one(alone, together):
     manifest = json.loads((together / "manifest.json").read_text())
     assert manifest["mesh"]["data"] == 2
     assert len(list((together / "tensorboard").glob("events.*"))) == 1
+
+
+def test_two_processes_evaluate_as_one_does(together, capsys):
+    codes, outputs = finish_all(start(together, 2, "--json", script="eval.py"))
+    assert codes == [0, 0], outputs
+    assert outputs[1] == ""
+    assert main(["eval", str(together), "--json"]) == 0
+    two, one = (json.loads(text.splitlines()[-1]) for text in (outputs[0], capsys.readouterr().out))
+    assert two["tokens"] == one["tokens"]
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
 
 
 def test_four_processes_of_which_two_hold_the_same_rows_have_the_losses_of_one(file, alone):
