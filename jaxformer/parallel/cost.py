@@ -70,6 +70,7 @@ class Kernel:
     results: tuple[Shape, ...]
     flops: float | None  # as its author states them
     bytes: float
+    blocks: tuple[int, int] | None = None  # of attention: queries and keys worked on at once
 
 
 @dataclass
@@ -356,10 +357,12 @@ def _kernel(call: Instruction, computation: Computation, memory: float) -> Kerne
     operands = tuple(
         shape for operand in call.operands for shape in computation.instructions[operand].shapes
     )
+    blocks = re.search(r'block_q\w*\\?": (\d+).*?block_kv\w*\\?": (\d+)', call.attributes)
     return Kernel(
         name[1] if name else call.name,
         operands,
         call.shapes,
         float(estimate["flops"]) if "flops" in estimate else None,
         memory,
+        (int(blocks[1]), int(blocks[2])) if blocks else None,
     )

@@ -88,24 +88,36 @@ def estimate(cost: Cost, where: Slice, devices: Sequence[jax.Device]) -> Estimat
 def kernel_flops(kernel: Kernel) -> float:
     """FLOPs of a Pallas call: as it states them, or splash attention's by its operands.
 
-    Its first operand is the grid [heads or 1, blocks, blocks] of blocks it visits, short along one
-    side where a window leaves few; q [..., heads, length, head_dim] is the first matrix. Causality
-    leaves, of n × n square blocks, 1 + 2 + … + n. Every product of a block costs 2 FLOPs a
-    multiply-add: forward has two, the gradients of k and v four, that of q three, all at once five.
+    Its first operand is the grid [heads or 1, query blocks, key blocks] of what it visits, short
+    along one side where a window leaves few; q [..., heads, length, head_dim] is the first matrix.
+    A block on the edge of what is visible is worked on whole. Every product of a block costs 2
+    FLOPs a multiply-add: forward has two, the gradients of k and v four, that of q three, all at
+    once five.
     """
     if kernel.flops is not None:
         return kernel.flops
     found = re.search(r"splash_\w*?(fwd|dkv|dq)", kernel.name)
-    if found is None:
+    if found is None or kernel.blocks is None:
         return 0.0
     products = {"fwd": 2, "dkv": 5 if len(kernel.results) > 2 else 4, "dq": 3}[found[1]]
     grid, queries = (
         kernel.operands[0].dims,
         next(shape.dims for shape in kernel.operands if shape.dtype in ("bf16", "f32")),
     )
-    narrow, blocks = sorted(grid[-2:])
-    visited = sum(min(row, narrow) for row in range(1, blocks + 1)) / blocks**2
-    return products * 2.0 * math.prod(queries) * queries[-2] * visited
+    visited = _visited(grid[-2:], queries[-2], kernel.blocks)
+    return products * 2.0 * math.prod(queries[:-2]) * queries[-1] * visited
+
+
+def _visited(grid: Sequence[int], length: int, blocks: tuple[int, int]) -> int:
+    """Pairs of a query and a key in the blocks that causality and a short grid leave."""
+    block_q, block_kv = blocks
+    rows, columns = grid
+    if rows == length // block_q:
+        seen = (min(-(-end // block_kv), columns) for end in range(block_q, length + 1, block_q))
+    else:
+        seeing = (length // block_q - begin // block_q for begin in range(0, length, block_kv))
+        seen = (min(count, rows) for count in seeing)
+    return sum(seen) * block_q * block_kv
 
 
 def link_seconds(collective: Collective, where: Slice, devices: Sequence[jax.Device]) -> float:

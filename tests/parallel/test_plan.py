@@ -65,16 +65,21 @@ def test_the_longest_of_compute_network_and_memory_bounds_the_step():
     assert estimate(cost, where, cube).bound == "memory"  # type: ignore[arg-type]
 
 
-def splash(name: str, blocks: tuple[int, int], results: int) -> Kernel:
-    grid, queries = Shape("s8", (1, *blocks), False), Shape("bf16", (2, 32, 8192, 128), False)
-    return Kernel(f"splash_mha_{name}", (grid, grid, queries), (queries,) * results, None, 0)
+def splash(name: str, grid: tuple[int, int], results: int, *blocks: int) -> Kernel:
+    visits, queries = Shape("s8", (1, *grid), False), Shape("bf16", (2, 32, 8192, 128), False)
+    operands = (visits, visits, queries)
+    return Kernel(f"splash_mha_{name}", operands, (queries,) * results, None, 0, blocks)
 
 
 def test_attention_in_blocks_counts_those_that_are_visited():
     product = 2 * 2 * 32 * 8192**2 * 128
-    assert kernel_flops(splash("fwd_residuals", (8, 8), 2)) == 2 * product * 36 / 64
-    assert kernel_flops(splash("dkv", (8, 8), 3)) == 5 * product * 36 / 64
-    assert kernel_flops(splash("dkv", (8, 8), 2)) == 4 * product * 36 / 64
-    assert kernel_flops(splash("dq", (8, 8), 1)) == 3 * product * 36 / 64
+    square = (1024, 1024)
+    assert kernel_flops(splash("fwd_residuals", (8, 8), 2, *square)) == 2 * product * 36 / 64
+    assert kernel_flops(splash("dkv", (8, 8), 3, *square)) == 5 * product * 36 / 64
+    assert kernel_flops(splash("dkv", (8, 8), 2, *square)) == 4 * product * 36 / 64
+    assert kernel_flops(splash("dq", (8, 8), 1, *square)) == 3 * product * 36 / 64
+    # Two blocks of queries a block of keys: 1 + 1 + 2 + 2 + 3 + 3 + 4 + 4 of 32.
+    assert kernel_flops(splash("dkv", (8, 4), 3, 1024, 2048)) == 5 * product * 20 / 32
     window = 1 + 2 * 7  # blocks of the queries' own place and of the one before
-    assert kernel_flops(splash("fwd", (8, 2), 2)) == 2 * product * window / 64
+    assert kernel_flops(splash("fwd", (8, 2), 2, *square)) == 2 * product * window / 64
+    assert kernel_flops(splash("dkv", (2, 8), 3, *square)) == 5 * product * window / 64
