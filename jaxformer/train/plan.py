@@ -316,6 +316,10 @@ def describe(made: Plan) -> str:
                 f"of it {_ms(part.blocking_seconds)} with nothing beside it",
             )
         )
+    if made.slices > 1 and parse_slice(made.topology).chip.dimensions == 3:
+        # libtpu 0.0.50 drops `wrap` where `num_slices` is given.
+        lines.append(("", "of several slices the compiler does not know the rings: it gathers by"))
+        lines.append(("", "all-reduces, in twice the time that a real slice takes"))
     if made.endless_loops:
         loops = ", ".join(made.endless_loops)
         lines.append(("loops", f"counted once, for want of a limit in the program: {loops}"))
