@@ -1,0 +1,60 @@
+"""The `jaxformer` command: parse, call, exit code. Heavy imports wait for the command."""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+
+import jaxformer
+from jaxformer.cli import choices, data, models, training
+from jaxformer.cli.arguments import BAD_INPUT, DONE, INTERRUPTED, Parser
+from jaxformer.schema import UserError, did_you_mean
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    0 done, 1 failed, 2 bad input, 75 stopped by a signal after saving (run it again to go on).
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = _parse(argv)
+        return arguments.handler(arguments)
+    except UserError as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except SystemExit as stop:  # argparse, after it printed help or the version
+        return int(stop.code or DONE)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments, with overrides collected from everywhere on the line.
+
+    argparse itself takes `key=value` words only up to the first option.
+    """
+    arguments, rest = _parser().parse_known_args(argv)
+    takes_overrides = hasattr(arguments, "overrides")
+    for word in rest:
+        if word.startswith("-") or not takes_overrides:
+            nearest = did_you_mean(word.partition("=")[0], arguments.parser.flags)
+            arguments.parser.error(f"unknown argument '{word}'.{nearest}")
+        arguments.overrides.append(word)
+    return arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="jaxformer",
+        description="Train, evaluate and compare language models.",
+        example="jaxformer train configs/quickstart.yaml train.steps=200",
+    )
+    parser.add_argument("--version", action="version", version=f"jaxformer {jaxformer.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for group in (training, models, data, choices):
+        group.add(commands)
+    return parser

@@ -1,0 +1,75 @@
+"""How every command takes its arguments, and how it complains."""
+
+import argparse
+from contextlib import AbstractContextManager
+from typing import Any, NoReturn
+
+from jaxformer.schema import UserError, did_you_mean
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """Complains by UserError, with the nearest spelling."""
+
+    def __init__(self, *, example: str = "", **options: Any) -> None:
+        super().__init__(
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=f"example:\n  {example}" if example else None,
+            **options,
+        )
+
+    @property
+    def flags(self) -> list[str]:
+        return list(self._option_string_actions)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}\n{self.format_usage().strip()}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        allowed = list(action.choices or [value])
+        if value not in allowed:
+            text = f"'{value}' is unknown; allowed: {', '.join(allowed)}."
+            raise argparse.ArgumentError(action, text + did_you_mean(value, allowed))
+
+
+def add_command(commands: Any, name: str, summary: str, handler: Any, example: str) -> Parser:
+    parser = commands.add_parser(name, help=summary, description=summary, example=example)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(handler=handler, parser=parser)
+    return parser
+
+
+def takes_overrides(parser: Parser) -> None:
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key.path=value",
+        help="put in place of what the configuration says",
+    )
+
+
+def takes_processes(parser: Parser) -> None:
+    group = parser.add_argument_group(
+        "several processes",
+        "one on every host, or more; a TPU pod, Slurm, Kubernetes or Open MPI is detected",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--processes", type=int, metavar="N", help="how many; 1 detects nothing")
+    group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+    group.add_argument(
+        "--peer-timeout",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="without an answer from a process until all others end (30)",
+    )
+
+
+def joined_processes(arguments: argparse.Namespace) -> AbstractContextManager[None]:
+    from jaxformer.parallel.processes import joined
+
+    return joined(
+        arguments.coordinator, arguments.processes, arguments.process, arguments.peer_timeout
+    )

@@ -1,0 +1,59 @@
+"""`jaxformer list` and `schema`: what a configuration can say."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from jaxformer.cli.arguments import DONE, FAILED, add_command
+
+
+def add(commands: Any) -> None:
+    _add_list(commands)
+    _add_schema(commands)
+
+
+def _add_list(commands: Any) -> None:
+    parser = add_command(
+        commands, "list", "What there is to choose from.", _list, "jaxformer list mixers"
+    )
+    parser.add_argument("what", choices=["mixers", "mixers-page", "configs", "optimizers"])
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from jaxformer import listing
+
+    tables = {
+        "mixers": listing.list_mixers,
+        "mixers-page": listing.mixers_page,
+        "configs": listing.list_configs,
+        "optimizers": listing.list_optimizers,
+    }
+    print(tables[arguments.what]().rstrip())
+    return DONE
+
+
+def _add_schema(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "schema",
+        "Print the JSON schema of configuration files, for editors.",
+        _schema,
+        "jaxformer schema > configs/schema.json",
+    )
+    parser.add_argument("--check", type=Path, metavar="FILE", help="fail unless FILE is current")
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    from jaxformer.json_schema import is_current, json_schema
+
+    if arguments.check is None:
+        print(json_schema(), end="")
+        return DONE
+    if is_current(arguments.check):
+        return DONE
+    print(
+        f"{arguments.check} is not current; run: jaxformer schema > {arguments.check}",
+        file=sys.stderr,
+    )
+    return FAILED

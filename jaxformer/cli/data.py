@@ -1,0 +1,67 @@
+"""`jaxformer data`: token stores and tokenizers."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import jaxformer
+from jaxformer.cli.arguments import DONE, add_command, takes_overrides
+
+
+def add(commands: Any) -> None:
+    data = commands.add_parser(
+        "data",
+        help="Token stores and tokenizers.",
+        description="Token stores and tokenizers.",
+        example="jaxformer data prepare configs/quickstart.yaml",
+    ).add_subparsers(metavar="COMMAND", required=True)
+    prepare = add_command(
+        data,
+        "prepare",
+        "Make the token stores that a configuration needs.",
+        _data_prepare,
+        "jaxformer data prepare configs/quickstart.yaml data.source='text:books/*.txt'",
+    )
+    inspect = add_command(
+        data,
+        "inspect",
+        "Verify the token stores of a configuration and show what is in them.",
+        _data_inspect,
+        "jaxformer data inspect configs/quickstart.yaml",
+    )
+    train = add_command(
+        data,
+        "train-tokenizer",
+        "Train a byte-level BPE tokenizer on the sources of a configuration.",
+        _data_train_tokenizer,
+        "jaxformer data train-tokenizer configs/quickstart.yaml --vocab-size 4096 --out bpe.json",
+    )
+    train.add_argument("--vocab-size", type=int, required=True, metavar="N")
+    train.add_argument("--out", type=Path, required=True, help="a new .json file, or its folder")
+    for parser in (prepare, inspect, train):
+        parser.add_argument("config", help="a configuration file")
+        takes_overrides(parser)
+
+
+def _data_prepare(arguments: argparse.Namespace) -> int:
+    config = jaxformer.load_config(arguments.config, arguments.overrides)
+    from jaxformer.data.commands import prepare
+
+    prepare(config)
+    return DONE
+
+
+def _data_inspect(arguments: argparse.Namespace) -> int:
+    config = jaxformer.load_config(arguments.config, arguments.overrides)
+    from jaxformer.data.commands import inspect
+
+    inspect(config)
+    return DONE
+
+
+def _data_train_tokenizer(arguments: argparse.Namespace) -> int:
+    config = jaxformer.load_config(arguments.config, arguments.overrides)
+    from jaxformer.data.commands import train_tokenizer
+
+    train_tokenizer(config.data, arguments.out, arguments.vocab_size)
+    return DONE

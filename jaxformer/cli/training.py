@@ -1,0 +1,72 @@
+"""`jaxformer train` and `jaxformer plan`."""
+
+import argparse
+from typing import Any
+
+import jaxformer
+from jaxformer.cli.arguments import (
+    DONE,
+    add_command,
+    joined_processes,
+    takes_overrides,
+    takes_processes,
+)
+
+
+def add(commands: Any) -> None:
+    _add_train(commands)
+    _add_plan(commands)
+
+
+def _add_train(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "train",
+        "Train a model; run it again to resume.",
+        _train,
+        "jaxformer train configs/quickstart.yaml model.d_model=128 run.dir=runs/small",
+    )
+    parser.add_argument("config", help="a configuration file")
+    takes_overrides(parser)
+    takes_processes(parser)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    config = jaxformer.load_config(arguments.config, arguments.overrides)
+    with joined_processes(arguments):
+        from jaxformer.train.loop import train
+
+        return train(config)
+
+
+def _add_plan(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "plan",
+        "What a training step would take on a TPU slice, by the TPU compiler and without a TPU.",
+        _plan,
+        "jaxformer plan configs/models/llama3-8b.yaml --topology v5p-128 mesh.data=1 mesh.fsdp=64 "
+        "train.batch_size=128",
+    )
+    parser.add_argument("config", help="a configuration file")
+    takes_overrides(parser)
+    parser.add_argument(
+        "--topology", required=True, metavar="NAME", help="such as v5p-128, v6e-256"
+    )
+    parser.add_argument("--slices", type=int, default=1, metavar="N")
+    parser.add_argument("--search", action="store_true", help="try remat × batch × mesh")
+    parser.add_argument(
+        "--show-sharding", action="store_true", help="only list what a chip has of each parameter"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    config = jaxformer.load_config(arguments.config, arguments.overrides)
+    from jaxformer.train.plan import plan, search, show_sharding
+
+    if arguments.show_sharding:
+        show_sharding(config, arguments.topology, arguments.slices)
+        return DONE
+    run = search if arguments.search else plan
+    return run(config, arguments.topology, arguments.slices, as_json=arguments.json)
