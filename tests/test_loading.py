@@ -102,7 +102,7 @@ def test_the_wrong_kind_of_value_is_told_what_to_write(configuration):
 def test_an_item_of_a_list_is_named_by_its_index(configuration):
     file = configuration("data:\n  source:\n    - source: builtin:python\n      weigth: 2\n")
     assert mistakes(file) == [
-        "data.source.0.weigth: unknown key. Allowed: source, weight. "
+        "data.source.0.weigth: unknown key. Allowed: column, format, source, weight. "
         "Did you mean 'weight'? (line 9)"
     ]
 

@@ -25,7 +25,7 @@ def test_a_field_is_described_with_its_bounds():
 
 def test_sections_and_lists_are_described_by_their_keys():
     assert describe_field(DataConfig.model_fields["source"]) == (
-        "text or a list, each item a section with the keys source, weight"
+        "text or a list, each item a section with the keys source, weight, format, column"
     )
     assert describe(OptimizerUnion) == (
         "a section whose kind is adamw, lion, adafactor, muon or sgd"

@@ -12,6 +12,7 @@ from jaxformer.data.loader import Stores, open_stores
 from jaxformer.data.overlap import warn_of_overlap
 from jaxformer.data.packing import PackedRows
 from jaxformer.data.progress import progress, say
+from jaxformer.data.rows import Column
 from jaxformer.data.sources import open_source
 from jaxformer.data.store import TOKENS, UnusableStoreError, verify
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
@@ -39,7 +40,8 @@ def prepare(config: Config) -> None:
 
 
 def inspect(config: Config) -> None:
-    """Prints a table of each store, and the beginning of a packed row.
+    """Prints a table of each store, and the beginning of a packed row, or of instructions an
+    example.
 
     Raises:
         UserError: a store's files do not have the hashes of its manifest.
@@ -58,7 +60,8 @@ def inspect(config: Config) -> None:
                 f"makes it again"
             ) from None
         console.print(_table(part, stores))
-        console.print(_sample(part, tokenizer), markup=False, highlight=False, soft_wrap=True)
+        sample = _sample if part.store.loss_mask is None else _example
+        console.print(sample(part, tokenizer), markup=False, highlight=False, soft_wrap=True)
 
 
 def train_tokenizer(data: DataConfig, out: Path, vocab_size: int) -> None:
@@ -106,13 +109,18 @@ def train_tokenizer(data: DataConfig, out: Path, vocab_size: int) -> None:
 def _texts(data: DataConfig) -> Iterator[str]:
     read = 0
     for entry in data.sources:
-        source = open_source(entry.source, data.column, data.invalid_utf8)
+        if not isinstance(entry.column, str) or entry.format != "text":
+            raise UserError(
+                f"data source '{entry.source}': its format is {entry.format}, and a tokenizer is "
+                f"trained on text; give data.format=text and a column of text as data.column"
+            )
+        source = open_source(entry.source, data.invalid_utf8)
         with progress(f"reading {source.name} to train a tokenizer", source.size) as report:
-            for document in source.documents():
-                report(document.done)
-                if document.text:
+            for row in source.rows([Column(entry.column, str)]):
+                report(row.done)
+                if row.values and row.values[0]:
                     read += 1
-                    yield document.text
+                    yield row.values[0]
     if not read:
         names = ", ".join(entry.source for entry in data.sources)
         raise UserError(f"data source '{names}' holds no text to train a tokenizer on")
@@ -134,12 +142,16 @@ def _table(part: PackedRows, stores: Stores) -> "Table":
     lengths = np.diff(store.offsets)
     quantiles = np.quantile(lengths, QUANTILES).round().astype(int)
     table = Table(title=manifest.source, show_header=False, title_justify="left")
+    learnt = manifest.learnt_tokens
+    empty, text = ("empty", "text") if learnt is None else ("without an answer", "answers")
     rows = {
         "documents": f"{manifest.documents:,}",
-        "left out": f"{manifest.empty_documents:,} empty, {manifest.skipped_documents:,} not UTF-8",
+        "left out": f"{manifest.empty_documents:,} {empty}, {manifest.skipped_documents:,} "
+        f"not UTF-8",
         "tokens": f"{manifest.tokens:,} ({manifest.dtype}, {manifest.tokenizer})",
-        "bytes of text": f"{manifest.text_bytes:,}",
-        "bytes per token": f"{manifest.text_bytes / manifest.tokens:.3f}",
+        **({} if learnt is None else {"learnt": f"{learnt:,} ({learnt / manifest.tokens:.1%})"}),
+        f"bytes of {text}": f"{manifest.text_bytes:,}",
+        "bytes per token": f"{manifest.text_bytes / (learnt or manifest.tokens):.3f}",
         "tokens per document": " ".join(f"{value:,}" for value in quantiles)
         + " (quantiles "
         + " ".join(f"{q:g}" for q in QUANTILES)
@@ -166,3 +178,18 @@ def _sample(part: PackedRows, tokenizer: Tokenizer) -> str:
     documents, loss_tokens = int(row.segment_ids.max()), int(row.loss_mask.sum())
     head = f"row 0: {documents} document(s), {loss_tokens} of {part.length} targets in the loss"
     return "\n".join([head, *(f"  | {line}" for line in lines), ""])
+
+
+def _example(part: PackedRows, tokenizer: Tokenizer) -> str:
+    """The first document as the model reads it, what is learnt of it between ⟦ and ⟧."""
+    store = part.store
+    end = store.offsets[1]
+    assert store.loss_mask is not None
+    ids, learnt = store.tokens[:end], store.loss_mask[:end]
+    cuts = np.flatnonzero(np.diff(learnt)) + 1
+    pieces = [
+        f"⟦{tokenizer.decode_whole(piece)}⟧" if mask[0] else tokenizer.decode_whole(piece)
+        for piece, mask in zip(np.split(ids, cuts), np.split(learnt, cuts), strict=True)
+    ]
+    head = f"document 0: {np.count_nonzero(learnt)} of {end} tokens are learnt, between ⟦ and ⟧"
+    return "\n".join([head, *(f"  | {line}" for line in "".join(pieces).splitlines()), ""])

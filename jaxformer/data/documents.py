@@ -1,209 +1,215 @@
-"""Documents read from files, one reader a format, each naming file and row of what is wrong.
+"""What a row stands for: a text, a conversation, or a prompt and its completion.
 
-jsonl and parquet are read directly, and only hf: goes through `datasets`, which would keep a second
-copy of the text, guesses types (a column of dates stops being text) and hides row numbers.
+The loss is on every token of a text, on the assistant's answers alone of a conversation, and on the
+completion alone of a prompt. A token that holds any character of an answer is learnt.
 """
 
-import gzip
-import json
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
-from jaxformer.schema import UserError, did_you_mean
+import numpy as np
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-ROWS_AT_ONCE = 1024
-Readable = IO[bytes] | gzip.GzipFile
+from jaxformer.config import SourceConfig
+from jaxformer.data.chat_template import ChatTemplate, Message, Span, load_chat_template
+from jaxformer.data.rows import Column, Row, named_kind
+from jaxformer.data.tokenizers import Tokenizer, byte_offsets
+from jaxformer.schema import Schema, UserError, did_you_mean
 
 
 class Document(NamedTuple):
-    """A text, or None where the policy skipped it; `done` counts what of the source is read."""
+    """A text to tokenise, and the characters [from, to) of the answers in it; `done` counts what
+    of the source is read.
+
+    The text is None where the policy skipped the row, and empty where there is nothing to learn.
+    """
 
     text: str | None
     done: int
+    answers: tuple[Span, ...] = ()
 
 
-def decode_utf8(data: bytes, policy: str, place: str) -> str | None:
-    """The text of `data`, or None to skip it.
+class Encoded(NamedTuple):
+    """The tokens of a document, which of them are learnt (None: all but the first), and the UTF-8
+    bytes of the text that the learnt ones stand for."""
+
+    ids: np.ndarray  # unsigned [length]
+    loss_mask: np.ndarray | None  # bool [length]
+    text_bytes: int
+
+
+class Instructions(Schema):
+    """What decides the tokens and the loss of rows that are not texts."""
+
+    format: str
+    columns: tuple[str, ...]
+    template: str | None = None  # its SHA-256
+
+
+class Format(Protocol):
+    """How rows become documents, and documents tokens. `instructions` is None for texts."""
+
+    @property
+    def columns(self) -> tuple[Column, ...]: ...
+
+    @property
+    def instructions(self) -> Instructions | None: ...
+
+    def documents(self, rows: Iterable[Row]) -> Iterator[Document]: ...
+
+    def encode(self, texts: Sequence[Document], tokenizer: Tokenizer) -> Iterator[Encoded]: ...
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """A text a row, as [bos] tokens [eos]."""
+
+    column: str
+    instructions = None
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return (Column(self.column, str),)
+
+    def documents(self, rows: Iterable[Row]) -> Iterator[Document]:
+        for row in rows:
+            yield Document(row.values[0] if row.values else None, row.done)
+
+    def encode(self, texts: Sequence[Document], tokenizer: Tokenizer) -> Iterator[Encoded]:
+        written = [document.text or "" for document in texts]
+        for text, ids in zip(written, tokenizer.encode_documents(written), strict=True):
+            size = len(text) if text.isascii() else len(text.encode("utf-8"))
+            yield Encoded(_between_ends(ids, tokenizer), None, size)
+
+
+@dataclass(frozen=True)
+class CompletionFormat:
+    """A prompt and its completion, as [bos] tokens [eos]; the completion and eos are learnt.
+
+    Without a completion, a row is left out.
+    """
+
+    prompt: str
+    completion: str
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return (Column(self.prompt, str), Column(self.completion, str))
+
+    @property
+    def instructions(self) -> Instructions:
+        return Instructions(format="completion", columns=(self.prompt, self.completion))
+
+    def documents(self, rows: Iterable[Row]) -> Iterator[Document]:
+        for row in rows:
+            if row.values is None:
+                yield Document(None, row.done)
+            else:
+                prompt, completion = row.values
+                text = prompt + completion if completion else ""
+                yield Document(text, row.done, ((len(prompt), len(text)),))
+
+    def encode(self, texts: Sequence[Document], tokenizer: Tokenizer) -> Iterator[Encoded]:
+        for ids, answer, size in _encode_answers(texts, tokenizer):
+            mask = np.concatenate([[False], answer, [True]])
+            yield Encoded(_between_ends(ids, tokenizer), mask, size)
+
+
+@dataclass(frozen=True)
+class MessagesFormat:
+    """A conversation `[{role, content}, ...]`, rendered by the chat template; nothing is put before
+    or after it. A conversation in which the assistant says nothing is left out.
 
     Raises:
-        UserError: `data` is not UTF-8 and the policy (`data.invalid_utf8`) is `error`.
+        UserError: a row is no conversation, or the template refuses it.
     """
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if policy == "skip":
-            return None
-        if policy == "replace":
-            return data.decode("utf-8", errors="replace")
-        raise UserError(
-            f"{place}: byte 0x{data[error.start]:02x} at offset {error.start} is not UTF-8. "
-            f"data.invalid_utf8 is 'error'; allowed: error, replace (with U+FFFD), "
-            f"skip (the document)"
-        ) from None
+
+    column: str
+    template: ChatTemplate
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return (Column(self.column, list),)
+
+    @property
+    def instructions(self) -> Instructions:
+        return Instructions(format="messages", columns=(self.column,), template=self.template.hash)
+
+    def documents(self, rows: Iterable[Row]) -> Iterator[Document]:
+        for row in rows:
+            if row.values is None:
+                yield Document(None, row.done)
+                continue
+            messages = _messages(row.values[0], f"{row.place}, column '{self.column}'")
+            text, answers = self.template.conversation(messages, row.place)
+            answered = any(
+                message["role"] == "assistant" and message["content"].strip()
+                for message in messages
+            )
+            yield Document(text if answered else "", row.done, tuple(answers))
+
+    def encode(self, texts: Sequence[Document], tokenizer: Tokenizer) -> Iterator[Encoded]:
+        for ids, mask, size in _encode_answers(texts, tokenizer):
+            mask[:1] = False  # nothing is before it to tell it from
+            yield Encoded(ids, mask, size)
 
 
-def _open(file: Path) -> IO[bytes]:
-    try:
-        return file.open("rb")
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+def format_of(source: SourceConfig, tokenizer: Tokenizer) -> Format:
+    """The format of a source whose `format` and `column` are given.
+
+    Raises:
+        UserError: the format is messages, and the tokenizer has no chat template.
+    """
+    match source.format, source.column:
+        case "messages", str(column):
+            return MessagesFormat(column, load_chat_template(tokenizer))
+        case "completion", (prompt, completion):
+            return CompletionFormat(prompt, completion)
+        case _, str(column):
+            return TextFormat(column)
+    raise ValueError(f"format {source.format} with column {source.column}")
 
 
-def text_documents(files: Sequence[Path], invalid_utf8: str) -> Iterator[Document]:
-    """A document a file; `done` counts bytes."""
-    done = 0
-    for file in files:
-        with _open(file) as raw:
-            data = raw.read()
-        done += len(data)
-        yield Document(decode_utf8(data, invalid_utf8, str(file)), done)
+def _messages(value: list[Any], place: str) -> list[Message]:
+    """Fields that are null, as a table gives them where a row has none, are left out."""
+    if not value:
+        raise UserError(f"{place}: there are no messages; mend or remove the row")
+    for number, message in enumerate(value, start=1):
+        where = f"{place}: message {number}"
+        if not isinstance(message, dict):
+            raise UserError(f"{where} is {named_kind(message)}, not {{role, content}}")
+        for key in ("role", "content"):
+            if key not in message:
+                keys = [str(name) for name in message]
+                raise UserError(
+                    f"{where} has no {key}; keys: {', '.join(keys)}.{did_you_mean(key, keys)}"
+                )
+            if not isinstance(message[key], str):
+                raise UserError(f"{where}: its {key} is {named_kind(message[key])}, not text")
+    return [{key: part for key, part in message.items() if part is not None} for message in value]
 
 
-def jsonl_documents(files: Sequence[Path], column: str, invalid_utf8: str) -> Iterator[Document]:
-    """A document a line, from plain or gzip files; `done` counts bytes of the files as they lie."""
-    before = 0
-    for file in files:
-        with _open(file) as raw, _unpacked(raw, file) as lines:
-            for number, line in _numbered_lines(lines, file):
-                if line.strip():
-                    text = _json_text(line, column, invalid_utf8, f"{file}, line {number}")
-                    yield Document(text, before + raw.tell())
-        before += file.stat().st_size
+def _between_ends(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    return np.concatenate([[tokenizer.bos_id], ids, [tokenizer.eos_id]]).astype(np.uint32)
 
 
-def _unpacked(raw: IO[bytes], file: Path) -> AbstractContextManager[Readable]:
-    return gzip.GzipFile(fileobj=raw) if file.suffix == ".gz" else nullcontext(raw)
+def _encode_answers(
+    texts: Sequence[Document], tokenizer: Tokenizer
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Ids, which of them hold a part of an answer, and the UTF-8 bytes of these. Whole texts are
+    tokenised, as in inference, and answers found by the places of tokens."""
+    specials = list(tokenizer.specials.values())
+    encodings = tokenizer.encode_places([document.text or "" for document in texts])
+    for document, (ids, places) in zip(texts, encodings, strict=True):
+        mask = np.zeros(len(ids), bool)
+        for start, end in document.answers:
+            mask |= (places[:, 0] < end) & (places[:, 1] > start)
+        spoken = places[mask & ~np.isin(ids, specials)]
+        yield ids, mask, _bytes_of(document.text or "", spoken)
 
 
-def _numbered_lines(lines: Readable, file: Path) -> Iterator[tuple[int, bytes]]:
-    number = 0
-    while True:
-        try:
-            line = lines.readline()
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise UserError(
-                f"{file}: truncated or damaged gzip after line {number} ({error}); "
-                f"copy the file again, or leave it out of the pattern"
-            ) from None
-        if not line:
-            return
-        number += 1
-        yield number, line
-
-
-def _json_text(line: bytes, column: str, invalid_utf8: str, place: str) -> str | None:
-    decoded = decode_utf8(line, invalid_utf8, place)
-    if decoded is None:
-        return None
-    try:
-        row = json.loads(decoded)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{place}: not JSON: {error.msg} at character {error.pos}") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{place}: {_kind(row)}, not an object with a column '{column}'")
-    if column not in row:
-        raise wrong_column(place, column, row)
-    text = row[column]
-    if not isinstance(text, str):
-        raise not_text(place, column, text)
-    # An escaped lone surrogate is legal JSON and no text: it has no UTF-8 form.
-    return decode_utf8(text.encode("utf-8", errors="surrogatepass"), invalid_utf8, place)
-
-
-def parquet_documents(files: Sequence[Path], column: str, invalid_utf8: str) -> Iterator[Document]:
-    """A document a row; `done` counts bytes of the files, by the rows read of each."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    before = 0
-    for file in files:
-        try:
-            parquet = pq.ParquetFile(file)
-            _check_arrow_column(parquet.schema_arrow, column, str(file))
-            size, rows = file.stat().st_size, max(parquet.metadata.num_rows, 1)
-            batches = parquet.iter_batches(batch_size=ROWS_AT_ONCE, columns=[column])
-            for row, text in _arrow_texts(
-                (batch.column(0) for batch in batches), column, invalid_utf8, str(file)
-            ):
-                yield Document(text, before + size * row // rows)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(
-                f"{file}: truncated or damaged parquet ({str(error).splitlines()[0]}); "
-                f"copy the file again, or leave it out of the pattern"
-            ) from None
-        before += size
-
-
-def hf_documents(dataset: Any, column: str, invalid_utf8: str, place: str) -> Iterator[Document]:
-    """A document a row of a `datasets.Dataset`; `done` counts rows."""
-    _check_arrow_column(dataset.features.arrow_schema, column, place)
-    batches = dataset.select_columns([column]).with_format("arrow").iter(batch_size=ROWS_AT_ONCE)
-    columns = (chunk for table in batches for chunk in table.column(column).chunks)
-    for row, text in _arrow_texts(columns, column, invalid_utf8, place):
-        yield Document(text, row)
-
-
-def _arrow_texts(
-    arrays: Iterator["pa.Array"], column: str, invalid_utf8: str, place: str
-) -> Iterator[tuple[int, str | None]]:
-    """Numbers the rows from 1. Read as bytes, because Arrow does not check that text is UTF-8."""
-    import pyarrow as pa
-
-    row = 0
-    for array in arrays:
-        if pa.types.is_dictionary(array.type):
-            array = array.dictionary_decode()
-        for value in array.cast(pa.large_binary()).to_pylist():
-            row += 1
-            where = f"{place}, row {row}"
-            if value is None:
-                raise not_text(where, column, None)
-            yield row, decode_utf8(value, invalid_utf8, where)
-
-
-def _check_arrow_column(schema: "pa.Schema", column: str, place: str) -> None:
-    import pyarrow as pa
-
-    if column not in schema.names:
-        raise wrong_column(place, column, schema.names)
-    kind = schema.field(column).type
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (
-        pa.types.is_string(value)
-        or pa.types.is_large_string(value)
-        or pa.types.is_string_view(value)
-    ):
-        raise UserError(f"{place}: column '{column}' holds {kind}, not text; choose data.column")
-
-
-def wrong_column(place: str, column: str, columns: Any) -> UserError:
-    names = [str(name) for name in columns]
-    return UserError(
-        f"{place}: no column '{column}'; columns: {', '.join(names)}. Set data.column."
-        f"{did_you_mean(column, names)}"
-    )
-
-
-def not_text(place: str, column: str, value: object) -> UserError:
-    return UserError(
-        f"{place}: column '{column}' is {_kind(value)}, not text; mend or remove the row"
-    )
-
-
-def _kind(value: object) -> str:
-    if value is None:
-        return "null"
-    names = {
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-        list: "a list",
-        dict: "an object",
-    }
-    return names.get(type(value), "a string")
+def _bytes_of(text: str, places: np.ndarray) -> int:
+    """UTF-8 bytes of the characters in `places` [tokens, 2], each counted once."""
+    bounds = byte_offsets(text)[places]
+    before = np.concatenate([[0], np.maximum.accumulate(bounds[:, 1])])[:-1]
+    return int(np.maximum(bounds[:, 1] - np.maximum(bounds[:, 0], before), 0).sum())

@@ -3,13 +3,13 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jaxformer.data.documents import Document, hf_documents
+from jaxformer.data.rows import Column, Row, hf_rows
 from jaxformer.schema import UserError, did_you_mean
 
 DEFAULT_SPLIT = "train"
@@ -22,7 +22,6 @@ class HubSource:
 
     name: str
     where: str
-    column: str
     invalid_utf8: str
 
     def __post_init__(self) -> None:
@@ -64,8 +63,8 @@ class HubSource:
         rows = [[name, state.st_size, state.st_mtime_ns] for name, state in states]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
-    def documents(self) -> Iterator[Document]:
-        return hf_documents(self._dataset, self.column, self.invalid_utf8, self.name)
+    def rows(self, columns: Sequence[Column]) -> Iterator[Row]:
+        return hf_rows(self._dataset, columns, self.invalid_utf8, self.name)
 
     @cached_property
     def _dataset(self) -> Any:

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from jaxformer.config import DataConfig
+from jaxformer.config import DataConfig, SourceConfig
 from jaxformer.data.batch import Batch
 from jaxformer.data.overlap import warn_of_overlap
 from jaxformer.data.packing import PackedRows
-from jaxformer.data.prepare import open_store
-from jaxformer.data.sources import open_source
-from jaxformer.data.store import TOKENS, Recipe, TokenStore
+from jaxformer.data.prepare import open_store, recipe_of
+from jaxformer.data.store import LOSS_MASK, TOKENS, TokenStore
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.schema import UserError
 
@@ -41,7 +40,7 @@ class Stores:
                 "source": rows.store.manifest.source,
                 "split": split,
                 "weight": weight,
-                "sha256": rows.store.manifest.files[TOKENS].sha256,
+                **_hashes(rows.store),
                 "tokens": rows.end - rows.begin,
                 "rows": len(rows),
             }
@@ -51,6 +50,12 @@ class Stores:
             )
             for rows, weight in zip(parts, weights, strict=True)
         ]
+
+
+def _hashes(store: TokenStore) -> dict[str, str]:
+    files = store.manifest.files
+    masks = {"loss_mask_sha256": files[LOSS_MASK].sha256} if LOSS_MASK in files else {}
+    return {"sha256": files[TOKENS].sha256, **masks}
 
 
 def open_stores(data: DataConfig, tokenizer: Tokenizer) -> Stores:
@@ -67,7 +72,7 @@ def open_stores(data: DataConfig, tokenizer: Tokenizer) -> Stores:
 def _training_rows(data: DataConfig, tokenizer: Tokenizer) -> tuple[PackedRows, ...]:
     length, parts = data.sequence_length, []
     for entry in data.sources:
-        store = open_source_store(entry.source, data, tokenizer)
+        store = open_source_store(entry, data, tokenizer)
         end = _first_held_out(store, data)
         if end < length + 1:
             raise UserError(
@@ -81,12 +86,12 @@ def _training_rows(data: DataConfig, tokenizer: Tokenizer) -> tuple[PackedRows, 
 
 def _validation_rows(data: DataConfig, tokenizer: Tokenizer) -> tuple[PackedRows, ...]:
     length = data.sequence_length
-    if data.validation_source is not None:
-        store = open_source_store(data.validation_source, data, tokenizer)
+    if data.held_out is not None:
+        store = open_source_store(data.held_out, data, tokenizer)
         return (PackedRows(store, 0, store.manifest.tokens, length),)
     if not data.validation_fraction:
         return ()
-    stores = [open_source_store(entry.source, data, tokenizer) for entry in data.sources]
+    stores = [open_source_store(entry, data, tokenizer) for entry in data.sources]
     return tuple(
         PackedRows(store, _first_held_out(store, data), store.manifest.tokens, length)
         for store in stores
@@ -100,10 +105,9 @@ def _first_held_out(store: TokenStore, data: DataConfig) -> int:
     return int((1 - fraction) * store.manifest.tokens)
 
 
-def open_source_store(source: str, data: DataConfig, tokenizer: Tokenizer) -> TokenStore:
+def open_source_store(source: SourceConfig, data: DataConfig, tokenizer: Tokenizer) -> TokenStore:
     """Opens, or makes, the store of one source."""
-    opened = open_source(source, data.column, data.invalid_utf8)
-    return open_store(Recipe(opened, tokenizer, data.column, data.invalid_utf8, data.cache_dir))
+    return open_store(recipe_of(source, data, tokenizer))
 
 
 def train_batches(
@@ -260,5 +264,6 @@ def _target_bytes(part: PackedRows, tokenizer: Tokenizer) -> int:
     store = part.store
     document = int(np.searchsorted(store.offsets, part.begin, side="left"))
     whole = int(store.text_bytes[-1] - store.text_bytes[document])
-    rest = store.tokens[part.begin + 1 : store.offsets[document]]
+    cut = slice(part.begin + 1, store.offsets[document])
+    rest = store.tokens[cut] if store.loss_mask is None else store.tokens[cut][store.loss_mask[cut]]
     return whole + tokenizer.count_bytes(rest)

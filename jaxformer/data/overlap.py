@@ -2,9 +2,10 @@
 
 import logging
 
-from jaxformer.config import DataConfig
-from jaxformer.data.sources import FileSource, open_source
-from jaxformer.data.store import TOKENS, Recipe, UnusableStoreError, read_store
+from jaxformer.config import DataConfig, SourceConfig
+from jaxformer.data.prepare import recipe_of
+from jaxformer.data.sources import FileSource
+from jaxformer.data.store import TOKENS, UnusableStoreError, read_store
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.schema import UserError
 
@@ -17,11 +18,11 @@ def warn_of_overlap(data: DataConfig, tokenizer: Tokenizer) -> None:
     Text that is only similar goes unseen, and so does a training source that is not on this
     machine, as when a run is evaluated elsewhere.
     """
-    if data.validation_source is None:
+    if data.held_out is None:
         return
-    held_out = _traces(data.validation_source, data, tokenizer)
+    held_out = _traces(data.held_out, data, tokenizer)
     for entry in data.sources:
-        if held_out & _traces(entry.source, data, tokenizer):
+        if held_out & _traces(entry, data, tokenizer):
             logger.warning(
                 "data.validation_source '%s' shares text with the training source '%s': "
                 "validation will look better than it is",
@@ -30,14 +31,14 @@ def warn_of_overlap(data: DataConfig, tokenizer: Tokenizer) -> None:
             )
 
 
-def _traces(name: str, data: DataConfig, tokenizer: Tokenizer) -> set[str]:
+def _traces(entry: SourceConfig, data: DataConfig, tokenizer: Tokenizer) -> set[str]:
     try:
-        source = open_source(name, data.column, data.invalid_utf8)
+        recipe = recipe_of(entry, data, tokenizer)
     except UserError:
         return set()
+    source = recipe.source
     names = source.files if isinstance(source, FileSource) else [source.identity]
     traces = {str(name) for name in names}
-    recipe = Recipe(source, tokenizer, data.column, data.invalid_utf8, data.cache_dir)
     try:
         return traces | {read_store(recipe).manifest.files[TOKENS].sha256}
     except UnusableStoreError:

@@ -6,6 +6,8 @@ with segment 0.
 
 A document longer than what is left of its row goes on in the next row as a piece of its own: its
 positions restart at 0 and the model sees nothing of the piece before. No text is dropped.
+
+Where a store has a loss mask, only the targets that it names are in the loss.
 """
 
 from dataclasses import dataclass
@@ -35,7 +37,8 @@ class PackedRows:
         Raises:
             UserError: the store holds ids beyond the vocabulary it was made with.
         """
-        window, starts, valid = self._cut(np.asarray(rows, np.int64))
+        numbers = np.asarray(rows, np.int64)
+        window, starts, valid = self._cut(numbers)
         self._check_ids(window)
         column = np.arange(self.length, dtype=np.int32)
         start_columns = np.where(starts[:, :-1], column, 0)
@@ -44,7 +47,7 @@ class PackedRows:
             targets=window[:, 1:].copy(),
             positions=column - np.maximum.accumulate(start_columns, axis=1),
             segment_ids=np.cumsum(starts[:, :-1], axis=1, dtype=np.int32) + 1,
-            loss_mask=~starts[:, 1:],
+            loss_mask=~starts[:, 1:] & self._learnt(numbers),
         )
         if (valid < self.length).any():
             padding = column >= valid[:, None]
@@ -54,6 +57,8 @@ class PackedRows:
 
     def loss_tokens(self) -> int:
         """Targets of all rows together that follow a token of their own document."""
+        if self.store.loss_mask is not None:
+            return int(np.count_nonzero(self.store.loss_mask[self.begin + 1 : self.end]))
         pairs = max(0, self.end - self.begin - 1)
         bounds = [self.begin, self.begin + pairs]
         first, last = np.searchsorted(self.store.offsets, bounds, side="right")
@@ -75,6 +80,15 @@ class PackedRows:
         starts = np.zeros(window.shape, bool)
         starts[row_of, offsets[first[row_of] + within] - begin[row_of]] = True
         return window, starts, valid
+
+    def _learnt(self, rows: np.ndarray) -> np.ndarray:
+        """Targets that are learnt by the store's mask, [rows, length], or all."""
+        learnt = np.ones((len(rows), self.length), bool)
+        if self.store.loss_mask is not None:
+            for row, at in enumerate((self.begin + rows * self.length + 1).tolist()):
+                piece = self.store.loss_mask[at : min(at + self.length, self.end)]
+                learnt[row, : len(piece)] = piece
+        return learnt
 
     def _check_ids(self, window: np.ndarray) -> None:
         vocab_size = self.store.manifest.vocab_size

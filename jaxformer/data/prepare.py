@@ -11,7 +11,7 @@ import shutil
 import time
 from array import array
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -19,11 +19,14 @@ from typing import BinaryIO
 import numpy as np
 from filelock import FileLock, Timeout
 
-from jaxformer.data.documents import Document
+from jaxformer.config import DataConfig, SourceConfig
+from jaxformer.data.documents import Document, format_of
 from jaxformer.data.progress import progress, say
+from jaxformer.data.sources import open_source
 from jaxformer.data.store import (
     DOCUMENTS,
     FORMAT,
+    LOSS_MASK,
     MANIFEST,
     TEXT_BYTES,
     TOKENS,
@@ -35,12 +38,24 @@ from jaxformer.data.store import (
     read_store,
     token_dtype,
 )
+from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.schema import UserError
 
 # Texts handed to the tokenizer at once: enough for all cores, little memory.
 CHARACTERS_AT_ONCE = 4_000_000
 DOCUMENTS_AT_ONCE = 4096
 SAID_AFTER_SECONDS = 2.0
+
+
+def recipe_of(source: SourceConfig, data: DataConfig, tokenizer: Tokenizer) -> Recipe:
+    """The recipe of a source, whose format and column are given.
+
+    Raises:
+        UserError: the source is wrong, or the tokenizer has no chat template for its messages.
+    """
+    opened = open_source(source.source, data.invalid_utf8)
+    form = format_of(source, tokenizer)
+    return Recipe(opened, tokenizer, form, data.invalid_utf8, data.cache_dir)
 
 
 def open_store(recipe: Recipe) -> TokenStore:
@@ -114,20 +129,25 @@ def _build(recipe: Recipe) -> None:
 
 
 def _write(recipe: Recipe, folder: Path) -> Manifest:
-    source = recipe.source
+    source, columns = recipe.source, recipe.format.columns
     fingerprint = source.fingerprint()
-    with (folder / TOKENS).open("wb") as file:
-        writer = _Writer(recipe, file)
+    with ExitStack() as stack:
+        writer = _Writer(
+            recipe,
+            stack.enter_context(_Growing.of(folder / TOKENS)),
+            stack.enter_context(_Growing.of(folder / LOSS_MASK))
+            if recipe.format.instructions
+            else None,
+        )
         with progress(f"tokenising {source.name}", source.size) as report:
-            for batch in _batches(source.documents()):
+            for batch in _batches(recipe.format.documents(source.rows(columns))):
                 writer.add(batch)
                 report(batch[-1].done)
-        file.flush()
-        os.fsync(file.fileno())
     if source.fingerprint() != fingerprint:
         raise UserError(f"data source '{source.name}' changed while it was read; run again")
     manifest = writer.finish(folder, fingerprint)
-    _write_synced(folder / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")
+    text = manifest.model_dump_json(indent=2, exclude_none=True)
+    _write_synced(folder / MANIFEST, text.encode() + b"\n")
     return manifest
 
 
@@ -145,57 +165,94 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
 
 
 @dataclass
+class _Growing:
+    """A file that is appended to, and its record so far."""
+
+    file: BinaryIO
+    bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    @classmethod
+    @contextmanager
+    def of(cls, path: Path) -> Iterator["_Growing"]:
+        with path.open("wb") as file:
+            yield cls(file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def append(self, array: np.ndarray) -> None:
+        data = array.tobytes()
+        self.bytes += len(data)
+        self._digest.update(data)
+        self.file.write(data)
+
+    @property
+    def record(self) -> FileRecord:
+        return FileRecord(bytes=self.bytes, sha256=self._digest.hexdigest())
+
+
+@dataclass
 class _Writer:
-    """Appends documents to the files of a store, and counts and hashes what it appends."""
+    """Appends documents to the files of a store, and counts what it appends."""
 
     recipe: Recipe
-    file: BinaryIO
+    tokens: _Growing
+    loss_mask: _Growing | None
     offsets: array = field(default_factory=lambda: array("q", [0]))
     text_bytes: array = field(default_factory=lambda: array("q", [0]))
     empty: int = 0
     skipped: int = 0
     largest: int = 0
+    learnt: int = 0
 
     def __post_init__(self) -> None:
         self.dtype = token_dtype(self.recipe.tokenizer.vocab_size)
-        self.digest = hashlib.sha256()
 
     def add(self, batch: list[Document]) -> None:
-        tokenizer = self.recipe.tokenizer
-        texts = [document.text for document in batch if document.text]
+        texts = [document for document in batch if document.text]
         self.skipped += sum(document.text is None for document in batch)
         self.empty += sum(document.text == "" for document in batch)
-        bos = np.asarray([tokenizer.bos_id], self.dtype)
-        eos = np.asarray([tokenizer.eos_id], self.dtype)
-        pieces: list[np.ndarray] = []
-        for text, ids in zip(texts, tokenizer.encode_documents(texts), strict=True):
-            pieces += (bos, ids, eos)
-            self.offsets.append(self.offsets[-1] + len(ids) + 2)
-            size = len(text) if text.isascii() else len(text.encode("utf-8"))
-            self.text_bytes.append(self.text_bytes[-1] + size)
-        if pieces:
-            stream = np.concatenate(pieces)
+        ids: list[np.ndarray] = []
+        masks: list[np.ndarray] = []
+        for encoded in self.recipe.format.encode(texts, self.recipe.tokenizer):
+            if encoded.loss_mask is not None:
+                if not encoded.loss_mask.any():
+                    self.empty += 1
+                    continue
+                masks.append(encoded.loss_mask)
+            ids.append(encoded.ids)
+            self.offsets.append(self.offsets[-1] + len(encoded.ids))
+            self.text_bytes.append(self.text_bytes[-1] + encoded.text_bytes)
+        if ids:
+            stream = np.concatenate(ids)
             self.largest = max(self.largest, int(stream.max()))
-            data = stream.astype(self.dtype).tobytes()
-            self.digest.update(data)
-            self.file.write(data)
+            self.tokens.append(stream.astype(self.dtype))
+        if self.loss_mask is not None and masks:
+            mask = np.concatenate(masks)
+            self.learnt += int(np.count_nonzero(mask))
+            self.loss_mask.append(mask)
 
     def finish(self, folder: Path, source_fingerprint: str) -> Manifest:
         recipe, documents = self.recipe, len(self.offsets) - 1
+        instructions = recipe.format.instructions
         if not documents:
             raise UserError(
-                f"data source '{recipe.source.name}' holds no text: {self.empty} documents are "
-                f"empty, {self.skipped} were skipped as not UTF-8 (data.invalid_utf8)"
+                f"data source '{recipe.source.name}' holds no "
+                f"{'answer to learn' if instructions else 'text'}: {self.empty} "
+                f"{'rows have none' if instructions else 'documents are empty'}, {self.skipped} "
+                f"were skipped as not UTF-8 (data.invalid_utf8)"
             )
         if self.largest >= recipe.tokenizer.vocab_size:
             raise ValueError(f"tokenizer '{recipe.tokenizer.name}' gave id {self.largest}")
         files = {
-            TOKENS: FileRecord(
-                bytes=self.offsets[-1] * self.dtype.itemsize, sha256=self.digest.hexdigest()
-            ),
+            TOKENS: self.tokens.record,
             DOCUMENTS: _write_synced(folder / DOCUMENTS, self.offsets.tobytes()),
             TEXT_BYTES: _write_synced(folder / TEXT_BYTES, self.text_bytes.tobytes()),
         }
+        if self.loss_mask is not None:
+            files[LOSS_MASK] = self.loss_mask.record
         return Manifest(
             format=FORMAT,
             source=recipe.source.name,
@@ -214,6 +271,8 @@ class _Writer:
             text_bytes=self.text_bytes[-1],
             largest_id=self.largest,
             files=files,
+            instructions=instructions,
+            learnt_tokens=self.learnt if instructions else None,
         )
 
 
@@ -237,12 +296,15 @@ def _sync(folder: Path) -> None:
 
 
 def _announce(manifest: Manifest, path: Path, seconds: float) -> None:
-    left_out = ""
+    left_out = learnt = ""
     if manifest.empty_documents:
-        left_out += f", {manifest.empty_documents:,} empty ones left out"
+        kind = "without an answer" if manifest.instructions else "empty ones"
+        left_out += f", {manifest.empty_documents:,} {kind} left out"
     if manifest.skipped_documents:
         left_out += f", {manifest.skipped_documents:,} that are not UTF-8 skipped"
+    if manifest.learnt_tokens is not None:
+        learnt = f" ({manifest.learnt_tokens / manifest.tokens:.1%} learnt)"
     say(
         f"token store of {manifest.source}: {manifest.documents:,} documents{left_out}, "
-        f"{manifest.tokens:,} tokens in {seconds:.1f} s ({path})"
+        f"{manifest.tokens:,} tokens{learnt} in {seconds:.1f} s ({path})"
     )

@@ -2,8 +2,8 @@
 
 - `builtin:python`: the Python standard library's source, on every machine.
 - `text:GLOB`: a file a document, in sorted order.
-- `jsonl:GLOB`: a line a document, from the column `data.column`; `.gz` files are unpacked.
-- `parquet:GLOB`: a row a document, from the column `data.column`.
+- `jsonl:GLOB`: a line a document, from `data.column`; `.gz` files are unpacked.
+- `parquet:GLOB`: a row a document, from `data.column`.
 - `hf:FOLDER`: a dataset or dataset dictionary saved by `datasets.save_to_disk`.
 - `hf:NAME`, `hf:ORG/NAME` or `hf:ORG/NAME/CONFIG`: a dataset of the Hugging Face Hub. One slash
   always separates organisation and name, so an old dataset without organisation that needs a
@@ -20,13 +20,13 @@ import json
 import os
 import platform
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from jaxformer.data.documents import Document, jsonl_documents, parquet_documents, text_documents
 from jaxformer.data.hub import HubSource
+from jaxformer.data.rows import Column, Row, jsonl_rows, parquet_rows, text_rows
 from jaxformer.schema import UserError, did_you_mean
 
 KINDS = ("builtin", "text", "jsonl", "parquet", "hf")
@@ -35,7 +35,7 @@ GRAMMAR = "builtin:python, text:GLOB, jsonl:GLOB, parquet:GLOB, hf:NAME[/CONFIG]
 
 
 class Source(Protocol):
-    """Documents in a fixed order, read as often as asked."""
+    """Rows in a fixed order, read as often as asked."""
 
     @property
     def name(self) -> str:
@@ -49,25 +49,26 @@ class Source(Protocol):
 
     @property
     def size(self) -> int:
-        """How large `Document.done` grows."""
+        """How large `Row.done` grows."""
         ...
 
     def fingerprint(self) -> str:
         """Changes when the text may have changed; cheap, without reading it."""
         ...
 
-    def documents(self) -> Iterator[Document]: ...
+    def rows(self, columns: Sequence[Column]) -> Iterator[Row]:
+        """Of a source without columns, a row has one value, its text."""
+        ...
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """Documents of `files`, read by the reader of `kind`."""
+    """Rows of `files`, read by the reader of `kind`."""
 
     name: str
     kind: str
     identity: str
     files: tuple[Path, ...]
-    column: str
     invalid_utf8: str
 
     @property
@@ -79,15 +80,15 @@ class FileSource:
         rows = [[name, state.st_size, state.st_mtime_ns] for name, state in states]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
-    def documents(self) -> Iterator[Document]:
+    def rows(self, columns: Sequence[Column]) -> Iterator[Row]:
         if self.kind == "jsonl":
-            return jsonl_documents(self.files, self.column, self.invalid_utf8)
+            return jsonl_rows(self.files, columns, self.invalid_utf8)
         if self.kind == "parquet":
-            return parquet_documents(self.files, self.column, self.invalid_utf8)
-        return text_documents(self.files, self.invalid_utf8)
+            return parquet_rows(self.files, columns, self.invalid_utf8)
+        return text_rows(self.files, self.invalid_utf8)
 
 
-def open_source(name: str, column: str, invalid_utf8: str) -> Source:
+def open_source(name: str, invalid_utf8: str) -> Source:
     """The source that `name` describes, its files found but not read.
 
     Raises:
@@ -99,10 +100,10 @@ def open_source(name: str, column: str, invalid_utf8: str) -> Source:
     if kind == "builtin":
         return _builtin(name, where)
     if kind == "hf":
-        return HubSource(name, where, column, invalid_utf8)
+        return HubSource(name, where, invalid_utf8)
     pattern = os.path.abspath(os.path.expanduser(where))
     files = tuple(_find(name, where, pattern))
-    return FileSource(name, kind, f"{kind}:{pattern}", files, column, invalid_utf8)
+    return FileSource(name, kind, f"{kind}:{pattern}", files, invalid_utf8)
 
 
 def _builtin(name: str, corpus: str) -> FileSource:
@@ -127,7 +128,7 @@ def _builtin(name: str, corpus: str) -> FileSource:
         raise UserError(f"data source '{name}': no .py files in {root}; use text:GLOB instead")
     files.sort(key=lambda f: hashlib.sha256(f.relative_to(root).as_posix().encode()).digest())
     identity = f"{name}:{platform.python_version()}:{root}"
-    return FileSource(name, "text", identity, tuple(files), "", "skip")
+    return FileSource(name, "text", identity, tuple(files), "skip")
 
 
 def _find(name: str, where: str, pattern: str) -> list[Path]:

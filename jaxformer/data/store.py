@@ -1,11 +1,14 @@
 """The token store: a source tokenised once, memory-mapped ever after.
 
-A store is a folder of three files and a manifest:
+A store is a folder of files and a manifest:
 
 - `tokens.bin`: every document as [bos] tokens [eos], in the smallest unsigned type that holds the
   vocabulary;
 - `documents.bin`: int64 [documents + 1], where each document starts in `tokens.bin`;
 - `text_bytes.bin`: int64 [documents + 1], UTF-8 bytes of text before each document;
+- `loss_mask.bin`: of instructions alone, bool [tokens], which tokens are learnt. A document is then
+  whatever its format makes of a row, its first token is not learnt, and the bytes are those of the
+  learnt text;
 - `manifest.json`: counts, hashes, the tokenizer and the source.
 
 It is used only if the manifest is whole, belongs to this source and tokenizer, and agrees with the
@@ -20,15 +23,17 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
+from jaxformer.data.documents import Format, Instructions
 from jaxformer.data.sources import Source
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.schema import Schema
 
 FORMAT = 1
-TOKENS, DOCUMENTS, TEXT_BYTES, MANIFEST = (
+TOKENS, DOCUMENTS, TEXT_BYTES, LOSS_MASK, MANIFEST = (
     "tokens.bin",
     "documents.bin",
     "text_bytes.bin",
+    "loss_mask.bin",
     "manifest.json",
 )
 # Hashing reads about 1.5 GB a second, so larger stores are hashed by `data inspect` alone; opening
@@ -42,7 +47,7 @@ class FileRecord(Schema):
 
 
 class Manifest(Schema):
-    """What a store holds and what it was made of."""
+    """What a store holds and what it was made of; of texts, the last two fields are not written."""
 
     format: int
     source: str
@@ -61,6 +66,8 @@ class Manifest(Schema):
     text_bytes: int
     largest_id: int
     files: dict[str, FileRecord]
+    instructions: Instructions | None = None
+    learnt_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,13 +76,19 @@ class Recipe:
 
     source: Source
     tokenizer: Tokenizer
-    column: str
+    format: Format
     invalid_utf8: str
     cache_dir: str
 
     @property
+    def column(self) -> str:
+        return ", ".join(column.name for column in self.format.columns)
+
+    @property
     def path(self) -> Path:
         key = [self.source.identity, self.column, self.tokenizer.fingerprint, self.invalid_utf8]
+        if self.format.instructions is not None:
+            key.append(self.format.instructions.model_dump_json())
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
         return Path(self.cache_dir).expanduser().absolute() / digest[:32]
 
@@ -89,6 +102,7 @@ class TokenStore:
     tokens: np.ndarray  # unsigned [tokens]
     offsets: np.ndarray  # int64 [documents + 1]
     text_bytes: np.ndarray  # int64 [documents + 1]
+    loss_mask: np.ndarray | None  # bool [tokens], None: all tokens are learnt
 
 
 class UnusableStoreError(Exception):
@@ -113,20 +127,21 @@ def read_store(recipe: Recipe) -> TokenStore:
     except ValidationError:
         raise UnusableStoreError("its manifest is not one of this version") from None
     _compare(manifest, recipe)
-    arrays = {
-        name: _map(path / name, dtype, manifest)
-        for name, dtype in (
-            (TOKENS, manifest.dtype),
-            (DOCUMENTS, "int64"),
-            (TEXT_BYTES, "int64"),
-        )
-    }
+    dtypes = {TOKENS: manifest.dtype, DOCUMENTS: "int64", TEXT_BYTES: "int64", LOSS_MASK: "bool"}
+    arrays = {name: _map(path / name, dtypes[name], manifest) for name in manifest.files}
     if sum(record.bytes for record in manifest.files.values()) <= HASHED_ON_OPENING:
         verify(path, manifest)
     # Another process may have put a new store in place while the files were opened.
     if _manifest_text(path) != text:
         raise UnusableStoreError("it was replaced while it was opened")
-    return TokenStore(path, manifest, arrays[TOKENS], arrays[DOCUMENTS], arrays[TEXT_BYTES])
+    return TokenStore(
+        path,
+        manifest,
+        arrays[TOKENS],
+        arrays[DOCUMENTS],
+        arrays[TEXT_BYTES],
+        arrays.get(LOSS_MASK),
+    )
 
 
 def verify(path: Path, manifest: Manifest) -> None:
@@ -160,18 +175,21 @@ def _compare(manifest: Manifest, recipe: Recipe) -> None:
     made_of = (manifest.identity, manifest.column, manifest.invalid_utf8)
     if made_of != (recipe.source.identity, recipe.column, recipe.invalid_utf8):
         raise UnusableStoreError("it is of another source")
+    if manifest.instructions != recipe.format.instructions:
+        raise UnusableStoreError("it is of another format or chat template")
     if manifest.tokenizer_fingerprint != recipe.tokenizer.fingerprint:
         raise UnusableStoreError("it is of another tokenizer")
     if manifest.largest_id >= recipe.tokenizer.vocab_size:
         raise UnusableStoreError(
             f"it holds id {manifest.largest_id}, beyond the tokenizer's vocabulary"
         )
-    if set(manifest.files) != {TOKENS, DOCUMENTS, TEXT_BYTES}:
+    masks = set() if manifest.instructions is None else {LOSS_MASK}
+    if set(manifest.files) != {TOKENS, DOCUMENTS, TEXT_BYTES} | masks:
         raise UnusableStoreError("its manifest does not list its files")
 
 
 def _map(file: Path, dtype: str, manifest: Manifest) -> np.ndarray:
-    count = manifest.tokens if file.name == TOKENS else manifest.documents + 1
+    count = manifest.tokens if file.name in (TOKENS, LOSS_MASK) else manifest.documents + 1
     expected = count * np.dtype(dtype).itemsize
     size = file.stat().st_size if file.exists() else -1
     if size != expected or size != manifest.files[file.name].bytes:

@@ -4,8 +4,9 @@ import codecs
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -40,6 +41,11 @@ class Tokenizer(Protocol):
     eos_id: int
     fingerprint: str
 
+    @property
+    def specials(self) -> Mapping[str, int]:
+        """The special tokens that a text may hold, and their ids."""
+        ...
+
     def encode(self, text: str) -> np.ndarray:
         """int32 ids [length], without bos and eos; special tokens written in the text count."""
         ...
@@ -48,8 +54,19 @@ class Tokenizer(Protocol):
         """Like `encode`, many at once, and special tokens in the text are plain text."""
         ...
 
+    def encode_places(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Like `encode`, many at once, with the characters [from, to) of each token: [length, 2].
+
+        Tokens that are parts of one character have all the same place.
+        """
+        ...
+
     def decode(self, ids: ArrayLike) -> str:
         """The text without special tokens; invalid UTF-8 becomes U+FFFD."""
+        ...
+
+    def decode_whole(self, ids: ArrayLike) -> str:
+        """Like `decode`, with special tokens."""
         ...
 
     def count_bytes(self, ids: ArrayLike) -> int:
@@ -67,6 +84,7 @@ class ByteTokenizer:
     bos_id = 256
     eos_id = 256
     fingerprint = hashlib.sha256(b"jaxformer bytes: 0-255 bytes, 256 bos and eos").hexdigest()
+    specials: Mapping[str, int] = MappingProxyType({})
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
@@ -74,8 +92,18 @@ class ByteTokenizer:
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.frombuffer(text.encode("utf-8"), np.uint8) for text in texts]
 
+    def encode_places(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for text in texts:
+            sizes = np.diff(byte_offsets(text))
+            first = np.repeat(np.arange(len(text)), sizes)
+            yield self.encode(text), np.stack([first, first + 1], axis=1)
+
     def decode(self, ids: ArrayLike) -> str:
         return self._bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_whole(self, ids: ArrayLike) -> str:
+        ends = np.flatnonzero(np.asarray(ids) == self.eos_id)
+        return KNOWN_EOS[0].join(self.decode(part) for part in np.split(np.asarray(ids), ends))
 
     def count_bytes(self, ids: ArrayLike) -> int:
         return len(self._bytes(ids))
@@ -108,9 +136,14 @@ class HuggingFaceTokenizer:
 
     def __init__(self, name: str, definition: bytes, config: dict[str, Any]) -> None:
         self.name = name
+        self.config = config
         self._ordinary = _parse(name, definition)
         self._ordinary.encode_special_tokens = True
         self._with_specials = _parse(name, definition)
+        # It would add nothing here, and cut spaces off the places of tokens.
+        self._with_specials.post_processor = None
+        added = self._ordinary.get_added_tokens_decoder()
+        self.specials = {token.content: index for index, token in added.items() if token.special}
         ids = self._ordinary.get_vocab(with_added_tokens=True)
         self.vocab_size = max(ids.values()) + 1
         self.eos_id = _special_id(name, "eos_token", config, KNOWN_EOS, ids)
@@ -122,6 +155,27 @@ class HuggingFaceTokenizer:
         digest.update(f"bos {self.bos_id} eos {self.eos_id}".encode())
         self.fingerprint = digest.hexdigest()
 
+    @property
+    def named_specials(self) -> dict[str, str]:
+        """`eos_token` and its like, as a chat template knows them."""
+        ends = {"eos_token": self.eos_id}
+        if self.bos_id != self.eos_id:
+            ends["bos_token"] = self.bos_id
+        named = {key: str(self._ordinary.id_to_token(index)) for key, index in ends.items()}
+        for key, token in self.config.items():
+            content = token.get("content") if isinstance(token, dict) else token
+            if key.endswith("_token") and isinstance(content, str):
+                named[key] = content
+        return named
+
+    def find(self, file: str) -> Path | None:
+        """A file beside tokenizer.json; on the Hub, it is fetched, or taken from what was."""
+        path = Path(self.name).expanduser()
+        if path.exists():
+            beside = (path if path.is_dir() else path.parent) / file
+            return beside if beside.is_file() else None
+        return _fetched(self.name, file)
+
     def encode(self, text: str) -> np.ndarray:
         return np.asarray(self._with_specials.encode(text, add_special_tokens=False).ids, np.int32)
 
@@ -129,8 +183,15 @@ class HuggingFaceTokenizer:
         encodings = self._ordinary.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(encoding.ids, np.uint32) for encoding in encodings]
 
+    def encode_places(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for encoding in self._with_specials.encode_batch(list(texts), add_special_tokens=False):
+            yield np.asarray(encoding.ids, np.int32), np.asarray(encoding.offsets).reshape(-1, 2)
+
     def decode(self, ids: ArrayLike) -> str:
         return self._ordinary.decode(np.asarray(ids).reshape(-1).tolist())
+
+    def decode_whole(self, ids: ArrayLike) -> str:
+        return self._ordinary.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
 
     def count_bytes(self, ids: ArrayLike) -> int:
         return len(self.decode(ids).encode("utf-8"))
@@ -156,6 +217,13 @@ class _HuggingFaceStream:
 
     def finish(self) -> str:
         return self._tokenizer.decode(self._ids)[self._written :]
+
+
+def byte_offsets(text: str) -> np.ndarray:
+    """Where each character begins in the UTF-8 of `text`, and its end: [characters + 1]."""
+    code = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    sizes = 1 + (code > 0x7F) + (code > 0x7FF) + (code > 0xFFFF)
+    return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
 
 
 def load_tokenizer(name: str) -> Tokenizer:
@@ -221,6 +289,16 @@ def _from_hub(name: str) -> Tokenizer:
     except EntryNotFoundError:
         return HuggingFaceTokenizer(name, definition, {})
     return HuggingFaceTokenizer(name, definition, _read_config(config.parent, name))
+
+
+def _fetched(name: str, file: str) -> Path | None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, file))
+    except EntryNotFoundError:  # not there, or, without a connection, not fetched before
+        return None
 
 
 def _read_config(folder: Path, name: str) -> dict[str, Any]:

@@ -16,6 +16,10 @@ def plan_of(program: Program, stores: Stores, peak: Peak) -> str:
     train, length, tokens = config.train, config.data.sequence_length, program.tokens_per_step
     sources = ", ".join(source.source for source in config.data.sources)
     in_all, epoch = tokens * train.steps, sum(part.end - part.begin for part in stores.training)
+    learnt = ""
+    if any(part.store.loss_mask is not None for part in stores.training):
+        share = sum(part.loss_tokens() for part in stores.training) / epoch
+        learnt = f" ({share:.1%} learnt)"
     micro = f" in {train.accumulation} micro-batches" if train.accumulation > 1 else ""
     layers = "unrolled" if unrolls(config, program.mesh) else "scanned"
     chosen = " (auto)" if train.unroll_layers == "auto" else ""
@@ -26,7 +30,8 @@ def plan_of(program: Program, stores: Stores, peak: Peak) -> str:
     lines = {
         "model": f"{program.num_parameters:,} parameters, layers {layers}{chosen}",
         **kernels,
-        "data": f"{sources}: {epoch:,} tokens to train on, tokenizer {config.data.tokenizer}",
+        "data": f"{sources}: {epoch:,} tokens to train on{learnt}, tokenizer "
+        f"{config.data.tokenizer}",
         "batch": f"{train.batch_size} rows × {length} = {tokens:,} tokens{micro}",
         "run": f"{train.steps:,} steps, {in_all:,} tokens ({in_all / epoch:.2f} epochs), "
         f"{program.flops_per_step * train.steps:.3g} FLOPs",

@@ -47,7 +47,7 @@ def random_documents(seed: int, count: int, longest: int) -> list[str]:
 def make_rows(make_data, write_texts):
     def make(documents: list[str], length: int, begin: int = 0, end: int | None = None):
         data = make_data(source=write_texts(documents))
-        store = open_source_store(str(data.source), data, load_tokenizer("bytes"))
+        store = open_source_store(data.sources[0], data, load_tokenizer("bytes"))
         return PackedRows(store, begin, store.manifest.tokens if end is None else end, length)
 
     return make
@@ -125,6 +125,6 @@ def test_ids_out_of_range_in_a_store_are_refused_on_the_host(
     tokens[3] = 300
     tokens.tofile(path / TOKENS)
     data = make_data(source=f"text:{tmp_path}/texts/*.txt")
-    store = open_source_store(str(data.source), data, load_tokenizer("bytes"))
+    store = open_source_store(data.sources[0], data, load_tokenizer("bytes"))
     with pytest.raises(UserError, match=r"holds id 300, beyond the vocabulary of 257: its files"):
         PackedRows(store, 0, store.manifest.tokens, 4).pack(np.arange(2))

@@ -8,12 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jaxformer.data.rows import Column
 from jaxformer.data.sources import open_source
 from jaxformer.schema import UserError
 
 
 def texts(source: str, column: str = "text", invalid_utf8: str = "error") -> list[str | None]:
-    return [document.text for document in open_source(source, column, invalid_utf8).documents()]
+    rows = open_source(source, invalid_utf8).rows([Column(column, str)])
+    return [row.values and row.values[0] for row in rows]
 
 
 def write_parquet(file: Path, columns: dict, **options: object) -> None:
@@ -41,7 +43,7 @@ def test_files_are_relative_to_the_working_directory_and_tilde_is_home(
     monkeypatch.setenv("HOME", str(tmp_path))
     assert texts("text:a.txt") == texts("text:~/a.txt") == ["here"]
     relative, absolute = (
-        open_source(name, "text", "error") for name in ("text:a.txt", f"text:{tmp_path}/a.txt")
+        open_source(name, "error") for name in ("text:a.txt", f"text:{tmp_path}/a.txt")
     )
     assert relative.identity == absolute.identity
 
@@ -76,8 +78,9 @@ def test_progress_ends_at_the_size_of_the_source(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", {"text": ["a", "b", "c"]})
     for name in ("text:*.txt", "jsonl:*.gz", "parquet:*.parquet"):
         kind, pattern = name.split(":")
-        source = open_source(f"{kind}:{tmp_path}/{pattern}", "text", "error")
-        assert [document.done for document in source.documents()][-1] == source.size > 0
+        source = open_source(f"{kind}:{tmp_path}/{pattern}", "error")
+        rows = source.rows([Column("text", str)])
+        assert [row.done for row in rows][-1] == source.size > 0
 
 
 def test_a_folder_saved_by_datasets_is_read_by_split(tmp_path: Path) -> None:
@@ -89,7 +92,7 @@ def test_a_folder_saved_by_datasets_is_read_by_split(tmp_path: Path) -> None:
     assert texts(f"hf:{tmp_path}/one") == ["a", "b", "c"]
     assert texts(f"hf:{tmp_path}/two") == ["a", "b", "c"]
     assert texts(f"hf:{tmp_path}/two:test") == ["b"]
-    assert open_source(f"hf:{tmp_path}/two:test", "text", "error").size == 1
+    assert open_source(f"hf:{tmp_path}/two:test", "error").size == 1
     with pytest.raises(UserError, match=r"no split 'tset'; splits: train, test.*mean 'test'"):
         texts(f"hf:{tmp_path}/two:tset")
     with pytest.raises(UserError, match=r"the folder has no splits; drop ':test'"):
@@ -114,11 +117,11 @@ def test_a_hub_dataset_that_cannot_be_had_names_what_was_asked_for() -> None:
 @pytest.mark.parametrize("name", ["hf:a/b/c/d", "hf:../secrets", "hf:/no/such/folder"])
 def test_a_wrong_hub_name_is_refused_without_asking_the_hub(name: str) -> None:
     with pytest.raises(UserError, match=r"no such folder, and not the name of a dataset; allowed"):
-        open_source(name, "text", "error")
+        open_source(name, "error")
 
 
 def test_builtin_python_is_the_standard_library_in_a_fixed_fair_order() -> None:
-    source = open_source("builtin:python", "text", "error")
+    source = open_source("builtin:python", "error")
     files = source.files  # type: ignore[attr-defined]
     root = Path(sysconfig.get_path("stdlib")).resolve()
     names = [file.relative_to(root).as_posix() for file in files]
@@ -127,7 +130,7 @@ def test_builtin_python_is_the_standard_library_in_a_fixed_fair_order() -> None:
     assert not any("site-packages" in name or "dist-packages" in name for name in names)
     assert names == [
         file.relative_to(root).as_posix()
-        for file in open_source("builtin:python", "text", "error").files  # type: ignore[attr-defined]
+        for file in open_source("builtin:python", "error").files  # type: ignore[attr-defined]
     ]
     in_folders = [("/" in name) for name in names]
     tail = in_folders[-len(names) // 5 :]
@@ -138,12 +141,12 @@ def test_the_fingerprint_follows_the_files(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("one")
     name = f"text:{tmp_path}/*.txt"
-    first = open_source(name, "text", "error").fingerprint()
-    assert open_source(name, "text", "error").fingerprint() == first
+    first = open_source(name, "error").fingerprint()
+    assert open_source(name, "error").fingerprint() == first
     os.utime(file, ns=(1, 1))
-    touched = open_source(name, "text", "error").fingerprint()
+    touched = open_source(name, "error").fingerprint()
     (tmp_path / "b.txt").write_text("two")
-    assert len({first, touched, open_source(name, "text", "error").fingerprint()}) == 3
+    assert len({first, touched, open_source(name, "error").fingerprint()}) == 3
 
 
 @pytest.mark.parametrize(
@@ -166,7 +169,7 @@ def test_a_wrong_source_says_what_is_allowed(
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
-        open_source(source, "text", "error")
+        open_source(source, "error")
 
 
 @pytest.mark.parametrize(

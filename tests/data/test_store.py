@@ -25,7 +25,7 @@ from jaxformer.data.loader import open_source_store
 from jaxformer.data.tokenizers import load_tokenizer
 data = DataConfig(source=sys.argv[1], cache_dir=sys.argv[2])
 print("ready", flush=True)
-store = open_source_store(data.source, data, load_tokenizer("bytes"))
+store = open_source_store(data.sources[0], data, load_tokenizer("bytes"))
 print(store.manifest.files["tokens.bin"].sha256)
 """
 
@@ -39,8 +39,7 @@ def start(source: str, cache: Path) -> subprocess.Popen[str]:
 
 
 def open_store(data: DataConfig, tokenizer: Tokenizer | None = None) -> TokenStore:
-    assert isinstance(data.source, str)
-    return open_source_store(data.source, data, tokenizer or load_tokenizer("bytes"))
+    return open_source_store(data.sources[0], data, tokenizer or load_tokenizer("bytes"))
 
 
 def write_rows(file: Path, count: int) -> str:
