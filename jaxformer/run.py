@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from jaxformer.checkpoint.run_directory import locate
 from jaxformer.config import Config
+from jaxformer.data.chat_template import load_chat_template
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.generate.decode import Decoder
 from jaxformer.generate.text import generate_text
@@ -45,6 +46,15 @@ class Run:
     def generate(self, prompt: str | Sequence[str], **options: Any) -> str | list[str]:
         """Continue a prompt, or several in one batch; options as in `generate_text`."""
         return generate_text(self.decoder, self.tokenizer, prompt, **options)
+
+    def chat(self, prompt: str | Sequence[str], **options: Any) -> str | list[str]:
+        """Answer what a user says, or several users in one batch, by the tokenizer's chat template.
+
+        Raises:
+            UserError: the tokenizer has none.
+        """
+        template = load_chat_template(self.tokenizer)
+        return self.generate(prompt, template=template, **options)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:

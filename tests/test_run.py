@@ -40,6 +40,11 @@ def test_the_same_seed_generates_the_same_text(finished):
     assert len(texts) == 2
 
 
+def test_without_a_chat_template_nobody_is_answered(finished):
+    with pytest.raises(UserError, match="data.tokenizer 'bytes' has no chat template; one is look"):
+        load(finished).chat("Hi")
+
+
 def test_parameters_lie_on_the_mesh_that_is_asked_for(finished):
     run = load(finished, ["mesh.data=1", f"mesh.fsdp={len(jax.devices())}"])
     assert dict(run.mesh.shape)["fsdp"] == len(jax.devices())

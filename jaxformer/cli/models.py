@@ -57,6 +57,11 @@ def _add_generate(commands: Any) -> None:
         metavar="TEXT",
         help="repeat it for several prompts in one batch",
     )
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="a prompt is what a user says; answer it by the tokenizer's chat template",
+    )
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy")
     parser.add_argument("--top-k", type=int, metavar="K", help="only the K likeliest tokens")
@@ -72,7 +77,8 @@ def _generate(arguments: argparse.Namespace) -> int:
     from jaxformer.run import load
 
     run = load(arguments.run)
-    run.generate(
+    generate = run.chat if arguments.chat else run.generate
+    generate(
         arguments.prompt,
         max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature,

@@ -2,9 +2,11 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from jaxformer.data.chat_template import ChatTemplate
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.generate.decode import Decoder, Stats
 from jaxformer.generate.sampling import Sampling
@@ -15,6 +17,7 @@ def generate_text(
     tokenizer: Tokenizer,
     prompt: str | Sequence[str],
     *,
+    template: ChatTemplate | None = None,
     max_new_tokens: int = 256,
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -27,26 +30,34 @@ def generate_text(
     """Continue a prompt (→ its continuation), or several in one batch (→ a list of them).
 
     A document begins with the tokenizer's bos, so an empty prompt starts one. A continuation stops
-    before end-of-text. `temperature`, `top_k`, `top_p` and `min_p` are those of `Sampling`.
+    before end-of-text. With a chat template, a prompt is what a user says, and the continuation an
+    answer that stops before the end of the assistant's turn. `temperature`, `top_k`, `top_p` and
+    `min_p` are those of `Sampling`.
 
     Args:
         stream: print prompts and continuations; a single one as it comes.
         stats: print tokens per second to standard error.
 
     Raises:
-        UserError: see `Sampling` and `Decoder.decode`.
+        UserError: see `Sampling` and `Decoder.decode`; the template refuses a prompt.
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     sampling = Sampling(temperature, top_k, top_p, min_p)
-    ids = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in prompts]
+    if template is None:
+        ids = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in prompts]
+    else:
+        ids = [tokenizer.encode(_asked(template, text)).tolist() for text in prompts]
+        end = template.end_of_turn()
+        decoder = decoder if end is None else replace(decoder, eos_id=tokenizer.specials[end])
+        prompts = [f"{text}\n\n" for text in prompts]
     measured = Stats()
     pieces = decoder.decode(
         ids, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stats=measured
     )
     if stream and len(prompts) == 1:
-        pieces = _print_as_it_comes(prompts[0], pieces, tokenizer)
+        pieces = _print_as_it_comes(prompts[0], pieces, tokenizer, decoder.eos_id)
     rows = np.concatenate(list(pieces), axis=1)
-    texts = [tokenizer.decode(_until_end(row, tokenizer.eos_id)) for row in rows]
+    texts = [tokenizer.decode(_until_end(row, decoder.eos_id)) for row in rows]
     if stream and len(prompts) > 1:
         for text, continuation in zip(prompts, texts, strict=True):
             print(f"{text}{continuation}\n{'-' * 40}")
@@ -55,19 +66,23 @@ def generate_text(
     return texts[0] if isinstance(prompt, str) else texts
 
 
+def _asked(template: ChatTemplate, text: str) -> str:
+    return template.prompt([{"role": "user", "content": text}], "the prompt")
+
+
 def _until_end(row: np.ndarray, eos_id: int) -> np.ndarray:
     ends = np.flatnonzero(row == eos_id)
     return row[: ends[0]] if len(ends) else row
 
 
 def _print_as_it_comes(
-    prompt: str, pieces: Iterator[np.ndarray], tokenizer: Tokenizer
+    prompt: str, pieces: Iterator[np.ndarray], tokenizer: Tokenizer, eos_id: int
 ) -> Iterator[np.ndarray]:
     """Passes the pieces of one row on, and prints them."""
     decoder = tokenizer.stream_decoder()
     print(prompt, end="", flush=True)
     for piece in pieces:
-        for token in _until_end(piece[0], tokenizer.eos_id):
+        for token in _until_end(piece[0], eos_id):
             print(decoder.push(int(token)), end="")
         sys.stdout.flush()
         yield piece
