@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from jaxformer.cli import _parse, main
+from jaxformer.config import DataConfig
 from jaxformer.loading import load_config
 
 REPOSITORY = Path(__file__).parents[1]
@@ -95,3 +97,11 @@ def test_every_file_the_readme_names_exists():
         assert (REPOSITORY / name).exists(), name
     models = {f"configs/models/{file.name}" for file in (REPOSITORY / "configs/models").iterdir()}
     assert models <= {*named, *listed}
+
+
+def test_the_data_of_the_page_on_instructions_are_sections_of_a_configuration():
+    page = (REPOSITORY / "docs" / "instruction_data.md").read_text()
+    one, mixture = (yaml.safe_load(block)["data"] for block in blocks("yaml", page))
+    assert DataConfig.model_validate(one).sources[0].column == "messages"
+    formats = [source.format for source in DataConfig.model_validate(mixture).sources]
+    assert formats == ["messages", "completion", "text"]
