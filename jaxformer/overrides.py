@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from jaxformer.schema import UserError
-from jaxformer.schema_tree import item_type, select
+from jaxformer.schema_tree import fields_of, item_type, select
 from jaxformer.yaml_reader import read_yaml
 
 
@@ -66,7 +66,7 @@ def _put(
     if not isinstance(section, dict):
         raise UserError(f"override {override}: {place} is {section!r}, which has no key '{head}'")
     schema = select(annotation, section.get("kind"))
-    field = schema.model_fields.get(head) if schema else None
+    field = fields_of(schema).get(head) if schema else None
     child = section[head] if head in section else _start_of(field)
     inner = field.annotation if field else None
     return {**section, head: _put(child, inner, (*done, head), rest[1:], value, override)}

@@ -29,6 +29,11 @@ def section_classes(annotation: Any) -> tuple[type[BaseModel], ...]:
     return tuple(leaf for leaf in bare if isinstance(leaf, type) and issubclass(leaf, BaseModel))
 
 
+def fields_of(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a class by the keys that a file gives them."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
+
+
 def kind_of(section: type[BaseModel]) -> str | None:
     """The `kind` that selects a class, or None for a class that is no member of a union."""
     field = section.model_fields.get("kind")
@@ -100,7 +105,7 @@ def _describe_leaf(leaf: Any, metadata: Sequence[Any]) -> str:
         return one_of([str(value) for value in get_args(leaf)])
     if get_origin(leaf) is tuple:
         return f"a list, each item {describe(get_args(leaf)[0])}"
-    return f"a section with the keys {', '.join(leaf.model_fields)}"
+    return f"a section with the keys {', '.join(fields_of(leaf))}"
 
 
 def _describe_bounds(metadata: Sequence[Any]) -> str:

@@ -15,6 +15,7 @@ from jaxformer.schema_tree import (
     choices,
     describe,
     describe_field,
+    fields_of,
     item_type,
     kind_of,
     list_type,
@@ -65,9 +66,10 @@ def _place(location: Sequence[str | int], schema: type[BaseModel]) -> _Place:
     """Follow pydantic's location, which also names the chosen member of every union on the way."""
     place = _Place((), schema, schema)
     for part in location:
-        members, classes = alternatives(place.annotation), section_classes(place.annotation)
-        if len(members) == 1 and classes:
-            field = classes[0].model_fields.get(str(part))
+        classes = section_classes(place.annotation)
+        members = [each for each in alternatives(place.annotation) if each is not type(None)]
+        if len(members) == 1 and classes:  # pydantic does not name the section of `section | None`
+            field = fields_of(classes[0]).get(str(part))
             annotation = field.annotation if field else None
             place = _Place((*place.path, part), classes[0], annotation, field)
         elif isinstance(part, int):
@@ -111,7 +113,7 @@ def _refusal(key: str, value: Any, allowed: str, words: Sequence[str]) -> str:
 
 
 def _allowed_keys(owner: type[BaseModel], key: str) -> str:
-    kind, keys = kind_of(owner), sorted(owner.model_fields)
+    kind, keys = kind_of(owner), sorted(fields_of(owner))
     whose = f" for kind {kind}" if kind else ""
     return f"Allowed{whose}: {', '.join(keys)}.{did_you_mean(key, keys)}"
 
