@@ -5,6 +5,7 @@ from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -15,6 +16,7 @@ from pydantic import (
 )
 
 from jaxformer.model.config import ModelConfig
+from jaxformer.model.lora import LoRAConfig
 from jaxformer.ops.kernels.choice import Kernel
 from jaxformer.parallel.mesh import AXES
 from jaxformer.parallel.rules import Rules, overridden
@@ -127,6 +129,9 @@ class TrainConfig(Schema):
     attention_kernel: Kernel = Field(
         "auto",
         description="auto: splash on TPU and cudnn on NVIDIA where they can serve, else xla",
+    )
+    freeze: tuple[str, ...] = Field(
+        (), strict=False, description="patterns of the paths of parameters that stay as they are"
     )
     z_loss: NonNegativeFloat = 0.0
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
@@ -298,6 +303,22 @@ class MeshConfig(Schema):
         return self
 
 
+class StartConfig(Schema):
+    """The weights a new run starts from: those of `from`, a run or a checkpoint. Parameters whose
+    paths match a pattern of `partial` start fresh, or with rows of a vocabulary that has grown."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    source: str | None = Field(None, alias="from", description="a run or RUN/checkpoints/STEP")
+    partial: tuple[str, ...] = Field((), strict=False)
+
+    @model_validator(mode="after")
+    def _partial_needs_a_source(self) -> "StartConfig":
+        if self.partial and self.source is None:
+            raise ValueError("partial is given without from; name the run to start from")
+        return self
+
+
 class RunConfig(Schema):
     dir: str = "runs/run"
     resume: Literal["auto", "never"] = Field(
@@ -324,6 +345,8 @@ class Config(Schema):
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     mesh: MeshConfig = MeshConfig()
+    init: StartConfig = StartConfig()
+    lora: LoRAConfig | None = None
     run: RunConfig = RunConfig()
 
     @model_validator(mode="after")
@@ -345,4 +368,15 @@ class Config(Schema):
                 f"data.sequence_length is {self.data.sequence_length}, but model.positions has "
                 f"max_length {longest}; shorten the rows or lengthen the table"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_have_a_base(self) -> "Config":
+        if self.lora is None:
+            return self
+        if self.init.source is None:
+            raise ValueError("lora needs a base to adapt: give init.from, a run or a checkpoint")
+        if self.init.partial or self.train.freeze:
+            key = "init.partial" if self.init.partial else "train.freeze"
+            raise ValueError(f"{key} has no place beside lora, which freezes all but its adapters")
         return self

@@ -10,13 +10,11 @@ import jax.numpy as jnp
 from flax.core import meta
 from jax.sharding import Mesh
 
-from jaxformer.checkpoint.run_directory import locate
 from jaxformer.config import Config
 from jaxformer.data.chat_template import load_chat_template
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.generate.decode import Decoder
 from jaxformer.generate.text import generate_text
-from jaxformer.loading import load_config
 from jaxformer.model.accounting import abstract_parameters
 from jaxformer.model.language_model import LanguageModel, build_model
 from jaxformer.parallel.mesh import make_mesh
@@ -29,7 +27,7 @@ PyTree = Any
 @dataclass(frozen=True)
 class Run:
     """A configuration, its model, and parameters after `step` updates (their moving average, if the
-    run keeps one), placed on `mesh`."""
+    run keeps one), adapters merged, placed on `mesh`."""
 
     config: Config
     model: LanguageModel
@@ -65,29 +63,24 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
         overrides: `key.path=value` each, on top of the run's configuration.
 
     Raises:
-        UserError: no such run or checkpoint, or the configuration or tokenizer does not fit it.
+        UserError: no such run or checkpoint; the configuration or tokenizer does not fit it; it
+            holds adapters, and what they adapt is gone or has changed.
     """
-    directory, step = locate(path)
-    config = load_config(directory.config, overrides)
+    from jaxformer.checkpoint.manager import placed
+    from jaxformer.checkpoint.weights import find_weights
+
+    weights = find_weights(path, overrides)
+    config = weights.config
     tokenizer = load_tokenizer(config.data.tokenizer)
     model = build_model(
         config.model, vocab_size=tokenizer.vocab_size, dtype=jnp.dtype(config.train.precision)
     )
-    from jaxformer.checkpoint.manager import Checkpoints, placed
-
-    if not directory.has_checkpoints:
-        raise UserError(f"{directory.path} has no checkpoint yet; train it first, or wait for one")
-    with Checkpoints(directory.checkpoints, read_only=True) as checkpoints:
-        step = checkpoints.steps()[-1] if step is None else step
-        manifest = checkpoints.manifest(step)
-        _check_tokenizer(directory.checkpoints / str(step), tokenizer, manifest["tokenizer"])
-        mesh = make_mesh(config.mesh.sizes, config.mesh.preset)
-        boxed = abstract_parameters(model)
-        shardings = parameter_shardings(mesh, boxed, config.mesh.table)
-        abstract = placed(meta.unbox(boxed), shardings)
-        item = "ema" if "ema" in manifest["trees"] else "params"
-        params = checkpoints.restore(step, {item: abstract})[item]
-    return Run(config, model, params, tokenizer, step, mesh)
+    _check_tokenizer(weights.where, tokenizer, weights.manifest["tokenizer"])
+    mesh = make_mesh(config.mesh.sizes, config.mesh.preset)
+    boxed = abstract_parameters(model)
+    abstract = placed(meta.unbox(boxed), parameter_shardings(mesh, boxed, config.mesh.table))
+    params = weights.restore(abstract).params
+    return Run(config, model, params, tokenizer, weights.step, mesh)
 
 
 def _check_tokenizer(where: Path, tokenizer: Tokenizer, saved: dict[str, str]) -> None:

@@ -67,8 +67,8 @@ def test_every_mistake_has_a_line_with_its_place(configuration):
     assert mistakes(file, "eval.every=0") == [
         "train.seed is -1; allowed: a whole number of at least 0. (line 8)",
         "train.stpes: unknown key. Allowed: accumulation, attention_kernel, batch_size, ema_decay, "
-        "log_every, max_nonfinite_steps, precision, remat, seed, steps, unroll_layers, z_loss. "
-        "Did you mean 'steps'? (line 7)",
+        "freeze, log_every, max_nonfinite_steps, precision, remat, seed, steps, unroll_layers, "
+        "z_loss. Did you mean 'steps'? (line 7)",
         "eval.every is 0; allowed: a whole number above 0. (given as eval.every=0)",
         "mesh.data is 'two'; allowed: a whole number or null. (line 9)",
     ]
@@ -156,3 +156,38 @@ def test_a_resolved_configuration_loads_as_itself(configuration):
     resolved = file.with_name("resolved.yaml")
     resolved.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     assert load_config(resolved) == config
+
+
+def test_a_mistake_in_a_section_that_may_be_left_out_has_its_own_key(configuration):
+    file = configuration("init: {from: runs/base}\n")
+    assert mistakes(file, "lora.targets=x") == [
+        "lora.targets is 'x'; allowed: a list, each item text. (given as lora.targets=x)"
+    ]
+
+
+def test_the_key_from_is_from_in_files_overrides_messages_and_what_is_saved(configuration):
+    config = load_config(configuration("init: {from: runs/a}\n"), ["init.from=runs/b"])
+    assert config.model_dump(mode="json")["init"] == {"from": "runs/b", "partial": []}
+    assert mistakes(configuration(), "init.form=runs/a") == [
+        "init.form: unknown key. Allowed: from, partial. Did you mean 'from'? "
+        "(given as init.form=runs/a)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["lora.rank=2"], "lora needs a base to adapt: give init.from, a run or a checkpoint"),
+        (["init.partial=[head]"], "init: partial is given without from; name the run"),
+        (
+            ["lora.rank=2", "init={from: a, partial: [head]}"],
+            "init.partial has no place beside lora",
+        ),
+        (["lora.rank=2", "init.from=a", "train.freeze=[head]"], "train.freeze has no place"),
+    ],
+)
+def test_sections_of_fine_tuning_that_do_not_go_together_are_refused(
+    configuration, overrides, message
+):
+    (line,) = mistakes(configuration(), *overrides)
+    assert message in line

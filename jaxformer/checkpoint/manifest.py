@@ -46,8 +46,13 @@ def differences(saved: Description, wanted: Description) -> list[str]:
     return lines
 
 
-def check_same_tree(item: str, where: Path, saved: Description, wanted: PyTree) -> None:
+def check_same_tree(
+    item: str, where: Path, saved: Description, wanted: PyTree, mend: str | None = None
+) -> None:
     """Refuse to restore into another tree than was saved.
+
+    Args:
+        mend: what to do about it; give the run's own configuration, if not given.
 
     Raises:
         UserError: the trees path by path, where they differ.
@@ -55,10 +60,10 @@ def check_same_tree(item: str, where: Path, saved: Description, wanted: PyTree) 
     lines = differences(saved, describe(wanted))
     if lines:
         shown = lines[:20] + ([f"and {len(lines) - 20} more"] if len(lines) > 20 else [])
+        own = f"give the configuration it was trained with ({where.parent.parent}/config.yaml)"
         raise UserError(
             f"{where} does not fit: its {item} differ in {len(lines)} places from those of the "
-            f"configuration; give the configuration it was trained with ({where.parent.parent}/"
-            f"config.yaml)\n  " + "\n  ".join(shown)
+            f"configuration; {mend or own}\n  " + "\n  ".join(shown)
         )
 
 

@@ -4,10 +4,13 @@ import math
 
 import jax
 import jax.numpy as jnp
+from flax.core import meta
 
 from jaxformer.model.ffn import FFN
 from jaxformer.model.language_model import LanguageModel
+from jaxformer.model.lora import adapter_paths
 from jaxformer.model.mixers import build_mixer
+from jaxformer.model.parameter_paths import by_path
 
 
 def abstract_parameters(model: LanguageModel) -> dict:
@@ -25,6 +28,7 @@ def flops_per_token(model: LanguageModel, length: int) -> float:
     """Forward FLOPs per token of sequences of `length` tokens, a multiply-add counting two.
 
     A training step costs three times as much: the backward pass has two products for each one.
+    That of a frozen matrix has one.
     """
     config, dims = model.config, model.dims
     layers = sum(
@@ -32,7 +36,15 @@ def flops_per_token(model: LanguageModel, length: int) -> float:
         + (FFN(layer.ffn, dims, parent=None).flops(length) if layer.ffn else 0.0)
         for layer in config.layers()
     )
-    return layers + 2.0 * config.d_model * model.vocab_size
+    return layers + 2.0 * config.d_model * model.vocab_size + 2.0 * _adapters(model)
+
+
+def _adapters(model: LanguageModel) -> int:
+    """How many weights the adapters have; each is multiplied once for every token."""
+    if model.lora is None:
+        return 0
+    leaves = by_path(meta.unbox(abstract_parameters(model)))
+    return sum(math.prod(leaves[path].shape) for path in adapter_paths(leaves))
 
 
 def kernels(model: LanguageModel, length: int) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.dims import Dims
+from jaxformer.model.lora import LoRAConfig, adapted
 from jaxformer.model.mixers import Cache
 from jaxformer.model.norms import Norm
 from jaxformer.model.positions import LearnedPositionsConfig, SinusoidalPositionsConfig, sinusoidal
@@ -24,8 +25,8 @@ class LanguageModel(nn.Module):
     """logits_t = head(norm(layers(embed(tokens_{≤t})))).
 
     `remat` names what a layer keeps for its gradient; `layout` is how the stack is laid out, see
-    `Stack`; `attention_kernel` see `ops.kernels.choice`. Parameters are float32, activations
-    `dtype`, logits and losses float32.
+    `Stack`; `attention_kernel` see `ops.kernels.choice`; `lora` adds adapters. Parameters are
+    float32, activations `dtype`, logits and losses float32.
     """
 
     config: ModelConfig
@@ -34,6 +35,7 @@ class LanguageModel(nn.Module):
     remat: Literal["none", "dots", "full"] = "none"
     layout: Literal["scanned", "unrolled", "separate"] = "scanned"
     attention_kernel: Kernel = "auto"
+    lora: LoRAConfig | None = None
 
     def setup(self) -> None:
         config, d_model = self.config, self.config.d_model
@@ -142,7 +144,8 @@ class LanguageModel(nn.Module):
         elif isinstance(config.positions, SinusoidalPositionsConfig):
             x += sinusoidal(positions, config.d_model).astype(self.dtype)
         x = constrain_tokens(x, "d_model")
-        x, cache = self.stack(x, positions, segment_ids, cache)
+        with adapted(self.lora):
+            x, cache = self.stack(x, positions, segment_ids, cache)
         return (x if config.norm.placement == "post" else self.final_norm(x)), cache
 
     def _head(self) -> jax.Array:
@@ -174,6 +177,7 @@ def build_model(
     remat: Literal["none", "dots", "full"] = "none",
     layout: Literal["scanned", "unrolled", "separate"] = "scanned",
     attention_kernel: Kernel = "auto",
+    lora: LoRAConfig | None = None,
 ) -> LanguageModel:
     """The module that `config` describes; `vocab_size` is taken where the configuration has none.
 
@@ -183,4 +187,4 @@ def build_model(
     size = config.vocab_size or vocab_size
     if size is None:
         raise ValueError("model.vocab_size is not set and no tokenizer gives it; pass vocab_size")
-    return LanguageModel(config, size, dtype, remat, layout, attention_kernel)
+    return LanguageModel(config, size, dtype, remat, layout, attention_kernel, lora)

@@ -58,7 +58,7 @@ class Stack(nn.Module):
                 part = nn.scan(
                     group,
                     variable_axes={"params": 0},
-                    split_rngs={"params": True},
+                    split_rngs={"params": True, "dropout": True},
                     in_axes=(0, nn.broadcast, nn.broadcast),
                     length=repetitions,
                     unroll=repetitions if self.layout == "unrolled" else 1,

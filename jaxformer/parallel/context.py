@@ -14,26 +14,30 @@ Batch = TypeVar("Batch")
 Sums = TypeVar("Sums")
 
 
-def over_context(sums: Callable[[Params, Batch], Sums]) -> Callable[[Params, Batch], Sums]:
-    """`sums` of every device's piece of the rows, added up; on a mesh without `context`, `sums`.
+def over_context(sums: Callable[..., Sums]) -> Callable[..., Sums]:
+    """`sums(params, batch, **rngs)` of every device's piece of the rows, added up; on a mesh
+    without `context`, `sums`.
 
     What it calls sees its piece [rows, length / context] of every array, finds the others through
-    `ops.shards`, and leaves all other mesh axes to the compiler.
+    `ops.shards`, has keys of its own, and leaves all other mesh axes to the compiler.
     """
 
-    def of_piece(params: Params, batch: Batch) -> Sums:
-        return jax.lax.psum(sums(params, batch), AXIS)
+    def of_piece(params: Params, batch: Batch, rngs: dict[str, jax.Array]) -> Sums:
+        own = {
+            name: jax.random.fold_in(key, jax.lax.axis_index(AXIS)) for name, key in rngs.items()
+        }
+        return jax.lax.psum(sums(params, batch, **own), AXIS)
 
-    def summed(params: Params, batch: Batch) -> Sums:
+    def summed(params: Params, batch: Batch, **rngs: jax.Array) -> Sums:
         if jax.sharding.get_abstract_mesh().shape.get(AXIS, 1) == 1:
-            return sums(params, batch)
+            return sums(params, batch, **rngs)
         return jax.shard_map(
             of_piece,
-            in_specs=(PartitionSpec(), PartitionSpec(None, AXIS)),
+            in_specs=(PartitionSpec(), PartitionSpec(None, AXIS), PartitionSpec()),
             out_specs=PartitionSpec(),
             axis_names={AXIS},
             check_vma=False,
-        )(params, batch)
+        )(params, batch, rngs)
 
     return summed
 

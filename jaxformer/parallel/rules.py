@@ -31,6 +31,7 @@ RULES: Rules = (
     ("head_dim", None),
     ("width", None),
     ("rank", None),
+    ("adapter", None),
     ("group", None),
     ("steps", None),
     ("branch", None),

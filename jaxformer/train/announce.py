@@ -27,8 +27,11 @@ def plan_of(program: Program, stores: Stores, peak: Peak) -> str:
     device = program.mesh.devices.flat[0]
     state = bytes_per_device(program.abstract, program.shardings)
     kernels = {"kernels": ", ".join(program.kernels)} if program.kernels else {}
+    frozen = program.num_parameters - program.num_trained
+    trained = {"trained": f"{program.num_trained:,} parameters, {frozen:,} are frozen"}
     lines = {
         "model": f"{program.num_parameters:,} parameters, layers {layers}{chosen}",
+        **(trained if frozen else {}),
         **kernels,
         "data": f"{sources}: {epoch:,} tokens to train on{learnt}, tokenizer "
         f"{config.data.tokenizer}",

@@ -1,9 +1,12 @@
 """The three ways in which a run ends, each with its exit code."""
 
 import math
+from functools import partial
 
+import jax
 import numpy as np
 
+from jaxformer.checkpoint.lora import merged
 from jaxformer.data.loader import train_batches
 from jaxformer.parallel import processes
 from jaxformer.paths import append_text
@@ -32,7 +35,10 @@ def end_finished(session: Session, state: TrainState, step: int) -> int:
 
 def _sample(session: Session, state: TrainState, step: int) -> str:
     program, config = session.program, session.config
-    run = Run(config, program.model, averaged(state), session.tokenizer, step, program.mesh)
+    model, params = program.model, averaged(state)
+    if config.lora is not None:
+        model, params = model.clone(lora=None), jax.jit(partial(merged, config=config.lora))(params)
+    run = Run(config, model, params, session.tokenizer, step, program.mesh)
     longest = getattr(config.model.positions, "max_length", math.inf)
     text = run.generate(
         "",

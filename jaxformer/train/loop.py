@@ -4,6 +4,7 @@ from functools import partial
 
 from jaxformer.checkpoint.manager import Checkpoints
 from jaxformer.checkpoint.run_directory import RunDirectory, flat
+from jaxformer.checkpoint.weights import Weights
 from jaxformer.config import Config
 from jaxformer.data.loader import iterate, open_stores, train_batches, validation_batches
 from jaxformer.data.tokenizers import load_tokenizer
@@ -25,9 +26,17 @@ from jaxformer.train.preflight import (
     is_complete,
     manifest_of,
 )
-from jaxformer.train.program import Compiled, averaged, make_program, restored, trees
+from jaxformer.train.program import (
+    Compiled,
+    averaged,
+    make_program,
+    restored,
+    trees,
+    weights,
+)
 from jaxformer.train.recorder import Recorder
 from jaxformer.train.session import Session, save
+from jaxformer.train.start import begin, find_start, tell
 from jaxformer.train.step import TrainState
 from jaxformer.train.trackers import Guarded, TensorBoard
 
@@ -61,6 +70,7 @@ def train(config: Config) -> int:
         )
         check_rows(mesh.shape, _eval_rows(config), 1, "eval.batch_size")
         program = make_program(config, mesh, tokenizer.vocab_size)
+        other = None if directory.has_checkpoints else find_start(program)
         with processes.first_goes_first("token stores"):
             stores = open_stores(config.data, tokenizer)
             validation = validation_batches(
@@ -84,18 +94,26 @@ def train(config: Config) -> int:
     ):
         display.say(announce.plan_of(program, stores, peak))
         if mesh.size > 1:
-            display.say(sharding_report(program.abstract.params))
-        # A run starts from its own newest checkpoint, or else from scratch.
+            display.say(sharding_report(weights(program.abstract)))
+        # A run starts from its own newest checkpoint; or else from other weights (init.from), as
+        # far as they are taken (init.partial); or else from scratch.
         with goodput.spent_on("start"):
             resumed = checkpoints.latest()
             processes.check_same("newest checkpoint", {"step": resumed})
-            if resumed is None:
-                state = program.initial_state()
-            else:
-                check_same_data(directory, checkpoints.manifest(resumed), manifest)
+            if resumed is not None:
+                saved = checkpoints.manifest(resumed)
+                check_same_data(directory, saved, manifest)
+                manifest["init"] = saved.get("init")
+                own = Weights(directory, resumed, config, saved)
+                base = own.restore_base(program.abstract.base) if config.lora else None
                 arrays = checkpoints.restore(resumed, trees(program.abstract))
-                state = restored(program, arrays, checkpoints.state(resumed))
-                display.say(f"resumed from {directory.checkpoints / str(resumed)}")
+                state = restored(program, arrays, checkpoints.state(resumed), base)
+                display.say(f"resumed from {own.where}")
+            elif other is not None:
+                state, manifest["init"] = begin(other, program)
+                display.say(tell(other, tokenizer))
+            else:
+                state, manifest["init"] = program.initial_state(), None
             processes.first_alone("manifest", lambda: directory.write_manifest(manifest))
             log = MetricsLog(directory.metrics, resumed or 0, writes=processes.is_first())
         board = partial(TensorBoard, directory.tensorboard, resumed or 0)

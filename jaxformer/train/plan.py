@@ -22,7 +22,7 @@ from jaxformer.parallel.report import sharding_report
 from jaxformer.parallel.rules import bytes_per_device
 from jaxformer.parallel.topology import GIB, Slice, compile_only_devices, parse_slice
 from jaxformer.schema import UserError
-from jaxformer.train.program import Program, make_program
+from jaxformer.train.program import Program, make_program, weights
 
 FITS, DOES_NOT_FIT = 0, 1
 BEST = 5  # variants that a search shows
@@ -110,7 +110,8 @@ def show_sharding(config: Config, topology: str, slices: int) -> None:
     """
     _, devices = _slices(topology, slices)
     mesh = make_mesh(config.mesh.sizes, config.mesh.preset, devices)
-    print(sharding_report(make_program(config, mesh, _vocab_size(config)).abstract.params))
+    program = make_program(config, mesh, _vocab_size(config))
+    print(sharding_report(weights(program.abstract)))
 
 
 def search(config: Config, topology: str, slices: int, *, as_json: bool) -> int:
@@ -209,7 +210,7 @@ def _vocab_size(config: Config) -> int:
 
 def _memory(program: Program, compiled: jax.stages.Compiled, where: Slice) -> Memory:
     state, shardings = program.abstract, program.shardings
-    parameters = bytes_per_device(state.params, shardings.params)
+    parameters = bytes_per_device(weights(state), weights(shardings))
     stats: Any = compiled.memory_analysis()
     optimizer = bytes_per_device((state.opt_state, state.ema), (shardings.opt_state, shardings.ema))
     return Memory(

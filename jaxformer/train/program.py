@@ -1,6 +1,7 @@
 """What a configuration compiles to on a mesh: the state's shape and place, and its functions."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +21,14 @@ from jaxformer.model.accounting import (
     kernels,
 )
 from jaxformer.model.language_model import LanguageModel, build_model
+from jaxformer.model.parameter_paths import by_path, from_paths, join, split
 from jaxformer.parallel import rules
 from jaxformer.parallel.context import check_length, over_context
 from jaxformer.schema import UserError
-from jaxformer.train.optimizer import make_optimizer
+from jaxformer.train.optimizer import decay_mask, make_optimizer
 from jaxformer.train.schedule import make_schedule
 from jaxformer.train.step import Metrics, StepOptions, TrainState, init_state, make_train_step
+from jaxformer.train.trained import trained_paths
 
 # Fusions of matrix products are faster with half of a core's vector memory at their disposal.
 TPU_OPTIONS: dict[str, str | bool] = {"xla_tpu_scoped_vmem_limit_kib": "65536"}
@@ -42,10 +45,11 @@ class Program:
     mesh: Mesh
     model: LanguageModel
     abstract: TrainState
-    init: Callable[[jax.Array], TrainState]
+    init: Callable[[jax.Array, PyTree], TrainState]
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     eval_step: EvalStep
     kernels: tuple[str, ...]  # what serves the layers that have some, and why
+    frozen_products: int  # weights that are multiplied, once for every token, and get no gradient
 
     @property
     def shardings(self) -> TrainState:
@@ -56,20 +60,34 @@ class Program:
         return count_parameters(self.model)
 
     @property
+    def num_trained(self) -> int:
+        """How many parameters updates change."""
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.abstract.params))
+
+    @property
     def tokens_per_step(self) -> int:
         return self.config.train.batch_size * self.config.data.sequence_length
 
     @property
     def flops_per_step(self) -> float:
-        """Forward and backward of the model alone: 3 × forward, without rematerialisation."""
+        """Forward and backward of the model alone: 3 × forward, without rematerialisation, less
+        the gradients of frozen matrices."""
         per_token = flops_per_token(self.model, self.config.data.sequence_length)
-        return 3 * per_token * self.tokens_per_step
+        return (3 * per_token - 2 * self.frozen_products) * self.tokens_per_step
 
-    def initial_state(self) -> TrainState:
-        """A fresh state, made in place on the mesh; the same seed gives the same on every mesh."""
-        init = jax.jit(self.init, out_shardings=self.shardings)
+    def initial_state(self, given: PyTree | None = None) -> TrainState:
+        """A state before the first step, made in place on the mesh, of the weights `given` (which
+        are used up) and fresh ones for the rest; the same seed gives the same on every mesh.
+
+        Of a weight given with fewer rows or columns, the others are fresh.
+        """
+        shapes = by_path(weights(self.abstract))
+        leaves = by_path(given or {})
+        is_whole = all(leaf.shape == shapes[path].shape for path, leaf in leaves.items())
+        donated = (1,) if is_whole else ()
+        init = jax.jit(self.init, out_shardings=self.shardings, donate_argnums=donated)
         with rules.use_mesh(self.mesh, self.config.mesh.table):
-            return init(jax.random.key(self.config.train.seed))
+            return init(jax.random.key(self.config.train.seed), given or {})
 
     def compile(self, rows_to_evaluate: int | None) -> "Compiled":
         """Both steps, ahead of time: what is called later can never compile again."""
@@ -85,7 +103,7 @@ class Program:
             if rows_to_evaluate is None:
                 return Compiled(train, None)
             batch = self._abstract_batch(rows_to_evaluate)
-            eval_step = jax.jit(self.eval_step).lower(self.abstract.params, batch)
+            eval_step = jax.jit(self.eval_step).lower(averaged(self.abstract), batch)
             return Compiled(train, eval_step.compile(options))
 
     def _abstract_batch(self, rows: int) -> Batch:
@@ -138,18 +156,25 @@ def make_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
         dtype=jnp.dtype(train.precision),
         remat=train.remat,
         attention_kernel=train.attention_kernel,
+        lora=config.lora,
     )
     model = scanned.clone(layout="unrolled") if unrolls(config, mesh) else scanned
     boxed = abstract_parameters(model)
-    optimizer = make_optimizer(optimizer_config, rules.logical_axes(boxed))
+    whole, axes = meta.unbox(boxed), rules.logical_axes(boxed)
+    trained = trained_paths(config, whole)
+    optimizer = make_optimizer(optimizer_config, split(axes, trained)[0])
 
-    def init(key: jax.Array) -> TrainState:
+    def init(key: jax.Array, given: PyTree) -> TrainState:
         # The scanned layout gives the same parameters, and compiles in a fraction of the time.
-        params = meta.unbox(scanned.init(key, jnp.zeros((1, 2), jnp.int32))["params"])
-        return init_state(params, optimizer, train.ema_decay)
+        fresh = meta.unbox(scanned.init(key, jnp.zeros((1, 2), jnp.int32))["params"])
+        params, rest = split(_put_in(fresh, given), trained)
+        frozen, base = (rest, {}) if config.lora is None else ({}, rest)
+        return init_state(params, optimizer, train.ema_decay, frozen, base)
 
-    def loss_sums(params: PyTree, batch: Batch) -> PyTree:
-        return model.apply({"params": params}, *batch, z_loss=train.z_loss, method="loss")
+    def loss_sums(params: PyTree, batch: Batch, **rngs: jax.Array) -> PyTree:
+        return model.apply(
+            {"params": params}, *batch, z_loss=train.z_loss, method="loss", rngs=rngs
+        )
 
     train_step = make_train_step(
         over_context(loss_sums),
@@ -161,11 +186,12 @@ def make_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
             optimizer_config.clip_norm,
             train.ema_decay,
             z_loss=train.z_loss > 0,
+            dropout_seed=train.seed if config.lora and config.lora.dropout else None,
         ),
     )
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    shapes = jax.eval_shape(init, jax.random.key(0), {})
     shardings = rules.like_parameters(
-        mesh, shapes.params, rules.parameter_shardings(mesh, boxed, config.mesh.table), shapes
+        mesh, whole, rules.parameter_shardings(mesh, boxed, config.mesh.table), shapes
     )
     return Program(
         config=config,
@@ -176,6 +202,26 @@ def make_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
         train_step=train_step,
         eval_step=make_eval_step(model),
         kernels=_chosen_kernels(model, mesh, config.data.sequence_length),
+        frozen_products=_frozen_products(config, whole, axes, trained),
+    )
+
+
+def _put_in(fresh: PyTree, given: PyTree) -> PyTree:
+    leaves = by_path(fresh)
+    for path, leaf in by_path(given).items():
+        corner = tuple(map(slice, leaf.shape))
+        same = leaf.shape == leaves[path].shape
+        leaves[path] = leaf if same else leaves[path].at[corner].set(leaf)
+    return from_paths(leaves)
+
+
+def _frozen_products(config: Config, whole: PyTree, axes: PyTree, trained: Collection[str]) -> int:
+    looked_up = () if config.model.tie_embeddings else ("embedding",)
+    leaves = by_path(whole)
+    return sum(
+        math.prod(leaves[path].shape)
+        for path, is_matrix in by_path(decay_mask(axes)).items()
+        if is_matrix and path not in trained and path not in looked_up
     )
 
 
@@ -190,15 +236,21 @@ def _chosen_kernels(model: LanguageModel, mesh: Mesh, length: int) -> tuple[str,
         ) from None
 
 
+def weights(state: TrainState) -> PyTree:
+    """All weights of the model, trained or not."""
+    return join(state.base, state.frozen, state.params)
+
+
 def averaged(state: TrainState) -> PyTree:
-    """The parameters to evaluate and to sample from: the moving average where one is kept."""
-    return state.params if state.ema is None else state.ema
+    """The weights to evaluate and to sample from: the moving average where one is kept."""
+    return weights(state if state.ema is None else state.replace(params=state.ema))
 
 
 def trees(state: TrainState) -> dict[str, PyTree]:
     """The arrays of a checkpoint."""
-    averaged = {} if state.ema is None else {"ema": state.ema}
-    return {"params": state.params, "opt_state": state.opt_state, **averaged}
+    average = {} if state.ema is None else {"ema": join(state.frozen, state.ema)}
+    params = join(state.frozen, state.params)
+    return {"params": params, "opt_state": state.opt_state, **average}
 
 
 def progress(state: TrainState) -> Json:
@@ -207,10 +259,15 @@ def progress(state: TrainState) -> Json:
     return {"step": step, "data": {"next_batch": step}, "nonfinite": int(state.nonfinite)}
 
 
-def restored(program: Program, arrays: dict[str, PyTree], progress: Json) -> TrainState:
-    """The state that `trees` and `progress` were made from."""
+def restored(
+    program: Program, arrays: dict[str, PyTree], progress: Json, base: PyTree | None = None
+) -> TrainState:
+    """The state that `trees` and `progress` were made from, on the `base` under its adapters."""
     step, nonfinite = jax.device_put(
         (jnp.int32(progress["step"]), jnp.int32(progress["nonfinite"])),
         rules.replicated(program.mesh),
     )
-    return TrainState(step, arrays["params"], arrays["opt_state"], arrays.get("ema"), nonfinite)
+    trained = by_path(program.abstract.params)
+    params, frozen = split(arrays["params"], trained)
+    ema = split(arrays["ema"], trained)[0] if "ema" in arrays else None
+    return TrainState(step, params, arrays["opt_state"], ema, nonfinite, frozen, base or {})

@@ -9,6 +9,7 @@ import optax
 from flax import struct
 
 from jaxformer.data.batch import Batch
+from jaxformer.model.parameter_paths import join
 from jaxformer.train.schedule import Schedule
 
 PyTree = Any
@@ -23,14 +24,27 @@ class Sums(Protocol):
     tokens: jax.Array
 
 
+class LossSums(Protocol):
+    """The sums of a batch for all weights; `rngs` are keys, such as `dropout`."""
+
+    def __call__(self, params: PyTree, batch: Batch, **rngs: jax.Array) -> Sums: ...
+
+
 class TrainState(struct.PyTreeNode):
-    """All that a run carries from step to step; parameters and averages are float32."""
+    """All that a run carries from step to step; parameters and averages are float32.
+
+    The weights are three trees of other paths each: `params` are trained, and have an optimizer
+    state and an average; `frozen` and `base` stay as they are. Of a run with adapters `base` is
+    what they adapt, which no checkpoint of it repeats.
+    """
 
     step: jax.Array  # int32: updates tried, skipped ones included
     params: PyTree
     opt_state: PyTree
-    ema: PyTree | None  # the parameters' moving average, or None
+    ema: PyTree | None  # the moving average of `params`, or None
     nonfinite: jax.Array  # int32: updates skipped in a row, up to now
+    frozen: PyTree = struct.field(default_factory=dict)
+    base: PyTree = struct.field(default_factory=dict)
 
 
 class StepOptions(NamedTuple):
@@ -41,39 +55,50 @@ class StepOptions(NamedTuple):
     clip_norm: float | None = None
     ema_decay: float | None = None
     z_loss: bool = False  # whether to report it
+    dropout_seed: int | None = None  # None: the loss takes no key
 
 
 def init_state(
-    params: PyTree, optimizer: optax.GradientTransformation, ema_decay: float | None
+    params: PyTree,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float | None,
+    frozen: PyTree | None = None,
+    base: PyTree | None = None,
 ) -> TrainState:
     """The state before the first step; the average starts at the parameters."""
     zero = jnp.zeros((), jnp.int32)
     ema = None if ema_decay is None else jax.tree.map(jnp.copy, params)
-    return TrainState(zero, params, optimizer.init(params), ema, zero)
+    return TrainState(zero, params, optimizer.init(params), ema, zero, frozen or {}, base or {})
 
 
 def make_train_step(
-    loss_sums: Callable[[PyTree, Batch], Sums],
+    loss_sums: LossSums,
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
     options: StepOptions,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """One update, to be jitted with the state donated.
 
-    With G = Σ over all loss tokens of the batch of ∇(loss + z-loss), and N their count,
+    With G = Σ over all loss tokens of the batch of ∇(loss + z-loss), and N their count, θ being
+    the trained weights alone,
 
         g = G / N,   g ← g · min(1, clip_norm / ‖g‖),   θ ← θ + factor(step) · optimizer(g, θ)
 
     whatever the accumulation and sharding: micro-batches add to G and N, and the division is made
     once. When the loss or ‖g‖ is not finite, parameters, optimizer state and average stay as they
     were; the step counts on, and `nonfinite` counts how many such steps there were in a row.
+    Keys are pure functions of `options.dropout_seed`, the step and the micro-batch.
 
     Metrics (float32 scalars): `loss` in nats per loss token, `grad_norm` = ‖g‖ before clipping,
     `learning_rate`, `tokens` = N, `nonfinite`, and `z_loss` per token if asked for.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        sums, gradients = _sum_gradients(loss_sums, state.params, batch, options.accumulation)
+        rngs = {}
+        if options.dropout_seed is not None:
+            key = jax.random.key(options.dropout_seed)
+            rngs["dropout"] = jax.random.fold_in(key, state.step)
+        sums, gradients = _sum_gradients(loss_sums, state, batch, options.accumulation, rngs)
         tokens = jnp.maximum(sums.tokens, 1.0)
         loss = sums.loss / tokens
         grad_norm = optax.tree.norm(gradients) / tokens
@@ -105,34 +130,45 @@ def make_train_step(
         }
         if options.z_loss:
             metrics["z_loss"] = sums.z_loss / tokens
-        return TrainState(state.step + 1, params, opt_state, ema, nonfinite), metrics
+        state = state.replace(
+            step=state.step + 1, params=params, opt_state=opt_state, ema=ema, nonfinite=nonfinite
+        )
+        return state, metrics
 
     return train_step
 
 
 def _sum_gradients(
-    loss_sums: Callable[[PyTree, Batch], Sums], params: PyTree, batch: Batch, accumulation: int
+    loss_sums: LossSums,
+    state: TrainState,
+    batch: Batch,
+    accumulation: int,
+    rngs: dict[str, jax.Array],
 ) -> tuple[Sums, PyTree]:
-    def objective(params: PyTree, rows: Batch) -> tuple[jax.Array, Sums]:
-        sums = loss_sums(params, rows)
+    def objective(
+        params: PyTree, rows: Batch, rngs: dict[str, jax.Array]
+    ) -> tuple[jax.Array, Sums]:
+        sums = loss_sums(join(state.base, state.frozen, params), rows, **rngs)
         return sums.loss + sums.z_loss, sums
 
     gradient = jax.grad(objective, has_aux=True)
     if accumulation == 1:
-        gradients, sums = gradient(params, batch)
+        gradients, sums = gradient(state.params, batch, rngs)
         return sums, gradients
 
     def add_micro_batch(
-        total: tuple[PyTree, Sums], rows: Batch
+        total: tuple[PyTree, Sums], part: tuple
     ) -> tuple[tuple[PyTree, Sums], None]:
-        return jax.tree.map(jnp.add, total, gradient(params, rows)), None
+        return jax.tree.map(jnp.add, total, gradient(state.params, *part)), None
 
     micro_batches = jax.tree.map(lambda x: _split_rows(x, accumulation), batch)
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), micro_batches)
+    keys = jax.tree.map(lambda key: jax.random.split(key, accumulation), rngs)
+    parts = (micro_batches, keys)
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), parts)
     zero = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, params, one)
+        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, state.params, *one)
     )
-    (gradients, sums), _ = jax.lax.scan(add_micro_batch, zero, micro_batches)
+    (gradients, sums), _ = jax.lax.scan(add_micro_batch, zero, parts)
     return sums, gradients
 
 

@@ -1,0 +1,57 @@
+"""Adapters and the weights they adapt: folded into one, and told apart from changed ones."""
+
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxformer.model.lora import A, B, LoRAConfig
+from jaxformer.model.parameter_paths import by_path, from_paths
+
+PyTree = Any
+
+
+def merged(params: PyTree, config: LoRAConfig) -> PyTree:
+    """W + (alpha / rank) · A B in float32 for every kernel with adapters, which are gone then.
+
+    Args:
+        params: all weights of a model with adapters; kernels [layers, inputs..., outputs...] or
+            without layers, A [..., inputs..., rank], B [..., rank, outputs...].
+    """
+    leaves = by_path(params)
+    for path in [path for path in leaves if path.endswith(f"/{A}")]:
+        module = path.removesuffix(A)
+        a, b, kernel = leaves.pop(path), leaves.pop(module + B), leaves[f"{module}kernel"]
+        product = _product
+        if a.ndim + b.ndim - 2 > kernel.ndim:
+            product = jax.vmap(_product)
+        leaves[f"{module}kernel"] = kernel + config.scale * product(a, b)
+    return from_paths(leaves)
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.tensordot(a, b, 1, precision="highest")
+
+
+def fingerprint(params: PyTree) -> str:
+    """32 hexadecimal digits that change with any bit of any weight, and not with the mesh.
+
+    Bits, as whole numbers, are added up modulo 2^32, each times an odd number that its place
+    gives: sums that do not depend on their order, made where the arrays lie.
+    """
+    sums = jax.jit(lambda tree: {path: _sum_of_bits(leaf) for path, leaf in by_path(tree).items()})
+    digest = hashlib.sha256()
+    for path, total in sorted(jax.device_get(sums(params)).items()):
+        digest.update(f"{path} {total}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def _sum_of_bits(leaf: jax.Array) -> jax.Array:
+    bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
+    place = jnp.zeros(leaf.shape, jnp.uint32)
+    for dimension, size in enumerate(leaf.shape):
+        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(
+            jnp.uint32, leaf.shape, dimension
+        )
+    return jnp.sum(bits * (place * jnp.uint32(2654435769) | 1), dtype=jnp.uint32)

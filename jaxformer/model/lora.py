@@ -1,0 +1,106 @@
+"""Low-rank adapters of projections (Hu et al., 2021, arXiv:2106.09685)."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from jaxformer.model.parameter_paths import by_path, matches
+from jaxformer.model.projection import Projection
+from jaxformer.schema import Schema
+
+A, B = "lora/a", "lora/b"  # beside `kernel`
+
+PyTree = Any
+
+
+class LoRAConfig(Schema):
+    """Adapters of `rank` beside the projections whose kernels' paths match `targets`; everything
+    else is frozen. `dropout` is on what they read, in training alone."""
+
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = Field(16.0, description="adapters count alpha / rank times")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    targets: tuple[str, ...] = Field(
+        ("*/mixer/*",),
+        min_length=1,
+        strict=False,
+        description="patterns of kernels' paths; the projections of all mixers if not given",
+    )
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+@contextlib.contextmanager
+def adapted(config: LoRAConfig | None) -> Iterator[None]:
+    """Within it, projections that are targets compute
+
+        y = x W + (alpha / rank) · dropout(x) A B,
+
+    with A [inputs, rank] uniform in ±1/√inputs, as the authors' code has it (the paper: normal),
+    and B [rank, outputs] zero, so that a model begins as it was without adapters. A lies as the
+    inputs of W do, B as its outputs. Dropout needs the random stream `dropout`, and is off without.
+    """
+    if config is None:
+        yield
+        return
+
+    def add_adapter(
+        project: Callable[..., jax.Array], arguments: tuple, options: dict, context: Any
+    ) -> Any:
+        y = project(*arguments, **options)
+        module = context.module
+        if not isinstance(module, Projection) or not _is_target(module, config):
+            return y
+        adapter = Adapter(module.features, module.names, config, name="lora")
+        return y + adapter(arguments[0])
+
+    with nn.intercept_methods(add_adapter):
+        yield
+
+
+def _is_target(module: Projection, config: LoRAConfig) -> bool:
+    if not module.is_initializing():
+        return module.has_variable("params", "lora")
+    kernel = ["/".join((*module.path, "kernel"))]
+    return any(matches(pattern, kernel) for pattern in config.targets)
+
+
+class Adapter(nn.Module):
+    """(alpha / rank) · dropout(x) A B; `features` and `names` are those of the projection."""
+
+    features: tuple[int, ...]
+    names: tuple[str, ...]
+    config: LoRAConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        config, num_inputs = self.config, len(self.names) - len(self.features)
+        inputs = x.shape[x.ndim - num_inputs :]
+        into, out_of = self.names[:num_inputs], self.names[num_inputs:]
+        bound = math.prod(inputs) ** -0.5
+
+        def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+            return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+        named, zeros = nn.with_logical_partitioning, nn.initializers.zeros
+        a = self.param("a", named(uniform, (*into, "adapter")), (*inputs, config.rank))
+        b = self.param("b", named(zeros, ("adapter", *out_of)), (config.rank, *self.features))
+        if config.dropout and self.has_rng("dropout"):
+            kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - config.dropout, x.shape)
+            x = jnp.where(kept, x / (1 - config.dropout), 0)
+        low = checkpoint_name(jnp.tensordot(x, a.astype(x.dtype), num_inputs), "projection")
+        return config.scale * jnp.tensordot(low, b.astype(x.dtype), 1)
+
+
+def adapter_paths(params: PyTree) -> set[str]:
+    """The paths of all A and B in a tree of parameters."""
+    return {path for path in by_path(params) if path.endswith((f"/{A}", f"/{B}"))}

@@ -1,0 +1,130 @@
+"""What a new run takes of another's weights, as `init` says."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from jaxformer.checkpoint.lora import fingerprint
+from jaxformer.checkpoint.manager import Json
+from jaxformer.checkpoint.manifest import Description, check_same_tree, describe
+from jaxformer.checkpoint.run_directory import flat
+from jaxformer.checkpoint.weights import Weights, abstract_leaves, find_weights
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.model.accounting import abstract_parameters
+from jaxformer.model.config import ModelConfig
+from jaxformer.model.parameter_paths import by_path, from_paths, matching, split
+from jaxformer.parallel.rules import logical_axes, replicated
+from jaxformer.train.program import Program, weights
+from jaxformer.train.step import TrainState
+
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights of another run, and what is taken of them."""
+
+    source: Weights
+    wanted: PyTree  # all of the source's, as ShapeDtypeStructs with shardings
+    taken: frozenset[str]  # paths
+    notes: tuple[str, ...]  # a line for each parameter not taken whole, and for what else differs
+
+
+def find_start(program: Program) -> Start | None:
+    """What `init.from` names, compared with what the run needs; no array is read yet. None where
+    it names nothing.
+
+    Raises:
+        UserError: it is no run or checkpoint; a pattern of init.partial matches no parameter; the
+            parameters that none matches differ, path by path.
+    """
+    init = program.config.init
+    if init.source is None:
+        return None
+    source = find_weights(init.source)
+    theirs = source.description()
+    adapts = program.config.lora is not None
+    leaves = by_path(program.abstract.base if adapts else weights(program.abstract))
+    ours = describe(leaves)
+    partial = matching(init.partial, theirs.keys() | ours.keys(), "init.partial")
+    check_same_tree(
+        "parameters",
+        source.where,
+        {path: leaf for path, leaf in theirs.items() if path not in partial},
+        {path: leaf for path, leaf in leaves.items() if path not in partial},
+        mend="mend the configuration, or name what is to start fresh: init.partial=['embedding']",
+    )
+    grown = _grown(program, theirs, ours) & partial if partial else set()
+    same = {path: leaf for path, leaf in leaves.items() if theirs.get(path) == ours[path]}
+    everywhere = replicated(program.mesh)
+    return Start(
+        source,
+        from_paths({**abstract_leaves(theirs, everywhere), **same}),
+        frozenset((ours.keys() - partial) | grown),
+        (
+            *(_note(path, theirs, ours, path in grown) for path in sorted(partial)),
+            *_changed_keys(source.config.model, program.config.model),
+        ),
+    )
+
+
+def _changed_keys(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
+    """What differs in the models' keys, other than sizes of tables and how weights start."""
+    told = {"init", "vocab_size"}
+    before, now = (flat(each.model_dump(mode="json", exclude=told)) for each in (theirs, ours))
+    return [
+        f"model.{key} was {before.get(key)} and is {now.get(key)} now"
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key)
+    ]
+
+
+def _grown(program: Program, theirs: Description, ours: Description) -> set[str]:
+    """The parameters that differ in nothing but a larger vocabulary."""
+    axes = by_path(logical_axes(abstract_parameters(program.model)))
+
+    def only_vocabulary(path: str) -> bool:
+        before, now = theirs[path]["shape"], ours[path]["shape"]
+        if "vocab" not in axes[path] or len(before) != len(now):
+            return False
+        at = tuple(axes[path]).index("vocab")
+        return now[at] > before[at] and now == [*before[:at], now[at], *before[at + 1 :]]
+
+    return {path for path in theirs.keys() & ours.keys() if only_vocabulary(path)}
+
+
+def _note(path: str, theirs: Description, ours: Description, grown: bool) -> str:
+    if path not in ours:
+        return f"not taken: {path} {theirs[path]['shape']}"
+    if not grown:
+        return f"fresh: {path} {ours[path]['shape']}"
+    before, now = theirs[path]["shape"], ours[path]["shape"]
+    return f"taken in part: {path} {before}, what {now} has beyond starts fresh"
+
+
+def begin(start: Start, program: Program) -> tuple[TrainState, Json]:
+    """The state before the first step, and what the manifest says of where it comes from."""
+    params, stored = start.source.restore(start.wanted)
+    origin = {
+        "from": str(start.source.directory.path),
+        "step": start.source.step,
+        "item": start.source.item,
+        "fingerprint": fingerprint(stored),
+    }
+    return program.initial_state(split(params, start.taken)[0]), origin
+
+
+def tell(start: Start, tokenizer: Tokenizer) -> str:
+    """What was taken and what was not, and from where."""
+    source, shapes = start.source, by_path(start.wanted)
+    taken = sum(math.prod(shapes[path].shape) for path in start.taken)
+    average = ", its moving average" if source.item == "ema" else ""
+    text = f"starts from {source.where}{average}: {taken:,} parameters are taken"
+    saved = source.manifest["tokenizer"]
+    notes = list(start.notes)
+    if saved["fingerprint"] != tokenizer.fingerprint:
+        notes.append(
+            f"the tokenizer was {saved['name']} and is {tokenizer.name} now: a token keeps its row "
+            f"of the embedding, whatever it stands for"
+        )
+    return "\n  ".join([text, *notes])

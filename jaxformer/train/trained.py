@@ -1,0 +1,35 @@
+"""Which of the parameters are trained: all, all but those frozen by pattern, or adapters alone."""
+
+from typing import Any
+
+from jaxformer.config import Config
+from jaxformer.model.lora import A, adapter_paths
+from jaxformer.model.parameter_paths import by_path, matches, matching, unmatched
+from jaxformer.schema import UserError
+
+PyTree = Any
+
+
+def trained_paths(config: Config, params: PyTree) -> set[str]:
+    """The paths that updates change; the others have neither gradient nor optimizer state.
+
+    Raises:
+        UserError: a pattern of train.freeze or lora.targets without a match, or nothing left.
+    """
+    paths = set(by_path(params))
+    if config.lora is not None:
+        adapters = adapter_paths(params)
+        _check_targets(config.lora.targets, paths)
+        return adapters
+    trained = paths - matching(config.train.freeze, paths, "train.freeze")
+    if not trained:
+        raise UserError("train.freeze matches every parameter; leave some to be trained")
+    return trained
+
+
+def _check_targets(targets: tuple[str, ...], paths: set[str]) -> None:
+    adapted = {f"{path.removesuffix(A)}kernel" for path in paths if path.endswith(f"/{A}")}
+    kernels = {path for path in paths if path.endswith("/kernel")}
+    for target in targets:
+        if not matches(target, adapted):  # what it matches besides is the kernel of no projection
+            raise unmatched(target, kernels - matches(target, kernels), "lora.targets")

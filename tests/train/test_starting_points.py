@@ -1,0 +1,156 @@
+"""A run goes on from its own checkpoint, or starts from another run's weights, or from scratch."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from jaxformer.model.parameter_paths import by_path
+from jaxformer.parallel.mesh import make_mesh
+from jaxformer.run import load
+from jaxformer.schema import UserError
+from jaxformer.train.loop import train
+from jaxformer.train.program import make_program, weights
+from jaxformer.train.start import begin, find_start, tell
+from tests.runs import make_config, results
+from tests.train.test_loop import signal_at_step
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where a run of four steps, with a moving average, is `base`."""
+    folder = tmp_path_factory.mktemp("starts")
+    config = make_config(folder, train={"steps": 4}, checkpoint={"every": 2})
+    assert train(config) == 0
+    (folder / "run").rename(folder / "base")
+    return folder
+
+
+def program_from(folder, source="base", model=None, vocab_size=257, mesh=None, **init):
+    config = make_config(
+        folder, init={"from": str(folder / source), **init}, model=model or {}, mesh=mesh or {}
+    )
+    return make_program(config, make_mesh(config.mesh.sizes), vocab_size)
+
+
+def started(program):
+    start = find_start(program)
+    state, origin = begin(start, program)
+    return by_path(weights(state)), start, origin
+
+
+def test_a_new_run_begins_with_the_average_of_another_and_a_new_optimizer(folder):
+    program = program_from(folder)
+    own, start, origin = started(program)
+    for path, leaf in by_path(load(folder / "base").params).items():
+        np.testing.assert_array_equal(own[path], leaf)
+    assert origin["item"] == "ema" and origin["step"] == 4
+    text = tell(start, load(folder / "base").tokenizer)
+    assert text == (
+        f"starts from {folder}/base/checkpoints/4, its moving average: 8,544 parameters are taken"
+    )
+
+
+def test_a_checkpoint_may_be_named_and_lie_on_another_mesh(folder):
+    named, _, origin = started(program_from(folder, "base/checkpoints/2", mesh={"fsdp": 1}))
+    assert origin["step"] == 2
+    newest = load(folder / "base").params["embedding"]
+    assert (np.asarray(named["embedding"]) != np.asarray(newest)).any()
+
+
+def test_another_model_is_refused_path_by_path_with_what_to_do(folder):
+    with pytest.raises(UserError) as raised:
+        find_start(program_from(folder, model={"tie_embeddings": False}, vocab_size=300))
+    message = str(raised.value)
+    assert "its parameters differ in 2 places" in message
+    assert "shape    embedding: float32[257, 16] in the checkpoint, float32[300, 16]" in message
+    assert "missing  head float32[16, 300]: not in the checkpoint" in message
+    assert "init.partial=" in message
+
+
+def test_what_partial_matches_starts_fresh_and_the_rest_is_taken(folder):
+    ffn = {"kind": "swiglu", "d_hidden": 32}
+    program = program_from(
+        folder, model={"tie_embeddings": False, "ffn": ffn}, partial=["head", "*/ffn/*"]
+    )
+    own, start, _ = started(program)
+    scratch = by_path(weights(program.initial_state()))
+    theirs = by_path(load(folder / "base").params)
+    for path, leaf in own.items():
+        fresh = path == "head" or "/ffn/" in path
+        np.testing.assert_array_equal(leaf, scratch[path] if fresh else theirs[path])
+    assert "fresh: head [16, 257]" in start.notes
+    assert "fresh: stack/groups/layer_0/ffn/in/kernel [2, 16, 32]" in start.notes
+
+
+def test_a_vocabulary_that_has_grown_keeps_its_rows(folder):
+    program = program_from(folder, vocab_size=300, partial=["embedding"])
+    own, start, _ = started(program)
+    theirs = load(folder / "base").params["embedding"]
+    scratch = by_path(weights(program.initial_state()))["embedding"]
+    np.testing.assert_array_equal(own["embedding"][:257], theirs)
+    np.testing.assert_array_equal(own["embedding"][257:], scratch[257:])
+    assert start.notes == (
+        "taken in part: embedding [257, 16], what [300, 16] has beyond starts fresh",
+    )
+
+
+def test_a_head_that_the_new_run_lacks_is_left_and_said(folder, tmp_path):
+    config = make_config(
+        tmp_path, model={"tie_embeddings": False}, train={"steps": 3, "ema_decay": None}
+    )
+    assert train(config) == 0
+    with pytest.raises(UserError, match="extra    head"):
+        find_start(program_from(tmp_path, "run"))
+    own, start, _ = started(program_from(tmp_path, "run", partial=["head"]))
+    assert "head" not in own
+    assert start.notes == (
+        "not taken: head [16, 257]",
+        "model.tie_embeddings was False and is True now",
+    )
+
+
+def test_a_pattern_without_a_match_and_a_source_that_is_none_are_refused(folder, tmp_path):
+    with pytest.raises(UserError, match=r"init.partial: 'haed' matches no .*"):
+        find_start(program_from(folder, partial=["haed"]))
+    with pytest.raises(UserError, match="nothing does not exist; give a run directory"):
+        train(make_config(tmp_path, init={"from": str(tmp_path / "nothing")}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_tokenizer_is_pointed_out(folder, monkeypatch):
+    start = find_start(program_from(folder))
+    tokenizer = load(folder / "base").tokenizer
+    monkeypatch.setattr("jaxformer.data.tokenizers.ByteTokenizer.fingerprint", "0123456789abcdef")
+    assert "the tokenizer was bytes and is bytes now" in tell(start, tokenizer)
+
+
+def test_a_run_that_began_from_another_goes_on_from_its_own_checkpoint(
+    folder, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(folder / "base", tmp_path / "base")
+    sections = {
+        "train": {"steps": 4},
+        "eval": {"every": 2},
+        "init": {"from": str(tmp_path / "base")},
+    }
+    alone = make_config(tmp_path, run={"dir": str(tmp_path / "alone")}, **sections)
+    assert train(alone) == 0
+    assert f"starts from {tmp_path}/base/checkpoints/4" in capsys.readouterr().out
+
+    config = make_config(tmp_path, **sections)
+    with monkeypatch.context() as patch:
+        signal_at_step(patch, 3)
+        assert train(config) == 75
+    saved = (tmp_path / "run" / "config.yaml").read_text()
+    assert f"init:\n  from: {tmp_path}/base\n  partial: []\n" in saved
+    other = make_config(tmp_path, **sections | {"init": {"from": str(folder / "base")}})
+    with pytest.raises(UserError, match=f"init.from: .*{tmp_path}/base.* before, .* now"):
+        train(other)
+    shutil.rmtree(tmp_path / "base")  # it is needed no more
+    assert train(config) == 0
+    assert results(tmp_path / "run") == results(tmp_path / "alone")
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["init"]["from"] == str(tmp_path / "base")
+    assert manifest["init"]["step"] == 4
