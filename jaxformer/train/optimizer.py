@@ -1,7 +1,7 @@
 """Optimizers from Optax, and which weights each rule is for."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ ONE_SIDE = {
     ("group", "state"),
     ("steps", "heads"),
 }
+RATE = "learning_rate"  # how the keys of learning rates end
 TABLE_AXES = ("vocab", "length")  # embeddings, the head, learned positions
 
 
@@ -57,18 +58,41 @@ def make_optimizer(config: OptimizerConfig, axes: PyTree) -> optax.GradientTrans
             ]
         case SGDConfig():
             direction = [optax.trace(config.momentum)]
-    return optax.chain(*direction, *_descend(config.weight_decay, config.learning_rate, axes))
+    return optax.chain(*direction, *_descend(config, "learning_rate", axes))
+
+
+def rates_of(config: OptimizerConfig) -> dict[str, float]:
+    """The optimizer's learning rates, by their keys."""
+    return {key: value for key, value in config.model_dump().items() if key.endswith(RATE)}
 
 
 def _descend(
-    weight_decay: float, learning_rate: float, axes: PyTree
+    config: OptimizerConfig, rate: str, axes: PyTree
 ) -> Sequence[optax.GradientTransformation]:
     mask = decay_mask(axes)
 
     def matching_mask(params: PyTree) -> PyTree:
         return _masked_as(params, mask)
 
-    return optax.add_decayed_weights(weight_decay, matching_mask), optax.scale(-learning_rate)
+    return optax.add_decayed_weights(config.weight_decay, matching_mask), _at_rate(config, rate)
+
+
+def _at_rate(config: OptimizerConfig, key: str) -> optax.GradientTransformationExtraArgs:
+    """−rate · updates; `rates`, where given to `update`, go over those of the configuration."""
+    own = rates_of(config)[key]
+
+    def update(
+        updates: PyTree,
+        state: PyTree,
+        params: PyTree | None = None,
+        *,
+        rates: Mapping[str, jax.Array] | None = None,
+        **others: Any,
+    ) -> tuple[PyTree, PyTree]:
+        rate = rates[key] if rates else own
+        return jax.tree.map(lambda u: -rate * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def _muon(config: MuonConfig, axes: PyTree) -> optax.GradientTransformation:
@@ -99,10 +123,8 @@ def _muon(config: MuonConfig, axes: PyTree) -> optax.GradientTransformation:
     adamw = optax.scale_by_adam(config.b1, config.b2, config.eps)
     return optax.partition(
         {
-            "muon": optax.chain(*muon, *_descend(config.weight_decay, config.learning_rate, axes)),
-            "adamw": optax.chain(
-                adamw, *_descend(config.weight_decay, config.adamw_learning_rate, axes)
-            ),
+            "muon": optax.chain(*muon, *_descend(config, "learning_rate", axes)),
+            "adamw": optax.chain(adamw, *_descend(config, "adamw_learning_rate", axes)),
         },
         labels,
     )

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from flax.core import meta
 from jax.sharding import Mesh
 
 from jaxformer.checkpoint.manager import Json, placed
-from jaxformer.config import Config
+from jaxformer.config import CheckpointConfig, Config, DataConfig, EvalConfig, RunConfig
 from jaxformer.data.batch import Batch
 from jaxformer.evaluate.perplexity import EvalStep, make_eval_step
 from jaxformer.model.accounting import (
@@ -25,7 +26,7 @@ from jaxformer.model.parameter_paths import by_path, from_paths, join, split
 from jaxformer.parallel import rules
 from jaxformer.parallel.context import check_length, over_context
 from jaxformer.schema import UserError
-from jaxformer.train.optimizer import decay_mask, make_optimizer
+from jaxformer.train.optimizer import decay_mask, make_optimizer, rates_of
 from jaxformer.train.schedule import make_schedule
 from jaxformer.train.step import Metrics, StepOptions, TrainState, init_state, make_train_step
 from jaxformer.train.trained import trained_paths
@@ -45,11 +46,12 @@ class Program:
     mesh: Mesh
     model: LanguageModel
     abstract: TrainState
-    init: Callable[[jax.Array, PyTree], TrainState]
+    init: Callable[[jax.Array, PyTree, dict[str, jax.Array]], TrainState]
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     eval_step: EvalStep
     kernels: tuple[str, ...]  # what serves the layers that have some, and why
     frozen_products: int  # weights that are multiplied, once for every token, and get no gradient
+    _made: dict[tuple, Any] = field(default_factory=dict)  # what was compiled, once
 
     @property
     def shardings(self) -> TrainState:
@@ -85,12 +87,23 @@ class Program:
         leaves = by_path(given or {})
         is_whole = all(leaf.shape == shapes[path].shape for path, leaf in leaves.items())
         donated = (1,) if is_whole else ()
-        init = jax.jit(self.init, out_shardings=self.shardings, donate_argnums=donated)
+        init = self._once(
+            ("init", donated),
+            lambda: jax.jit(self.init, out_shardings=self.shardings, donate_argnums=donated),
+        )
         with rules.use_mesh(self.mesh, self.config.mesh.table):
-            return init(jax.random.key(self.config.train.seed), given or {})
+            return init(jax.random.key(self.config.train.seed), given or {}, _rates(self.config))
 
     def compile(self, rows_to_evaluate: int | None) -> "Compiled":
         """Both steps, ahead of time: what is called later can never compile again."""
+        return self._once(("compile", rows_to_evaluate), lambda: self._compile(rows_to_evaluate))
+
+    def _once(self, key: tuple, make: Callable[[], Any]) -> Any:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def _compile(self, rows_to_evaluate: int | None) -> "Compiled":
         with rules.use_mesh(self.mesh, self.config.mesh.table):
             train_step = jax.jit(
                 self.train_step,
@@ -144,10 +157,38 @@ def unrolls(config: Config, mesh: Mesh) -> bool:
 def make_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
     """Put model, optimizer, schedule and placement together; nothing is allocated or compiled.
 
+    Runs that differ in seed, learning rate or place alone share what is compiled, in one process.
+
     Raises:
         UserError: the mesh does not divide the parameters, or the rows, or
             train.attention_kernel cannot serve.
     """
+    return replace(_shared_program(_program_part(config), mesh, vocab_size), config=config)
+
+
+def _program_part(config: Config) -> Config:
+    """The configuration with what no program depends on set to the same."""
+    dropout = config.lora is not None and config.lora.dropout
+    return config.model_copy(
+        update={
+            "data": DataConfig(sequence_length=config.data.sequence_length),
+            "train": config.train.model_copy(update={} if dropout else {"seed": 0}),
+            "optimizer": config.optimizer.model_copy(
+                update=dict.fromkeys(rates_of(config.optimizer), 1.0)
+            ),
+            "eval": EvalConfig(),
+            "checkpoint": CheckpointConfig(),
+            "run": RunConfig(),
+        }
+    )
+
+
+def _rates(config: Config) -> dict[str, jax.Array]:
+    return {key: jnp.float32(rate) for key, rate in rates_of(config.optimizer).items()}
+
+
+@lru_cache(maxsize=2)
+def _shared_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
     check_length(mesh.shape["context"], config.data.sequence_length)
     train, optimizer_config = config.train, config.optimizer
     scanned = build_model(
@@ -164,12 +205,13 @@ def make_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
     trained = trained_paths(config, whole)
     optimizer = make_optimizer(optimizer_config, split(axes, trained)[0])
 
-    def init(key: jax.Array, given: PyTree) -> TrainState:
+    def init(key: jax.Array, given: PyTree, rates: dict[str, jax.Array]) -> TrainState:
         # The scanned layout gives the same parameters, and compiles in a fraction of the time.
         fresh = meta.unbox(scanned.init(key, jnp.zeros((1, 2), jnp.int32))["params"])
         params, rest = split(_put_in(fresh, given), trained)
         frozen, base = (rest, {}) if config.lora is None else ({}, rest)
-        return init_state(params, optimizer, train.ema_decay, frozen, base)
+        state = init_state(params, optimizer, train.ema_decay, frozen, base)
+        return state.replace(rates=rates)
 
     def loss_sums(params: PyTree, batch: Batch, **rngs: jax.Array) -> PyTree:
         return model.apply(
@@ -189,7 +231,7 @@ def make_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
             dropout_seed=train.seed if config.lora and config.lora.dropout else None,
         ),
     )
-    shapes = jax.eval_shape(init, jax.random.key(0), {})
+    shapes = jax.eval_shape(init, jax.random.key(0), {}, _rates(config))
     shardings = rules.like_parameters(
         mesh, whole, rules.parameter_shardings(mesh, boxed, config.mesh.table), shapes
     )
@@ -263,11 +305,11 @@ def restored(
     program: Program, arrays: dict[str, PyTree], progress: Json, base: PyTree | None = None
 ) -> TrainState:
     """The state that `trees` and `progress` were made from, on the `base` under its adapters."""
-    step, nonfinite = jax.device_put(
-        (jnp.int32(progress["step"]), jnp.int32(progress["nonfinite"])),
+    step, nonfinite, rates = jax.device_put(
+        (jnp.int32(progress["step"]), jnp.int32(progress["nonfinite"]), _rates(program.config)),
         rules.replicated(program.mesh),
     )
     trained = by_path(program.abstract.params)
     params, frozen = split(arrays["params"], trained)
     ema = split(arrays["ema"], trained)[0] if "ema" in arrays else None
-    return TrainState(step, params, arrays["opt_state"], ema, nonfinite, frozen, base or {})
+    return TrainState(step, params, arrays["opt_state"], ema, nonfinite, frozen, base or {}, rates)

@@ -45,6 +45,8 @@ class TrainState(struct.PyTreeNode):
     nonfinite: jax.Array  # int32: updates skipped in a row, up to now
     frozen: PyTree = struct.field(default_factory=dict)
     base: PyTree = struct.field(default_factory=dict)
+    # Learning rates by their keys, in place of the optimizer's own: one program serves a sweep.
+    rates: dict[str, jax.Array] = struct.field(default_factory=dict)
 
 
 class StepOptions(NamedTuple):
@@ -93,6 +95,8 @@ def make_train_step(
     `learning_rate`, `tokens` = N, `nonfinite`, and `z_loss` per token if asked for.
     """
 
+    descend = optax.with_extra_args_support(optimizer).update
+
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rngs = {}
         if options.dropout_seed is not None:
@@ -112,7 +116,9 @@ def make_train_step(
         factor = schedule(state.step)
 
         def update() -> tuple[PyTree, PyTree, PyTree]:
-            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            updates, opt_state = descend(
+                gradients, state.opt_state, state.params, rates=state.rates
+            )
             params = jax.tree.map(lambda p, u: p + factor * u, state.params, updates)
             return params, opt_state, _moving_average(state.ema, params, options.ema_decay)
 
@@ -124,7 +130,7 @@ def make_train_step(
         metrics = {
             "loss": loss,
             "grad_norm": grad_norm,
-            "learning_rate": jnp.float32(options.learning_rate) * factor,
+            "learning_rate": state.rates.get("learning_rate", options.learning_rate) * factor,
             "tokens": sums.tokens,
             "nonfinite": nonfinite,
         }

@@ -1,0 +1,49 @@
+"""Runs of a sweep share one program."""
+
+import jax
+import numpy as np
+
+from jaxformer.data.loader import train_batches
+from jaxformer.data.tokenizers import load_tokenizer
+from jaxformer.parallel.mesh import make_mesh
+from jaxformer.parallel.rules import batch_sharding, put_batch
+from jaxformer.train.program import make_program
+from tests.runs import make_config
+
+
+def test_learning_rates_and_seeds_share_a_program_and_act_as_if_alone(tmp_path):
+    mesh, losses, compiled = make_mesh({}), {}, []
+    tokenizer = load_tokenizer("bytes")
+    for rate, seed in ((1e-3, 0), (3e-2, 0), (1e-3, 1), (1e-3, 0)):
+        config = make_config(
+            tmp_path,
+            train={"seed": seed},
+            optimizer={"learning_rate": rate, "schedule": {"warmup_steps": 0}},
+            run={"dir": str(tmp_path / f"{rate}-{seed}")},
+        )
+        program = make_program(config, mesh, tokenizer.vocab_size)
+        compiled.append(program.compile(None).train_step)
+        state = program.initial_state()
+        batch = train_batches(config.data, tokenizer, batch_size=4, seed=0)[0]
+        for _ in range(3):
+            state, metrics = compiled[-1](state, put_batch(batch, batch_sharding(mesh)))
+        np.testing.assert_allclose(metrics["learning_rate"], rate * 0.75, rtol=0.3)
+        losses.setdefault((rate, seed), []).append(float(metrics["loss"]))
+    assert len(set(map(id, compiled))) == 1
+    assert len({values[0] for values in losses.values()}) == 3
+    assert losses[1e-3, 0][0] == losses[1e-3, 0][1]
+
+
+def test_another_optimizer_or_length_is_another_program(tmp_path):
+    mesh = make_mesh({})
+    plain = make_config(tmp_path)
+    others = [
+        make_config(tmp_path, optimizer={"weight_decay": 0.2}),
+        make_config(tmp_path, data={"sequence_length": 8}),
+        make_config(tmp_path, train={"steps": 13}),
+    ]
+    program = make_program(plain, mesh, 257)
+    assert make_program(plain, mesh, 257)._made is program._made
+    for other in others:
+        assert make_program(other, mesh, 257)._made is not program._made
+    assert jax.tree.leaves(program.abstract.rates)[0].shape == ()
