@@ -16,7 +16,6 @@ from jaxformer.data.progress import progress
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.ops.cross_entropy import LossSums
 from jaxformer.parallel import processes
-from jaxformer.parallel.context import over_context
 from jaxformer.parallel.mesh import check_rows
 from jaxformer.parallel.rules import batch_sharding, put_batch, rows_held, use_mesh
 from jaxformer.run import load
@@ -43,7 +42,7 @@ def make_eval_step(model: LanguageModel) -> EvalStep:
     def eval_step(params: PyTree, batch: Batch) -> LossSums:
         return model.apply({"params": params}, *batch, method="loss")
 
-    return over_context(eval_step)
+    return eval_step
 
 
 def evaluate(

@@ -17,6 +17,7 @@ from jaxformer.model.positions import LearnedPositionsConfig, SinusoidalPosition
 from jaxformer.model.stack import Stack
 from jaxformer.ops.cross_entropy import LossSums, cross_entropy, logits_of
 from jaxformer.ops.kernels.choice import Kernel
+from jaxformer.parallel.context import over_context
 from jaxformer.parallel.rows import over_rows
 from jaxformer.parallel.rules import constrain_tokens
 
@@ -96,15 +97,20 @@ class LanguageModel(nn.Module):
         z_loss: float = 0.0,
     ) -> LossSums:
         """Sums of the token losses over [batch, length], without ever holding all logits."""
-        x, _ = self.hidden(inputs, positions, segment_ids)
+        module = self.clone(parent=None)
 
-        def of_rows(
+        def hidden(params: dict, keys: dict[str, jax.Array], *rows: jax.Array) -> jax.Array:
+            return module.apply({"params": params}, *rows, method="hidden", rngs=keys)[0]
+
+        def sums(
             head: jax.Array, x: jax.Array, targets: jax.Array, loss_mask: jax.Array
         ) -> LossSums:
             softcap = self.config.logit_softcap
             return cross_entropy(x, head, targets, loss_mask, z_loss=z_loss, logit_softcap=softcap)
 
-        return over_rows(of_rows)(self._head(), x, targets, loss_mask)
+        keys = {"dropout": self.make_rng("dropout")} if self.has_rng("dropout") else {}
+        x = over_context(hidden)(self.variables["params"], keys, inputs, positions, segment_ids)
+        return over_rows(sums)(self._head(), x, targets, loss_mask)
 
     def step(
         self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array, cache: Cache

@@ -1,7 +1,6 @@
-"""Sums over rows that are cut over the mesh axis `context`."""
+"""Functions of rows that are cut over the mesh axis `context`."""
 
 from collections.abc import Callable
-from typing import TypeVar
 
 import jax
 from jax.sharding import PartitionSpec
@@ -9,37 +8,35 @@ from jax.sharding import PartitionSpec
 from jaxformer.ops.shards import AXIS
 from jaxformer.schema import UserError
 
-Params = TypeVar("Params")
-Batch = TypeVar("Batch")
-Sums = TypeVar("Sums")
 
+def over_context(of_rows: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`of_rows(params, keys, *arrays)` where every device has its piece of the arrays
+    [rows, length, ...] and of the result; on a mesh without `context`, `of_rows`.
 
-def over_context(sums: Callable[..., Sums]) -> Callable[..., Sums]:
-    """`sums(params, batch, **rngs)` of every device's piece of the rows, added up; on a mesh
-    without `context`, `sums`.
-
-    What it calls sees its piece [rows, length / context] of every array, finds the others through
-    `ops.shards`, has keys of its own, and leaves all other mesh axes to the compiler.
+    What it calls sees its piece [rows, length / context, ...] of every array, finds the others
+    through `ops.shards`, has random keys of its own, and leaves all other mesh axes to the
+    compiler.
     """
 
-    def of_piece(params: Params, batch: Batch, rngs: dict[str, jax.Array]) -> Sums:
+    def of_piece(params: object, keys: dict[str, jax.Array], *arrays: jax.Array) -> jax.Array:
         own = {
-            name: jax.random.fold_in(key, jax.lax.axis_index(AXIS)) for name, key in rngs.items()
+            name: jax.random.fold_in(key, jax.lax.axis_index(AXIS)) for name, key in keys.items()
         }
-        return jax.lax.psum(sums(params, batch, **own), AXIS)
+        return of_rows(params, own, *arrays)
 
-    def summed(params: Params, batch: Batch, **rngs: jax.Array) -> Sums:
+    def whole(params: object, keys: dict[str, jax.Array], *arrays: jax.Array) -> jax.Array:
         if jax.sharding.get_abstract_mesh().shape.get(AXIS, 1) == 1:
-            return sums(params, batch, **rngs)
+            return of_rows(params, keys, *arrays)
+        pieces = PartitionSpec(None, AXIS)
         return jax.shard_map(
             of_piece,
-            in_specs=(PartitionSpec(), PartitionSpec(None, AXIS), PartitionSpec()),
-            out_specs=PartitionSpec(),
+            in_specs=(PartitionSpec(), PartitionSpec(), *(pieces for _ in arrays)),
+            out_specs=pieces,
             axis_names={AXIS},
             check_vma=False,
-        )(params, batch, rngs)
+        )(params, keys, *arrays)
 
-    return summed
+    return whole
 
 
 def check_length(context: int, length: int) -> None:

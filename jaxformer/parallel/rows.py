@@ -1,4 +1,4 @@
-"""Sums over the rows of a batch, which are split over the data axes."""
+"""Sums over the tokens of a batch: its rows are split over the data axes, each over `context`."""
 
 import math
 from collections.abc import Callable
@@ -7,34 +7,37 @@ from typing import TypeVar
 import jax
 from jax.sharding import PartitionSpec
 
+from jaxformer.ops.shards import AXIS as CONTEXT
 from jaxformer.parallel.mesh import DATA_AXES
+
+TOKEN_AXES = (*DATA_AXES, CONTEXT)
 
 Sums = TypeVar("Sums")
 
 
 def over_rows(sums: Callable[..., Sums]) -> Callable[..., Sums]:
-    """`sums(weight, *arrays)` of every device's own rows of the arrays [rows, ...], added up.
+    """`sums(weight, *arrays)` of every device's own tokens of the arrays [rows, length, ...], added
+    up.
 
     The weight [d_model, ...] is gathered once before, and its gradient is reduced and scattered
     once after, both in the type of the first array, as those of a layer are. Left to the compiler,
-    a loop within `sums` does both in every turn; so it still is where rows are cut over `context`:
-    XLA cannot compile this within that (jax 0.12).
+    a loop within `sums` does both in every turn.
     """
 
     def of_own_rows(weight: jax.Array, *arrays: jax.Array) -> Sums:
         whole = _gather(weight.astype(arrays[0].dtype)).astype(weight.dtype)
-        return jax.lax.psum(sums(whole, *arrays), DATA_AXES)
+        return jax.lax.psum(sums(whole, *arrays), TOKEN_AXES)
 
     def summed(weight: jax.Array, *arrays: jax.Array) -> Sums:
         mesh = jax.sharding.get_abstract_mesh()
-        if mesh.manual_axes or all(mesh.shape.get(axis, 1) == 1 for axis in DATA_AXES):
+        if all(mesh.shape.get(axis, 1) == 1 for axis in TOKEN_AXES):
             return sums(weight, *arrays)
-        rows = PartitionSpec(DATA_AXES)
+        tokens = PartitionSpec(DATA_AXES, CONTEXT)
         return jax.shard_map(
             of_own_rows,
-            in_specs=(PartitionSpec("fsdp"), *(rows for _ in arrays)),
+            in_specs=(PartitionSpec("fsdp"), *(tokens for _ in arrays)),
             out_specs=PartitionSpec(),
-            axis_names=set(DATA_AXES),
+            axis_names=set(TOKEN_AXES),
             check_vma=False,
         )(weight, *arrays)
 

@@ -24,7 +24,7 @@ from jaxformer.model.accounting import (
 from jaxformer.model.language_model import LanguageModel, build_model
 from jaxformer.model.parameter_paths import by_path, from_paths, join, split
 from jaxformer.parallel import rules
-from jaxformer.parallel.context import check_length, over_context
+from jaxformer.parallel.context import check_length
 from jaxformer.schema import UserError
 from jaxformer.train.optimizer import decay_mask, make_optimizer, rates_of
 from jaxformer.train.schedule import make_schedule
@@ -219,7 +219,7 @@ def _shared_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
         )
 
     train_step = make_train_step(
-        over_context(loss_sums),
+        loss_sums,
         optimizer,
         make_schedule(optimizer_config.schedule, train.steps),
         StepOptions(

@@ -59,5 +59,6 @@ if __name__ == "__main__":
         "fsdp": collectives({"fsdp": 8}),
         "fsdp, remat": collectives({"fsdp": 8}, remat="full"),
         "fsdp, tied": collectives({"fsdp": 8}, tie_embeddings=True),
+        "context": collectives({"fsdp": 2, "context": 4}),
     }
     json.dump(seen, sys.stdout)

@@ -19,15 +19,16 @@ def test_data_parallelism_reduces_gradients_and_nothing_else(seen):
     assert 0 < bytes_of["all-reduce"] - sum(weights.values()) <= SCALARS
 
 
+def layers_of(weights: dict) -> int:
+    """Bytes of what is split over fsdp in the layers."""
+    split = [name for name in weights if name.startswith("stack/") and not name.endswith("scale")]
+    return sum(weights[name] for name in split)
+
+
 @pytest.mark.parametrize("case", ["fsdp", "fsdp, remat", "fsdp, tied"])
 def test_fsdp_gathers_a_layer_twice_the_head_once_and_no_activation(seen, case):
     weights, bytes_of = seen[case]["weights"], seen[case]["bytes"]
-    layers = sum(
-        size
-        for name, size in weights.items()
-        if name.startswith("stack/") and not name.endswith("scale")
-    )
-    head = weights.get("head", weights["embedding"])
+    layers, head = layers_of(weights), weights.get("head", weights["embedding"])
     # Of the look-up and its gradient: every device gets all token ids, and hands what it has of
     # each token's row to whom the token belongs. The table stays where it is.
     assert bytes_of["all-gather"] == 2 * layers + head + 2 * seen[case]["token_ids"]
@@ -38,3 +39,10 @@ def test_fsdp_gathers_a_layer_twice_the_head_once_and_no_activation(seen, case):
     reduced = bytes_of["all-reduce"] + bytes_of["reduce-scatter"]
     assert 0 < reduced - (sum(weights.values()) - looked_up + head / 4) <= SCALARS
     assert set(bytes_of) == {"all-gather", "all-to-all", "all-reduce", "reduce-scatter"}
+
+
+def test_a_cut_sequence_gathers_the_head_once_and_reduces_its_gradient_once(seen):
+    weights, bytes_of = seen["context"]["weights"], seen["context"]["bytes"]
+    head, token_ids = weights["head"], seen["context"]["token_ids"] / 4  # of one piece
+    assert bytes_of["all-gather"] == 2 * layers_of(weights) + head + 2 * token_ids
+    assert bytes_of["reduce-scatter"] == head
