@@ -319,18 +319,28 @@ def _group(attributes: str) -> tuple[int, ...]:
     """The partitions of the first group, of a list of groups, an iota, a mesh or of pairs."""
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return tuple(int(part) for part in found[1].split(","))
-    if found := re.search(
-        r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
-    ):
-        dims = [int(size) for size in found[3].split(",")]
-        order = [int(axis) for axis in found[4].split(",")] if found[4] else range(len(dims))
-        numbers = np.arange(math.prod(dims)).reshape(dims).transpose(tuple(order))
+    iota = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+    if found := re.search(rf"replica_groups=\[(\d+),(\d+)\]<={iota}", attributes):
+        numbers = _iota(found[3], found[4])
         return tuple(numbers.reshape(int(found[1]), int(found[2]))[0].tolist())
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
-        return _mesh_group(found[1], found[2])
+    if found := re.search(
+        rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({iota}\))? \{{([^}}]*)\}}", attributes
+    ):
+        mesh, dims, order, chosen = found.groups()
+        places = _mesh_group(mesh, chosen)
+        return tuple(_iota(dims, order)[list(places)].tolist()) if dims else places
     if found := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes):
         return int(found[1]), int(found[2])
     return ()
+
+
+def _iota(dims: str, order: str | None) -> np.ndarray:
+    """Of `2,4` and `1,0` the numbers 0, 4, 1, 5, …: those of a 2 × 4 array, transposed."""
+    sizes = [int(size) for size in dims.split(",")]
+    numbers = np.arange(math.prod(sizes)).reshape(sizes)
+    return (
+        numbers.transpose([int(axis) for axis in order.split(",")]) if order else numbers
+    ).ravel()
 
 
 def _mesh_group(mesh: str, chosen: str) -> tuple[int, ...]:

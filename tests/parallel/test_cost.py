@@ -31,6 +31,14 @@ def test_collectives_have_their_bytes_and_the_devices_of_a_group():
     assert reduce.traffic == 2 * 8 * 32 * 2 * 3 / 4
 
 
+def test_a_group_of_a_mesh_may_number_its_devices_in_another_order():
+    text = LOOPS.replace(
+        "mesh['a'=2,'b'=2,'c'=2] {'a','c'}", "mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}"
+    )
+    (group,) = (one.group for one in read_cost(text).collectives if one.kind == "all-reduce")
+    assert group == (0, 1, 2, 3)
+
+
 def test_a_loop_without_a_known_limit_is_named():
     text = LOOPS.replace("%ten = s32[] constant(10)", "%ten = s32[] bitcast-convert(%zero)")
     cost = read_cost(text)
