@@ -126,6 +126,10 @@ class TrainConfig(Schema):
     unroll_layers: bool | Literal["auto"] = Field(
         "auto", description="auto: unrolled on CPU (faster steps), scanned elsewhere"
     )
+    pipeline_micro_batches: PositiveInt | None = Field(
+        None,
+        description="at once over mesh.stage; as many as rows allow, up to 4 a stage, if not given",
+    )
     attention_kernel: Kernel = Field(
         "auto",
         description="auto: splash on TPU and cudnn on NVIDIA where they can serve, else xla",
@@ -246,7 +250,7 @@ class CheckpointConfig(Schema):
 
 
 AxisSize = int | None
-Axis = Literal["data", "fsdp", "expert", "tensor", "context"]
+Axis = Literal["data", "stage", "fsdp", "expert", "tensor", "context"]
 Axes = Axis | Annotated[tuple[Axis, ...], Field(strict=False)] | None
 
 
@@ -261,7 +265,7 @@ class RulesConfig(Schema):
     d_model: Axes = "fsdp"
     head_dim: Axes = None
     state: Axes = None
-    layers: Axes = None
+    layers: Axes = "stage"
 
 
 class MeshConfig(Schema):
@@ -269,11 +273,13 @@ class MeshConfig(Schema):
 
     What is not given is up to the preset: `ddp` copies parameters to all devices, `fsdp` splits
     them, `fsdp_tensor` also splits heads and hidden widths over the devices of a host, `hsdp`
-    copies them to every slice, or host, and splits them inside it.
+    copies them to every slice, or host, and splits them inside it. `stage` splits the repetitions
+    of the pattern into a pipeline.
     """
 
     preset: Literal["ddp", "fsdp", "fsdp_tensor", "hsdp"] = "ddp"
     data: AxisSize = None
+    stage: AxisSize = None
     fsdp: AxisSize = None
     expert: AxisSize = None
     tensor: AxisSize = None

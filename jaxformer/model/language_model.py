@@ -25,9 +25,10 @@ from jaxformer.parallel.rules import constrain_tokens
 class LanguageModel(nn.Module):
     """logits_t = head(norm(layers(embed(tokens_{≤t})))).
 
-    `remat` names what a layer keeps for its gradient; `layout` is how the stack is laid out, see
-    `Stack`; `attention_kernel` see `ops.kernels.choice`; `lora` adds adapters. Parameters are
-    float32, activations `dtype`, logits and losses float32.
+    `remat` names what a layer keeps for its gradient; `layout` is how the stack is laid out, and
+    `micro_batches` how many are at once in its stages, see `Stack`; `attention_kernel` see
+    `ops.kernels.choice`; `lora` adds adapters. Parameters are float32, activations `dtype`, logits
+    and losses float32.
     """
 
     config: ModelConfig
@@ -37,6 +38,7 @@ class LanguageModel(nn.Module):
     layout: Literal["scanned", "unrolled", "separate"] = "scanned"
     attention_kernel: Kernel = "auto"
     lora: LoRAConfig | None = None
+    micro_batches: int | None = None
 
     def setup(self) -> None:
         config, d_model = self.config, self.config.d_model
@@ -171,6 +173,7 @@ class LanguageModel(nn.Module):
             self.dims,
             self.remat,
             self.layout,
+            self.micro_batches,
             **place,
         )
 

@@ -14,6 +14,7 @@ from jaxformer.model.config import Layer
 from jaxformer.model.dims import Dims
 from jaxformer.model.mixers import Cache, build_mixer
 from jaxformer.model.norms import NormConfig
+from jaxformer.parallel.pipeline import Pipeline, pipeline_of_rows, run_stages
 
 REMAT_POLICIES = {
     "full": None,
@@ -28,6 +29,11 @@ class Stack(nn.Module):
     `layout`: `scanned` compiles one repetition and loops over it; `unrolled` has the same
     parameters and compiles every layer; `separate` is unrolled with parameters and caches of
     `separate_layers`, a tree a repetition, which decoding updates in place.
+
+    On a mesh with stages, `scanned` repetitions without caches run as a pipeline of
+    `micro_batches`, see `parallel.pipeline`. Embedding, tail and head are outside of it: they lie
+    by their own rules, the same on every stage, and their rows are split over the stages. Rows that
+    do not go into micro-batches pass the repetitions one by one.
     """
 
     layers: tuple[Layer, ...]
@@ -36,6 +42,7 @@ class Stack(nn.Module):
     dims: Dims
     remat: Literal["none", "dots", "full"] = "none"
     layout: Literal["scanned", "unrolled", "separate"] = "scanned"
+    micro_batches: int | None = None
 
     @nn.compact
     def __call__(
@@ -51,8 +58,14 @@ class Stack(nn.Module):
             group = nn.remat(
                 Group, policy=REMAT_POLICIES[self.remat], prevent_cse=self.layout == "unrolled"
             )
+        pipeline = None
+        if self.layout == "scanned" and caches is None and not self.is_initializing():
+            pipeline = pipeline_of_rows(len(x), self.micro_batches)
         longer = {}
         for name, layers, repetitions in self._parts():
+            if repetitions is not None and pipeline is not None:
+                x = self._pipelined(pipeline, name, layers, x, positions, segment_ids)
+                continue
             cache = None if caches is None else caches[name]
             if repetitions is not None:
                 part = nn.scan(
@@ -69,6 +82,30 @@ class Stack(nn.Module):
             module = part(layers, self.norm, self.dims, name=name)
             x, longer[name] = module(x, cache, positions, segment_ids)
         return x, None if caches is None else longer
+
+    def _pipelined(
+        self,
+        pipeline: Pipeline,
+        name: str,
+        layers: tuple[Layer, ...],
+        x: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+    ) -> jax.Array:
+        group = Group(layers, self.norm, self.dims, parent=None)
+
+        def of_layers(params: dict, rows: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            x, *layout = rows
+
+            def one(x: jax.Array, params: dict) -> tuple[jax.Array, None]:
+                return group.apply({"params": params}, x, None, *layout)[0], None
+
+            if self.remat != "none":
+                one = jax.checkpoint(one, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+            return jax.lax.scan(one, x, params)[0], *layout
+
+        params = self.get_variable("params", name)
+        return run_stages(of_layers, params, (x, positions, segment_ids), pipeline)[0]
 
     @nn.nowrap
     def _parts(self) -> list[tuple[str, tuple[Layer, ...], int | None]]:

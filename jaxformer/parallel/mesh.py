@@ -9,8 +9,9 @@ from jax.sharding import AxisType, Mesh
 
 from jaxformer.schema import UserError
 
-AXES = ("data", "fsdp", "expert", "tensor", "context")
-DATA_AXES = ("data", "fsdp", "expert")  # a batch's rows are split over these
+AXES = ("data", "stage", "fsdp", "expert", "tensor", "context")
+ROWS_OF_STAGE = ("data", "fsdp", "expert")  # a micro-batch's rows are split over these
+DATA_AXES = ("stage", *ROWS_OF_STAGE)  # and a batch's over all these
 
 
 def preset_sizes(preset: str, devices: Sequence[jax.Device]) -> dict[str, int]:

@@ -38,7 +38,7 @@ RULES: Rules = (
     ("head_input", None),
     ("state", None),
     ("gates", None),
-    ("layers", None),
+    ("layers", "stage"),
 )
 
 PyTree = Any

@@ -29,6 +29,7 @@ def plan_of(program: Program, stores: Stores, peak: Peak) -> str:
     kernels = {"kernels": ", ".join(program.kernels)} if program.kernels else {}
     frozen = program.num_parameters - program.num_trained
     trained = {"trained": f"{program.num_trained:,} parameters, {frozen:,} are frozen"}
+    pipeline = {"pipeline": str(program.pipeline)} if program.pipeline else {}
     lines = {
         "model": f"{program.num_parameters:,} parameters, layers {layers}{chosen}",
         **(trained if frozen else {}),
@@ -42,6 +43,7 @@ def plan_of(program: Program, stores: Stores, peak: Peak) -> str:
         f"{config.optimizer.schedule.kind} after {config.optimizer.schedule.warmup_steps} steps of "
         f"warm-up, compute in {train.precision}",
         "mesh": f"{axes}: {program.mesh.size} × {device.device_kind}",
+        **pipeline,
         "memory": f"{_bytes(state)} of state per device",
         "peak": f"{peak.flops:.3g} FLOP/s ({peak.source}), which MFU refers to",
     }

@@ -269,12 +269,13 @@ def too_large(config: Config, sizes: dict[str, int], error: OutOfMemory, where: 
 def _candidates(config: Config, devices: int, slices: int) -> Iterator[Config]:
     """Rematerialisations × meshes × rows, fewer rows first.
 
-    `data` goes over slices and `context` and `expert` stay as they are; `tensor` and `fsdp` share
-    what is left.
+    `data` goes over slices; `stage`, `context` and `expert` stay as they are; `tensor` and `fsdp`
+    share what is left.
     """
     given = config.mesh
     fixed = {
         "data": slices,
+        "stage": max(1, given.stage or 1),
         "context": max(1, given.context or 1),
         "expert": max(1, given.expert or 1),
     }

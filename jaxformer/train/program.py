@@ -25,6 +25,7 @@ from jaxformer.model.language_model import LanguageModel, build_model
 from jaxformer.model.parameter_paths import by_path, from_paths, join, split
 from jaxformer.parallel import rules
 from jaxformer.parallel.context import check_length
+from jaxformer.parallel.pipeline import Pipeline, check_repetitions, make_pipeline
 from jaxformer.schema import UserError
 from jaxformer.train.optimizer import decay_mask, make_optimizer, rates_of
 from jaxformer.train.schedule import make_schedule
@@ -51,6 +52,7 @@ class Program:
     eval_step: EvalStep
     kernels: tuple[str, ...]  # what serves the layers that have some, and why
     frozen_products: int  # weights that are multiplied, once for every token, and get no gradient
+    pipeline: Pipeline | None  # of a train step's rows, on a mesh with stages
     _made: dict[tuple, Any] = field(default_factory=dict)  # what was compiled, once
 
     @property
@@ -148,10 +150,21 @@ class Compiled:
 
 
 def unrolls(config: Config, mesh: Mesh) -> bool:
-    """Whether layers are compiled one by one; `auto` does so on CPU: steps are faster for it."""
-    if config.train.unroll_layers == "auto":
-        return mesh.devices.flat[0].platform == "cpu"
-    return config.train.unroll_layers
+    """Whether layers are compiled one by one; `auto` does so on CPU, where steps are faster for it,
+    but not in stages, which scan theirs.
+
+    Raises:
+        UserError: stages are to be unrolled.
+    """
+    stages, unroll = mesh.shape["stage"], config.train.unroll_layers
+    if unroll == "auto":
+        return mesh.devices.flat[0].platform == "cpu" and stages == 1
+    if unroll and stages > 1:
+        raise UserError(
+            f"train.unroll_layers is true, but mesh.stage is {stages}, and a stage scans its "
+            f"layers; leave it at auto"
+        )
+    return unroll
 
 
 def make_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
@@ -160,7 +173,7 @@ def make_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
     Runs that differ in seed, learning rate or place alone share what is compiled, in one process.
 
     Raises:
-        UserError: the mesh does not divide the parameters, or the rows, or
+        UserError: the mesh does not divide the parameters, the layers, or the rows, or
             train.attention_kernel cannot serve.
     """
     return replace(_shared_program(_program_part(config), mesh, vocab_size), config=config)
@@ -191,6 +204,9 @@ def _rates(config: Config) -> dict[str, jax.Array]:
 def _shared_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
     check_length(mesh.shape["context"], config.data.sequence_length)
     train, optimizer_config = config.train, config.optimizer
+    check_repetitions(mesh.shape["stage"], config.model.num_layers, len(config.model.pattern))
+    rows = train.batch_size // train.accumulation
+    pipeline = make_pipeline(mesh.shape, rows, train.pipeline_micro_batches)
     scanned = build_model(
         config.model,
         vocab_size=vocab_size,
@@ -200,6 +216,7 @@ def _shared_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
         lora=config.lora,
     )
     model = scanned.clone(layout="unrolled") if unrolls(config, mesh) else scanned
+    in_step = model.clone(micro_batches=pipeline.micro_batches) if pipeline else model
     boxed = abstract_parameters(model)
     whole, axes = meta.unbox(boxed), rules.logical_axes(boxed)
     trained = trained_paths(config, whole)
@@ -214,7 +231,7 @@ def _shared_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
         return state.replace(rates=rates)
 
     def loss_sums(params: PyTree, batch: Batch, **rngs: jax.Array) -> PyTree:
-        return model.apply(
+        return in_step.apply(
             {"params": params}, *batch, z_loss=train.z_loss, method="loss", rngs=rngs
         )
 
@@ -245,6 +262,7 @@ def _shared_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
         eval_step=make_eval_step(model),
         kernels=_chosen_kernels(model, mesh, config.data.sequence_length),
         frozen_products=_frozen_products(config, whole, axes, trained),
+        pipeline=pipeline,
     )
 
 

@@ -1,16 +1,17 @@
-"""Compiles training steps for eight devices; prints the bytes of their weights and of each kind of
-collective as JSON."""
+"""Compiles training steps for eight devices; prints the bytes of their weights, of each kind of
+collective, and of those between stages as JSON."""
 
 import json
 import sys
 from collections import Counter
 
 import jax
+import numpy as np
 
 from jaxformer.config import Config
 from jaxformer.ops import cross_entropy
 from jaxformer.parallel.cost import read_cost
-from jaxformer.parallel.mesh import make_mesh
+from jaxformer.parallel.mesh import AXES, make_mesh
 from jaxformer.parallel.rules import path_name
 from jaxformer.train.program import make_program
 
@@ -34,21 +35,26 @@ def collectives(mesh: dict, remat: str = "none", **model) -> dict:
             "mesh": mesh,
         }
     )
-    program = make_program(config, make_mesh(config.mesh.sizes), VOCAB)
+    devices = make_mesh(config.mesh.sizes)
+    program = make_program(config, devices, VOCAB)
     text = program.compile(None).train_step.as_text()
     sizes = {
         path_name(path): leaf.size * leaf.dtype.itemsize
         for path, leaf in jax.tree.flatten_with_path(program.abstract.params)[0]
     }
-    bytes_of = Counter()
+    bytes_of, between_stages = Counter(), Counter()
+    stage_of = np.indices(devices.devices.shape)[AXES.index("stage")].ravel()
     for collective, times in read_cost(text).collectives.items():
         bytes_of[collective.kind] += collective.bytes * times
+        if len(set(stage_of[list(collective.group)])) > 1:
+            between_stages[collective.kind] += collective.bytes * times
     tokens = BATCH * LENGTH
     return {
         "weights": sizes,
         "token_ids": 4 * tokens,
         "activations": 4 * tokens * MODEL["d_model"] // 8,  # of one device
         "bytes": bytes_of,
+        "between stages": between_stages,
     }
 
 
@@ -60,5 +66,6 @@ if __name__ == "__main__":
         "fsdp, remat": collectives({"fsdp": 8}, remat="full"),
         "fsdp, tied": collectives({"fsdp": 8}, tie_embeddings=True),
         "context": collectives({"fsdp": 2, "context": 4}),
+        "stages": collectives({"data": 1, "stage": 4, "fsdp": 2}, num_layers=4),
     }
     json.dump(seen, sys.stdout)

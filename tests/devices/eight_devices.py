@@ -1,5 +1,5 @@
-"""Trains a small model with the mixers named on several meshes of eight simulated devices; prints
-what it saw as JSON."""
+"""Trains a small model with the mixers named on several meshes of eight simulated devices, those of
+the set named; prints what it saw as JSON."""
 
 import json
 import sys
@@ -25,15 +25,24 @@ MIXERS = {
     "attention": {"mixer": {"kind": "attention", "num_heads": 4}},
     "mamba2": {"mixer": MAMBA2},
     "gated_delta": {"mixer": GATED_DELTA},
-    "hybrid": {"mixer": MAMBA2, "pattern": [{}, {"mixer": WINDOW}], "num_layers": 2},
+    "hybrid": {"mixer": MAMBA2, "pattern": [{}, {"mixer": WINDOW}]},
 }
 MESHES = {
-    "one": {"data": 1},
-    "data": {"data": 8},
-    "fsdp": {"data": 1, "fsdp": 8},
-    "tensor": {"data": 1, "fsdp": 4, "tensor": 2},
-    "three": {"data": 2, "fsdp": 2, "tensor": 2},
-    "context": {"data": 1, "fsdp": 2, "context": 4},
+    "rows": {
+        "one": {"data": 1},
+        "data": {"data": 8},
+        "fsdp": {"data": 1, "fsdp": 8},
+        "tensor": {"data": 1, "fsdp": 4, "tensor": 2},
+        "three": {"data": 2, "fsdp": 2, "tensor": 2},
+        "context": {"data": 1, "fsdp": 2, "context": 4},
+    },
+    "stages": {
+        "one": {"data": 1},
+        "fsdp": {"stage": 2, "fsdp": 4},
+        "data": {"stage": 4, "data": 2},
+        "three": {"stage": 2, "data": 2, "tensor": 2},
+        "context": {"stage": 2, "fsdp": 2, "context": 2},
+    },
 }
 
 
@@ -59,15 +68,21 @@ def step(program: Program, compiled: Compiled, state: TrainState, number: int) -
     return state, [float(metrics[key]) for key in ("loss", "grad_norm", "tokens")]
 
 
-def train(mixers: str, name: str) -> Trained:
-    axes = MESHES[name]
-    model = {"d_model": 32, "num_layers": 1, "ffn": {"kind": "swiglu", "d_hidden": 48}}
+def train(mixers: dict, axes: dict, repetitions: int, remat: str) -> Trained:
+    layers = repetitions * len(mixers.get("pattern", [{}]))
+    model = {"d_model": 32, "num_layers": layers, "ffn": {"kind": "swiglu", "d_hidden": 48}}
     config = Config.model_validate(
         {
-            "model": model | MIXERS[mixers],
+            "model": model | mixers,
             "data": {"sequence_length": 16},
-            "train": {"steps": 6, "batch_size": 16, "accumulation": 2, "unroll_layers": False},
-            "mesh": axes,
+            "train": {
+                "steps": 6,
+                "batch_size": 16,
+                "accumulation": 2,
+                "unroll_layers": False,
+                "remat": remat,
+            },
+            "mesh": {"data": 1} | axes,
         }
     )
     count = int(np.prod(list(axes.values())))
@@ -104,7 +119,9 @@ def resume(trained: Trained, saved: Path) -> list[float]:
 
 
 if __name__ == "__main__":
-    on = {name: train(sys.argv[1], name) for name in MESHES}
+    mixers, meshes = sys.argv[1:]
+    layers = {"rows": (1, "none"), "stages": (4, "dots")}[meshes]
+    on = {name: train(MIXERS[mixers], axes, *layers) for name, axes in MESHES[meshes].items()}
     with tempfile.TemporaryDirectory() as folder:
         for name, trained in on.items():
             with Checkpoints(Path(folder) / name) as checkpoints:

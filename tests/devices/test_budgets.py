@@ -46,3 +46,16 @@ def test_a_cut_sequence_gathers_the_head_once_and_reduces_its_gradient_once(seen
     head, token_ids = weights["head"], seen["context"]["token_ids"] / 4  # of one piece
     assert bytes_of["all-gather"] == 2 * layers_of(weights) + head + 2 * token_ids
     assert bytes_of["reduce-scatter"] == head
+
+
+def test_stages_hand_micro_batches_on_and_leave_their_weights_where_they_are(seen):
+    """16 rows on 2 shards are 8 micro-batches, which take 4 stages 11 turns."""
+    weights, between = seen["stages"]["weights"], seen["stages"]["between stages"]
+    turns, activations = 11, seen["stages"]["activations"]
+    ids = 2 * seen["stages"]["token_ids"] / 16  # positions and documents of a row
+    # A turn passes a micro-batch on and one back, and so does its gradient, without the ids.
+    assert between["collective-permute"] == turns * (4 * activations / 2 + 2 * ids)
+    # Of what all stages share, gradients are added up.
+    shared = sum(size for name, size in weights.items() if not name.startswith("stack/"))
+    assert 0 < between["all-reduce"] <= shared + 2 * SCALARS
+    assert set(between) == {"collective-permute", "all-reduce"}

@@ -34,7 +34,7 @@ def sizes(**axes: int) -> dict[str, int]:
 
 def test_an_open_axis_takes_what_the_others_leave():
     resolved = resolve_sizes(sizes(data=-1, fsdp=2, tensor=2), EIGHT)
-    assert resolved == {"data": 2, "fsdp": 2, "expert": 1, "tensor": 2, "context": 1}
+    assert resolved == sizes(data=2, fsdp=2, tensor=2)
     assert resolve_sizes(sizes(data=1, fsdp=-1), EIGHT)["fsdp"] == 8
 
 
@@ -42,8 +42,8 @@ def test_a_product_that_is_not_the_device_count_is_refused():
     with pytest.raises(UserError) as error:
         resolve_sizes(sizes(data=2, fsdp=2), EIGHT)
     assert str(error.value) == (
-        "mesh sizes multiply to 4 (data 2, fsdp 2, expert 1, tensor 1, context 1), but there are 8 "
-        "cpu devices; set one axis, such as mesh.data, to -1 to take the rest"
+        "mesh sizes multiply to 4 (data 2, stage 1, fsdp 2, expert 1, tensor 1, context 1), but "
+        "there are 8 cpu devices; set one axis, such as mesh.data, to -1 to take the rest"
     )
 
 
@@ -52,19 +52,20 @@ def test_an_open_axis_that_nothing_whole_is_left_for_is_refused():
         resolve_sizes(sizes(data=-1, tensor=3), EIGHT)
     assert str(error.value) == (
         "mesh.data is -1, but the other axes multiply to 3, which does not divide the 8 cpu "
-        "devices (data -1, fsdp 1, expert 1, tensor 3, context 1); choose sizes whose product "
-        "divides 8"
+        "devices (data -1, stage 1, fsdp 1, expert 1, tensor 3, context 1); choose sizes whose "
+        "product divides 8"
     )
 
 
 def test_one_device_is_a_mesh_of_ones_that_the_compiler_shards():
     mesh = make_mesh({}, devices=jax.devices()[:1])
-    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "expert": 1, "tensor": 1, "context": 1}
+    assert dict(mesh.shape) == sizes()
     assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
 
 
-def test_rows_are_split_over_data_and_fsdp_and_expert():
+def test_rows_are_split_over_data_and_stage_and_fsdp_and_expert():
     assert data_shards(resolve_sizes(sizes(data=-1, fsdp=2, tensor=2), EIGHT)) == 4
+    assert data_shards(resolve_sizes(sizes(data=-1, stage=2, tensor=2), EIGHT)) == 4
 
 
 def test_a_batch_that_shards_times_accumulation_do_not_divide_is_refused():
@@ -74,7 +75,8 @@ def test_a_batch_that_shards_times_accumulation_do_not_divide_is_refused():
         check_rows(resolved, 40, 2, "train.batch_size")
     assert str(error.value) == (
         "train.batch_size is 40, not divisible by 16 (data shards 8 × train.accumulation 2; the "
-        "mesh is data 4, fsdp 2, expert 1, tensor 1, context 1); the nearest size that is: 32"
+        "mesh is data 4, stage 1, fsdp 2, expert 1, tensor 1, context 1); the nearest size that "
+        "is: 32"
     )
 
 
@@ -107,6 +109,6 @@ def test_slices_that_data_does_not_span_are_refused():
     with pytest.raises(UserError) as error:
         make_mesh({"data": 1, "fsdp": -1}, "ddp", chips(slices=2, hosts=2, on_a_host=2))
     assert str(error.value) == (
-        "mesh.data is 1 (data 1, fsdp 4, expert 1, tensor 1, context 1), not divisible by the 2 "
-        "slices, which only data may span; mesh.preset=hsdp chooses data 2"
+        "mesh.data is 1 (data 1, stage 1, fsdp 4, expert 1, tensor 1, context 1), not divisible by "
+        "the 2 slices, which only data may span; mesh.preset=hsdp chooses data 2"
     )

@@ -21,8 +21,10 @@ from jaxformer.schema import UserError
 from tests.runs import MODEL
 
 
-def abstract_mesh(*sizes: int) -> AbstractMesh:
-    return AbstractMesh(sizes, AXES, (AxisType.Auto,) * len(AXES))
+def abstract_mesh(**sizes: int) -> AbstractMesh:
+    return AbstractMesh(
+        tuple((dict.fromkeys(AXES, 1) | sizes).values()), AXES, (AxisType.Auto,) * len(AXES)
+    )
 
 
 def parameters():
@@ -31,18 +33,21 @@ def parameters():
 
 
 def test_weights_are_split_by_fsdp_along_the_model_and_by_tensor_along_the_rest():
-    shardings = parameter_shardings(abstract_mesh(1, 2, 1, 2, 1), parameters())
+    shardings = parameter_shardings(abstract_mesh(fsdp=2, tensor=2), parameters())
     layer = shardings["stack"]["groups"]["layer_0"]
     assert tuple(shardings["embedding"].spec) == ("tensor", "fsdp")
-    assert tuple(layer["mixer"]["query"]["kernel"].spec) == (None, "fsdp", "tensor", None)
-    assert tuple(layer["mixer"]["output"]["kernel"].spec) == (None, "tensor", None, "fsdp")
-    assert tuple(layer["ffn"]["in"]["kernel"].spec) == (None, "fsdp", "tensor")
-    assert tuple(batch_sharding(abstract_mesh(2, 2, 1, 1, 2)).spec) == (DATA_AXES, "context")
+    assert tuple(layer["mixer"]["query"]["kernel"].spec) == ("stage", "fsdp", "tensor", None)
+    assert tuple(layer["mixer"]["output"]["kernel"].spec) == ("stage", "tensor", None, "fsdp")
+    assert tuple(layer["ffn"]["in"]["kernel"].spec) == ("stage", "fsdp", "tensor")
+    assert tuple(batch_sharding(abstract_mesh(data=2, fsdp=2, context=2)).spec) == (
+        DATA_AXES,
+        "context",
+    )
 
 
 def test_dimensions_that_the_mesh_does_not_divide_are_listed_with_their_tensors():
     with pytest.raises(UserError) as error:
-        parameter_shardings(abstract_mesh(1, 3, 1, 4, 1), parameters())
+        parameter_shardings(abstract_mesh(fsdp=3, tensor=4), parameters())
     message = str(error.value)
     assert "embedding [30, 16]: dimension 0 is 30, not divisible by mesh tensor = 4" in message
     assert "embedding [30, 16]: dimension 1 is 16, not divisible by mesh fsdp = 3" in message
@@ -55,10 +60,10 @@ def test_dimensions_that_the_mesh_does_not_divide_are_listed_with_their_tensors(
 
 def test_a_rule_of_the_configuration_takes_the_place_of_the_usual_one():
     table = overridden({"vocab": ("tensor", "fsdp"), "d_model": None})
-    shardings = parameter_shardings(abstract_mesh(1, 3, 1, 2, 1), parameters(), table)
+    shardings = parameter_shardings(abstract_mesh(fsdp=3, tensor=2), parameters(), table)
     layer = shardings["stack"]["groups"]["layer_0"]
     assert tuple(shardings["embedding"].spec) == (("tensor", "fsdp"), None)
-    assert tuple(layer["ffn"]["in"]["kernel"].spec) == (None, None, "tensor")
+    assert tuple(layer["ffn"]["in"]["kernel"].spec) == ("stage", None, "tensor")
 
 
 def test_the_configuration_has_the_table_s_own_rules():
@@ -66,7 +71,7 @@ def test_the_configuration_has_the_table_s_own_rules():
 
 
 def test_the_report_says_what_a_device_has_and_what_lies_whole_on_all():
-    mesh = abstract_mesh(1, 2, 1, 2, 1)
+    mesh = abstract_mesh(fsdp=2, tensor=2)
     shapes = {"embedding": (32, 16), "big": (4096, 4096)}
     specs = {"embedding": PartitionSpec("tensor", "fsdp"), "big": PartitionSpec(None, "context")}
     params = {
@@ -98,7 +103,7 @@ class Pieces:
     """Stands for a sharding of which this process's devices have the pieces 1 and 3 of four, each
     cut over two devices of the axis `context`."""
 
-    mesh = abstract_mesh(2, 2, 1, 1, 2)
+    mesh = abstract_mesh(data=2, fsdp=2, context=2)
 
     def addressable_devices_indices_map(self, shape: tuple[int, int]) -> dict:
         size = shape[0] // 4

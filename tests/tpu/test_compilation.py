@@ -35,7 +35,7 @@ def chips() -> list[jax.Device]:
 def make_program_on(chips: list[jax.Device], mesh: dict, **model) -> Program:
     config = Config.model_validate(
         {
-            "model": {"num_layers": 1, **model},
+            "model": {"num_layers": mesh.get("stage", 1), **model},
             "data": {"sequence_length": LENGTH},
             "train": {
                 "batch_size": 4,
@@ -65,7 +65,7 @@ def test_grouped_attention_is_one_kernel_a_device_without_gathers_or_repeated_ke
     assert of_mixer and not [line for line in of_mixer if f"{LENGTH}" in line.split("(")[0]]
 
 
-@pytest.mark.parametrize("axis", ["fsdp", "context"])
+@pytest.mark.parametrize("axis", ["fsdp", "context", "stage"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_mixer_compiles(chips, kind, axis):
     case = next(case for case in CASES.values() if case.config.kind == kind)

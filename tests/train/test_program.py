@@ -1,14 +1,19 @@
-"""Runs of a sweep share one program."""
+"""How runs share programs, and when layers are unrolled."""
+
+from types import SimpleNamespace
 
 import jax
 import numpy as np
+import pytest
 
+from jaxformer.config import Config
 from jaxformer.data.loader import train_batches
 from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.parallel.rules import batch_sharding, put_batch
-from jaxformer.train.program import make_program
-from tests.runs import make_config
+from jaxformer.schema import UserError
+from jaxformer.train.program import make_program, unrolls
+from tests.runs import MODEL, make_config
 
 
 def test_learning_rates_and_seeds_share_a_program_and_act_as_if_alone(tmp_path):
@@ -47,3 +52,22 @@ def test_another_optimizer_or_length_is_another_program(tmp_path):
     for other in others:
         assert make_program(other, mesh, 257)._made is not program._made
     assert jax.tree.leaves(program.abstract.rates)[0].shape == ()
+
+
+def on(stages: int, **train) -> bool:
+    mesh = SimpleNamespace(shape={"stage": stages}, devices=np.array(jax.devices()[:1]))
+    return unrolls(Config.model_validate({"model": MODEL, "train": train}), mesh)
+
+
+def test_layers_are_unrolled_on_cpu_but_not_in_stages():
+    assert on(1)
+    assert not on(2)
+
+
+def test_stages_that_are_to_be_unrolled_are_refused():
+    with pytest.raises(UserError) as error:
+        on(2, unroll_layers=True)
+    assert str(error.value) == (
+        "train.unroll_layers is true, but mesh.stage is 2, and a stage scans its layers; leave it "
+        "at auto"
+    )

@@ -1,0 +1,191 @@
+"""Layers in stages that work on different micro-batches at once (GPipe: Huang et al., 2018,
+arXiv:1811.06965), as one program for all devices (GSPMD: Xu et al., 2021, arXiv:2105.04663)."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from jaxformer.parallel.mesh import ROWS_OF_STAGE
+from jaxformer.schema import UserError
+
+AXIS = "stage"
+MOST_OF_STAGE = 4  # micro-batches a stage that are chosen: their bubble is below a fifth
+
+PyTree = Any
+Rows = tuple[jax.Array, ...]
+
+
+class Pipeline(NamedTuple):
+    """`stages` equal parts of the layers, each at work on another of `micro_batches`."""
+
+    stages: int
+    micro_batches: int
+
+    @property
+    def turns(self) -> int:
+        """How often a stage works until the last micro-batch has left the last one."""
+        return self.micro_batches + self.stages - 1
+
+    @property
+    def bubble(self) -> float:
+        """The part of a stage's turns, and FLOPs, that nobody needs."""
+        return (self.stages - 1) / self.turns
+
+    def __str__(self) -> str:
+        return f"{self.stages} stages, {self.micro_batches} micro-batches, bubble {self.bubble:.1%}"
+
+
+def possible_micro_batches(sizes: Mapping[str, int], rows: int) -> list[int]:
+    """The numbers of micro-batches that so many rows go into; none on a mesh without stages.
+
+    A stage has the same number of them in store, and a micro-batch rows of every shard.
+    """
+    stages = sizes.get(AXIS, 1)
+    of_shard, rest = divmod(rows, math.prod(sizes.get(axis, 1) for axis in ROWS_OF_STAGE))
+    if stages == 1 or rest:
+        return []
+    return [count for count in range(stages, of_shard + 1, stages) if of_shard % count == 0]
+
+
+def pipeline_of_rows(rows: int, wanted: int | None) -> Pipeline | None:
+    """`make_pipeline` on the mesh that is set; None, too, where the rows go into no number of
+    micro-batches."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return make_pipeline(sizes, rows, wanted) if possible_micro_batches(sizes, rows) else None
+
+
+def make_pipeline(sizes: Mapping[str, int], rows: int, wanted: int | None) -> Pipeline | None:
+    """The pipeline of a mesh of these sizes for a batch of `rows`; None where it has no stages.
+
+    Args:
+        wanted: micro-batches; None takes as many as the rows go into, up to 4 a stage.
+
+    Raises:
+        UserError: the rows do not go into so many micro-batches.
+    """
+    stages = sizes.get(AXIS, 1)
+    if stages == 1:
+        return None
+    possible = possible_micro_batches(sizes, rows)
+    if wanted is None and possible:
+        return Pipeline(stages, max(n for n in possible if n <= MOST_OF_STAGE * stages))
+    if wanted not in possible:
+        allowed = ", ".join(map(str, possible)) or "none; take other rows or another mesh"
+        raise UserError(
+            f"train.pipeline_micro_batches is {wanted}, but {rows} rows at once over mesh.stage "
+            f"{stages} do not go into so many; allowed: {allowed}"
+        )
+    return Pipeline(stages, wanted)
+
+
+def check_repetitions(stages: int, num_layers: int, pattern_length: int) -> None:
+    """Refuse layers that stages cannot share evenly.
+
+    Raises:
+        UserError: the repetitions of the pattern are not divisible by the stages.
+    """
+    repetitions = num_layers // pattern_length
+    if repetitions % stages:
+        nearest = max(stages, round(repetitions / stages) * stages) * pattern_length
+        raise UserError(
+            f"mesh.stage is {stages}, but model.num_layers {num_layers} repeats the pattern of "
+            f"{pattern_length} {repetitions} times, which {stages} does not divide; the nearest "
+            f"model.num_layers that fits: {nearest}"
+        )
+
+
+def run_stages(
+    of_layers: Callable[[PyTree, Rows], Rows], params: PyTree, rows: Rows, pipeline: Pipeline
+) -> Rows:
+    """`of_layers(params, rows)`, for layers that follow one another in the leading axis of
+    `params`, of which every stage holds its own.
+
+    Every stage has a part of the micro-batches in store. In a turn, the first takes the next one
+    out of its store, all others what the stage before has made, and the last puts what it makes
+    into its own; then the stores move on by one stage towards the first. So inputs come by, and
+    outputs lie in the end where the inputs lay, and all that stages tell each other is two
+    micro-batches a turn. What a stage makes before the first micro-batch has come to it, and after
+    the last, is thrown away.
+
+    Args:
+        of_layers: (layers [n, ...], rows) → rows, of the same shapes.
+        rows: each [rows, ...].
+    """
+    stages, turns = pipeline.stages, pipeline.turns
+    each = pipeline.micro_batches // stages
+    layers = jax.tree.map(lambda x: x.reshape(stages, -1, *x.shape[1:]), params)
+    store = jax.tree.map(lambda x: _split(x, stages, each), rows)
+
+    def turn(carry: tuple[Rows, Rows], number: jax.Array) -> tuple[tuple[Rows, Rows], None]:
+        made, store = carry
+        place = number % each
+        stored = jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(x, place, axis=1, keepdims=False), store
+        )
+        made = _all_stages(of_layers)(layers, jax.tree.map(_with_first, made, stored))
+        onward = jax.tree.map(lambda old, new: _with_last(_to_previous(old), new), stored, made)
+        store = jax.tree.map(
+            lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, place, axis=1), store, onward
+        )
+        return (jax.tree.map(_to_next, made), store), None
+
+    # The bubble works on true rows: what is finite for them is finite for it.
+    begin = jax.tree.map(lambda x: x[:, 0], store)
+    (_, store), _ = jax.lax.scan(turn, (begin, store), jnp.arange(turns))
+    return jax.tree.map(lambda x: _join(jnp.roll(x, 1 - stages, axis=1)), store)
+
+
+def _all_stages(of_layers: Callable[[PyTree, Rows], Rows]) -> Callable[[PyTree, Rows], Rows]:
+    """On layers [stages, n, ...] and rows [stages, rows, ...]: every stage its own."""
+
+    def of_stage(layers: PyTree, rows: Rows) -> Rows:
+        rules = [("batch", ROWS_OF_STAGE), *nn.get_logical_axis_rules()]
+        with nn.logical_axis_rules(rules):
+            return of_layers(layers, rows)
+
+    return jax.vmap(of_stage, spmd_axis_name=AXIS)
+
+
+def _split(x: jax.Array, stages: int, each: int) -> jax.Array:
+    """[rows, ...] → [stages, micro-batches / stages, rows of one, ...], where the rows lie."""
+    x = x.reshape(stages, -1, each, *x.shape[1:]).swapaxes(1, 2)
+    return _constrain(x, AXIS, None, ROWS_OF_STAGE)
+
+
+def _join(x: jax.Array) -> jax.Array:
+    """Undoes `_split`."""
+    return x.swapaxes(1, 2).reshape(-1, *x.shape[3:])
+
+
+def _to_next(x: jax.Array) -> jax.Array:
+    """x [stages, rows, ...], each stage's moved on by one; the first has zeros."""
+    return _constrain(_pad(x[:-1], (1, 0)), AXIS, ROWS_OF_STAGE)
+
+
+def _to_previous(x: jax.Array) -> jax.Array:
+    return _constrain(_pad(x[1:], (0, 1)), AXIS, ROWS_OF_STAGE)
+
+
+def _pad(x: jax.Array, stages: tuple[int, int]) -> jax.Array:
+    return jnp.pad(x, [stages] + [(0, 0)] * (x.ndim - 1))
+
+
+def _with_first(x: jax.Array, first: jax.Array) -> jax.Array:
+    return jnp.where(_is_stage(0, x), first, x)
+
+
+def _with_last(x: jax.Array, last: jax.Array) -> jax.Array:
+    return jnp.where(_is_stage(len(x) - 1, x), last, x)
+
+
+def _is_stage(stage: int, x: jax.Array) -> jax.Array:
+    return (jnp.arange(len(x)) == stage).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
