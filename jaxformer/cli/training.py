@@ -63,7 +63,8 @@ def _add_plan(commands: Any) -> None:
 
 def _plan(arguments: argparse.Namespace) -> int:
     config = jaxformer.load_config(arguments.config, arguments.overrides)
-    from jaxformer.train.plan import plan, search, show_sharding
+    from jaxformer.train.plan import plan, show_sharding
+    from jaxformer.train.search import search
 
     if arguments.show_sharding:
         show_sharding(config, arguments.topology, arguments.slices)

@@ -1,19 +1,16 @@
 """What a training step would take on a TPU slice: compiled by the TPU compiler, on any machine."""
 
 import dataclasses
-import itertools
 import json
-import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import jax
 
-from jaxformer.config import Config, TrainConfig
-from jaxformer.data.progress import progress
+from jaxformer.config import Config
 from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.parallel.cost import read_cost
 from jaxformer.parallel.mesh import check_rows, data_shards, make_mesh
@@ -25,12 +22,6 @@ from jaxformer.schema import UserError
 from jaxformer.train.program import Program, make_program, weights
 
 FITS, DOES_NOT_FIT = 0, 1
-BEST = 5  # variants that a search shows
-
-# What a search tries.
-REMAT = get_args(TrainConfig.model_fields["remat"].annotation)
-TENSOR = (1, 2, 4, 8)
-ROWS = (1, 2, 4, 8)  # on a data shard
 
 
 class OutOfMemory(Exception):
@@ -63,6 +54,7 @@ class Plan:
     mesh: dict[str, int]
     remat: str
     rows: int
+    pipeline: str | None  # of a mesh with stages
     tokens: int
     parameters: int
     memory: Memory
@@ -88,9 +80,9 @@ def plan(config: Config, topology: str, slices: int, *, as_json: bool) -> int:
     Raises:
         UserError: no such topology, no TPU compiler, or a mesh that does not divide the model.
     """
-    where, devices = _slices(topology, slices)
+    where, devices = slices_of(topology, slices)
     try:
-        made = make_plan(config, where, devices, _vocab_size(config))
+        made = make_plan(config, where, devices, vocab_size_of(config))
     except OutOfMemory as error:
         sizes = dict(make_mesh(config.mesh.sizes, config.mesh.preset, devices).shape)
         if as_json:
@@ -108,49 +100,10 @@ def show_sharding(config: Config, topology: str, slices: int) -> None:
     Raises:
         UserError: as `plan`.
     """
-    _, devices = _slices(topology, slices)
+    _, devices = slices_of(topology, slices)
     mesh = make_mesh(config.mesh.sizes, config.mesh.preset, devices)
-    program = make_program(config, mesh, _vocab_size(config))
+    program = make_program(config, mesh, vocab_size_of(config))
     print(sharding_report(weights(program.abstract)))
-
-
-def search(config: Config, topology: str, slices: int, *, as_json: bool) -> int:
-    """Compile the step with every rematerialisation, with several batches and meshes, and print
-    the fastest.
-
-    Returns:
-        The exit code: 0 something fits, 1 nothing does.
-
-    Raises:
-        UserError: as `plan`.
-    """
-    where, devices = _slices(topology, slices)
-    vocab_size = _vocab_size(config)
-    candidates = list(_candidates(config, len(devices), slices))
-    made, too_much, refused = [], set(), 0
-    with progress("compiling", len(candidates)) as report:
-        for done, candidate in enumerate(candidates):
-            sizes, remat = candidate.mesh.sizes, candidate.train.remat
-            key = (tuple(sizes.values()), remat)
-            if key not in too_much:  # with fewer rows it was too large already
-                try:
-                    made.append(make_plan(candidate, where, devices, vocab_size))
-                except OutOfMemory:
-                    too_much.add(key)
-                except UserError:
-                    refused += 1
-            report(done + 1)
-    made.sort(key=lambda one: -one.tokens_per_second_per_chip)
-    if as_json:
-        print(json.dumps([dataclasses.asdict(one) for one in made[:BEST]]))
-    else:
-        print(
-            f"{len(candidates)} variants on {topology}: {len(made)} fit, {refused} do not divide "
-            f"the model or the batch"
-        )
-        for one in made[:BEST]:
-            print("  " + _one_line(one))
-    return FITS if made else DOES_NOT_FIT
 
 
 def make_plan(config: Config, where: Slice, devices: Sequence[jax.Device], vocab_size: int) -> Plan:
@@ -180,6 +133,7 @@ def make_plan(config: Config, where: Slice, devices: Sequence[jax.Device], vocab
         mesh=dict(mesh.shape),
         remat=train.remat,
         rows=train.batch_size,
+        pipeline=str(program.pipeline) if program.pipeline else None,
         tokens=program.tokens_per_step,
         parameters=program.num_parameters,
         memory=_memory(program, compiled, where),
@@ -197,14 +151,14 @@ def make_plan(config: Config, where: Slice, devices: Sequence[jax.Device], vocab
     )
 
 
-def _slices(topology: str, slices: int) -> tuple[Slice, list[jax.Device]]:
+def slices_of(topology: str, slices: int) -> tuple[Slice, list[jax.Device]]:
     if slices < 1:
         raise UserError(f"--slices is {slices}; allowed: a whole number above 0")
     where = parse_slice(topology)
     return where, compile_only_devices(where, slices)
 
 
-def _vocab_size(config: Config) -> int:
+def vocab_size_of(config: Config) -> int:
     return config.model.vocab_size or load_tokenizer(config.data.tokenizer).vocab_size
 
 
@@ -266,29 +220,6 @@ def too_large(config: Config, sizes: dict[str, int], error: OutOfMemory, where: 
     )
 
 
-def _candidates(config: Config, devices: int, slices: int) -> Iterator[Config]:
-    """Rematerialisations × meshes × rows, fewer rows first.
-
-    `data` goes over slices; `stage`, `context` and `expert` stay as they are; `tensor` and `fsdp`
-    share what is left.
-    """
-    given = config.mesh
-    fixed = {
-        "data": slices,
-        "stage": max(1, given.stage or 1),
-        "context": max(1, given.context or 1),
-        "expert": max(1, given.expert or 1),
-    }
-    left = devices // math.prod(fixed.values())
-    for remat, tensor, rows in itertools.product(REMAT, TENSOR, ROWS):
-        if left % tensor == 0:
-            sizes = {**fixed, "tensor": tensor, "fsdp": left // tensor}
-            mesh = given.model_dump() | sizes
-            batch = {"accumulation": 1, "batch_size": rows * data_shards(sizes)}
-            train = {**config.train.model_dump(), "remat": remat, **batch}
-            yield Config.model_validate(config.model_dump() | {"mesh": mesh, "train": train})
-
-
 def describe(made: Plan) -> str:
     """A plan as a table for people."""
     memory, seconds = made.memory, made.seconds
@@ -298,9 +229,10 @@ def describe(made: Plan) -> str:
         ("topology", f"{made.topology}{slices}, {made.chips} chips; {mesh}"),
         ("model", f"{made.parameters:,} parameters, remat {made.remat}"),
         ("batch", f"{made.rows} rows, {made.tokens:,} tokens a step"),
-        ("memory", f"{_gib(memory.peak)} at the peak of {_gib(memory.capacity)} a chip"),
-        ("", f"parameters {_gib(memory.parameters)}, optimizer {_gib(memory.optimizer)}"),
-        ("", f"activations and other temporaries {_gib(memory.temporary)}"),
+        *([("pipeline", made.pipeline)] if made.pipeline else []),
+        ("memory", f"{gib(memory.peak)} at the peak of {gib(memory.capacity)} a chip"),
+        ("", f"parameters {gib(memory.parameters)}, optimizer {gib(memory.optimizer)}"),
+        ("", f"activations and other temporaries {gib(memory.temporary)}"),
         ("FLOPs", f"{made.model_flops:.4g} a step by the model"),
         (
             "",
@@ -314,8 +246,8 @@ def describe(made: Plan) -> str:
         lines.append(
             (
                 "",
-                f"{part.kind} × {part.count}: {part.bytes / 1e9:.2f} GB, {_ms(part.seconds)}, "
-                f"of it {_ms(part.blocking_seconds)} with nothing beside it",
+                f"{part.kind} × {part.count}: {part.bytes / 1e9:.2f} GB, {ms(part.seconds)}, "
+                f"of it {ms(part.blocking_seconds)} with nothing beside it",
             )
         )
     if made.slices > 1 and parse_slice(made.topology).chip.dimensions == 3:
@@ -328,28 +260,19 @@ def describe(made: Plan) -> str:
     lines += [
         (
             "step",
-            f"{_ms(made.step_seconds)}, bound by {made.bound}: compute {_ms(seconds.compute)} + "
-            f"waiting for the network {_ms(seconds.blocking)}",
+            f"{ms(made.step_seconds)}, bound by {made.bound}: compute {ms(seconds.compute)} + "
+            f"waiting for the network {ms(seconds.blocking)}",
         ),
-        ("", f"network in all {_ms(seconds.network)}, memory {_ms(seconds.memory)}"),
+        ("", f"network in all {ms(seconds.network)}, memory {ms(seconds.memory)}"),
         ("speed", f"{made.tokens_per_second_per_chip:,.0f} tokens/s/chip, MFU {made.mfu:.1%}"),
         ("compiled", f"in {made.compile_seconds:.0f} s"),
     ]
     return "\n".join(f"{name:<11}{text}" for name, text in lines)
 
 
-def _one_line(made: Plan) -> str:
-    axes = " ".join(f"mesh.{axis}={size}" for axis, size in made.mesh.items())
-    return (
-        f"{made.tokens_per_second_per_chip:,.0f} tokens/s/chip, MFU {made.mfu:.1%}, "
-        f"{_gib(made.memory.peak)}, {_ms(made.step_seconds)} bound by {made.bound}: "
-        f"train.remat={made.remat} train.batch_size={made.rows} {axes}"
-    )
-
-
-def _gib(count: float) -> str:
+def gib(count: float) -> str:
     return f"{count / GIB:.2f} GiB"
 
 
-def _ms(seconds: float) -> str:
+def ms(seconds: float) -> str:
     return f"{seconds * 1e3:,.1f} ms"

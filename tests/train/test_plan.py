@@ -11,7 +11,7 @@ from jaxformer.config import Config
 from jaxformer.parallel.cost import read_cost
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.parallel.topology import GIB, compile_only_devices, parse_slice
-from jaxformer.train.plan import OutOfMemory, _candidates, _out_of_memory, too_large
+from jaxformer.train.plan import OutOfMemory, _out_of_memory, too_large
 from tests.runs import MODEL
 
 needs_compiler = pytest.mark.skipif(
@@ -97,13 +97,3 @@ def test_a_topology_is_checked_before_anything_is_compiled(tmp_path, capsys):
     assert "--slices is 0; allowed: a whole number above 0" in capsys.readouterr().err
     assert main(["plan", write(tmp_path), "--topology", "v5p-9"]) == 2
     assert "v5p-9', which is not offered" in capsys.readouterr().err
-
-
-def test_a_search_keeps_slices_apart_and_the_context_as_it_is():
-    config = Config.model_validate({"model": MODEL, "mesh": {"context": 2}})
-    tried = list(_candidates(config, devices=64, slices=2))
-    assert len(tried) == 3 * 4 * 4  # remat × tensor × rows
-    assert {(one.mesh.data, one.mesh.context) for one in tried} == {(2, 2)}
-    assert {one.mesh.fsdp * one.mesh.tensor for one in tried} == {16}
-    rows = [one.train.batch_size / (2 * one.mesh.fsdp) for one in tried[:4]]
-    assert rows == [1, 2, 4, 8]
