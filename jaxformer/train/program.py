@@ -207,6 +207,11 @@ def _shared_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
     check_repetitions(mesh.shape["stage"], config.model.num_layers, len(config.model.pattern))
     rows = train.batch_size // train.accumulation
     pipeline = make_pipeline(mesh.shape, rows, train.pipeline_micro_batches)
+    if pipeline and config.lora and config.lora.dropout:
+        raise UserError(
+            f"lora.dropout is {config.lora.dropout}, but mesh.stage is {mesh.shape['stage']}, and "
+            f"stages draw no dropout; set lora.dropout=0, or mesh.stage=1"
+        )
     scanned = build_model(
         config.model,
         vocab_size=vocab_size,
