@@ -15,10 +15,16 @@ from jaxformer.model.mixers import Cache
 from jaxformer.model.norms import Norm
 from jaxformer.model.positions import LearnedPositionsConfig, SinusoidalPositionsConfig, sinusoidal
 from jaxformer.model.stack import Stack
-from jaxformer.ops.cross_entropy import LossSums, cross_entropy, logits_of
+from jaxformer.ops.cross_entropy import (
+    LossSums,
+    TokenScores,
+    cross_entropy,
+    logits_of,
+    token_scores,
+)
 from jaxformer.ops.kernels.choice import Kernel
 from jaxformer.parallel.context import over_context
-from jaxformer.parallel.rows import over_rows
+from jaxformer.parallel.rows import by_rows, over_rows
 from jaxformer.parallel.rules import constrain_tokens
 
 
@@ -99,10 +105,7 @@ class LanguageModel(nn.Module):
         z_loss: float = 0.0,
     ) -> LossSums:
         """Sums of the token losses over [batch, length], without ever holding all logits."""
-        module = self.clone(parent=None)
-
-        def hidden(params: dict, keys: dict[str, jax.Array], *rows: jax.Array) -> jax.Array:
-            return module.apply({"params": params}, *rows, method="hidden", rngs=keys)[0]
+        x = self._read(inputs, positions, segment_ids)
 
         def sums(
             head: jax.Array, x: jax.Array, targets: jax.Array, loss_mask: jax.Array
@@ -110,9 +113,34 @@ class LanguageModel(nn.Module):
             softcap = self.config.logit_softcap
             return cross_entropy(x, head, targets, loss_mask, z_loss=z_loss, logit_softcap=softcap)
 
-        keys = {"dropout": self.make_rng("dropout")} if self.has_rng("dropout") else {}
-        x = over_context(hidden)(self.variables["params"], keys, inputs, positions, segment_ids)
         return over_rows(sums)(self._head(), x, targets, loss_mask)
+
+    def scores(
+        self,
+        inputs: jax.Array,
+        targets: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        loss_mask: jax.Array,
+    ) -> TokenScores:
+        """Of every target [batch, length]; where loss_mask is not set, 0 and True."""
+        x = self._read(inputs, positions, segment_ids)
+
+        def of_rows(head: jax.Array, x: jax.Array, targets: jax.Array) -> TokenScores:
+            return token_scores(x, head, targets, logit_softcap=self.config.logit_softcap)
+
+        scores = by_rows(of_rows)(self._head(), x, targets)
+        return TokenScores(jnp.where(loss_mask, scores.log_probs, 0.0), scores.greedy | ~loss_mask)
+
+    def _read(self, *rows: jax.Array) -> jax.Array:
+        """`hidden` of inputs, positions and segment_ids, which may be cut over `context`."""
+        module = self.clone(parent=None)
+
+        def hidden(params: dict, keys: dict[str, jax.Array], *rows: jax.Array) -> jax.Array:
+            return module.apply({"params": params}, *rows, method="hidden", rngs=keys)[0]
+
+        keys = {"dropout": self.make_rng("dropout")} if self.has_rng("dropout") else {}
+        return over_context(hidden)(self.variables["params"], keys, *rows)
 
     def step(
         self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array, cache: Cache

@@ -55,6 +55,38 @@ def cross_entropy(
     )
 
 
+class TokenScores(NamedTuple):
+    """What a model says of each target; [batch, length]."""
+
+    log_probs: jax.Array  # log softmax(logits)[target] in nats, float32
+    greedy: jax.Array  # whether the target is the likeliest token
+
+
+def token_scores(
+    x: jax.Array, head: jax.Array, targets: jax.Array, *, logit_softcap: float | None = None
+) -> TokenScores:
+    """Log-probability and rank of each target under logits = cap(x · head), in the same chunks.
+
+    Args:
+        x: [batch, length, d_model].
+        head: [d_model, vocab].
+        targets: [batch, length], integers.
+        logit_softcap: cap(y) = c · tanh(y / c).
+    """
+    batch, length = targets.shape
+    count = _chunk_count(batch, length, head.shape[1])
+
+    def score(chunk: tuple[jax.Array, jax.Array]) -> TokenScores:
+        x, targets = chunk  # [tokens, d_model], [tokens]
+        logits = logits_of(x, head, logit_softcap)
+        at_target = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+        log_probs = at_target - jax.nn.logsumexp(logits, axis=-1)
+        return TokenScores(log_probs, jnp.argmax(logits, axis=-1) == targets)
+
+    scores = jax.lax.map(score, (_split(x, count), _split(targets, count)))
+    return jax.tree.map(lambda pieces: _join(pieces, batch, length), scores)
+
+
 def logits_of(x: jax.Array, head: jax.Array, logit_softcap: float | None) -> jax.Array:
     """cap(x · head): [..., d_model] → [..., vocab], float32 at least."""
     wide = jnp.promote_types(x.dtype, jnp.float32)

@@ -1,4 +1,5 @@
-"""Sums over the tokens of a batch: its rows are split over the data axes, each over `context`."""
+"""What is computed of the tokens of a batch: its rows are split over the data axes, each over
+`context`."""
 
 import math
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from jaxformer.parallel.mesh import DATA_AXES
 TOKEN_AXES = (*DATA_AXES, CONTEXT)
 
 Sums = TypeVar("Sums")
+Rows = TypeVar("Rows")
+Out = TypeVar("Out")
 
 
 def over_rows(sums: Callable[..., Sums]) -> Callable[..., Sums]:
@@ -24,24 +27,40 @@ def over_rows(sums: Callable[..., Sums]) -> Callable[..., Sums]:
     a loop within `sums` does both in every turn.
     """
 
-    def of_own_rows(weight: jax.Array, *arrays: jax.Array) -> Sums:
-        whole = _gather(weight.astype(arrays[0].dtype)).astype(weight.dtype)
-        return jax.lax.psum(sums(whole, *arrays), TOKEN_AXES)
+    def added(*arrays: jax.Array) -> Sums:
+        return jax.lax.psum(sums(*arrays), TOKEN_AXES)
 
-    def summed(weight: jax.Array, *arrays: jax.Array) -> Sums:
+    return _of_own_rows(added, sums, PartitionSpec())
+
+
+def by_rows(function: Callable[..., Rows]) -> Callable[..., Rows]:
+    """Like `over_rows`, for a function that gives arrays [rows, length, ...]."""
+    return _of_own_rows(function, function, PartitionSpec(DATA_AXES, CONTEXT))
+
+
+def _of_own_rows(
+    sharded: Callable[..., Out], alone: Callable[..., Out], out: PartitionSpec
+) -> Callable[..., Out]:
+    """`sharded` of every device's tokens where they are split over several, else `alone`."""
+
+    def of_own_rows(weight: jax.Array, *arrays: jax.Array) -> Out:
+        whole = _gather(weight.astype(arrays[0].dtype)).astype(weight.dtype)
+        return sharded(whole, *arrays)
+
+    def mapped(weight: jax.Array, *arrays: jax.Array) -> Out:
         mesh = jax.sharding.get_abstract_mesh()
         if all(mesh.shape.get(axis, 1) == 1 for axis in TOKEN_AXES):
-            return sums(weight, *arrays)
+            return alone(weight, *arrays)
         tokens = PartitionSpec(DATA_AXES, CONTEXT)
         return jax.shard_map(
             of_own_rows,
             in_specs=(PartitionSpec("fsdp"), *(tokens for _ in arrays)),
-            out_specs=PartitionSpec(),
+            out_specs=out,
             axis_names=set(TOKEN_AXES),
             check_vma=False,
         )(weight, *arrays)
 
-    return summed
+    return mapped
 
 
 @jax.custom_vjp
