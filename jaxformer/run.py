@@ -39,7 +39,7 @@ class Run:
     @cached_property
     def decoder(self) -> Decoder:
         """The model laid out for decoding; compiled programs stay with it."""
-        return Decoder.of(self.model, self.params, self.tokenizer.eos_id)
+        return Decoder.of(self.model, self.params, self.tokenizer.eos_id, self.mesh)
 
     def generate(self, prompt: str | Sequence[str], **options: Any) -> str | list[str]:
         """Continue a prompt, or several in one batch; options as in `generate_text`."""

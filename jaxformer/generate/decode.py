@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxformer.generate.sampling import Sampling, sample
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.model.positions import LearnedPositionsConfig
 from jaxformer.model.stack import separate_layers
+from jaxformer.parallel.mesh import data_shards
+from jaxformer.parallel.rules import put_rows, whole
 from jaxformer.schema import UserError
 
 # Lengths are rounded up to a multiple of this, so that few prompts compile anew.
@@ -60,12 +63,15 @@ class Decoder:
     model: LanguageModel
     params: Any
     eos_id: int
+    mesh: Mesh | None = None
     _programs: dict = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: LanguageModel, params: Any, eos_id: int) -> "Decoder":
-        """From a scanned model and its parameters."""
-        return cls(model.clone(layout="separate"), jax.jit(separate_layers)(params), eos_id)
+    def of(
+        cls, model: LanguageModel, params: Any, eos_id: int, mesh: Mesh | None = None
+    ) -> "Decoder":
+        """From a scanned model and its parameters, which lie on `mesh`."""
+        return cls(model.clone(layout="separate"), jax.jit(separate_layers)(params), eos_id, mesh)
 
     def decode(
         self,
@@ -75,10 +81,15 @@ class Decoder:
         sampling: Sampling,
         seed: int = 0,
         stats: Stats | None = None,
+        padded_length: int = 0,
     ) -> Iterator[np.ndarray]:
         """Continue the prompts; yields pieces [batch, some tokens] until all ended or enough came.
 
-        After a row's end-of-text, it is filled with end-of-text.
+        After a row's end-of-text, it is filled with end-of-text. Rows are split over the mesh's
+        data axes where these divide them.
+
+        Args:
+            padded_length: prompts are padded to it at least, so that few lengths compile.
 
         Raises:
             UserError: an empty prompt, or more tokens than a learned position table has rows.
@@ -88,7 +99,7 @@ class Decoder:
         if min(len(prompt) for prompt in prompts) == 0 or max_new_tokens < 1:
             raise UserError("a prompt without tokens, or max_new_tokens below 1; give one at least")
         self._check_length(longest + max_new_tokens)
-        padded = _round_up(longest)
+        padded = _round_up(max(longest, padded_length))
         tokens = np.zeros((len(prompts), padded), np.int32)
         for row, prompt in enumerate(prompts):
             tokens[row, padded - len(prompt) :] = prompt  # ends align, so that all go on at once
@@ -97,17 +108,20 @@ class Decoder:
 
         prefill = partial(_prefill, self.model, max_length, sampling, self.eos_id)
         state = self._run(
-            "prefill", prefill, (self.params, tokens, starts, jax.random.key(seed)), stats
+            "prefill",
+            prefill,
+            (self.params, self._put(tokens), self._put(starts), jax.random.key(seed)),
+            stats,
         )
         stats.prompt_tokens += sum(len(prompt) for prompt in prompts)
-        yield np.asarray(state.token)[:, None]
+        yield whole(state.token)[:, None]
 
         decode = partial(_decode, self.model, sampling, self.eos_id)
         made = 1
         stats.new_tokens += len(prompts)
-        while made < max_new_tokens and not np.all(state.done):
+        while made < max_new_tokens and not np.all(whole(state.done)):
             state, piece = self._run("decode", decode, (self.params, state), stats)
-            piece = np.asarray(piece)[:, : max_new_tokens - made]
+            piece = whole(piece)[:, : max_new_tokens - made]
             made += piece.shape[1]
             stats.new_tokens += piece.size
             yield piece
@@ -118,8 +132,11 @@ class Decoder:
         case = (name, function.args, str(shapes))
         start = time.perf_counter()
         if case not in self._programs:
-            donated = (1,) if name == "decode" else ()
-            jitted = jax.jit(function, donate_argnums=donated)
+            if name == "decode":  # the state comes back as and where it was
+                places = jax.tree.map(lambda leaf: leaf.sharding, arguments[1])
+                jitted = jax.jit(function, donate_argnums=1, out_shardings=(places, None))
+            else:
+                jitted = jax.jit(function)
             self._programs[case] = jitted.lower(*arguments).compile()
             stats.compile_seconds += time.perf_counter() - start
             start = time.perf_counter()
@@ -127,6 +144,11 @@ class Decoder:
         field_name = f"{name}_seconds"
         setattr(stats, field_name, getattr(stats, field_name) + time.perf_counter() - start)
         return result
+
+    def _put(self, rows: np.ndarray) -> np.ndarray | jax.Array:
+        if self.mesh is None or len(rows) % data_shards(self.mesh.shape):
+            return rows
+        return put_rows(rows, self.mesh)
 
     def _check_length(self, length: int) -> None:
         positions = self.model.config.positions

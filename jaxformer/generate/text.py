@@ -57,7 +57,7 @@ def generate_text(
     if stream and len(prompts) == 1:
         pieces = _print_as_it_comes(prompts[0], pieces, tokenizer, decoder.eos_id)
     rows = np.concatenate(list(pieces), axis=1)
-    texts = [tokenizer.decode(_until_end(row, decoder.eos_id)) for row in rows]
+    texts = [tokenizer.decode(until_end(row, decoder.eos_id)) for row in rows]
     if stream and len(prompts) > 1:
         for text, continuation in zip(prompts, texts, strict=True):
             print(f"{text}{continuation}\n{'-' * 40}")
@@ -70,7 +70,8 @@ def _asked(template: ChatTemplate, text: str) -> str:
     return template.prompt([{"role": "user", "content": text}], "the prompt")
 
 
-def _until_end(row: np.ndarray, eos_id: int) -> np.ndarray:
+def until_end(row: np.ndarray, eos_id: int) -> np.ndarray:
+    """The tokens of a row before its end-of-text."""
     ends = np.flatnonzero(row == eos_id)
     return row[: ends[0]] if len(ends) else row
 
@@ -82,7 +83,7 @@ def _print_as_it_comes(
     decoder = tokenizer.stream_decoder()
     print(prompt, end="", flush=True)
     for piece in pieces:
-        for token in _until_end(piece[0], eos_id):
+        for token in until_end(piece[0], eos_id):
             print(decoder.push(int(token)), end="")
         sys.stdout.flush()
         yield piece

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from flax.core import meta
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxformer.parallel.mesh import DATA_AXES, data_shards
@@ -181,6 +182,19 @@ def put_batch(batch: PyTree, sharding: NamedSharding) -> PyTree:
         return jax.make_array_from_callback((size * shards, x.shape[1]), sharding, piece)
 
     return jax.tree.map(put, batch)
+
+
+def put_rows(array: np.ndarray, mesh: Mesh) -> jax.Array:
+    """An array [rows, ...] that every process has, with its rows over the data axes."""
+    sharding = NamedSharding(mesh, PartitionSpec(DATA_AXES))
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def whole(array: jax.Array) -> np.ndarray:
+    """The whole array, in every process."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def bytes_per_device(abstract: PyTree, shardings: PyTree) -> int:
