@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from jaxformer.parallel import processes
+
 FIRST_LINE_SECONDS = 2.0
 NEXT_LINE_SECONDS = 10.0
 
@@ -17,7 +19,10 @@ def say(message: str) -> None:
 
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Gives a function to call with how much of `total` is done so far."""
+    """Gives a function to call with how much of `total` is done so far; process 0 shows it."""
+    if not processes.is_first():
+        yield lambda done: None
+        return
     show = _bar if sys.stderr.isatty() else _lines
     with show(title, total) as report:
         yield report

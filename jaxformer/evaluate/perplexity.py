@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from jax.sharding import NamedSharding
@@ -18,11 +18,12 @@ from jaxformer.ops.cross_entropy import LossSums
 from jaxformer.parallel import processes
 from jaxformer.parallel.mesh import check_rows
 from jaxformer.parallel.rules import batch_sharding, put_batch, rows_held, use_mesh
-from jaxformer.run import load
+from jaxformer.run import Run, load
 from jaxformer.schema import UserError
 
 PyTree = Any
 EvalStep = Callable[[PyTree, Batch], LossSums]
+Sums = TypeVar("Sums")
 
 
 class Evaluation(NamedTuple):
@@ -68,7 +69,7 @@ def evaluate(
     """
     began = time.perf_counter()
     loss, tokens = 0.0, 0
-    for done, sums in enumerate(_one_ahead(eval_step, params, batches, sharding), start=1):
+    for done, sums in enumerate(one_ahead(eval_step, params, batches, sharding), start=1):
         loss += float(sums.loss)
         tokens += int(sums.tokens)
         after_batch(done)
@@ -81,12 +82,16 @@ def evaluate(
     return Evaluation(loss, perplexity, bits_per_byte, tokens, tokens / seconds)
 
 
-def _one_ahead(
-    eval_step: EvalStep, params: PyTree, batches: Iterable[Batch], sharding: NamedSharding
-) -> Iterator[LossSums]:
-    running: LossSums | None = None
+def one_ahead(
+    step: Callable[[PyTree, Batch], Sums],
+    params: PyTree,
+    batches: Iterable[Batch],
+    sharding: NamedSharding,
+) -> Iterator[Sums]:
+    """`step` of each batch, the next one already given to the device."""
+    running: Sums | None = None
     for batch in batches:
-        launched = eval_step(params, put_batch(batch, sharding))
+        launched = step(params, put_batch(batch, sharding))
         if running is not None:
             yield running
         running = launched
@@ -107,6 +112,20 @@ def evaluate_run(path: Path, overrides: Sequence[str], *, json: bool) -> int:
         UserError: no such run, nothing to validate on, or overrides that do not fit it.
     """
     run = load(path, ["eval.batches=null", *overrides])
+    result = validate(run)
+    if json:
+        print(json_format.dumps({"run": str(path), "step": run.step, **result._asdict()}))
+    else:
+        _print_table(f"{path}, step {run.step:,}", result)
+    return 0
+
+
+def validate(run: Run, check: Callable[[], None] = lambda: None) -> Evaluation:
+    """Evaluate a run on its validation text; `check` is called after every batch.
+
+    Raises:
+        UserError: there is none, or the mesh does not divide the rows of a batch.
+    """
     config, sharding = run.config, batch_sharding(run.mesh)
     batch_size = config.eval.batch_size or config.train.batch_size
     check_rows(run.mesh.shape, batch_size, 1, "eval.batch_size")
@@ -123,19 +142,19 @@ def evaluate_run(path: Path, overrides: Sequence[str], *, json: bool) -> int:
         first = put_batch(batches[0], sharding)
         eval_step = jax.jit(make_eval_step(run.model)).lower(run.params, first).compile()
     with progress("evaluating", count) as report:
-        result = evaluate(
+
+        def after_batch(done: int) -> None:
+            report(done)
+            check()
+
+        return evaluate(
             eval_step,
             run.params,
             (batches[index] for index in range(count)),
             bytes_per_token=batches.bytes_per_token,
             sharding=sharding,
-            after_batch=report,
+            after_batch=after_batch,
         )
-    if json:
-        print(json_format.dumps({"run": str(path), "step": run.step, **result._asdict()}))
-    else:
-        _print_table(f"{path}, step {run.step:,}", result)
-    return 0
 
 
 def _print_table(title: str, result: Evaluation) -> None:
