@@ -2,7 +2,7 @@
 #   make train                  train configs/quickstart.yaml   (ARGS="train.steps=200" overrides)
 #   make test                   the test suite                  (TESTS="tests/data" is a part)
 #   make devices                the same on several simulated devices, and by several processes
-#   make parity                 logits against transformers (installs torch as well)
+#   make parity                 against transformers and lm-evaluation-harness (installs torch, too)
 #   make lint                   formatting, lints, types, layers, the JSON schema
 #   make PYTHON=python3.13 test the same with another Python, in an environment of its own
 
@@ -35,7 +35,7 @@ devices: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 tests/devices $(ARGS)
 
 parity: $(VENV)/.installed-parity
-	$(BIN)/python -m pytest tests/parity $(ARGS)
+	$(BIN)/python -m pytest tests/parity tests/evaluate/test_harness.py $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

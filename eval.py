@@ -1,4 +1,4 @@
-"""`python eval.py RUN_OR_CHECKPOINT [--json] [key.path=value ...]`: evaluate a trained model."""
+"""`python eval.py RUN_OR_CHECKPOINT [--suite NAME ...] [key.path=value ...]`: evaluate a model."""
 
 import sys
 

@@ -24,12 +24,24 @@ def _add_eval(commands: Any) -> None:
     parser = add_command(
         commands,
         "eval",
-        "Loss, perplexity and bits per byte of a run or checkpoint.",
+        "Loss, perplexity and bits per byte of a run or checkpoint, or what its suites measure.",
         _eval,
-        "jaxformer eval runs/quickstart data.validation_source='text:books/*.txt' --json",
+        "jaxformer eval runs/quickstart --suite lm_eval:hellaswag,arc_easy --limit 100 --json",
     )
     parser.add_argument("run", type=locate_path, help="a run directory, or one of its checkpoints")
     takes_overrides(parser)
+    parser.add_argument(
+        "--suite",
+        action="append",
+        metavar="NAME",
+        help="validation (what is measured without any), or lm_eval:TASK[,TASK]; may be repeated",
+    )
+    group = parser.add_argument_group("tasks of lm_eval")
+    group.add_argument(
+        "--tasks-dir", type=Path, metavar="FOLDER", help="a folder of task YAMLs of your own"
+    )
+    group.add_argument("--limit", type=int, metavar="N", help="only N samples of each task")
+    group.add_argument("--num-fewshot", type=int, metavar="N", help="N solved examples before each")
     takes_processes(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -37,8 +49,14 @@ def _add_eval(commands: Any) -> None:
 def _eval(arguments: argparse.Namespace) -> int:
     with joined_processes(arguments):
         from jaxformer.evaluate.perplexity import evaluate_run
+        from jaxformer.evaluate.suites import Options, evaluate_suites
 
-        return evaluate_run(arguments.run, arguments.overrides, json=arguments.json)
+        options = Options(arguments.tasks_dir, arguments.limit, arguments.num_fewshot)
+        run, overrides = arguments.run, arguments.overrides
+        if arguments.suite is None:
+            options.refuse()
+            return evaluate_run(run, overrides, json=arguments.json)
+        return evaluate_suites(run, overrides, arguments.suite, options, json=arguments.json)
 
 
 def _add_generate(commands: Any) -> None:

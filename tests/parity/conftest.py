@@ -2,4 +2,5 @@
 
 from importlib.util import find_spec
 
-collect_ignore_glob = [] if find_spec("transformers") and find_spec("torch") else ["test_*.py"]
+NEEDED = ("accelerate", "lm_eval", "torch", "transformers")
+collect_ignore_glob = [] if all(map(find_spec, NEEDED)) else ["test_*.py"]

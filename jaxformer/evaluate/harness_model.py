@@ -1,0 +1,181 @@
+"""A run as lm-evaluation-harness asks it: log-likelihoods and generation."""
+
+import json
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from jaxformer.data.progress import progress
+from jaxformer.evaluate.scoring import Continuation, Score, rows_at_once, score
+from jaxformer.generate.sampling import Sampling
+from jaxformer.generate.text import until_end
+from jaxformer.run import Run
+from jaxformer.schema import UserError
+
+MAX_NEW_TOKENS = 256  # where a task says nothing, as the harness has it
+SHORTEST_PROMPT = 64  # prompts are padded to this length, or twice, four times, … as much
+GENERATION_KEYS = ("do_sample", "max_gen_toks", "min_p", "temperature", "top_k", "top_p", "until")
+
+
+class Generation(NamedTuple):
+    """What a task's `generation_kwargs` say."""
+
+    max_new_tokens: int
+    sampling: Sampling
+    stops: tuple[str, ...]
+
+
+def generation_of(kwargs: dict[str, Any], task: str) -> Generation:
+    """`generation_kwargs` in our terms.
+
+    Raises:
+        UserError: they ask for what sampling here does not have.
+    """
+    known = dict(normalize_gen_kwargs(kwargs, MAX_NEW_TOKENS))
+    unknown = sorted(set(known) - set(GENERATION_KEYS))
+    if unknown:
+        raise UserError(
+            f"task {task}: generation_kwargs.{unknown[0]} is {known[unknown[0]]}, which is not "
+            f"there; allowed: {', '.join(GENERATION_KEYS)}"
+        )
+    sampling = Sampling(
+        known["temperature"] if known["do_sample"] else 0.0,
+        **{name: known.get(name) for name in ("top_k", "top_p", "min_p")},
+    )
+    return Generation(known["max_gen_toks"], sampling, tuple(filter(None, known["until"])))
+
+
+class HarnessModel(TemplateLM):
+    """Answers from the run's own compiled programs, on its mesh, in batches of its evaluation.
+
+    A text begins with the tokenizer's bos, as every document does in training. The longest input
+    is `data.sequence_length`; what is longer loses its first tokens, and `shortened` counts that.
+    """
+
+    def __init__(self, run: Run, check: Callable[[], None] = lambda: None) -> None:
+        """`check` is called after every batch."""
+        super().__init__()
+        self._run, self._check = run, check
+        self._length = run.config.data.sequence_length
+        self._rows = rows_at_once(run)
+        self.shortened = 0
+
+    def check_room(self, generation_kwargs: dict[str, Any], task: str) -> None:
+        """Refuse a task that leaves no room for a prompt.
+
+        Raises:
+            UserError: it generates as many tokens as an input may have, or more.
+        """
+        new = generation_of(generation_kwargs, task).max_new_tokens
+        if new >= self._length:
+            raise UserError(
+                f"task {task} generates {new} tokens, which leaves no room for a prompt in "
+                f"data.sequence_length {self._length}; override it for this evaluation, or set "
+                f"generation_kwargs.max_gen_toks in the task"
+            )
+
+    @property
+    def eot_token_id(self) -> int:
+        return self._run.tokenizer.eos_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        return self._run.tokenizer.bos_id
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        ids = self._run.tokenizer.encode(string).tolist()
+        begun = add_special_tokens is False or ids[:1] == [self.prefix_token_id]
+        return ids if begun else [self.prefix_token_id, *ids]
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[tuple[float, bool]]:
+        """Of (context, continuation): log p in nats, and whether greedy decoding would give it."""
+        return super().loglikelihood(requests, disable_tqdm)
+
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[float]:
+        """Of whole texts, cut into pieces of the input's length that see one token before them;
+        the last piece sees as many as there is room for."""
+        windows = [list(self._windows(*request.args)) for request in requests]
+        scores = iter(self._score(list(chain.from_iterable(windows))))
+        return [sum(next(scores).log_prob for _ in pieces) for pieces in windows]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """The continuations of (prompt, generation_kwargs), cut before the first stop string."""
+        groups: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(index)
+        texts: dict[int, str] = {}
+        with progress("generating", len(requests)) as report:
+            for members in groups.values():
+                first = requests[members[0]]
+                generation = generation_of(first.args[1], first.task_name or "")
+                prompts = {index: self._prompt(requests[index], generation) for index in members}
+                members.sort(key=lambda index: -len(prompts[index]))
+                for start in range(0, len(members), self._rows):
+                    batch = members[start : start + self._rows]
+                    found = self._generate([prompts[index] for index in batch], generation, start)
+                    texts.update(zip(batch, found, strict=True))
+                    report(len(texts))
+        return [texts[index] for index in range(len(requests))]
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
+    ) -> list[Score]:
+        return self._score([Continuation(context, tokens) for _, context, tokens in requests])
+
+    def _score(self, continuations: Sequence[Continuation]) -> list[Score]:
+        sizes = (len(each.context) + len(each.tokens) - 1 for each in continuations)
+        self.shortened += sum(size > self._length for size in sizes)
+        return score(self._run, continuations, self._check)
+
+    def _windows(self, text: str) -> Sequence[Continuation]:
+        tokens = self.tok_encode(text, add_special_tokens=False)
+        windows = get_rolling_token_windows(tokens, self.prefix_token_id, self._length, 1)
+        return [Continuation(*make_disjoint_window(window)) for window in windows]
+
+    def _prompt(self, request: Instance, generation: Generation) -> list[int]:
+        tokens, room = self.tok_encode(request.args[0]), self._length - generation.max_new_tokens
+        self.shortened += len(tokens) > room
+        return tokens[-room:]
+
+    def _generate(self, prompts: list[list[int]], generation: Generation, seed: int) -> list[str]:
+        padded = SHORTEST_PROMPT
+        while padded < max(map(len, prompts)):
+            padded *= 2
+        filling = [[self.prefix_token_id]] * (self._rows - len(prompts))
+        pieces = self._run.decoder.decode(
+            prompts + filling,
+            max_new_tokens=generation.max_new_tokens,
+            sampling=generation.sampling,
+            seed=seed,
+            padded_length=padded,
+        )
+        rows = np.zeros((len(prompts), 0), np.int32)
+        texts: list[str] = []
+        for piece in pieces:
+            self._check()
+            rows = np.concatenate([rows, piece[: len(prompts)]], axis=1)
+            read = [self._text(row, generation.stops) for row in rows]
+            texts = [text for _, text in read]
+            if all(ended for ended, _ in read):
+                break
+        return texts
+
+    def _text(self, row: np.ndarray, stops: Sequence[str]) -> tuple[bool, str]:
+        """Whether a row has come to its end, and its text up to there."""
+        tokenizer = self._run.tokenizer
+        text = tokenizer.decode(until_end(row, tokenizer.eos_id))
+        found = [place for stop in stops if (place := text.find(stop)) >= 0]
+        ended = bool(found) or tokenizer.eos_id in row
+        return ended, text[: min(found)] if found else text
