@@ -241,6 +241,12 @@ class EvalConfig(Schema):
     batch_size: PositiveInt | None = Field(
         None, description="rows at once; train.batch_size if not given"
     )
+    suites: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="measured at the end, such as lm_eval:hellaswag; see eval --suite"
+    )
+    suites_every: PositiveInt | None = Field(None, description="steps; null: only at the end")
+    suites_limit: PositiveInt | None = Field(None, description="only so many samples of a task")
+    tasks_dir: str | None = Field(None, description="a folder of task YAMLs for lm_eval")
 
 
 class CheckpointConfig(Schema):

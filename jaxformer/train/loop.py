@@ -38,6 +38,7 @@ from jaxformer.train.recorder import Recorder
 from jaxformer.train.session import Session, save
 from jaxformer.train.start import begin, find_start, tell
 from jaxformer.train.step import TrainState
+from jaxformer.train.suites import measure, suites_of
 from jaxformer.train.trackers import Guarded, TensorBoard
 
 
@@ -60,6 +61,7 @@ def train(config: Config) -> int:
             print(f"{directory.path} is complete: all {config.train.steps:,} steps are done")
             print(announce.commands(directory, finished=True))
             return DONE
+        suites = suites_of(config)
 
         # Then the mesh and what will be compiled, which only compute shapes; then the data.
         tokenizer = load_tokenizer(config.data.tokenizer)
@@ -134,6 +136,7 @@ def train(config: Config) -> int:
             directory=directory,
             tokenizer=tokenizer,
             validation=validation,
+            suites=suites,
             program=program,
             checkpoints=checkpoints,
             log=log,
@@ -185,12 +188,15 @@ def _run(session: Session, compiled: Compiled, state: TrainState, step: int) -> 
             session.checkpoints.raise_failed_save()
             evaluates = _is_due(step, config.eval.every, steps)
             saves = _is_due(step, config.checkpoint.every, steps)
-            if evaluates or saves:
+            measures = _is_due(step, config.eval.suites_every or steps, steps)
+            if evaluates or saves or measures:
                 recorder.drain()
             if recorder.nonfinite >= config.train.max_nonfinite_steps:
                 return end_failed(session, recorder.finished)
             if evaluates:
                 _evaluate(session, compiled, state, step)
+            if measures:
+                measure(session, state, step)
             if saves:
                 save(session, state, step)
             if session.stop.due(step):

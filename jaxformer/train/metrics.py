@@ -20,7 +20,8 @@ class MetricsLog:
 
     Training rows have `step, loss, learning_rate, grad_norm, tokens, tokens_per_second,
     step_seconds, mfu` (and `nonfinite`, the updates skipped in a row, `z_loss` if used); evaluation
-    rows have `step, eval/loss, eval/bits_per_byte, eval/perplexity`. A number that is not finite is
+    rows have `step, eval/loss, eval/bits_per_byte, eval/perplexity`, and those of suites
+    `suite/TASK/METRIC`. A number that is not finite is
     null. Apart from TIMING_FIELDS, a row depends on its step alone, not on when a run was resumed.
     What lies in a bucket cannot be appended to: there `sync` and `close` write it all anew.
     """
@@ -32,6 +33,7 @@ class MetricsLog:
         """
         rows = [row for row in read_rows(path) if row["step"] <= resumed_step]
         self._eval_losses = {row["step"]: row["eval/loss"] for row in rows if "eval/loss" in row}
+        self._measured = {row["step"] for row in rows if _is_of_suites(row)}
         self._path = path
         self._file: TextIO | None = None
         if writes:
@@ -50,6 +52,11 @@ class MetricsLog:
             self._file.flush()
         if "eval/loss" in row:
             self._eval_losses[row["step"]] = row["eval/loss"]
+        if _is_of_suites(row):
+            self._measured.add(row["step"])
+
+    def has_suites(self, step: int) -> bool:
+        return step in self._measured
 
     def has_evaluation(self, step: int) -> bool:
         return step in self._eval_losses
@@ -69,6 +76,10 @@ class MetricsLog:
         self.sync()
         if self._file:
             self._file.close()
+
+
+def _is_of_suites(row: Row) -> bool:
+    return any(key.startswith("suite/") for key in row)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -12,13 +12,14 @@ from jaxformer.train.program import Program
 
 
 def is_complete(directory: RunDirectory, config: Config) -> bool:
-    """Whether the last step is saved, and evaluated where there is something to evaluate on."""
+    """Whether the last step is saved, and evaluated on all that there is to evaluate on."""
     last = config.train.steps
     if not directory.has_checkpoint(last):
         return False
     validates = config.data.validation_fraction > 0 or config.data.validation_source is not None
-    rows = read_rows(directory.metrics)
-    return not validates or any(row["step"] == last and "eval/loss" in row for row in rows)
+    keys = {key for row in read_rows(directory.metrics) if row["step"] == last for key in row}
+    measured = not config.eval.suites or any(key.startswith("suite/") for key in keys)
+    return (not validates or "eval/loss" in keys) and measured
 
 
 def check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:

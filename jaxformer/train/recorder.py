@@ -2,11 +2,12 @@
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 
 from jaxformer.evaluate.perplexity import Evaluation
+from jaxformer.evaluate.suites import Result
 from jaxformer.train.display import Display
 from jaxformer.train.goodput import Goodput
 from jaxformer.train.metrics import MetricsLog, Row
@@ -72,6 +73,16 @@ class Recorder:
             f"step {step:,}  validation loss {evaluation.loss:.4f}, "
             f"{evaluation.bits_per_byte:.4f} bits per byte, perplexity {evaluation.perplexity:.4g}"
         )
+
+    def measured(self, step: int, results: Mapping[str, Result]) -> None:
+        """Write the row of the suites."""
+        row: dict[str, float | int | None] = {"step": step}
+        for name, result in results.items():
+            task = name.partition(":")[2] or name
+            row |= {f"suite/{task}/{metric}": value for metric, value in result.metrics.items()}
+        self._write(row)
+        shown = (f"{key.removeprefix('suite/')} {row[key]:.4g}" for key in row if key != "step")
+        self._display.say(f"step {step:,}  {', '.join(shown)}")
 
     def _finish(self, step: int, metrics: Metrics) -> None:
         values = {name: value.item() for name, value in jax.device_get(metrics).items()}

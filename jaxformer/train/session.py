@@ -7,6 +7,7 @@ from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.config import Config
 from jaxformer.data.loader import ValidationBatches
 from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.evaluate.suites import Suite
 from jaxformer.train.display import Display
 from jaxformer.train.goodput import Goodput
 from jaxformer.train.interrupt import StopSignal
@@ -24,6 +25,7 @@ class Session:
     directory: RunDirectory
     tokenizer: Tokenizer
     validation: ValidationBatches
+    suites: tuple[Suite, ...]
     program: Program
     checkpoints: Checkpoints
     log: MetricsLog

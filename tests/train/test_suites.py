@@ -1,0 +1,67 @@
+"""Suites within a run: `eval.suites`."""
+
+import os
+import signal
+
+import pytest
+
+from jaxformer.evaluate import suites
+from jaxformer.evaluate.suites import Check, Result
+from jaxformer.run import Run
+from jaxformer.schema import UserError
+from jaxformer.train.loop import train
+from jaxformer.train.metrics import read_rows
+from tests.runs import make_config
+
+
+def suite_rows(run: str) -> list[dict]:
+    return [row for row in read_rows(run / "metrics.jsonl") if any("suite/" in key for key in row)]
+
+
+def test_suites_are_measured_at_their_steps_and_at_the_end(tmp_path):
+    config = make_config(tmp_path, eval={"suites": ["validation"], "suites_every": 8})
+    assert train(config) == 0
+    rows = suite_rows(tmp_path / "run")
+    assert [row["step"] for row in rows] == [8, 12]
+    losses = {
+        row["step"]: row["eval/loss"]
+        for row in read_rows(tmp_path / "run" / "metrics.jsonl")
+        if "eval/loss" in row
+    }
+    for row in rows:
+        assert row["suite/validation/loss"] == losses[row["step"]]
+        assert row.keys() == {
+            "step",
+            "suite/validation/loss",
+            "suite/validation/perplexity",
+            "suite/validation/bits_per_byte",
+        }
+
+
+def test_a_signal_within_a_suite_stops_the_run_which_then_measures_it(tmp_path, monkeypatch):
+    measured = []
+
+    def suite(run: Run, check: Check) -> dict[str, Result]:
+        if not measured:
+            os.kill(os.getpid(), signal.SIGTERM)
+        measured.append(run.step)
+        check()
+        return {"kind:steps": Result({"count": float(run.step)})}
+
+    monkeypatch.setitem(suites.SUITES, "kind", lambda what, options: suite)
+    config = make_config(tmp_path, eval={"suites": ["kind:steps"], "suites_every": 6})
+    assert train(config) == 75
+    assert suite_rows(tmp_path / "run") == []
+    assert train(config) == 0
+    assert measured == [6, 6, 12]
+    assert suite_rows(tmp_path / "run") == [
+        {"step": 6, "suite/steps/count": 6.0},
+        {"step": 12, "suite/steps/count": 12.0},
+    ]
+
+
+def test_an_unknown_suite_is_refused_before_anything_is_written(tmp_path):
+    config = make_config(tmp_path, eval={"suites": ["validatoin"]})
+    with pytest.raises(UserError, match="suite 'validatoin' is unknown; allowed: validation, "):
+        train(config)
+    assert not (tmp_path / "run").exists()
