@@ -14,7 +14,6 @@ from jaxformer.data.progress import progress
 from jaxformer.evaluate.perplexity import one_ahead
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.ops.cross_entropy import TokenScores
-from jaxformer.parallel.context import along_context
 from jaxformer.parallel.mesh import check_rows
 from jaxformer.parallel.rules import Rules, batch_sharding, replicated, rows_held, use_mesh
 from jaxformer.run import Run
@@ -101,7 +100,7 @@ def _score_step(
     def scores(params: PyTree, batch: Batch) -> TokenScores:
         return model.apply({"params": params}, *batch, method="scores")
 
-    jitted = jax.jit(along_context(scores), out_shardings=replicated(mesh))
+    jitted = jax.jit(scores, out_shardings=replicated(mesh))
 
     def step(params: PyTree, batch: Batch) -> TokenScores:
         with use_mesh(mesh, rules):
