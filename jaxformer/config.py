@@ -22,6 +22,7 @@ from jaxformer.parallel.mesh import AXES
 from jaxformer.parallel.rules import Rules, overridden
 from jaxformer.paths import BUCKET, is_remote
 from jaxformer.schema import Schema
+from jaxformer.tasks import TaskUnion
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Format = Literal["text", "messages", "completion"]
@@ -49,14 +50,19 @@ class DataConfig(Schema):
     A source is `builtin:python`, `text:GLOB`, `jsonl:GLOB`, `parquet:GLOB` or `hf:NAME[/CONFIG]`.
     Validation text is `validation_source`, or else the last `validation_fraction` of every source.
     Of `messages` the assistant's answers are learnt, of `completion` what follows the prompt.
+    A `task` takes the place of text with rows made from random numbers.
     """
+
+    task: TaskUnion | None = None
 
     source: str | Annotated[tuple[SourceConfig, ...], Field(min_length=1, strict=False)] = (
         "builtin:python"
     )
     validation_source: str | None = None
     validation_fraction: Fraction = 0.05
-    tokenizer: str = Field("bytes", description="bytes, a tokenizer.json file, or a Hub name")
+    tokenizer: str = Field(
+        "bytes", description="bytes, ids:N for a task, a tokenizer.json file, or a Hub name"
+    )
     sequence_length: Annotated[int, Field(ge=2)] = 256
     format: Format = Field("text", description="what a row of jsonl, parquet and hf sources holds")
     column: str | ColumnPair = Field(
@@ -65,6 +71,12 @@ class DataConfig(Schema):
     invalid_utf8: Literal["error", "replace", "skip"] = "error"
     cache_dir: str = Field("~/.cache/jaxformer", description="where token stores are kept")
     prefetch: NonNegativeInt = Field(4, description="batches made ahead of the step")
+
+    @model_validator(mode="after")
+    def _task_fits_its_rows(self) -> "DataConfig":
+        if self.task is not None:
+            self.task.check(self.sequence_length)
+        return self
 
     @property
     def sources(self) -> tuple[SourceConfig, ...]:

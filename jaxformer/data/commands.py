@@ -1,14 +1,14 @@
 """What `jaxformer data prepare`, `inspect` and `train-tokenizer` do."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxformer.config import Config, DataConfig
-from jaxformer.data.loader import Stores, open_stores
+from jaxformer.data.loader import Rows, Stores, open_stores
 from jaxformer.data.overlap import warn_of_overlap
 from jaxformer.data.packing import PackedRows
 from jaxformer.data.progress import progress, say
@@ -32,10 +32,13 @@ def prepare(config: Config) -> None:
     """Makes every token store that the configuration needs, and says what is there."""
     tokenizer = load_tokenizer(config.data.tokenizer)
     stores = open_stores(config.data, tokenizer)
+    if config.data.task is not None:
+        say(f"task {config.data.task.kind}: its rows are made while training; nothing to prepare")
+        return
     warn_of_overlap(config.data, tokenizer)
-    for part in stores.training:
+    for part in _packed(stores.training):
         say(f"{part.store.manifest.source}: {_share(part, 'to train on')} ({part.store.path})")
-    for part in stores.validation:
+    for part in _packed(stores.validation):
         say(f"{part.store.manifest.source}: {_share(part, 'to validate on')} ({part.store.path})")
 
 
@@ -51,6 +54,9 @@ def inspect(config: Config) -> None:
     console = Console()
     tokenizer = load_tokenizer(config.data.tokenizer)
     stores = open_stores(config.data, tokenizer)
+    if config.data.task is not None:
+        console.print(_example(stores.training[0], tokenizer), markup=False, highlight=False)
+        return
     for part in _one_of_each_store(stores):
         try:
             verify(part.store.path, part.store.manifest)
@@ -131,8 +137,21 @@ def _share(part: PackedRows, purpose: str) -> str:
     return f"{part.end - part.begin:,} tokens, {len(part):,} rows of {part.length} {purpose}"
 
 
+def _packed(parts: Sequence[Rows]) -> list[PackedRows]:
+    return [part for part in parts if isinstance(part, PackedRows)]
+
+
 def _one_of_each_store(stores: Stores) -> list[PackedRows]:
-    return list({part.store.path: part for part in (*stores.validation, *stores.training)}.values())
+    parts = _packed((*stores.validation, *stores.training))
+    return list({part.store.path: part for part in parts}.values())
+
+
+def _example(rows: Rows, tokenizer: Tokenizer) -> str:
+    """The first row of a task, and its answers: place, then what is to be said there."""
+    row = rows.pack(np.asarray([0]))
+    places = np.flatnonzero(row.loss_mask[0])
+    answers = " ".join(f"{place}:{row.targets[0, place]}" for place in places)
+    return f"row 0: {tokenizer.decode(row.inputs[0])}\nanswers: {answers}"
 
 
 def _table(part: PackedRows, stores: Stores) -> "Table":
@@ -160,7 +179,7 @@ def _table(part: PackedRows, stores: Stores) -> "Table":
         "folder": str(store.path),
     }
     for purpose, parts in (("training", stores.training), ("validation", stores.validation)):
-        for other in parts:
+        for other in _packed(parts):
             if other.store.path == store.path:
                 rows[purpose] = _share(other, "").rstrip()
     table.add_column(no_wrap=True)

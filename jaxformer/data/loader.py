@@ -17,31 +17,35 @@ from jaxformer.data.batch import Batch
 from jaxformer.data.overlap import warn_of_overlap
 from jaxformer.data.packing import PackedRows
 from jaxformer.data.prepare import open_store, recipe_of
-from jaxformer.data.store import LOSS_MASK, TOKENS, TokenStore
+from jaxformer.data.store import TokenStore
+from jaxformer.data.task_rows import Split, TaskRows
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.schema import UserError
+from jaxformer.tasks import TaskConfig
 
 if TYPE_CHECKING:
     import grain
+
+
+Rows = PackedRows | TaskRows
 
 
 @dataclass(frozen=True)
 class Stores:
     """The stores of a configuration, and which of their rows train and validate."""
 
-    training: tuple[PackedRows, ...]
+    training: tuple[Rows, ...]
     weights: tuple[float, ...]
-    validation: tuple[PackedRows, ...]
+    validation: tuple[Rows, ...]
 
     def manifest(self) -> list[dict[str, Any]]:
         """What identifies the data in a run's manifest: the same text and tokens, wherever kept."""
         return [
             {
-                "source": rows.store.manifest.source,
+                **rows.manifest(),
                 "split": split,
                 "weight": weight,
-                **_hashes(rows.store),
-                "tokens": rows.end - rows.begin,
+                "tokens": rows.tokens,
                 "rows": len(rows),
             }
             for split, parts, weights in (
@@ -52,12 +56,6 @@ class Stores:
         ]
 
 
-def _hashes(store: TokenStore) -> dict[str, str]:
-    files = store.manifest.files
-    masks = {"loss_mask_sha256": files[LOSS_MASK].sha256} if LOSS_MASK in files else {}
-    return {"sha256": files[TOKENS].sha256, **masks}
-
-
 def open_stores(data: DataConfig, tokenizer: Tokenizer) -> Stores:
     """Opens, or makes, the store of every source, and divides it.
 
@@ -65,12 +63,17 @@ def open_stores(data: DataConfig, tokenizer: Tokenizer) -> Stores:
         UserError: a source is wrong, or too small for a row.
     """
     training = _training_rows(data, tokenizer)
-    weights = tuple(entry.weight for entry in data.sources)
-    return Stores(training, weights, _validation_rows(data, tokenizer))
+    return Stores(training, _weights(data), _validation_rows(data, tokenizer))
 
 
-def _training_rows(data: DataConfig, tokenizer: Tokenizer) -> tuple[PackedRows, ...]:
+def _weights(data: DataConfig) -> tuple[float, ...]:
+    return tuple(entry.weight for entry in data.sources) if data.task is None else (1.0,)
+
+
+def _training_rows(data: DataConfig, tokenizer: Tokenizer) -> tuple[Rows, ...]:
     length, parts = data.sequence_length, []
+    if data.task is not None:
+        return (_task_rows(data.task, data, tokenizer, "train"),)
     for entry in data.sources:
         store = open_source_store(entry, data, tokenizer)
         end = _first_held_out(store, data)
@@ -84,8 +87,10 @@ def _training_rows(data: DataConfig, tokenizer: Tokenizer) -> tuple[PackedRows, 
     return tuple(parts)
 
 
-def _validation_rows(data: DataConfig, tokenizer: Tokenizer) -> tuple[PackedRows, ...]:
+def _validation_rows(data: DataConfig, tokenizer: Tokenizer) -> tuple[Rows, ...]:
     length = data.sequence_length
+    if data.task is not None:
+        return (_task_rows(data.task, data, tokenizer, "validation"),)
     if data.held_out is not None:
         store = open_source_store(data.held_out, data, tokenizer)
         return (PackedRows(store, 0, store.manifest.tokens, length),)
@@ -96,6 +101,26 @@ def _validation_rows(data: DataConfig, tokenizer: Tokenizer) -> tuple[PackedRows
         PackedRows(store, _first_held_out(store, data), store.manifest.tokens, length)
         for store in stores
     )
+
+
+def _task_rows(task: TaskConfig, data: DataConfig, tokenizer: Tokenizer, split: Split) -> TaskRows:
+    if task.vocabulary > tokenizer.vocab_size:
+        raise UserError(
+            f"data.task {task.kind} needs {task.vocabulary} ids, and data.tokenizer "
+            f"'{data.tokenizer}' has {tokenizer.vocab_size}; give data.tokenizer="
+            f"ids:{task.vocabulary}"
+        )
+    if not task.needs_text:
+        return TaskRows(task, task.sample, split, data.sequence_length)
+    store = open_source_store(data.sources[0], data, tokenizer)
+    cut = _first_held_out(store, data)
+    text = store.tokens[:cut] if split == "train" else store.tokens[cut:]
+    rows = TaskRows(task, task.sample_from(text, tokenizer.encode), split, data.sequence_length)
+    try:
+        rows.pack(np.zeros(1, np.int64))
+    except ValueError as error:
+        raise UserError(f"data.task {task.kind}: {error}") from None
+    return rows
 
 
 def _first_held_out(store: TokenStore, data: DataConfig) -> int:
@@ -133,7 +158,7 @@ def train_batches(
     from jaxformer.data.order import HeldRows, ShuffledRows
 
     training = _training_rows(data, tokenizer)
-    weights = [entry.weight for entry in data.sources]
+    weights = list(_weights(data))
     mixture = Mixture(training)
     orders = [
         ShuffledRows(first, len(rows), seed, number)
@@ -168,7 +193,7 @@ class ValidationBatches(Sequence[Batch]):
 
     def __init__(
         self,
-        parts: Sequence[PackedRows],
+        parts: Sequence[Rows],
         tokenizer: Tokenizer,
         batch_size: int,
         held: np.ndarray,
@@ -176,7 +201,7 @@ class ValidationBatches(Sequence[Batch]):
         self._mixture = Mixture(parts)
         self._batch_size, self._held = batch_size, held
         self.loss_tokens = sum(part.loss_tokens() for part in parts)
-        self.text_bytes = sum(_target_bytes(part, tokenizer) for part in parts)
+        self.text_bytes = sum(part.text_bytes(tokenizer) for part in parts)
         self.bytes_per_token = self.text_bytes / self.loss_tokens if self.loss_tokens else math.nan
 
     def __len__(self) -> int:
@@ -216,13 +241,14 @@ def validation_batches(
     Raises:
         UserError: a source is wrong or empty, or what is held out has no token to predict.
     """
-    warn_of_overlap(data, tokenizer)
+    if data.task is None:
+        warn_of_overlap(data, tokenizer)
     parts = _validation_rows(data, tokenizer)
     for part in parts:
         if part.loss_tokens() == 0:
             raise UserError(
-                f"data source '{part.store.manifest.source}': the validation part holds "
-                f"{part.end - part.begin} tokens, none to predict; raise data.validation_fraction "
+                f"data source '{part.manifest()['source']}': the validation part holds "
+                f"{part.tokens} tokens, none to predict; raise data.validation_fraction "
                 f"({data.validation_fraction}), or set it to 0 for no validation"
             )
     held = np.arange(batch_size) if held is None else held
@@ -232,7 +258,7 @@ def validation_batches(
 class Mixture:
     """The rows of several stores under one numbering: part p has numbers from `firsts[p]` on."""
 
-    def __init__(self, parts: Sequence[PackedRows]) -> None:
+    def __init__(self, parts: Sequence[Rows]) -> None:
         self._parts = parts
         self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
         self.firsts = [int(end) - len(part) for end, part in zip(self._ends, parts, strict=True)]
@@ -253,17 +279,3 @@ class Mixture:
             places.append(place)
         back = np.argsort(np.concatenate(places))
         return Batch(*(np.concatenate(arrays)[back] for arrays in zip(*pieces, strict=True)))
-
-
-def _target_bytes(part: PackedRows, tokenizer: Tokenizer) -> int:
-    """UTF-8 bytes of the text that the loss tokens of `part` stand for.
-
-    Its first document may be cut: then that document's rest is counted from its own tokens, less
-    the first of them, which is never a target.
-    """
-    store = part.store
-    document = int(np.searchsorted(store.offsets, part.begin, side="left"))
-    whole = int(store.text_bytes[-1] - store.text_bytes[document])
-    cut = slice(part.begin + 1, store.offsets[document])
-    rest = store.tokens[cut] if store.loss_mask is None else store.tokens[cut][store.loss_mask[cut]]
-    return whole + tokenizer.count_bytes(rest)

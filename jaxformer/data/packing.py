@@ -11,11 +11,13 @@ Where a store has a loss mask, only the targets that it names are in the loss.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from jaxformer.data.batch import Batch
-from jaxformer.data.store import TokenStore
+from jaxformer.data.store import LOSS_MASK, TOKENS, TokenStore
+from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.schema import UserError
 
 
@@ -27,6 +29,34 @@ class PackedRows:
     begin: int
     end: int
     length: int
+
+    @property
+    def tokens(self) -> int:
+        return self.end - self.begin
+
+    def manifest(self) -> dict[str, Any]:
+        """What identifies the rows: the same text and tokens, wherever they are kept."""
+        files = self.store.manifest.files
+        return {
+            "source": self.store.manifest.source,
+            "sha256": files[TOKENS].sha256,
+            **({"loss_mask_sha256": files[LOSS_MASK].sha256} if LOSS_MASK in files else {}),
+        }
+
+    def text_bytes(self, tokenizer: Tokenizer) -> int:
+        """UTF-8 bytes of the text that the loss tokens stand for.
+
+        The first document may be cut: then that document's rest is counted from its own tokens,
+        less the first of them, which is never a target.
+        """
+        store = self.store
+        document = int(np.searchsorted(store.offsets, self.begin, side="left"))
+        whole = int(store.text_bytes[-1] - store.text_bytes[document])
+        cut = slice(self.begin + 1, store.offsets[document])
+        rest = store.tokens[cut]
+        if store.loss_mask is not None:
+            rest = rest[store.loss_mask[cut]]
+        return whole + tokenizer.count_bytes(rest)
 
     def __len__(self) -> int:
         return max(0, -(-(self.end - self.begin - 1) // self.length))

@@ -127,6 +127,45 @@ class _ByteStream:
         return self._decoder.decode(b"", final=True)
 
 
+class IdsTokenizer:
+    """Ids below N for tasks that have no text: written as numbers, `3 0 12`. The last one ends."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.name = f"ids:{vocab_size}"
+        self.vocab_size = vocab_size
+        self.bos_id = self.eos_id = vocab_size - 1
+        self.fingerprint = hashlib.sha256(f"jaxformer {self.name}".encode()).hexdigest()
+
+    def encode(self, text: str) -> np.ndarray:
+        ids = [int(word) if word.isdecimal() else self.vocab_size for word in text.split()]
+        if any(number >= self.vocab_size for number in ids):
+            raise UserError(
+                f"'{text}' is no text of the tokenizer {self.name}; allowed: numbers from 0 to "
+                f"{self.vocab_size - 1} between spaces"
+            )
+        return np.asarray(ids, np.int32)
+
+    def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: ArrayLike) -> str:
+        return " ".join(str(number) for number in np.asarray(ids).reshape(-1))
+
+    def count_bytes(self, ids: ArrayLike) -> int:
+        return len(self.decode(ids))
+
+    def stream_decoder(self) -> StreamDecoder:
+        return _IdsStream()
+
+
+class _IdsStream:
+    def push(self, token: int) -> str:
+        return f"{token} "
+
+    def finish(self) -> str:
+        return ""
+
+
 class HuggingFaceTokenizer:
     """A `tokenizer.json`, run by the `tokenizers` library on all cores.
 
@@ -227,13 +266,15 @@ def byte_offsets(text: str) -> np.ndarray:
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """`bytes`, a tokenizer.json file, a folder that holds one, or a name on the Hugging Face Hub.
+    """`bytes`, `ids:N`, a tokenizer.json file, a folder that holds one, or a name on the Hub.
 
     Raises:
         UserError: missing, not a tokenizer, or without an end of text.
     """
     if name == "bytes":
         return ByteTokenizer()
+    if re.fullmatch(r"ids:[1-9]\d*", name):
+        return IdsTokenizer(int(name.removeprefix("ids:")))
     path = Path(name).expanduser()
     if path.is_dir():
         path = path / "tokenizer.json"
@@ -243,8 +284,9 @@ def load_tokenizer(name: str) -> Tokenizer:
         folder = path.parent
         siblings = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
         raise UserError(
-            f"data.tokenizer '{name}': no file {path}; allowed: bytes, a tokenizer.json file, a "
-            f"folder that holds one, or a name on the Hub.{did_you_mean(path.name, siblings)}"
+            f"data.tokenizer '{name}': no file {path}; allowed: bytes, ids:N, a tokenizer.json "
+            f"file, a folder that holds one, or a name on the Hub."
+            f"{did_you_mean(path.name, siblings)}"
         )
     return HuggingFaceTokenizer(name, path.read_bytes(), _read_config(path.parent, name))
 

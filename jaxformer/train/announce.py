@@ -14,12 +14,19 @@ def plan_of(program: Program, stores: Stores, peak: Peak) -> str:
     """What will happen: parameters, tokens, FLOPs, memory, mesh, and what was chosen by itself."""
     config = program.config
     train, length, tokens = config.train, config.data.sequence_length, program.tokens_per_step
+    in_all, epoch = tokens * train.steps, sum(part.tokens for part in stores.training)
     sources = ", ".join(source.source for source in config.data.sources)
+<<<<<<< HEAD
     in_all, epoch = tokens * train.steps, sum(part.end - part.begin for part in stores.training)
     learnt = ""
     if any(part.store.loss_mask is not None for part in stores.training):
         share = sum(part.loss_tokens() for part in stores.training) / epoch
         learnt = f" ({share:.1%} learnt)"
+=======
+    text, epochs = f"{sources}: {epoch:,} tokens to train on", f" ({in_all / epoch:.2f} epochs)"
+    if config.data.task is not None:
+        text, epochs = f"task {config.data.task.kind}, every row a new one", ""
+>>>>>>> 6b144d8 (Synthetic tasks are a run's data)
     micro = f" in {train.accumulation} micro-batches" if train.accumulation > 1 else ""
     layers = "unrolled" if unrolls(config, program.mesh) else "scanned"
     chosen = " (auto)" if train.unroll_layers == "auto" else ""
@@ -34,10 +41,14 @@ def plan_of(program: Program, stores: Stores, peak: Peak) -> str:
         "model": f"{program.num_parameters:,} parameters, layers {layers}{chosen}",
         **(trained if frozen else {}),
         **kernels,
+<<<<<<< HEAD
         "data": f"{sources}: {epoch:,} tokens to train on{learnt}, tokenizer "
         f"{config.data.tokenizer}",
+=======
+        "data": f"{text}, tokenizer {config.data.tokenizer}",
+>>>>>>> 6b144d8 (Synthetic tasks are a run's data)
         "batch": f"{train.batch_size} rows × {length} = {tokens:,} tokens{micro}",
-        "run": f"{train.steps:,} steps, {in_all:,} tokens ({in_all / epoch:.2f} epochs), "
+        "run": f"{train.steps:,} steps, {in_all:,} tokens{epochs}, "
         f"{program.flops_per_step * train.steps:.3g} FLOPs",
         "optimizer": f"{config.optimizer.kind}, learning rate {config.optimizer.learning_rate:g}, "
         f"{config.optimizer.schedule.kind} after {config.optimizer.schedule.warmup_steps} steps of "
