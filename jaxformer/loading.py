@@ -3,15 +3,18 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
 from jaxformer.config import Config
 from jaxformer.overrides import apply_overrides, parse_override
 from jaxformer.paths import locate_path
-from jaxformer.schema import UserError
+from jaxformer.schema import Schema, UserError
 from jaxformer.validation import Mistake, dotted, explain, show
 from jaxformer.yaml_reader import Document, read_yaml
+
+T = TypeVar("T", bound=Schema)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -25,15 +28,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: with one line for every mistake.
     """
+    return load_as(Config, path, overrides)
+
+
+def load_as(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+    """As `load_config`, for a file of another schema."""
     document = read_yaml(read_text(locate_path(path)), str(path))
     if not isinstance(document.data, dict):
         found = "empty" if document.data is None else show(document.data)
-        raise UserError(f"{path} is {found}; allowed: sections such as 'model:' and 'train:'")
-    data = apply_overrides(document.data, overrides, Config)
+        sections = " and ".join(f"'{name}:'" for name in list(schema.model_fields)[:2])
+        raise UserError(f"{path} is {found}; allowed: sections such as {sections}")
+    data = apply_overrides(document.data, overrides, schema)
     try:
-        return Config.model_validate(data)
+        return schema.model_validate(data)
     except ValidationError as error:
-        raise UserError(_message(str(path), error, document, overrides)) from error
+        raise UserError(_message(str(path), error, document, overrides, schema)) from error
 
 
 def read_text(path: Path) -> str:
@@ -65,9 +74,13 @@ def _nearest_file(path: Path) -> str:
 
 
 def _message(
-    name: str, error: ValidationError, document: Document, overrides: Sequence[str]
+    name: str,
+    error: ValidationError,
+    document: Document,
+    overrides: Sequence[str],
+    schema: type[Schema],
 ) -> str:
-    mistakes = explain(error, Config)
+    mistakes = explain(error, schema)
     lines = [mistake.text + _origin(mistake, document, overrides) for mistake in mistakes]
     if len(lines) == 1:
         return f"{name}: {lines[0]}"

@@ -1,0 +1,1 @@
+"""Comparing architectures fairly: matched sizes, the same batches, sweeps, seeds, intervals."""

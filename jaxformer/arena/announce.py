@@ -1,0 +1,69 @@
+"""What an arena says before it runs: what is equal, what is not, and how long it will take."""
+
+from collections.abc import Sequence
+
+import jax
+
+from jaxformer.arena.cells import Cell
+from jaxformer.arena.config import ArenaConfig, MatchConfig
+from jaxformer.arena.match import Matched, sizes
+from jaxformer.train.mfu import peak_flops
+
+UTILISATION = 0.25  # of the measured peak, by small models
+PROGRAM_SECONDS = 15.0  # to compile what the cells of one contestant on one task share
+CELL_SECONDS = 2.0  # to start, save and measure
+
+
+def describe_match(arena: ArenaConfig, matched: Matched) -> str:
+    """A table of every contestant's sizes on every task, and how far from the baseline's."""
+    context = (arena.match or MatchConfig()).context
+    columns = ("parameters", "training_flops", "state_bytes")
+    titles = ("parameters", "FLOPs/token", f"state at {context:,}")
+    lines = [_matching(arena)]
+    width = max(len(name) for name in arena.contestants) + 2
+    for task in arena.tasks:
+        baseline = matched.sizes[task, arena.baseline]
+        lines.append(f"{task}:")
+        heading = "".join(f"{title:>24}" for title in titles)
+        lines.append(f"  {'':<{width}}{heading}  chosen")
+        for contestant in arena.contestants:
+            own, chosen = matched.sizes[task, contestant], matched.solved[task, contestant]
+            cells = "".join(
+                f"{own.of(column):>15,.0f} ({own.of(column) / baseline.of(column) - 1:+6.1%})"
+                for column in columns
+            )
+            said = ", ".join(f"{key}={value}" for key, value in chosen.items())
+            lines.append(f"  {contestant:<{width}}{cells}  {said or 'as given'}")
+    return "\n".join(lines)
+
+
+def _matching(arena: ArenaConfig) -> str:
+    if arena.match is None:
+        return "nothing is matched: contestants are as they are given"
+    match = arena.match
+    return (
+        f"matched in {match.budget} to {arena.baseline} within {match.tolerance:.1%}, by "
+        f"{match.solve}; in brackets, the difference from {arena.baseline}"
+    )
+
+
+def predicted_seconds(arena: ArenaConfig, left: Sequence[Cell]) -> float:
+    """By the FLOPs of the cells and what small models make of this machine's measured peak."""
+    if not left:
+        return 0.0
+    programs = {(cell.task, cell.contestant): cell.config for cell in left}
+    peak = peak_flops(jax.devices(), left[0].config.train.precision).flops
+    flops = 0.0
+    for (task, contestant), config in programs.items():
+        tokens = config.train.batch_size * config.data.sequence_length * config.train.steps
+        runs = sum((cell.task, cell.contestant) == (task, contestant) for cell in left)
+        flops += runs * tokens * sizes(config, 1).training_flops
+    fixed = PROGRAM_SECONDS * len(programs) + CELL_SECONDS * len(left)
+    return fixed + flops / (UTILISATION * peak)
+
+
+def readable_time(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.4 h`"""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

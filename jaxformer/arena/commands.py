@@ -1,0 +1,90 @@
+"""What `jaxformer arena` does."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxformer.arena.announce import describe_match, predicted_seconds, readable_time
+from jaxformer.arena.cells import Cell, cells
+from jaxformer.arena.config import ArenaConfig, load_arena
+from jaxformer.arena.match import Matched, match
+from jaxformer.arena.report import write_report
+from jaxformer.arena.seconds import seconds_per_step
+from jaxformer.data.progress import say
+from jaxformer.paths import replace_text
+from jaxformer.schema import UserError
+
+DONE, FAILED, STOPPED = 0, 1, 75
+
+
+def arena(path: str, overrides: Sequence[str], *, dry_run: bool, workers: int) -> int:
+    """Match the contestants, run all cells that have no result yet, and write the report.
+
+    Returns:
+        The exit code: 0 done, 75 stopped by a signal (run it again to go on).
+
+    Raises:
+        UserError: a mistake in the file, or a directory that holds another arena.
+    """
+    from jaxformer.arena.workers import run_workers
+
+    config, matched = prepare(path, overrides)
+    every = cells(config, matched)
+    print(describe_match(config, matched))
+    left = [cell for cell in every if cell.result() is None]
+    seconds = predicted_seconds(config, left)
+    print(
+        f"{len(every)} cells, {len(left)} of them to run: about {readable_time(seconds)} on this "
+        f"machine, by their FLOPs"
+    )
+    if dry_run:
+        return DONE
+    began = time.monotonic()
+    command = ["arena", path, *overrides]
+    if left and not run_workers(command, workers, every):
+        say(f"stopped: {_ended(every)} of {len(every)} cells have ended; the same command goes on")
+        return STOPPED
+    for file in write_report(config, matched, every):
+        print(f"wrote {file}")
+    print(f"done in {readable_time(time.monotonic() - began)}")
+    return DONE
+
+
+def work(path: str, overrides: Sequence[str], worker: int, workers: int) -> int:
+    """The part of one worker: cells from its share of the list on, then what others left."""
+    from jaxformer.arena.run import run_cells
+
+    config, matched = prepare(path, overrides)
+    every = cells(config, matched)
+    lengths = {name: task.lengths for name, task in config.tasks.items()}
+    whole = run_cells(every, lengths, worker * len(every) // workers)
+    return DONE if whole else STOPPED
+
+
+def prepare(path: str, overrides: Sequence[str]) -> tuple[ArenaConfig, Matched]:
+    """The arena and its matched sizes, which are solved for once and kept in its directory.
+
+    Raises:
+        UserError: the directory holds another arena.
+    """
+    config = load_arena(path, list(overrides))
+    file = Path(config.dir) / "arena.json"
+    said = config.model_dump(mode="json")
+    if file.exists():
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if kept["arena"] != said:
+            changed = [key for key in said if said[key] != kept["arena"].get(key)]
+            raise UserError(
+                f"dir {config.dir} holds another arena: {', '.join(changed)} differ; give another "
+                f"dir, or set them back"
+            )
+        return config, Matched.from_json(kept["matched"])
+    matched = match(config, seconds_per_step)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(file, json.dumps({"arena": said, "matched": matched.to_json()}, indent=1) + "\n")
+    return config, matched
+
+
+def _ended(every: Sequence[Cell]) -> int:
+    return sum(cell.result_file.exists() for cell in every)

@@ -1,0 +1,158 @@
+"""The file of an arena: who is compared, on what, and what is the same for all of them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from jaxformer.config import Config
+from jaxformer.loading import load_as
+from jaxformer.schema import Schema, UserError, did_you_mean
+from jaxformer.validation import explain
+
+Keys = dict[str, Any]
+
+
+class MatchConfig(Schema):
+    """Contestants are made equal in `budget`, to that of the baseline, by choosing `solve`.
+
+    parameters: without embeddings and head. training_flops: of one token, forward and backward.
+    state_bytes: what decoding keeps of one sequence of `context` tokens. seconds: of the whole
+    training, measured, where `solve` is train.steps.
+    """
+
+    budget: Literal["parameters", "training_flops", "state_bytes", "seconds"] = "parameters"
+    solve: str = "model.ffn.d_hidden"
+    multiple_of: PositiveInt = 4
+    context: PositiveInt = 2048
+    tolerance: PositiveFloat = 0.01
+
+
+class TaskEntry(Schema):
+    """What contestants are trained on, as keys over `base`, and at which multiples of the trained
+    length they are tested."""
+
+    keys: Keys = Field(default_factory=dict)
+    lengths: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)] = (1,)
+
+
+class Check(Schema):
+    """One inequality that a published finding says: `better` than `than`, or than a number.
+
+    `by` is the least difference, in the metric's own units, in the direction in which it is better;
+    `at` is a multiple of the trained length.
+    """
+
+    task: str
+    metric: Literal["loss", "bits_per_byte", "accuracy"]
+    better: str
+    than: str | float
+    by: float = 0.0
+    at: PositiveInt = 1
+
+
+class Finding(Schema):
+    """A published result, and what of its shape must be seen here to call it reproduced."""
+
+    claim: str
+    published: str
+    source: str
+    checks: Annotated[tuple[Check, ...], Field(strict=False, min_length=1)]
+
+
+class ArenaConfig(Schema):
+    """contestants × learning rates × seeds on every task.
+
+    A cell's configuration is `base`, then the task's keys, then the contestant's, with the learning
+    rate, the seed and a directory of its own. Sections merge key by key; a section that names
+    another `kind` takes the place of the one before.
+    """
+
+    baseline: str
+    base: Keys
+    contestants: Annotated[dict[str, Keys], Field(min_length=1)]
+    tasks: Annotated[dict[str, TaskEntry], Field(min_length=1)]
+    learning_rates: Annotated[tuple[PositiveFloat, ...], Field(strict=False, min_length=1)]
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(strict=False, min_length=1)] = (0, 1, 2)
+    match: MatchConfig | None = MatchConfig()
+    finding: Finding | None = None
+    dir: str = "runs/arena"
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> "ArenaConfig":
+        if self.baseline not in self.contestants:
+            raise ValueError(
+                f"baseline '{self.baseline}' is no contestant; allowed: "
+                f"{', '.join(self.contestants)}.{did_you_mean(self.baseline, self.contestants)}"
+            )
+        for name in (*self.contestants, *self.tasks):
+            if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+                raise ValueError(f"'{name}' names a folder; allowed: letters, digits, - _ .")
+        for check in self.finding.checks if self.finding else ():
+            names = [check.better, *([check.than] if isinstance(check.than, str) else [])]
+            unknown = [name for name in names if name not in self.contestants]
+            if unknown or check.task not in self.tasks:
+                raise ValueError(
+                    f"a check names {', '.join([*unknown, check.task])}; allowed: the contestants "
+                    f"{', '.join(self.contestants)} and the tasks {', '.join(self.tasks)}"
+                )
+            if check.at not in self.tasks[check.task].lengths:
+                raise ValueError(
+                    f"a check is about length {check.at} of {check.task}, tested at "
+                    f"{self.tasks[check.task].lengths}"
+                )
+        return self
+
+    def config(self, task: str, contestant: str, solved: Mapping[str, int], **keys: Keys) -> Config:
+        """The configuration of a contestant on a task; `solved` and `keys` go over all others.
+
+        Raises:
+            UserError: it is none, with every mistake.
+        """
+        data = merged(self.base, self.tasks[task].keys)
+        data = merged(data, self.contestants[contestant])
+        for key, value in solved.items():
+            data = merged(data, nested(key, value))
+        data = merged(data, keys)
+        try:
+            return Config.model_validate(data)
+        except ValidationError as error:
+            mistakes = "\n  ".join(mistake.text for mistake in explain(error, Config))
+            raise UserError(f"contestant {contestant} on {task}:\n  {mistakes}") from error
+
+
+def load_arena(path: str | Path, overrides: list[str]) -> ArenaConfig:
+    """Read an arena's file, with `key.path=value` over it.
+
+    Raises:
+        UserError: with one line for every mistake.
+    """
+    return load_as(ArenaConfig, path, overrides)
+
+
+def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> Keys:
+    """`over` on top of `under`, section by section."""
+    result = dict(under)
+    for key, value in over.items():
+        before = result.get(key)
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            same = value.get("kind", before.get("kind")) == before.get("kind")
+            result[key] = merged(before, value) if same else value
+        else:
+            result[key] = value
+    return result
+
+
+def nested(path: str, value: Any) -> Keys:
+    """`a.b` and 1 as {a: {b: 1}}."""
+    for name in reversed(path.split(".")):
+        value = {name: value}
+    return value

@@ -1,0 +1,82 @@
+"""What a trained cell is measured on: loss and accuracy, by length and by position."""
+
+import math
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer.data.batch import Batch
+from jaxformer.data.loader import validation_batches
+from jaxformer.model.language_model import LanguageModel
+from jaxformer.run import Run
+
+POSITION_BINS = 32
+PyTree = Any
+
+
+class PositionSums(NamedTuple):
+    """Sums over rows, each [length], float32; `rows` counts rows with every answer right."""
+
+    loss: jax.Array
+    correct: jax.Array
+    tokens: jax.Array
+    rows: jax.Array
+
+
+@partial(jax.jit, static_argnums=0)
+def position_sums(model: LanguageModel, params: PyTree, batch: Batch) -> PositionSums:
+    """Nats and right answers at every position of [batch, length]."""
+    logits = model.apply({"params": params}, batch.inputs, batch.positions, batch.segment_ids)
+    picked = jnp.take_along_axis(logits, batch.targets[..., None], axis=-1)[..., 0]
+    nats = jax.nn.logsumexp(logits, axis=-1) - picked  # [batch, length]
+    right = jnp.argmax(logits, axis=-1) == batch.targets
+    mask = batch.loss_mask.astype(jnp.float32)
+    whole = jnp.all(right | ~batch.loss_mask, axis=1) & batch.loss_mask.any(axis=1)
+    return PositionSums(
+        (nats * mask).sum(0), (right * mask).sum(0), mask.sum(0), whole.sum(dtype=jnp.float32)
+    )
+
+
+def measure(run: Run, batches: Iterable[Batch], bytes_per_token: float) -> dict[str, Any]:
+    """Over all batches: `loss` in nats and `accuracy` a token, `row_accuracy` (all of a row's
+    answers right), `bits_per_byte`, and `by_position`, the loss in up to 32 equal parts of the
+    row (null where a part has no target)."""
+    totals: list[np.ndarray] | None = None
+    num_rows = 0
+    for batch in batches:
+        sums = [
+            np.asarray(part, np.float64) for part in position_sums(run.model, run.params, batch)
+        ]
+        totals = sums if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
+        num_rows += int(batch.loss_mask.any(axis=1).sum())
+    assert totals is not None
+    loss, correct, tokens, rows = totals
+    parts = np.array_split(np.arange(len(loss)), min(POSITION_BINS, len(loss)))
+    mean = float(loss.sum() / tokens.sum())
+    return {
+        "loss": mean,
+        "bits_per_byte": mean / math.log(2) / bytes_per_token,
+        "accuracy": float(correct.sum() / tokens.sum()),
+        "row_accuracy": float(rows / num_rows),
+        "by_position": [
+            float(loss[part].sum() / tokens[part].sum()) if tokens[part].any() else None
+            for part in parts
+        ],
+    }
+
+
+def measure_at(run: Run, multiple: int) -> dict[str, Any]:
+    """`measure` on rows of `multiple` times the trained length, with as many tokens in all."""
+    data = run.config.data
+    length = data.sequence_length * multiple
+    size = run.config.eval.batch_size or run.config.train.batch_size
+    rows = max(1, size // multiple)
+    longer = data.model_copy(update={"sequence_length": length})
+    batches = validation_batches(longer, run.tokenizer, batch_size=rows)
+    count = min(len(batches), run.config.eval.batches or len(batches))
+    chosen = (batches[index] for index in range(count))
+    return {"length": length, **measure(run, chosen, batches.bytes_per_token)}

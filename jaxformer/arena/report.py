@@ -1,0 +1,74 @@
+"""The report of an arena: `report.md` and `results.parquet` in its directory."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from jaxformer.arena.announce import describe_match
+from jaxformer.arena.cells import Cell
+from jaxformer.arena.config import ArenaConfig
+from jaxformer.arena.match import Matched
+from jaxformer.arena.results import Entry, comparisons, entries, main_metric, table
+from jaxformer.arena.verdict import outcome, verdict
+from jaxformer.paths import replace_text
+
+
+def write_report(arena: ArenaConfig, matched: Matched, cells: Sequence[Cell]) -> list[Path]:
+    """Write the files; every cell must have ended."""
+    folder = Path(arena.dir)
+    found = entries(arena, cells)
+    text = "\n\n".join(
+        [
+            f"# {folder.name}",
+            " ".join(verdict(arena, found)),
+            *_finding(arena, found),
+            *(_table(arena, task, found) for task in arena.tasks),
+            "## Sizes",
+            f"```\n{describe_match(arena, matched)}\n```",
+        ]
+    )
+    replace_text(folder / "report.md", text + "\n")
+    pq.write_table(table(cells), folder / "results.parquet")
+    return [folder / "report.md", folder / "results.parquet"]
+
+
+def _finding(arena: ArenaConfig, found: dict[tuple[str, str], Entry]) -> list[str]:
+    if arena.finding is None:
+        return []
+    outcomes = [outcome(check, found) for check in arena.finding.checks]
+    reproduced = all(holds for holds, _ in outcomes)
+    lines = [f"- {'holds' if holds else 'does not hold'}: {text}" for holds, text in outcomes]
+    return [
+        f"**{'Reproduced' if reproduced else 'Not reproduced'}**: {arena.finding.claim} "
+        f"(published: {arena.finding.published}; {arena.finding.source})",
+        "\n".join(lines),
+    ]
+
+
+def _table(arena: ArenaConfig, task: str, found: dict[tuple[str, str], Entry]) -> str:
+    metric = main_metric(arena, task)
+    against = comparisons(arena, task, metric, found)
+    multiples = arena.tasks[task].lengths
+    heads = [f"{metric.replace('_', ' ')} at {multiple}×" for multiple in multiples]
+    rows = [
+        f"## {task}",
+        "",
+        f"Mean and 95% interval over {len(arena.seeds)} seeds at the best of "
+        f"{len(arena.learning_rates)} learning rates; p is of the paired test against "
+        f"{arena.baseline}, Holm-corrected.",
+        "",
+        f"| contestant | learning rate | {' | '.join(heads)} | p |",
+        f"| --- | --- | {' | '.join('---' for _ in heads)} | --- |",
+    ]
+    for contestant in arena.contestants:
+        entry = found[task, contestant]
+        shown = []
+        for multiple in multiples:
+            own = entry.interval(metric, multiple)
+            shown.append(f"{own.mean:.3f} ± {(own.high - own.low) / 2:.3f}")
+        p = f"{against[contestant].adjusted:.3f}" if contestant in against else "baseline"
+        failed = sum(result["failed"] is not None for result in entry.results)
+        note = f" ({failed} of {len(arena.seeds)} failed)" if failed else ""
+        rows.append(f"| {contestant}{note} | {entry.learning_rate:g} | {' | '.join(shown)} | {p} |")
+    return "\n".join(rows)

@@ -1,0 +1,88 @@
+"""Running the cells of an arena, by one process or by several that share them."""
+
+import contextlib
+import io
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+
+from jaxformer.arena.cells import Cell, Result
+from jaxformer.arena.measure import measure_at
+from jaxformer.run import load
+from jaxformer.schema import UserError
+from jaxformer.train.ending import FAILED
+from jaxformer.train.interrupt import STOPPED
+from jaxformer.train.loop import train
+from jaxformer.train.metrics import read_rows
+
+Lengths = Mapping[str, Sequence[int]]
+
+
+def run_cells(cells: Sequence[Cell], lengths: Lengths, first: int) -> bool:
+    """Train and measure every cell that has no result and that no other process is at, beginning
+    with number `first` and going round.
+
+    Args:
+        lengths: of each task, the multiples of the trained length to test at.
+
+    Returns:
+        False where a signal ended it: what was begun is saved, and goes on when run again.
+    """
+    for cell in (*cells[first:], *cells[:first]):
+        with _claimed(cell) as mine:
+            if mine and cell.result() is None:
+                result = _result_of(cell, lengths[cell.task])
+                if result is None:
+                    return False
+                cell.write_result(result)
+    return True
+
+
+@contextlib.contextmanager
+def _claimed(cell: Cell) -> Iterator[bool]:
+    """Whether this process is the one to run the cell; others leave it alone meanwhile."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(cell.directory.parent / f".{cell.directory.name}.claim")
+    cell.directory.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _result_of(cell: Cell, multiples: Sequence[int]) -> Result | None:
+    """The cell's result, or None if a signal stopped it. A cell that cannot be trained is a result
+    as well: `failed` says why."""
+    began = time.monotonic()
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            code = train(cell.config)
+            if code == STOPPED:
+                return None
+            if code == FAILED:
+                return {"failed": "diverged", "tests": []}
+            run = load(cell.directory)
+            tests = [measure_at(run, multiple) for multiple in multiples]
+    except UserError as error:
+        return {"failed": str(error), "tests": []}
+    except Exception:
+        return {"failed": traceback.format_exc(limit=4), "tests": []}
+    finally:
+        with (cell.directory / "log.txt").open("a", encoding="utf-8") as log:
+            log.write(said.getvalue())
+    trained = [row for row in read_rows(cell.directory / "metrics.jsonl") if "loss" in row]
+    return {
+        "failed": None,
+        "tests": [{"multiple": m, **test} for m, test in zip(multiples, tests, strict=True)],
+        "curve": [[row["step"], row["tokens"], row["loss"]] for row in trained],
+        "step_seconds": trained[-1]["step_seconds"],
+        "tokens_per_second": trained[-1]["tokens_per_second"],
+        "seconds": time.monotonic() - began,
+    }

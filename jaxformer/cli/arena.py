@@ -1,0 +1,40 @@
+"""`jaxformer arena`: comparing architectures."""
+
+import argparse
+import os
+from typing import Any
+
+from jaxformer.cli.arguments import add_command, takes_overrides
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "arena",
+        "Compare architectures fairly: matched sizes, equal batches, sweeps, seeds, a report.",
+        _arena,
+        "jaxformer arena configs/arena/quick.yaml --dry-run",
+    )
+    parser.add_argument("config", help="an arena's file")
+    takes_overrides(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only print what is matched, and the time it takes"
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="cells at once; one a core if not given"
+    )
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+
+
+def _arena(arguments: argparse.Namespace) -> int:
+    workers = arguments.workers or os.cpu_count() or 1
+    if arguments.worker is not None:
+        from jaxformer.arena.workers import keep_to_cores
+
+        keep_to_cores(arguments.worker, workers)
+        from jaxformer.arena.commands import work
+
+        return work(arguments.config, arguments.overrides, arguments.worker, workers)
+    from jaxformer.arena.commands import arena
+
+    return arena(arguments.config, arguments.overrides, dry_run=arguments.dry_run, workers=workers)
