@@ -1,6 +1,7 @@
 """What `jaxformer arena` does."""
 
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ def arena(path: str, overrides: Sequence[str], *, dry_run: bool, workers: int) -
     if left and not run_workers(command, workers, every):
         say(f"stopped: {_ended(every)} of {len(every)} cells have ended; the same command goes on")
         return STOPPED
-    for file in write_report(config, matched, every):
+    for file in write_report(config, matched, every, shlex.join(["jaxformer", *command])):
         print(f"wrote {file}")
     print(f"done in {readable_time(time.monotonic() - began)}")
     return DONE

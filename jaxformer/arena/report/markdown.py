@@ -1,36 +1,34 @@
-"""The report of an arena: `report.md` and `results.parquet` in its directory."""
+"""The report in Markdown, with the figures as images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
-from jaxformer.arena.announce import describe_match
-from jaxformer.arena.cells import Cell
 from jaxformer.arena.config import ArenaConfig
-from jaxformer.arena.match import Matched
-from jaxformer.arena.results import Entry, comparisons, entries, main_metric, table
+from jaxformer.arena.results import Entry, comparisons, main_metric
 from jaxformer.arena.verdict import outcome, verdict
-from jaxformer.paths import replace_text
 
 
-def write_report(arena: ArenaConfig, matched: Matched, cells: Sequence[Cell]) -> list[Path]:
-    """Write the files; every cell must have ended."""
-    folder = Path(arena.dir)
-    found = entries(arena, cells)
-    text = "\n\n".join(
+def markdown(
+    arena: ArenaConfig,
+    found: dict[tuple[str, str], Entry],
+    images: Mapping[str, str],
+    sizes: str,
+    provenance: str,
+) -> str:
+    """The same as the page."""
+    return "\n\n".join(
         [
-            f"# {folder.name}",
+            f"# {Path(arena.dir).name}",
             " ".join(verdict(arena, found)),
             *_finding(arena, found),
             *(_table(arena, task, found) for task in arena.tasks),
+            *(f"![{title}]({file})" for title, file in images.items()),
             "## Sizes",
-            f"```\n{describe_match(arena, matched)}\n```",
+            f"```\n{sizes}\n```",
+            "## To repeat it",
+            f"```\n{provenance}\n```\n",
         ]
     )
-    replace_text(folder / "report.md", text + "\n")
-    pq.write_table(table(cells), folder / "results.parquet")
-    return [folder / "report.md", folder / "results.parquet"]
 
 
 def _finding(arena: ArenaConfig, found: dict[tuple[str, str], Entry]) -> list[str]:

@@ -1,0 +1,133 @@
+"""The report as one HTML file that needs nothing else: style, script and figures within it."""
+
+import dataclasses
+import html
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from jaxformer.arena.config import ArenaConfig
+from jaxformer.arena.report.figures import Figure
+from jaxformer.arena.results import Entry, comparisons, main_metric
+from jaxformer.arena.verdict import outcome, verdict
+
+Entries = dict[tuple[str, str], Entry]
+
+
+def page(
+    arena: ArenaConfig, found: Entries, figures: Sequence[Figure], sizes: str, provenance: str
+) -> str:
+    """The whole document."""
+    parts = files("jaxformer.arena.report")
+    name = html.escape(Path(arena.dir).name)
+    data = json.dumps([dataclasses.asdict(figure) for figure in figures], allow_nan=False)
+    data = data.replace("</", "<\\/")  # or a name could end the script
+    body = [
+        f"<h1>{name}</h1>",
+        f'<p class="verdict">{html.escape(" ".join(verdict(arena, found)))}</p>',
+        _finding(arena, found),
+        *(_task(arena, task, found, figures) for task in arena.tasks),
+        f"<h2>Sizes</h2><pre>{html.escape(sizes)}</pre>",
+        f"<h2>To repeat it</h2><pre>{html.escape(provenance)}</pre>",
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{name}</title><style>{(parts / 'style.css').read_text(encoding='utf-8')}</style>"
+        f"</head><body>{''.join(body)}"
+        f'<script type="application/json" id="figures">{data}</script>'
+        f"<script>{(parts / 'chart.js').read_text(encoding='utf-8')}</script></body></html>\n"
+    )
+
+
+def _finding(arena: ArenaConfig, found: Entries) -> str:
+    if arena.finding is None:
+        return ""
+    finding = arena.finding
+    outcomes = [outcome(check, found) for check in finding.checks]
+    word = "Reproduced" if all(holds for holds, _ in outcomes) else "Not reproduced"
+    lines = "".join(
+        f"<li>{'holds' if holds else 'does not hold'}: {html.escape(text)}</li>"
+        for holds, text in outcomes
+    )
+    return (
+        f"<h2>{word}</h2><p>{html.escape(finding.claim)} Published: "
+        f"{html.escape(finding.published)} ({html.escape(finding.source)}).</p><ul>{lines}</ul>"
+    )
+
+
+def _task(arena: ArenaConfig, task: str, found: Entries, figures: Sequence[Figure]) -> str:
+    drawn = "".join(
+        f'<figure data-figure="{index}"><figcaption>{html.escape(figure.title)}</figcaption>'
+        '<div class="legend"></div><div class="plot"></div><div class="tip" hidden></div></figure>'
+        for index, figure in enumerate(figures)
+        if figure.task == task
+    )
+    return (
+        f"<h2>{html.escape(task)}</h2>{_table(arena, task, found)}{_heat(arena, task, found)}"
+        f'<div class="figures">{drawn}</div>{_samples(arena, task, found)}'
+    )
+
+
+def _table(arena: ArenaConfig, task: str, found: Entries) -> str:
+    metric = main_metric(arena, task)
+    label = metric.replace("_", " ")
+    against = comparisons(arena, task, metric, found)
+    rows = []
+    for name in arena.contestants:
+        entry, own = found[task, name], found[task, name].interval(metric)
+        failed = sum(result["failed"] is not None for result in entry.results)
+        cells = [
+            html.escape(name) + (f" ({failed} of {len(entry.results)} failed)" if failed else ""),
+            f"{entry.learning_rate:g}",
+            f"{own.mean:.3f}",
+            f"{own.low:.3f} to {own.high:.3f}",
+        ]
+        if name in against:
+            comparison = against[name]
+            cells += [f"{comparison.difference.mean:+.3f}", f"{comparison.adjusted:.3f}"]
+        else:
+            cells += ["baseline", ""]
+        rows.append("".join(f"<td>{cell}</td>" for cell in cells))
+    heads = ("contestant", "learning rate", label, "95% interval", "difference", "p (Holm)")
+    return (
+        f'<div class="wide"><table><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr>'
+        f"{''.join(f'<tr>{row}</tr>' for row in rows)}</table></div>"
+        f"<p>Over {len(arena.seeds)} seeds, at the best of {len(arena.learning_rates)} learning "
+        f"rates for each; p is of the paired test against {html.escape(arena.baseline)}.</p>"
+    )
+
+
+def _heat(arena: ArenaConfig, task: str, found: Entries) -> str:
+    """Accuracy by length, coloured."""
+    multiples = arena.tasks[task].lengths
+    if main_metric(arena, task) != "accuracy" or len(multiples) == 1:
+        return ""
+    rows = []
+    for name in arena.contestants:
+        cells = []
+        for multiple in multiples:
+            accuracy = found[task, name].interval("accuracy", multiple).mean
+            colour = f"hsl({round(120 * accuracy)} 60% 72%)"
+            cells.append(f'<td class="heat" style="background:{colour}">{accuracy:.0%}</td>')
+        rows.append(f"<tr><td>{html.escape(name)}</td>{''.join(cells)}</tr>")
+    heads = "".join(f"<th>{multiple}×</th>" for multiple in multiples)
+    return (
+        f'<h3>Accuracy by length</h3><div class="wide"><table><tr><th>of the trained</th>{heads}'
+        f"</tr>{''.join(rows)}</table></div>"
+    )
+
+
+def _samples(arena: ArenaConfig, task: str, found: Entries) -> str:
+    texts = [
+        (name, next((r["sample"] for r in found[task, name].results if r.get("sample")), None))
+        for name in arena.contestants
+    ]
+    shown = "".join(
+        f"<details><summary>{html.escape(name)} writes</summary><pre>{html.escape(text)}</pre>"
+        "</details>"
+        for name, text in texts
+        if text
+    )
+    return f"<h3>Samples</h3>{shown}" if shown else ""
