@@ -27,7 +27,9 @@ function scale(values, log, from, to) {
   const margin = 0.04 * (high - low);
   low -= margin; high += margin;
   const place = (v) => from + ((bend(v) - low) / (high - low)) * (to - from);
-  return { place, ticks: log ? logTicks(low, high) : linearTicks(low, high) };
+  const sparse = log ? logTicks(low, high) : [];
+  const even = () => linearTicks(log ? 10 ** low : low, log ? 10 ** high : high);
+  return { place, ticks: sparse.length > 1 ? sparse : even() };
 }
 
 function linearTicks(low, high) {
@@ -87,15 +89,15 @@ function draw(holder, figure) {
         const band = [...banded.map((p) => at(p, 2)), ...banded.map((p) => at(p, 3)).reverse()];
         element(group, "polygon", { points: band.join(" "), class: "band" });
       }
-      if (figure.lines)
+      if (figure.lines || series.joined)
         element(group, "polyline", { points: series.points.map((p) => at(p, 1)).join(" "),
           class: "line" });
       for (const p of series.points) {
         const [cx, cy] = [x.place(p[0]), y.place(p[1])];
-        if (!figure.lines && p[2] !== null)
+        if (!figure.lines && !series.joined && p[2] !== null)
           element(group, "line", { x1: cx, x2: cx, y1: y.place(p[2]), y2: y.place(p[3]),
             class: "line" });
-        if (!figure.lines || series.points.length <= 12)
+        if (!series.joined && (!figure.lines || series.points.length <= 12))
           element(group, "circle", { cx, cy, r: figure.lines ? 3 : 5, class: "dot" });
         targets.push({ cx, cy, p, series });
       }

@@ -18,8 +18,11 @@ Point = tuple[float, float, float | None, float | None]  # x, mean, low, high
 
 @dataclass(frozen=True)
 class Series:
+    """`joined` is a line in a figure of single points."""
+
     name: str
     points: tuple[Point, ...]
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ def _costs(arena: ArenaConfig, matched: Matched, found: Entries, task: str) -> l
                 f"{task}: {_label(metric)} against {label}",
                 label,
                 _label(metric),
-                (*series, Series("Pareto front", front)),
+                (*series, Series("Pareto front", front, joined=True)),
                 x_log=True,
                 lines=False,
             )

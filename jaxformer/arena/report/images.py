@@ -31,7 +31,7 @@ def draw_images(figures: Sequence[Figure], folder: Path) -> dict[str, str]:
             yscale="log" if figure.y_log else "linear",
         )
         for series in figure.series:
-            _draw(axes, series.name, series.points, lines=figure.lines)
+            _draw(axes, series.name, series.points, lines=figure.lines or series.joined)
         axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
         canvas.savefig(folder / f"{figure.name}.png", dpi=110)
