@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxformer.arena.afterwards import Afterwards
 from jaxformer.arena.announce import describe_match, predicted_seconds, readable_time
 from jaxformer.arena.cells import Cell, cells
 from jaxformer.arena.config import ArenaConfig, load_arena
@@ -46,7 +47,8 @@ def arena(path: str, overrides: Sequence[str], *, dry_run: bool, workers: int) -
     if left and not run_workers(command, workers, every):
         say(f"stopped: {_ended(every)} of {len(every)} cells have ended; the same command goes on")
         return STOPPED
-    for file in write_report(config, matched, every, shlex.join(["jaxformer", *command])):
+    after = Afterwards.of(config, matched, every)
+    for file in write_report(config, matched, every, after, shlex.join(["jaxformer", *command])):
         print(f"wrote {file}")
     print(f"done in {readable_time(time.monotonic() - began)}")
     return DONE

@@ -44,6 +44,15 @@ class TaskEntry(Schema):
     lengths: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)] = (1,)
 
 
+class EfficiencyConfig(Schema):
+    """Speed and memory measured after the cells, on the data of `task`: training at `lengths`,
+    decoding after `contexts`."""
+
+    task: str
+    lengths: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = (256, 1024)
+    contexts: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = (256, 2048)
+
+
 class Check(Schema):
     """One inequality that a published finding says: `better` than `than`, or than a number.
 
@@ -83,6 +92,10 @@ class ArenaConfig(Schema):
     learning_rates: Annotated[tuple[PositiveFloat, ...], Field(strict=False, min_length=1)]
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(strict=False, min_length=1)] = (0, 1, 2)
     match: MatchConfig | None = MatchConfig()
+    efficiency: EfficiencyConfig | None = None
+    scaling: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="tasks that are one another's larger sizes, from the smallest on"
+    )
     finding: Finding | None = None
     dir: str = "runs/arena"
 
@@ -96,6 +109,15 @@ class ArenaConfig(Schema):
         for name in (*self.contestants, *self.tasks):
             if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
                 raise ValueError(f"'{name}' names a folder; allowed: letters, digits, - _ .")
+        named = [self.efficiency.task] if self.efficiency else []
+        for task in (*named, *self.scaling):
+            if task not in self.tasks:
+                raise ValueError(
+                    f"'{task}' is no task; allowed: {', '.join(self.tasks)}."
+                    f"{did_you_mean(task, self.tasks)}"
+                )
+        if len(self.scaling) == 1:
+            raise ValueError(f"scaling has one task, {self.scaling[0]}; a law needs two or more")
         for check in self.finding.checks if self.finding else ():
             names = [check.better, *([check.than] if isinstance(check.than, str) else [])]
             unknown = [name for name in names if name not in self.contestants]

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from jaxformer.arena.cells import Cell, Result
 from jaxformer.arena.config import ArenaConfig
+from jaxformer.arena.match import Matched
+from jaxformer.arena.scaling import describe_scaling
 from jaxformer.arena.statistics import Comparison, Interval, against, interval
 
 METRICS = ("loss", "bits_per_byte", "accuracy", "row_accuracy")
@@ -77,6 +80,25 @@ def comparisons(
     values = {name: found[task, name].values(metric) for name in arena.contestants}
     baseline = values.pop(arena.baseline)
     return against(baseline, values)
+
+
+def scaling(arena: ArenaConfig, matched: Matched, found: dict[tuple[str, str], Entry]) -> list[str]:
+    """A sentence about each contestant's law over the tasks of `scaling`, if there are any.
+
+    Compute is that of the baseline's training, which contestants are matched to.
+    """
+    if not arena.scaling:
+        return []
+    flops: list[float] = []
+    losses: dict[str, list[list[float]]] = {name: [] for name in arena.contestants}
+    for task in arena.scaling:
+        config = arena.config(task, arena.baseline, {})
+        tokens = config.train.steps * config.train.batch_size * config.data.sequence_length
+        flops.append(matched.sizes[task, arena.baseline].training_flops * tokens)
+        for name in arena.contestants:
+            losses[name].append(found[task, name].values("loss"))
+    whole = {name: np.array(rows) for name, rows in losses.items() if np.isfinite(rows).all()}
+    return describe_scaling(flops, whole, arena.baseline)
 
 
 def table(cells: Sequence[Cell]) -> pa.Table:

@@ -5,21 +5,26 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from jaxformer.arena.afterwards import Afterwards
 from jaxformer.arena.announce import describe_match
 from jaxformer.arena.cells import Cell
 from jaxformer.arena.config import ArenaConfig
 from jaxformer.arena.match import Matched
-from jaxformer.arena.report.figures import figures
+from jaxformer.arena.report.figures import efficiency_figures, figures
 from jaxformer.arena.report.images import draw_images
 from jaxformer.arena.report.markdown import markdown
 from jaxformer.arena.report.page import page
 from jaxformer.arena.report.provenance import provenance
-from jaxformer.arena.results import entries, table
+from jaxformer.arena.results import entries, scaling, table
 from jaxformer.paths import replace_text
 
 
 def write_report(
-    arena: ArenaConfig, matched: Matched, cells: Sequence[Cell], command: str
+    arena: ArenaConfig,
+    matched: Matched,
+    cells: Sequence[Cell],
+    after: Afterwards,
+    command: str,
 ) -> list[Path]:
     """Write report.html, report.md with images/, and results.parquet; every cell must have ended.
 
@@ -31,10 +36,13 @@ def write_report(
     """
     folder = Path(arena.dir)
     found = entries(arena, cells)
-    drawn = figures(arena, matched, found)
+    drawn = [*figures(arena, matched, found), *efficiency_figures(arena, after.efficiency)]
+    laws = scaling(arena, matched, found)
     sizes, origin = describe_match(arena, matched), provenance(cells, command)
     images = draw_images(drawn, folder / "images")
-    replace_text(folder / "report.html", page(arena, found, drawn, sizes, origin))
-    replace_text(folder / "report.md", markdown(arena, found, images, sizes, origin))
+    replace_text(
+        folder / "report.html", page(arena, found, drawn, laws, after.samples, sizes, origin)
+    )
+    replace_text(folder / "report.md", markdown(arena, found, images, laws, sizes, origin))
     pq.write_table(table(cells), folder / "results.parquet")
     return [folder / name for name in ("report.html", "report.md", "results.parquet")]

@@ -210,3 +210,34 @@ def _positions(arena: ArenaConfig, found: Entries, task: str) -> Figure | None:
         series.append(Series(name, tuple(points)))
     title = f"{task}: loss by position in rows of {multiple}× the trained length"
     return Figure(task, f"{task}-positions", title, "position", "loss (nats)", tuple(series))
+
+
+EFFICIENCY = "efficiency"  # stands for a task in the figures of speed and memory
+
+
+def efficiency_figures(arena: ArenaConfig, rows: Sequence[dict[str, Any]]) -> list[Figure]:
+    """Speed and memory by length, and decoding by context; nothing if it was not measured."""
+    made = []
+    for key, at, title in (
+        ("train_tokens_per_second", "length", "training tokens/s"),
+        ("peak_bytes", "length", "peak bytes of a training step"),
+        ("compile_seconds", "length", "seconds to compile a training step"),
+        ("decode_tokens_per_second", "context", "decoded tokens/s"),
+        ("state_bytes", "context", "bytes of decoding state"),
+    ):
+        series = tuple(
+            Series(
+                name,
+                tuple(
+                    (row[at], row[key], None, None)
+                    for row in rows
+                    if row["contestant"] == name and key in row
+                ),
+            )
+            for name in arena.contestants
+        )
+        name = f"efficiency-{key.replace('_', '-')}"
+        made.append(
+            Figure(EFFICIENCY, name, f"{title} by {at}", at, title, series, x_log=True, y_log=True)
+        )
+    return [one for one in made if any(series.points for series in one.series)]

@@ -1,6 +1,6 @@
 """The report in Markdown, with the figures as images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxformer.arena.config import ArenaConfig
@@ -12,6 +12,7 @@ def markdown(
     arena: ArenaConfig,
     found: dict[tuple[str, str], Entry],
     images: Mapping[str, str],
+    laws: Sequence[str],
     sizes: str,
     provenance: str,
 ) -> str:
@@ -23,6 +24,7 @@ def markdown(
             *_finding(arena, found),
             *(_table(arena, task, found) for task in arena.tasks),
             *(f"![{title}]({file})" for title, file in images.items()),
+            *(["## Scaling", "\n".join(f"- {law}" for law in laws)] if laws else []),
             "## Sizes",
             f"```\n{sizes}\n```",
             "## To repeat it",

@@ -3,12 +3,12 @@
 import dataclasses
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
 from jaxformer.arena.config import ArenaConfig
-from jaxformer.arena.report.figures import Figure
+from jaxformer.arena.report.figures import EFFICIENCY, Figure
 from jaxformer.arena.results import Entry, comparisons, main_metric
 from jaxformer.arena.verdict import outcome, verdict
 
@@ -16,7 +16,13 @@ Entries = dict[tuple[str, str], Entry]
 
 
 def page(
-    arena: ArenaConfig, found: Entries, figures: Sequence[Figure], sizes: str, provenance: str
+    arena: ArenaConfig,
+    found: Entries,
+    figures: Sequence[Figure],
+    laws: Sequence[str],
+    samples: Mapping[str, Mapping[str, str]],
+    sizes: str,
+    provenance: str,
 ) -> str:
     """The whole document."""
     parts = files("jaxformer.arena.report")
@@ -27,7 +33,13 @@ def page(
         f"<h1>{name}</h1>",
         f'<p class="verdict">{html.escape(" ".join(verdict(arena, found)))}</p>',
         _finding(arena, found),
-        *(_task(arena, task, found, figures) for task in arena.tasks),
+        *(
+            f"<h2>{html.escape(task)}</h2>{_table(arena, task, found)}{_heat(arena, task, found)}"
+            f"{_figures(task, figures)}{_samples(samples.get(task, {}))}"
+            for task in arena.tasks
+        ),
+        _scaling(laws),
+        f"<h2>Speed and memory</h2>{_figures(EFFICIENCY, figures)}" if arena.efficiency else "",
         f"<h2>Sizes</h2><pre>{html.escape(sizes)}</pre>",
         f"<h2>To repeat it</h2><pre>{html.escape(provenance)}</pre>",
     ]
@@ -57,17 +69,19 @@ def _finding(arena: ArenaConfig, found: Entries) -> str:
     )
 
 
-def _task(arena: ArenaConfig, task: str, found: Entries, figures: Sequence[Figure]) -> str:
+def _figures(task: str, figures: Sequence[Figure]) -> str:
     drawn = "".join(
         f'<figure data-figure="{index}"><figcaption>{html.escape(figure.title)}</figcaption>'
         '<div class="legend"></div><div class="plot"></div><div class="tip" hidden></div></figure>'
         for index, figure in enumerate(figures)
         if figure.task == task
     )
-    return (
-        f"<h2>{html.escape(task)}</h2>{_table(arena, task, found)}{_heat(arena, task, found)}"
-        f'<div class="figures">{drawn}</div>{_samples(arena, task, found)}'
-    )
+    return f'<div class="figures">{drawn}</div>'
+
+
+def _scaling(laws: Sequence[str]) -> str:
+    items = "".join(f"<li>{html.escape(law)}</li>" for law in laws)
+    return f"<h2>Scaling</h2><ul>{items}</ul>" if laws else ""
 
 
 def _table(arena: ArenaConfig, task: str, found: Entries) -> str:
@@ -119,15 +133,10 @@ def _heat(arena: ArenaConfig, task: str, found: Entries) -> str:
     )
 
 
-def _samples(arena: ArenaConfig, task: str, found: Entries) -> str:
-    texts = [
-        (name, next((r["sample"] for r in found[task, name].results if r.get("sample")), None))
-        for name in arena.contestants
-    ]
+def _samples(texts: Mapping[str, str]) -> str:
     shown = "".join(
         f"<details><summary>{html.escape(name)} writes</summary><pre>{html.escape(text)}</pre>"
         "</details>"
-        for name, text in texts
-        if text
+        for name, text in texts.items()
     )
     return f"<h3>Samples</h3>{shown}" if shown else ""

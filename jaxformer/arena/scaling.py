@@ -1,0 +1,112 @@
+"""Loss against compute over a ladder of sizes: a fitted law, and where two of them would cross."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxformer.arena.statistics import CONFIDENCE
+
+BOOTSTRAP = 2000
+
+
+class Law(NamedTuple):
+    """L(C) = exp(intercept) · C^slope, with the 95% interval of the slope over bootstrap draws."""
+
+    intercept: float
+    slope: float
+    slope_low: float
+    slope_high: float
+
+
+class Crossing(NamedTuple):
+    """The training FLOPs at which two laws meet, over bootstrap draws of the seeds.
+
+    `share` of the draws cross beyond the ladder's end, where the one that falls faster is behind
+    so far; the quantiles are of those. Nothing is extrapolated from a ladder of a few rungs with
+    any right beyond an order of magnitude or two: `share` and the width say how little is known.
+    """
+
+    share: float
+    median: float | None
+    low: float | None
+    high: float | None
+
+
+def fit(flops: Sequence[float], losses: np.ndarray, random: np.random.Generator) -> Law:
+    """A straight line through log L against log C by least squares.
+
+    Args:
+        flops: of each rung, [rungs].
+        losses: [rungs, seeds].
+    """
+    draws = bootstrap(flops, losses, random)
+    slope, intercept = _line(np.log(flops), np.log(losses).mean(axis=1))
+    low, high = np.quantile(draws[:, 0], _tails())
+    return Law(float(intercept), float(slope), float(low), float(high))
+
+
+def bootstrap(
+    flops: Sequence[float], losses: np.ndarray, random: np.random.Generator
+) -> np.ndarray:
+    """[draws, 2]: slopes and intercepts, the seeds of every rung drawn anew with replacement."""
+    rungs, seeds = losses.shape
+    picks = random.integers(0, seeds, (BOOTSTRAP, rungs, seeds))
+    means = np.log(losses)[np.arange(rungs)[:, None], picks].mean(axis=2)  # [draws, rungs]
+    return np.array([_line(np.log(flops), row) for row in means])
+
+
+def crossing(
+    flops: Sequence[float], one: np.ndarray, other: np.ndarray, random: np.random.Generator
+) -> Crossing:
+    """Where the laws of two contestants [rungs, seeds] on the same rungs meet beyond the last."""
+    (slope_a, intercept_a), (slope_b, intercept_b) = (
+        bootstrap(flops, losses, random).T for losses in (one, other)
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        at = (intercept_b - intercept_a) / (slope_a - slope_b)  # log C
+    beyond = at[np.isfinite(at) & (at > np.log(flops[-1]))]
+    share = len(beyond) / BOOTSTRAP
+    if not len(beyond):
+        return Crossing(share, None, None, None)
+    low, high = _tails()
+    quantiles = np.minimum(np.quantile(beyond, [0.5, low, high]), 700.0)  # e^710 is infinite
+    return Crossing(share, *np.exp(quantiles).tolist())
+
+
+def describe_scaling(
+    flops: Sequence[float], losses: Mapping[str, np.ndarray], baseline: str, seed: int = 0
+) -> list[str]:
+    """A sentence a contestant: its law, and where it would meet the baseline's."""
+    random = np.random.default_rng(seed)
+    lines = []
+    for name, own in losses.items():
+        law = fit(flops, own, random)
+        text = (
+            f"{name}: loss falls as FLOPs^{law.slope:.3f} [{law.slope_low:.3f}, "
+            f"{law.slope_high:.3f}]"
+        )
+        if name != baseline:
+            met = crossing(flops, losses[baseline], own, random)
+            text += f"; {_about(met, baseline)}"
+        lines.append(text)
+    return lines
+
+
+def _about(met: Crossing, baseline: str) -> str:
+    if met.median is None or met.share < 1 - CONFIDENCE:
+        return f"no crossing with {baseline} beyond the ladder is in sight"
+    return (
+        f"in {met.share:.0%} of the draws it meets {baseline} beyond the ladder, at "
+        f"{met.median:.1e} FLOPs [{met.low:.1e}, {met.high:.1e}]"
+        + ("" if met.share > CONFIDENCE else "; that it does is not sure")
+    )
+
+
+def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    slope, intercept = np.polyfit(x, y, 1)
+    return slope, intercept
+
+
+def _tails() -> tuple[float, float]:
+    return (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
