@@ -259,6 +259,9 @@ class EvalConfig(Schema):
     suites_every: PositiveInt | None = Field(None, description="steps; null: only at the end")
     suites_limit: PositiveInt | None = Field(None, description="only so many samples of a task")
     tasks_dir: str | None = Field(None, description="a folder of task YAMLs for lm_eval")
+    sample_tokens: NonNegativeInt = Field(
+        256, description="of the sample that a run ends with; 0: none"
+    )
 
 
 class CheckpointConfig(Schema):

@@ -10,6 +10,7 @@ from jaxformer.arena.afterwards import Afterwards
 from jaxformer.arena.announce import describe_match, predicted_seconds, readable_time
 from jaxformer.arena.cells import Cell, cells
 from jaxformer.arena.config import ArenaConfig, load_arena
+from jaxformer.arena.findings import findings_page
 from jaxformer.arena.match import Matched, match
 from jaxformer.arena.report import write_report
 from jaxformer.arena.seconds import seconds_per_step
@@ -51,6 +52,30 @@ def arena(path: str, overrides: Sequence[str], *, dry_run: bool, workers: int) -
     for file in write_report(config, matched, every, after, shlex.join(["jaxformer", *command])):
         print(f"wrote {file}")
     print(f"done in {readable_time(time.monotonic() - began)}")
+    return DONE
+
+
+def arenas(folder: str, overrides: Sequence[str], out: Path, *, dry_run: bool, workers: int) -> int:
+    """Every arena of a folder in turn, and a page of what of their findings was reproduced.
+
+    Returns:
+        The exit code, as that of `arena`; the first that is not 0 ends it.
+
+    Raises:
+        UserError: as `arena`; or no file in the folder.
+    """
+    files = sorted(Path(folder).glob("*.yaml"))
+    if not files:
+        raise UserError(f"{folder} has no .yaml file; give a folder of arenas")
+    for file in files:
+        print(f"== {file}", flush=True)
+        code = arena(str(file), overrides, dry_run=dry_run, workers=workers)
+        if code != DONE:
+            return code
+    if not dry_run:
+        ended = [(file, load_arena(file, list(overrides))) for file in files]
+        replace_text(out, findings_page(ended))
+        print(f"wrote {out}")
     return DONE
 
 

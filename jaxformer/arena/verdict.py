@@ -85,9 +85,13 @@ def outcome(check: Check, found: Entries) -> tuple[bool, str]:
     else:
         text += f", bound {check.than:g}"
         apart, bound = True, check.than
-    holds = apart and sign * (better.mean - bound) >= check.by
+    far = sign * (better.mean - bound) >= check.by
     at = f" at {check.at}× the trained length" if check.at > 1 else ""
-    return holds, f"{check.metric.replace('_', ' ')} on {check.task}{at}: {text}"
+    if not far:
+        text += f"; the means do not differ by {check.by:g} in this direction"
+    elif not apart:
+        text += "; the intervals over seeds overlap"
+    return far and apart, f"{check.metric.replace('_', ' ')} on {check.task}{at}: {text}"
 
 
 def _shown(own: tuple[float, float, float]) -> str:

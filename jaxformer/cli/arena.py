@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from pathlib import Path
 from typing import Any
 
 from jaxformer.cli.arguments import add_command, takes_overrides
@@ -15,13 +16,17 @@ def add(commands: Any) -> None:
         _arena,
         "jaxformer arena configs/arena/quick.yaml --dry-run",
     )
-    parser.add_argument("config", help="an arena's file")
+    parser.add_argument("config", help="an arena's file; with --all, a folder of them")
     takes_overrides(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="only print what is matched, and the time it takes"
     )
     parser.add_argument(
         "--workers", type=int, metavar="N", help="cells at once; one a core if not given"
+    )
+    parser.add_argument("--all", action="store_true", help="run every arena of a folder")
+    parser.add_argument(
+        "--out", type=Path, default=Path("findings.md"), help="with --all: the page of findings"
     )
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
 
@@ -35,6 +40,14 @@ def _arena(arguments: argparse.Namespace) -> int:
         from jaxformer.arena.commands import work
 
         return work(arguments.config, arguments.overrides, arguments.worker, workers)
-    from jaxformer.arena.commands import arena
+    from jaxformer.arena.commands import arena, arenas
 
+    if arguments.all:
+        return arenas(
+            arguments.config,
+            arguments.overrides,
+            arguments.out,
+            dry_run=arguments.dry_run,
+            workers=workers,
+        )
     return arena(arguments.config, arguments.overrides, dry_run=arguments.dry_run, workers=workers)

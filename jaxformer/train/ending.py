@@ -18,17 +18,18 @@ from jaxformer.train.session import Session, save
 from jaxformer.train.step import TrainState
 
 DONE, FAILED = 0, 1
-SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 256, 0.8
+SAMPLE_TEMPERATURE = 0.8
 
 
 def end_finished(session: Session, state: TrainState, step: int) -> int:
     """Save, write a sample, and say what the run is good for now."""
     save(session, state, step, wait=True)
-    with session.goodput.spent_on("evaluation"):
-        sample = _sample(session, state, step)
-    if processes.is_first():
-        append_text(session.directory.samples, f"--- step {step}\n{sample}\n")
-    session.display.say(f"a sample:\n\n{sample}\n")
+    if session.config.eval.sample_tokens:
+        with session.goodput.spent_on("evaluation"):
+            sample = _sample(session, state, step)
+        if processes.is_first():
+            append_text(session.directory.samples, f"--- step {step}\n{sample}\n")
+        session.display.say(f"a sample:\n\n{sample}\n")
     session.display.say(announce.commands(session.directory, finished=True))
     return DONE
 
@@ -42,7 +43,7 @@ def _sample(session: Session, state: TrainState, step: int) -> str:
     longest = getattr(config.model.positions, "max_length", math.inf)
     text = run.generate(
         "",
-        max_new_tokens=min(SAMPLE_TOKENS, longest - 1),
+        max_new_tokens=min(config.eval.sample_tokens, longest - 1),
         temperature=SAMPLE_TEMPERATURE,
         seed=config.train.seed,
     )

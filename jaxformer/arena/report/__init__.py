@@ -40,9 +40,8 @@ def write_report(
     laws = scaling(arena, matched, found)
     sizes, origin = describe_match(arena, matched), provenance(cells, command)
     images = draw_images(drawn, folder / "images")
-    replace_text(
-        folder / "report.html", page(arena, found, drawn, laws, after.samples, sizes, origin)
-    )
+    html = page(arena, found, drawn, laws, after.samples, sizes, origin)
+    replace_text(folder / "report.html", html)
     replace_text(folder / "report.md", markdown(arena, found, images, laws, sizes, origin))
     pq.write_table(table(cells), folder / "results.parquet")
     return [folder / name for name in ("report.html", "report.md", "results.parquet")]

@@ -1,0 +1,40 @@
+"""The page of findings: what was published, what is seen here, and whether it is the same."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxformer.arena.cells import cells
+from jaxformer.arena.config import ArenaConfig
+from jaxformer.arena.match import Matched
+from jaxformer.arena.results import entries
+from jaxformer.arena.verdict import outcome
+
+HEAD = """# Findings
+
+Published results, looked for at a size that two CPU cores train in minutes. A finding is reproduced
+where every one of its inequalities holds, with intervals over seeds that do not overlap. Each is
+an arena of its own, which `jaxformer arena configs/arena/findings --all --out docs/findings.md`
+runs anew; this page is written by it.
+"""
+
+
+def findings_page(arenas: Sequence[tuple[Path, ArenaConfig]]) -> str:
+    """Of arenas that have ended; those without a finding are left out."""
+    parts = [HEAD]
+    for file, arena in arenas:
+        if arena.finding is None:
+            continue
+        kept = json.loads((Path(arena.dir) / "arena.json").read_text(encoding="utf-8"))
+        found = entries(arena, cells(arena, Matched.from_json(kept["matched"])))
+        outcomes = [outcome(check, found) for check in arena.finding.checks]
+        word = "Reproduced" if all(holds for holds, _ in outcomes) else "Not reproduced"
+        lines = [f"- {'holds' if holds else 'does not hold'}: {text}" for holds, text in outcomes]
+        parts.append(
+            f"## {file.stem.replace('_', ' ')}\n\n"
+            f"{arena.finding.claim}\n\nPublished: {arena.finding.published} "
+            f"({arena.finding.source}).\n\n**{word}** (`{file}`, {len(arena.seeds)} seeds):\n\n"
+            + "\n".join(lines)
+            + "\n"
+        )
+    return "\n".join(parts)
