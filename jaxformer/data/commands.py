@@ -55,7 +55,7 @@ def inspect(config: Config) -> None:
     tokenizer = load_tokenizer(config.data.tokenizer)
     stores = open_stores(config.data, tokenizer)
     if config.data.task is not None:
-        console.print(_example(stores.training[0], tokenizer), markup=False, highlight=False)
+        console.print(_task_row(stores.training[0], tokenizer), markup=False, highlight=False)
         return
     for part in _one_of_each_store(stores):
         try:
@@ -146,7 +146,7 @@ def _one_of_each_store(stores: Stores) -> list[PackedRows]:
     return list({part.store.path: part for part in parts}.values())
 
 
-def _example(rows: Rows, tokenizer: Tokenizer) -> str:
+def _task_row(rows: Rows, tokenizer: Tokenizer) -> str:
     """The first row of a task, and its answers: place, then what is to be said there."""
     row = rows.pack(np.asarray([0]))
     places = np.flatnonzero(row.loss_mask[0])

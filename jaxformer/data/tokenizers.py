@@ -130,6 +130,8 @@ class _ByteStream:
 class IdsTokenizer:
     """Ids below N for tasks that have no text: written as numbers, `3 0 12`. The last one ends."""
 
+    specials: Mapping[str, int] = MappingProxyType({})
+
     def __init__(self, vocab_size: int) -> None:
         self.name = f"ids:{vocab_size}"
         self.vocab_size = vocab_size
@@ -137,19 +139,31 @@ class IdsTokenizer:
         self.fingerprint = hashlib.sha256(f"jaxformer {self.name}".encode()).hexdigest()
 
     def encode(self, text: str) -> np.ndarray:
-        ids = [int(word) if word.isdecimal() else self.vocab_size for word in text.split()]
-        if any(number >= self.vocab_size for number in ids):
-            raise UserError(
-                f"'{text}' is no text of the tokenizer {self.name}; allowed: numbers from 0 to "
-                f"{self.vocab_size - 1} between spaces"
-            )
-        return np.asarray(ids, np.int32)
+        return next(self.encode_places([text]))[0]
 
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
 
+    def encode_places(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for text in texts:
+            words = list(re.finditer(r"\S+", text))
+            wrong = [word[0] for word in words if not self._has(word[0])]
+            if wrong:
+                raise UserError(
+                    f"'{wrong[0]}' is no token of {self.name}; allowed: numbers from 0 to "
+                    f"{self.vocab_size - 1} between spaces"
+                )
+            ids = np.array([int(word[0]) for word in words], np.int32)
+            yield ids, np.array([word.span() for word in words], np.int64).reshape(-1, 2)
+
+    def _has(self, word: str) -> bool:
+        return word.isdecimal() and int(word) < self.vocab_size
+
     def decode(self, ids: ArrayLike) -> str:
         return " ".join(str(number) for number in np.asarray(ids).reshape(-1))
+
+    def decode_whole(self, ids: ArrayLike) -> str:
+        return self.decode(ids)
 
     def count_bytes(self, ids: ArrayLike) -> int:
         return len(self.decode(ids))

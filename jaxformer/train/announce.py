@@ -16,17 +16,12 @@ def plan_of(program: Program, stores: Stores, peak: Peak) -> str:
     train, length, tokens = config.train, config.data.sequence_length, program.tokens_per_step
     in_all, epoch = tokens * train.steps, sum(part.tokens for part in stores.training)
     sources = ", ".join(source.source for source in config.data.sources)
-<<<<<<< HEAD
-    in_all, epoch = tokens * train.steps, sum(part.end - part.begin for part in stores.training)
-    learnt = ""
-    if any(part.store.loss_mask is not None for part in stores.training):
-        share = sum(part.loss_tokens() for part in stores.training) / epoch
-        learnt = f" ({share:.1%} learnt)"
-=======
     text, epochs = f"{sources}: {epoch:,} tokens to train on", f" ({in_all / epoch:.2f} epochs)"
     if config.data.task is not None:
         text, epochs = f"task {config.data.task.kind}, every row a new one", ""
->>>>>>> 6b144d8 (Synthetic tasks are a run's data)
+    elif any("loss_mask_sha256" in part.manifest() for part in stores.training):
+        share = sum(part.loss_tokens() for part in stores.training) / epoch
+        text += f" ({share:.1%} learnt)"
     micro = f" in {train.accumulation} micro-batches" if train.accumulation > 1 else ""
     layers = "unrolled" if unrolls(config, program.mesh) else "scanned"
     chosen = " (auto)" if train.unroll_layers == "auto" else ""
@@ -41,12 +36,7 @@ def plan_of(program: Program, stores: Stores, peak: Peak) -> str:
         "model": f"{program.num_parameters:,} parameters, layers {layers}{chosen}",
         **(trained if frozen else {}),
         **kernels,
-<<<<<<< HEAD
-        "data": f"{sources}: {epoch:,} tokens to train on{learnt}, tokenizer "
-        f"{config.data.tokenizer}",
-=======
         "data": f"{text}, tokenizer {config.data.tokenizer}",
->>>>>>> 6b144d8 (Synthetic tasks are a run's data)
         "batch": f"{train.batch_size} rows × {length} = {tokens:,} tokens{micro}",
         "run": f"{train.steps:,} steps, {in_all:,} tokens{epochs}, "
         f"{program.flops_per_step * train.steps:.3g} FLOPs",
