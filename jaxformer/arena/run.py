@@ -78,11 +78,15 @@ def _result_of(cell: Cell, multiples: Sequence[int]) -> Result | None:
         with (cell.directory / "log.txt").open("a", encoding="utf-8") as log:
             log.write(said.getvalue())
     trained = [row for row in read_rows(cell.directory / "metrics.jsonl") if "loss" in row]
-    return {
-        "failed": None,
-        "tests": [{"multiple": m, **test} for m, test in zip(multiples, tests, strict=True)],
-        "curve": [[row["step"], row["tokens"], row["loss"]] for row in trained],
-        "step_seconds": trained[-1]["step_seconds"],
-        "tokens_per_second": trained[-1]["tokens_per_second"],
-        "seconds": time.monotonic() - began,
-    }
+    return ended(
+        [{"multiple": m, **test} for m, test in zip(multiples, tests, strict=True)],
+        [[row["step"], row["tokens"], row["loss"]] for row in trained],
+        step_seconds=trained[-1]["step_seconds"],
+        tokens_per_second=trained[-1]["tokens_per_second"],
+        seconds=time.monotonic() - began,
+    )
+
+
+def ended(tests: list[Result], curve: list[list[float]], **speed: float) -> Result:
+    """The result of a cell that was trained: tests by length, the curve of [step, tokens, loss]."""
+    return {"failed": None, "tests": tests, "curve": curve, **speed}

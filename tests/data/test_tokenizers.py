@@ -155,7 +155,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused() -> None:
 
 def test_a_missing_tokenizer_is_named(tmp_path: Path, bpe_folder: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"no file .*empty/tokenizer.json; allowed: bytes, ids:N, a tok"):
+    with pytest.raises(UserError, match=r"no file .*empty/tokenizer.json; allowed: bytes, ids:N"):
         load_tokenizer(str(tmp_path / "empty"))
     with pytest.raises(UserError, match=r"no file .* Did you mean 'tokenizer.json'\?"):
         load_tokenizer(str(bpe_folder / "tokeniser.json"))

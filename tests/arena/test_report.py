@@ -1,0 +1,161 @@
+"""What a report says follows from the results, and its page works in a browser."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pyarrow.parquet as pq
+import pytest
+from arena.made_up import afterwards, made_up
+
+from jaxformer.arena.report import write_report
+from jaxformer.arena.report.figures import pareto
+from jaxformer.arena.results import entries
+from jaxformer.arena.verdict import outcome, verdict, winner
+
+CHROMIUM = shutil.which("chromium")
+CHECK = {"task": "parity", "metric": "loss", "better": "retention", "than": "attention"}
+
+
+def finding(**check):
+    return {"claim": "c", "published": "p", "source": "s", "checks": [CHECK | check]}
+
+
+def test_the_best_learning_rate_is_chosen_for_each(tmp_path):
+    arena, _, every = made_up(tmp_path, 0.2)
+    found = entries(arena, every)
+    assert {entry.learning_rate for entry in found.values()} == {1e-3}
+    assert found["parity", "retention"].interval("loss").mean == pytest.approx(1.3, abs=0.02)
+    assert found["parity", "retention"].interval("loss", 4).mean == pytest.approx(5.2, abs=0.1)
+
+
+def test_a_winner_is_announced_only_where_intervals_are_apart(tmp_path):
+    arena, _, every = made_up(tmp_path / "far", 0.2)
+    found = entries(arena, every)
+    assert winner(arena, "parity", found) is None  # of window one seed diverged: no interval
+    (text,) = verdict(arena, found)
+    assert "better than attention for sure: retention" in text
+    arena, _, every = made_up(tmp_path / "near", 0.005, noise=0.05)
+    (text,) = verdict(arena, entries(arena, every))
+    assert "nobody wins for sure" in text
+    assert "no difference from attention is sure with 4 seeds" in text
+
+
+@pytest.mark.parametrize(
+    ("gap", "check", "holds", "words"),
+    [
+        (0.2, {"by": 0.1}, True, r"retention 1\.\d+ \[.*attention 1\.5\d+ \["),
+        (0.2, {"by": 0.3}, False, "the means do not differ by 0.3 in this direction"),
+        (-0.2, {}, False, "the means do not differ by 0 in this direction"),
+        (0.2, {"than": 1.4}, True, "bound 1.4"),
+        (0.2, {"than": 1.2}, False, "bound 1.2"),
+        (0.2, {"at": 4}, True, "loss on parity at 4× the trained length"),
+    ],
+)
+def test_a_finding_is_reproduced_or_not(tmp_path, gap, check, holds, words):
+    arena, _, every = made_up(tmp_path, gap, finding=finding(**check))
+    found, text = outcome(arena.finding.checks[0], entries(arena, every))
+    assert found is holds
+    assert re.search(words, text), text
+
+
+def test_overlapping_intervals_reproduce_nothing(tmp_path):
+    arena, _, every = made_up(tmp_path, 0.02, noise=0.1, finding=finding())
+    holds, text = outcome(arena.finding.checks[0], entries(arena, every))
+    assert not holds
+    assert "overlap" in text or "do not differ" in text
+
+
+def test_the_front_has_what_nobody_beats_in_both():
+    points = [(1.0, 3.0, None, None), (2.0, 3.5, None, None), (2.0, 2.0, None, None)]
+    assert pareto(points, higher_is_better=False) == (
+        (1.0, 3.0, None, None),
+        (2.0, 2.0, None, None),
+    )
+    assert [point[1] for point in pareto(points, higher_is_better=True)] == [3.0, 3.5]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    arena, matched, every = made_up(tmp_path_factory.mktemp("arena"), 0.2, finding=finding())
+    return write_report(arena, matched, every, afterwards(), "jaxformer arena arena.yaml")
+
+
+def test_the_table_has_a_row_for_every_cell_and_test(report):
+    table = pq.read_table(report[2]).to_pylist()
+    assert len(table) == 3 * 2 * 4 * 2 - 2
+    failed = [row for row in table if row["failed"]]
+    assert {row["contestant"] for row in failed} == {"window"}
+    assert all(row["loss"] is None for row in failed)
+
+
+def test_the_markdown_has_verdict_figures_and_commands(report):
+    text = report[1].read_text()
+    assert text.startswith("# arena\n\nOn parity, ")
+    assert "| window (1 of 4 failed) |" in text
+    assert "**Reproduced**: c (published: p; s)" in text
+    for file in re.findall(r"\]\((images/.*?)\)", text):
+        assert (report[1].parent / file).stat().st_size > 5000
+    assert text.count("python train.py") == 24
+
+
+def test_the_page_needs_nothing_else(report):
+    text = report[0].read_text()
+    assert re.findall(r"(?:src|href)=", text) == []
+    assert text.count("https://") + text.count("http://") == text.count(
+        "http://www.w3.org/2000/svg"
+    )
+    assert "0 1 &lt;/pre&gt; 1" in text
+    figures = json.loads(re.search(r'id="figures">(.*?)</script>', text, re.S)[1])
+    assert {figure["task"] for figure in figures} == {"parity", "efficiency"}
+    curve = next(figure for figure in figures if figure["name"] == "parity-loss-tokens")
+    assert [len(series["points"]) for series in curve["series"]] == [3, 3, 3]
+
+
+PROBE = """
+<script>
+const first = document.querySelector("figure");
+const lines = () => first.querySelectorAll("polyline").length;
+const button = first.querySelector("button");
+const counts = [document.querySelectorAll("figure svg").length, lines()];
+button.click();
+counts.push(lines(), button.getAttribute("aria-pressed"));
+button.click();
+counts.push(lines());
+const svg = first.querySelector("svg"), box = svg.getBoundingClientRect();
+const place = { clientX: box.left + 90, clientY: box.top + 90 };
+svg.dispatchEvent(new PointerEvent("pointermove", place));
+counts.push(first.querySelector(".tip").textContent, document.body.scrollWidth <= innerWidth);
+document.body.dataset.probe = JSON.stringify(counts);
+</script></body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_the_page_draws_toggles_and_tells_in_a_browser(report, tmp_path):
+    page = tmp_path / "probed.html"
+    text = report[0].read_text()
+    page.write_text(text.replace("</body>", PROBE))
+    options = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+        "--disable-background-networking --disable-component-update --disable-sync "
+        f"--user-data-dir={tmp_path}/profile --enable-logging=stderr --window-size=420,900"
+    ).split()
+    shot = report[0].with_name("report.png")
+    finished = subprocess.run(
+        [CHROMIUM, *options, f"--screenshot={shot}", "--dump-dom", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    said = [line for line in finished.stderr.splitlines() if "CONSOLE" in line]
+    assert said == []
+    probe = re.search(r'data-probe="(.*?)"', finished.stdout)[1].replace("&quot;", '"')
+    drawn, before, without, pressed, after, tip, fits = json.loads(probe)
+    assert drawn == text.count("<figure")
+    assert (before, without, after) == (3, 2, 3)
+    assert pressed == "false"
+    assert re.match(r"(attention|retention|window): loss \(nats\) [\d.]+ .*at tokens", tip), tip
+    assert fits is True
+    assert shot.stat().st_size > 10_000
