@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jaxformer.arena.config import load_arena
 from jaxformer.cli import _parse, main
 from jaxformer.config import DataConfig
 from jaxformer.loading import load_config
@@ -48,6 +49,8 @@ def test_a_command_of_the_readme_parses_and_its_configuration_loads(line, monkey
     arguments = _parse(arguments_of(line))
     if "config" in arguments:
         load_config(arguments.config, arguments.overrides)
+    if "arena" in arguments and not arguments.all:
+        load_arena(arguments.arena, arguments.overrides)
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if arguments_of(line)[0] in CHEAP])

@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
         _arena,
         "jaxformer arena configs/arena/quick.yaml --dry-run",
     )
-    parser.add_argument("config", help="an arena's file; with --all, a folder of them")
+    parser.add_argument("arena", help="an arena's file; with --all, a folder of them")
     takes_overrides(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="only print what is matched, and the time it takes"
@@ -39,15 +39,15 @@ def _arena(arguments: argparse.Namespace) -> int:
         keep_to_cores(arguments.worker, workers)
         from jaxformer.arena.commands import work
 
-        return work(arguments.config, arguments.overrides, arguments.worker, workers)
+        return work(arguments.arena, arguments.overrides, arguments.worker, workers)
     from jaxformer.arena.commands import arena, arenas
 
     if arguments.all:
         return arenas(
-            arguments.config,
+            arguments.arena,
             arguments.overrides,
             arguments.out,
             dry_run=arguments.dry_run,
             workers=workers,
         )
-    return arena(arguments.config, arguments.overrides, dry_run=arguments.dry_run, workers=workers)
+    return arena(arguments.arena, arguments.overrides, dry_run=arguments.dry_run, workers=workers)
