@@ -56,15 +56,16 @@ class Run:
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
-    """Load a run directory's newest checkpoint, or the one that `path` names.
+    """Load a run directory's newest good checkpoint, or the one that `path` names.
 
     Args:
         path: a run directory, or one of its `checkpoints/STEP`.
         overrides: `key.path=value` each, on top of the run's configuration.
 
     Raises:
-        UserError: no such run or checkpoint; the configuration or tokenizer does not fit it; it
-            holds adapters, and what they adapt is gone or has changed.
+        UserError: no such run or checkpoint, or a damaged one (unless `path` names none and there
+            is a good one before it); the configuration or tokenizer does not fit it; it holds
+            adapters, and what they adapt is gone or has changed.
     """
     from jaxformer.checkpoint.manager import placed
     from jaxformer.checkpoint.weights import find_weights

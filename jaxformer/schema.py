@@ -10,6 +10,11 @@ class UserError(Exception):
     """A mistake in what the user gave: the commands print its message and exit with code 2."""
 
 
+class RunFailed(Exception):
+    """What went wrong for no mistake of the user's: the commands print its message and exit with
+    code 1."""
+
+
 class Schema(BaseModel):
     """Frozen, strict about types, no unknown keys, no NaN or infinity."""
 

@@ -1,3 +1,5 @@
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -61,8 +63,35 @@ def test_another_tokenizer_is_refused(finished, monkeypatch):
         load(finished)
 
 
-def test_a_run_without_a_checkpoint_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("there", "why"),
+    [
+        ([], "it has no folder checkpoints/"),
+        (["checkpoints"], "its folder checkpoints/ is empty"),
+        (
+            ["checkpoints/20.orbax-checkpoint-tmp"],
+            "checkpoints/ has only what interrupted saves have left (20.orbax-checkpoint-tmp)",
+        ),
+    ],
+)
+def test_a_run_without_a_checkpoint_is_refused(tmp_path, there, why):
     write_text(tmp_path)
     (tmp_path / "config.yaml").write_text(make_config(tmp_path).model_dump_json())
-    with pytest.raises(UserError, match="has no checkpoint yet"):
+    for name in there:
+        (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(UserError) as error:
         load(tmp_path)
+    expected = f"{tmp_path} has no checkpoint yet: {why}; train it first, or wait for one"
+    assert str(error.value) == expected
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_a_named_one_refused(
+    finished, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "checkpoints" / "12" / "ema" / "_METADATA").unlink()
+    assert load(run).step == 8
+    assert f"warning: checkpoint {run}/checkpoints/12 is damaged" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"checkpoints/12 is damaged: ema/_METADATA: expected"):
+        load(run / "checkpoints" / "12")

@@ -1,19 +1,26 @@
 """Checkpoints of a run, written by Orbax in the background."""
 
+import itertools
 import logging
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
-from jaxformer.checkpoint.manifest import FORMAT, check_same_tree, describe
+from jaxformer.checkpoint import integrity
+from jaxformer.checkpoint.integrity import DamagedError, Fault, read_manifest
+from jaxformer.checkpoint.manifest import check_same_tree, describe
+from jaxformer.data.progress import say
+from jaxformer.parallel import processes
 from jaxformer.paths import is_remote
-from jaxformer.schema import UserError
+from jaxformer.schema import RunFailed, UserError
+
+FIRST_WORDS = 300  # of an error message, which may go on for pages
 
 PyTree = Any
 Json = dict[str, Any]
@@ -22,37 +29,55 @@ Json = dict[str, Any]
 class Checkpoints:
     """The folder `checkpoints/` of a run: one folder a step, complete or not there at all.
 
-    A step holds trees of arrays (`params`, `opt_state`, and `ema` where one is kept), and two JSON
-    items: `state` (step, place in the data, skipped updates in a row) and `manifest` (format,
-    configuration, the trees' paths with shapes and dtypes, fingerprints, versions, mesh, metrics).
-    The newest `keep_newest` steps stay and, apart from them, the `keep_best` of lowest eval/loss.
+    A step holds trees of arrays (`params`, `opt_state`, and `ema` where one is kept) and its
+    manifest (see `integrity`): what was saved, the trees' paths with shapes and dtypes, the state
+    (step, place in the data, skipped updates in a row), and every file's hash, which is compared
+    before anything is read. The newest `keep_newest` steps stay and, apart from them, the
+    `keep_best` of lowest eval/loss. A damaged one counts as neither, and is never deleted.
     """
 
     def __init__(
         self, directory: Path, keep_newest: int = 1, keep_best: int = 0, *, read_only: bool = False
     ) -> None:
         """Open the folder; what an interrupted save has left there is cleared away, unless
-        `read_only`: then another process may be saving."""
+        `read_only`: then another process may be saving.
+
+        Raises:
+            UserError: a step of a format that this version does not read.
+        """
         self.directory = directory if is_remote(directory) else directory.resolve()
-        logging.getLogger("absl").setLevel(logging.ERROR)  # what fails is raised
+        self._read_only = read_only
+        self._retention = Retention(keep_newest, keep_best)
+        self._damaged: dict[int, DamagedError] = {}
+        self._verified: set[int] = set()
+        self._unsealed: tuple[int, Json]
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
-            create=not read_only,
-            read_only=read_only,
-            best_fn=_negative_loss,
-            preservation_policy=preservation.AnyPreservationPolicy(
-                [
-                    preservation.LatestN(keep_newest),
-                    preservation.BestN(
-                        get_metric_fn=_negative_loss,
-                        n=keep_best,
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                ]
-            ),
-            cleanup_tmp_directories=not read_only,
-            enable_async_checkpointing=True,
+            create=not self._read_only,
+            read_only=self._read_only,
+            preservation_policy=self._retention,
+            cleanup_tmp_directories=not self._read_only,
+            lightweight_initialize=True,  # the manifests say it
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        manager = ocp.CheckpointManager(self.directory, options=options)
+        for step in manager.all_steps():
+            self._look_at(step)
+        return manager
+
+    def _look_at(self, step: int) -> None:
+        """What can be known of a step without reading its arrays."""
+        folder = self.directory / str(step)
+        try:
+            manifest = read_manifest(folder)
+            if faults := integrity.wrong_sizes(folder, manifest["files"]):
+                raise DamagedError(folder, faults)
+            self._retention.losses[step] = manifest["metrics"]["eval/loss"]
+        except DamagedError as error:
+            self._damaged[step] = error
 
     def __enter__(self) -> Self:
         return self
@@ -63,14 +88,76 @@ class Checkpoints:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.wait()
         self._manager.close()
 
     def steps(self) -> list[int]:
-        """Steps that can be restored, rising."""
-        return sorted(self._manager.all_steps())
+        """Steps that are not known to be damaged, rising."""
+        return sorted(set(self._manager.all_steps()) - self._damaged.keys())
 
     def latest(self) -> int | None:
         return max(self.steps(), default=None)
+
+    def newest_good(self) -> int | None:
+        """The newest step whose files have the hashes of its manifest; None where no step was
+        saved. Damaged ones above it are named and, unless `read_only`, give their names to the
+        steps that will come again. All processes ask together, and agree.
+
+        Raises:
+            UserError: every step is damaged.
+        """
+        steps = processes.gather(sorted(self._manager.all_steps()))[0]
+        damaged = {}
+        for step in reversed(steps):
+            try:
+                self.verify(step)
+            except DamagedError as error:
+                damaged[step] = error
+                continue
+            if damaged:
+                self._pass_over(damaged, step)
+            return step
+        if damaged:
+            raise UserError(
+                f"every checkpoint in {self.directory} is damaged ({', '.join(map(str, steps))}); "
+                f"bring one back from a copy, or give another run.dir to start anew; for each "
+                f"fault: jaxformer checkpoint verify {self.directory.parent}"
+            )
+        return None
+
+    def _pass_over(self, damaged: Mapping[int, DamagedError], good: int) -> None:
+        if processes.is_first():
+            for step, error in damaged.items():
+                kept = "" if self._read_only else f" (it is now {self._set_aside(step)})"
+                say(f"warning: {error}; step {good} is taken, and nothing deleted{kept}")
+        if not self._read_only:
+            processes.gather(None)  # the others open the folder as it is now
+            self._manager.close()
+            self._damaged = {}
+            self._manager = self._open()
+
+    def _set_aside(self, step: int) -> Path:
+        names = (f"{step}.damaged{number or ''}" for number in itertools.count())
+        aside = next(name for name in names if not (self.directory / name).exists())
+        return (self.directory / str(step)).rename(self.directory / aside)
+
+    def verify(self, step: int) -> None:
+        """Compare every file of the step with its hash; each process reads a share of them.
+
+        Raises:
+            DamagedError: with every fault.
+        """
+        if step in self._verified:
+            return
+        self.wait()
+        folder = self.directory / str(step)
+        found = [fault for each in processes.gather(_faults(folder)) for fault in each]
+        if found:
+            faults = sorted({Fault(*each) for each in found})
+            self._damaged[step] = DamagedError(folder, faults)
+            self._retention.losses.pop(step, None)
+            raise self._damaged[step]
+        self._verified.add(step)
 
     def save(
         self,
@@ -82,53 +169,79 @@ class Checkpoints:
     ) -> None:
         """Copy the arrays to the host, then write them in the background.
 
-        Waits for an earlier save first, and raises what that one failed with.
+        Waits for an earlier save first.
+
+        Raises:
+            RunFailed: the earlier save failed.
         """
-        manifest = {
-            "format": FORMAT,
-            **manifest,
-            "trees": {name: describe(tree) for name, tree in trees.items()},
-        }
-        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        self.wait()
         ranked = eval_loss is not None and math.isfinite(eval_loss)
-        self._manager.save(
+        self._unsealed = (
             step,
-            args=ocp.args.Composite(
-                **items, state=ocp.args.JsonSave(state), manifest=ocp.args.JsonSave(manifest)
-            ),
-            metrics={"eval/loss": eval_loss} if ranked else None,
-            force=True,
+            {
+                **manifest,
+                "step": step,
+                "saved_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "metrics": {"eval/loss": eval_loss if ranked else None},
+                "state": state,
+                "trees": {name: describe(tree) for name, tree in trees.items()},
+            },
         )
+        self._retention.losses[step] = eval_loss if ranked else None
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def _seal(self) -> None:
+        """Write the manifest: called by Orbax in its thread, in process 0, when all processes have
+        written everything and before the folder has its name."""
+        step, manifest = self._unsealed
+        final = self.directory / str(step)  # where a bucket has it, from the beginning
+        unnamed = self.directory.glob(f"{step}{ocp.utils.TMP_DIR_SUFFIX}*")
+        integrity.seal(next(iter(unnamed), final), manifest)
 
     def raise_failed_save(self) -> None:
-        """Raise what a save in the background failed with; returns at once while one goes on."""
+        """Raise what a save in the background failed with; returns at once while one goes on.
+
+        Raises:
+            RunFailed: it says why.
+        """
         if not self._manager.is_saving_in_progress():
-            self._manager.wait_until_finished()
+            self.wait()
 
     def wait(self) -> None:
-        """Until what was saved is on the disk."""
-        self._manager.wait_until_finished()
+        """Until what was saved is on the disk.
+
+        Raises:
+            RunFailed: it could not be written; the steps before are as they were.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # whatever a disk or a bucket refuses with
+            step, _ = self._unsealed
+            there = {int(each.name) for each in self.directory.iterdir() if each.name.isdecimal()}
+            good = max(there - {step, *self._damaged}, default=None)
+            raise RunFailed(
+                f"step {step} could not be saved in {self.directory}: {_first_words(error)}. "
+                f"The newest checkpoint is {'none' if good is None else f'that of step {good}'}"
+            ) from error
 
     def manifest(self, step: int) -> Json:
-        """Raises UserError for a format that this version does not know."""
-        manifest = self._read(step, "manifest")
-        if manifest["format"] > FORMAT:
-            raise UserError(
-                f"{self.directory / str(step)} has checkpoint format {manifest['format']}; this "
-                f"version reads formats up to {FORMAT}: install a newer jaxformer"
-            )
-        return manifest
+        """Raises DamagedError, or UserError for a format that this version does not know."""
+        self.wait()
+        return read_manifest(self.directory / str(step))
 
     def state(self, step: int) -> Json:
         """Step, place in the data, skipped updates in a row."""
-        return self._read(step, "state")
+        return self.manifest(step)["state"]
 
     def restore(self, step: int, wanted: Mapping[str, PyTree]) -> dict[str, PyTree]:
         """The named trees, placed as `wanted` says: trees of ShapeDtypeStruct with shardings.
 
         Raises:
+            DamagedError: a file is not what was saved.
             UserError: a tree that was not saved, or not with these paths, shapes and dtypes.
         """
+        self.verify(step)
         where, saved = self.directory / str(step), self.manifest(step)["trees"]
         for name, tree in wanted.items():
             if name not in saved:
@@ -138,11 +251,23 @@ class Checkpoints:
         restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
         return {name: restored[name] for name in wanted}
 
-    def _read(self, step: int, item: str) -> Json:
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(**{item: ocp.args.JsonRestore()})
-        )
-        return restored[item]
+
+class Retention:
+    """Which steps stay: of those in `losses`, the newest and, apart from them, the best. A step
+    that is not there is damaged: it stays, and takes nobody's place."""
+
+    def __init__(self, keep_newest: int, keep_best: int) -> None:
+        self._keep_newest, self._keep_best = keep_newest, keep_best
+        self.losses: dict[int, float | None] = {}  # by step; None: not evaluated, or not finite
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """As Orbax asks it, of steps in rising order."""
+        good = [info.step for info in checkpoints if info.step in self.losses]
+        ranked = {step: loss for step in good if (loss := self.losses[step]) is not None}
+        newest = good[-self._keep_newest :]
+        best = sorted(ranked, key=ranked.__getitem__)[: self._keep_best]
+        gone = set(good) - {*newest, *best}
+        return [info.step not in gone for info in checkpoints]
 
 
 def placed(abstract: PyTree, shardings: PyTree) -> PyTree:
@@ -154,5 +279,16 @@ def placed(abstract: PyTree, shardings: PyTree) -> PyTree:
     )
 
 
-def _negative_loss(metrics: Mapping[str, float]) -> float:
-    return -metrics["eval/loss"]
+def _faults(folder: Path) -> list[Fault]:
+    """Of the files that are this process's share."""
+    try:
+        files = read_manifest(folder)["files"]
+    except DamagedError as error:
+        return error.faults
+    mine = sorted(files)[processes.index() :: processes.count()]
+    return integrity.wrong_hashes(folder, {name: files[name] for name in mine})
+
+
+def _first_words(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= FIRST_WORDS else f"{text[:FIRST_WORDS]} ..."

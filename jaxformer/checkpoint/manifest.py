@@ -13,7 +13,6 @@ import jax
 from jaxformer.parallel.rules import path_name
 from jaxformer.schema import UserError, did_you_mean
 
-FORMAT = 1
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 PyTree = Any

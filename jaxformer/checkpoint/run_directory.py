@@ -50,6 +50,20 @@ class RunDirectory:
         checkpoint = self.checkpoints / str(step)
         return checkpoint.is_dir() and _is_complete(checkpoint)
 
+    def without_checkpoint(self) -> UserError:
+        """What to say where one is needed and there is none."""
+        folder = self.checkpoints
+        found = sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
+        if not folder.is_dir():
+            why = "it has no folder checkpoints/"
+        elif not found:
+            why = "its folder checkpoints/ is empty"
+        else:
+            why = f"checkpoints/ has only what interrupted saves have left ({', '.join(found)})"
+        return UserError(
+            f"{self.path} has no checkpoint yet: {why}; train it first, or wait for one"
+        )
+
     def check(self, config: Config) -> None:
         """Whether a run of `config` may start, or go on, here; nothing is written.
 

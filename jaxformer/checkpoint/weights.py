@@ -35,6 +35,7 @@ class Weights:
     adapters merged into what they adapt."""
 
     directory: RunDirectory
+    checkpoints: Checkpoints  # open; `restore` closes them
     step: int
     config: Config
     manifest: Json
@@ -109,7 +110,7 @@ class Weights:
             ) from error
 
     def _restore(self, wanted: PyTree) -> PyTree:
-        with Checkpoints(self.directory.checkpoints, read_only=True) as checkpoints:
+        with self.checkpoints as checkpoints:
             return checkpoints.restore(self.step, {self.item: wanted})[self.item]
 
 
@@ -122,18 +123,18 @@ def abstract_leaves(described: Description, sharding: Sharding) -> dict[str, jax
 
 
 def find_weights(path: str | Path, overrides: Sequence[str] = ()) -> Weights:
-    """Those of a run directory's newest checkpoint, or of the checkpoint that `path` names.
+    """Those of a run directory's newest good checkpoint, or of the checkpoint that `path` names.
 
     Args:
         overrides: `key.path=value` each, on top of the run's configuration.
 
     Raises:
-        UserError: no such run or checkpoint, or no checkpoint yet.
+        UserError: no such run or checkpoint, or no good checkpoint yet.
     """
     directory, step = locate(path)
     config = load_config(directory.config, overrides)
-    if not directory.has_checkpoints:
-        raise UserError(f"{directory.path} has no checkpoint yet; train it first, or wait for one")
-    with Checkpoints(directory.checkpoints, read_only=True) as checkpoints:
-        step = checkpoints.steps()[-1] if step is None else step
-        return Weights(directory, step, config, checkpoints.manifest(step))
+    checkpoints = Checkpoints(directory.checkpoints, read_only=True)
+    step = checkpoints.newest_good() if step is None else step
+    if step is None:
+        raise directory.without_checkpoint()
+    return Weights(directory, checkpoints, step, config, checkpoints.manifest(step))

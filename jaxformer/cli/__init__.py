@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import jaxformer
 from jaxformer.cli import arena, choices, data, models, training
-from jaxformer.cli.arguments import BAD_INPUT, DONE, INTERRUPTED, Parser
-from jaxformer.schema import UserError, did_you_mean
+from jaxformer.cli.arguments import BAD_INPUT, DONE, FAILED, INTERRUPTED, Parser
+from jaxformer.schema import RunFailed, UserError, did_you_mean
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,11 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parse(argv)
         return arguments.handler(arguments)
-    except UserError as error:
+    except (UserError, RunFailed) as error:
         if "--debug" in argv:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return BAD_INPUT if isinstance(error, UserError) else FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -5,6 +5,7 @@ returns at once.
 """
 
 import atexit
+import itertools
 import json
 import os
 import sys
@@ -26,6 +27,7 @@ LEAST_TIMEOUT = 3
 A_DAY = 24 * 3600 * 1000  # milliseconds: the watch ends every wait for a process that is gone
 
 _watch: Watch | None = None
+_gathered = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,10 @@ def index() -> int:
     return _watch.index if _watch else 0
 
 
+def count() -> int:
+    return _watch.count if _watch else 1
+
+
 def is_first() -> bool:
     """Whether this process writes what is written once."""
     return index() == 0
@@ -178,6 +184,18 @@ def first_goes_first(name: str) -> Iterator[None]:
     yield
     if is_first():
         barrier(name)
+
+
+def gather(mine: Any) -> list[Any]:
+    """What every process has given, in JSON, in their order; asked by all in the same order."""
+    if _watch is None:
+        return [mine]
+    name = f"jaxformer/gathered/{next(_gathered)}"
+    _watch.client.key_value_set(f"{name}/{index()}", json.dumps(mine))
+    return [
+        json.loads(_watch.client.blocking_key_value_get(f"{name}/{process}", A_DAY))
+        for process in range(_watch.count)
+    ]
 
 
 def check_same(name: str, mine: Mapping[str, Any]) -> None:

@@ -97,16 +97,15 @@ def train(config: Config) -> int:
         display.say(announce.plan_of(program, stores, peak))
         if mesh.size > 1:
             display.say(sharding_report(weights(program.abstract)))
-        # A run starts from its own newest checkpoint; or else from other weights (init.from), as
-        # far as they are taken (init.partial); or else from scratch.
+        # A run starts from its own newest good checkpoint; or else from other weights (init.from),
+        # as far as they are taken (init.partial); or else from scratch.
         with goodput.spent_on("start"):
-            resumed = checkpoints.latest()
-            processes.check_same("newest checkpoint", {"step": resumed})
+            resumed = checkpoints.newest_good()
             if resumed is not None:
                 saved = checkpoints.manifest(resumed)
                 check_same_data(directory, saved, manifest)
                 manifest["init"] = saved.get("init")
-                own = Weights(directory, resumed, config, saved)
+                own = Weights(directory, checkpoints, resumed, config, saved)
                 base = own.restore_base(program.abstract.base) if config.lora else None
                 arrays = checkpoints.restore(resumed, trees(program.abstract))
                 state = restored(program, arrays, checkpoints.state(resumed), base)

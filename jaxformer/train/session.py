@@ -47,7 +47,6 @@ def save(session: Session, state: TrainState, step: int, *, wait: bool = False) 
         if step != session.checkpoints.latest() and (last or not session.recorder.nonfinite):
             session.log.sync()
             loss = session.log.eval_loss(step)
-            manifest = {**session.manifest, "step": step, "metrics": {"eval/loss": loss}}
-            session.checkpoints.save(step, trees(state), progress(state), manifest, loss)
+            session.checkpoints.save(step, trees(state), progress(state), session.manifest, loss)
         if wait:
             session.checkpoints.wait()

@@ -1,3 +1,5 @@
+import hashlib
+import json
 import time
 from pathlib import Path
 
@@ -7,8 +9,9 @@ import numpy as np
 import optax
 import pytest
 
+from jaxformer.checkpoint.integrity import read_manifest, wrong_hashes
 from jaxformer.checkpoint.manager import Checkpoints, placed
-from jaxformer.schema import UserError
+from jaxformer.schema import RunFailed, UserError
 
 OPTIMIZER = optax.chain(optax.scale_by_adam(), optax.scale(-1.0))
 
@@ -123,18 +126,152 @@ def test_a_failed_save_in_the_background_is_raised_soon(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "rename", fail)
     monkeypatch.setattr("os.rename", fail)
     save(checkpoints, 2)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(RunFailed) as error:
         ask_for_a_second(checkpoints)
+    assert str(error.value) == (
+        f"step 2 could not be saved in {tmp_path}: No space left on device. "
+        "The newest checkpoint is that of step 1"
+    )
     monkeypatch.undo()
-    assert Checkpoints(tmp_path).steps() == [1]
+    assert Checkpoints(tmp_path).newest_good() == 1
 
 
-def test_a_newer_format_is_refused(tmp_path, monkeypatch):
-    with Checkpoints(tmp_path) as checkpoints:
-        monkeypatch.setattr("jaxformer.checkpoint.manager.FORMAT", 2)
-        save(checkpoints, 1)
-        monkeypatch.undo()
-        with pytest.raises(
-            UserError, match="has checkpoint format 2; this version reads formats up to 1"
-        ):
-            checkpoints.manifest(1)
+@pytest.fixture
+def saved(tmp_path):
+    """Steps 1 to 3, with their losses."""
+    with Checkpoints(tmp_path, keep_newest=3) as checkpoints:
+        for step, loss in ((1, 5.0), (2, 4.0), (3, 3.0)):
+            save(checkpoints, step, loss=loss)
+    return tmp_path
+
+
+def files_of(step: Path) -> dict[str, bytes]:
+    return {
+        file.relative_to(step).as_posix(): file.read_bytes()
+        for file in step.rglob("*")
+        if file.is_file()
+    }
+
+
+def largest_file(step: Path) -> Path:
+    return max(
+        (file for file in step.rglob("d/*") if file.is_file()), key=lambda f: f.stat().st_size
+    )
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("harm", [flip, cut, Path.unlink])
+@pytest.mark.parametrize("which", ["an array", "the manifest", "the tree"])
+def test_a_damaged_newest_step_is_named_and_skipped(saved, capsys, harm, which):
+    newest = saved / "3"
+    files = {"an array": largest_file(newest), "the manifest": newest / "manifest.json"}
+    file = files.get(which, newest / "params" / "_METADATA")
+    harm(file)
+    before = files_of(newest)
+    with Checkpoints(saved, read_only=True) as checkpoints:
+        assert checkpoints.newest_good() == 2
+        warning = capsys.readouterr().err
+        assert f"warning: checkpoint {newest} is damaged: {file.relative_to(newest)}" in warning
+        assert "step 2 is taken, and nothing deleted\n" in warning
+        with pytest.raises(UserError, match=f"checkpoint {newest} is damaged"):
+            checkpoints.restore(3, like(make_trees()))
+    assert files_of(newest) == before
+
+
+def test_a_damaged_step_is_kept_beside_the_one_that_takes_its_name(saved, capsys):
+    for name in ("3.damaged", "3.damaged1"):
+        flip(largest_file(saved / "3"))
+        before = files_of(saved / "3")
+        with Checkpoints(saved, keep_newest=2) as checkpoints:
+            assert checkpoints.newest_good() == 2
+            assert f"(it is now {saved / name})" in capsys.readouterr().err
+            save(checkpoints, 3, make_trees(7.0))
+        assert files_of(saved / name) == before
+    with Checkpoints(saved) as checkpoints:
+        assert checkpoints.newest_good() == 3
+        assert checkpoints.restore(3, like(make_trees()))["params"]["b"].tolist() == [0, 7, 14]
+
+
+def test_a_damaged_step_takes_no_place_among_the_newest_or_the_best(saved):
+    cut(largest_file(saved / "3"))
+    with Checkpoints(saved, keep_newest=2, keep_best=1) as checkpoints:
+        for step in (4, 5):
+            save(checkpoints, step, loss=float(step))
+    assert {each.name for each in saved.iterdir()} == {"2", "3", "4", "5"}
+
+
+def test_where_every_step_is_damaged_none_is_taken(saved):
+    for step in (1, 2, 3):
+        flip(largest_file(saved / str(step)))
+    with (
+        Checkpoints(saved) as checkpoints,
+        pytest.raises(
+            UserError, match=rf"every checkpoint in {saved} is damaged \(1, 2, 3\); bring one back"
+        ),
+    ):
+        checkpoints.newest_good()
+
+
+def test_a_fault_says_what_is_expected_and_what_is_found(saved):
+    step = saved / "2"
+    file = largest_file(step)
+    flip(file)
+    cut(step / "params" / "_METADATA")
+    (step / "params" / "_sharding").unlink()
+    manifest = read_manifest(step)["files"]
+    size = manifest["params/_METADATA"]["bytes"]
+    name = file.relative_to(step).as_posix()
+    assert set(map(str, wrong_hashes(step, manifest))) == {
+        f"params/_METADATA: expected {size} bytes, found {size - 1}",
+        f"params/_sharding: expected {manifest['params/_sharding']['bytes']} bytes, found no file",
+        f"{name}: expected sha256 {manifest[name]['sha256']}, "
+        f"found sha256 {hashlib.sha256(file.read_bytes()).hexdigest()}",
+    }
+
+
+def test_every_file_but_orbaxs_notes_on_the_save_has_a_hash(saved):
+    listed = set(read_manifest(saved / "1")["files"])
+    notes = {"manifest.json", "_CHECKPOINT_METADATA", "commit_success.txt"}
+    assert listed == files_of(saved / "1").keys() - notes
+    for note in notes - {"manifest.json"}:
+        (saved / "1" / note).write_text("{")  # nothing is read from them
+    with Checkpoints(saved) as checkpoints:
+        checkpoints.restore(1, like(make_trees()))
+
+
+def test_a_step_killed_before_its_manifest_has_no_name_yet(tmp_path, monkeypatch):
+    def killed(*_: object) -> None:
+        names = [each.name for each in tmp_path.iterdir()]
+        raise OSError(f"killed while there was {names}")
+
+    checkpoints = Checkpoints(tmp_path)
+    monkeypatch.setattr("jaxformer.checkpoint.integrity.replace_text", killed)
+    save(checkpoints, 1)
+    with pytest.raises(RunFailed, match=r"killed while there was \['1.orbax-checkpoint-tmp'\]"):
+        checkpoints.wait()
+    with Checkpoints(tmp_path) as reopened:
+        assert reopened.newest_good() is None
+
+
+@pytest.mark.parametrize(
+    ("version", "advice"),
+    [(1, "which has no hashes"), (3, "install a newer jaxformer")],
+)
+def test_another_format_is_refused_and_not_skipped(saved, version, advice):
+    manifest = saved / "3" / "manifest.json"
+    if version == 1:
+        manifest.unlink()
+        (saved / "3" / "manifest").mkdir()
+    else:
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": version}))
+    with pytest.raises(UserError, match=f"{saved / '3'} has checkpoint format {version}.*{advice}"):
+        Checkpoints(saved)

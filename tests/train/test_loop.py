@@ -12,7 +12,7 @@ from jaxformer.data.batch import Batch
 from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.parallel.rules import batch_sharding, put_batch
-from jaxformer.schema import UserError
+from jaxformer.schema import RunFailed, UserError
 from jaxformer.train import loop, program
 from jaxformer.train.interrupt import SIGNALS
 from jaxformer.train.loop import train
@@ -271,7 +271,7 @@ def test_a_failed_save_ends_the_run_at_the_next_step(tmp_path, monkeypatch):
             signal.sigtimedwait([], 0.3)
 
     monkeypatch.setattr(Recorder, "add", slow_add)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(RunFailed, match=r"step 4 could not be saved in .*: No space left"):
         train(make_config(tmp_path, eval={"every": 100}))
     assert max(launched) <= 6
 
