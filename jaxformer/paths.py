@@ -30,6 +30,20 @@ def is_remote(path: str | os.PathLike) -> bool:
     return str(path).startswith(BUCKET)
 
 
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every file under the folder, by its path there."""
+    if not is_remote(folder):
+        files = (file for file in folder.rglob("*") if file.is_file())
+        return {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
+    import gcsfs
+
+    place = str(folder).removeprefix(BUCKET).rstrip("/") + "/"
+    bucket = gcsfs.GCSFileSystem()
+    bucket.invalidate_cache()
+    found = bucket.find(place, detail=True)
+    return {name.removeprefix(place): info["size"] for name, info in found.items()}
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     if is_remote(path):

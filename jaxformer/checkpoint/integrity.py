@@ -14,15 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from etils import epath
-
 from jaxformer.data.progress import progress
-from jaxformer.paths import replace_text
+from jaxformer.paths import file_sizes, replace_text
 from jaxformer.schema import UserError
 
 FORMAT = 2  # 1 had no hashes
 MANIFEST = "manifest.json"
-NOT_HASHED = ("_CHECKPOINT_METADATA", "commit_success.txt", MANIFEST)
+NOT_HASHED = {"_CHECKPOINT_METADATA", "commit_success.txt", MANIFEST}
 THREADS = 4
 PIECE = 1 << 22
 
@@ -118,15 +116,8 @@ def wrong_hashes(folder: Path, files: Mapping[str, Json]) -> list[Fault]:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of every file under the folder, by its path there."""
-    sizes = {}
-    for parent, _, names in epath.Path(folder).walk():
-        for name in names:
-            file = parent / name
-            path = file.relative_to(epath.Path(folder)).as_posix()
-            if path not in NOT_HASHED:
-                sizes[path] = file.stat().length
-    return dict(sorted(sizes.items()))
+    sizes = file_sizes(folder)
+    return {name: sizes[name] for name in sorted(sizes.keys() - NOT_HASHED)}
 
 
 def _hashes(folder: Path, names: Iterable[str], report: Any) -> dict[str, str]:

@@ -1,8 +1,10 @@
 """Checkpoints of a run, written by Orbax in the background."""
 
+import errno
 import itertools
 import logging
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from jaxformer.parallel import processes
 from jaxformer.paths import is_remote
 from jaxformer.schema import RunFailed, UserError
 
+OS_REASONS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 FIRST_WORDS = 300  # of an error message, which may go on for pages
 
 PyTree = Any
@@ -221,8 +224,9 @@ class Checkpoints:
             there = {int(each.name) for each in self.directory.iterdir() if each.name.isdecimal()}
             good = max(there - {step, *self._damaged}, default=None)
             raise RunFailed(
-                f"step {step} could not be saved in {self.directory}: {_first_words(error)}. "
-                f"The newest checkpoint is {'none' if good is None else f'that of step {good}'}"
+                f"step {step} could not be saved in {self.directory}: {_reason(error)}. "
+                f"The newest checkpoint is {'none' if good is None else f'that of step {good}'}; "
+                f"mend what is in the way, and give the same command to go on"
             ) from error
 
     def manifest(self, step: int) -> Json:
@@ -289,6 +293,8 @@ def _faults(folder: Path) -> list[Fault]:
     return integrity.wrong_hashes(folder, {name: files[name] for name in mine})
 
 
-def _first_words(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
+    """What the operating system said, if it did, and else the first words."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= FIRST_WORDS else f"{text[:FIRST_WORDS]} ..."
+    known = (os.strerror(number) for number in OS_REASONS)
+    return next((reason for reason in known if reason in text), text[:FIRST_WORDS])

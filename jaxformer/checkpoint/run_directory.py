@@ -29,7 +29,7 @@ FREE_KEYS = (
 
 class RunDirectory:
     """Paths of a run: config.yaml, metrics.jsonl, manifest.json, checkpoints/, tensorboard/,
-    samples.txt."""
+    samples.txt; and, while it has a writer, writer.json (see `lock`)."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = path = locate_path(path)
@@ -91,15 +91,22 @@ class RunDirectory:
         if not os.access(there, os.W_OK | os.X_OK):
             raise self._unwritable(f"no permission to write in {there}")
 
+    def make(self) -> None:
+        """Raises UserError where the file system refuses."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error.strerror or str(error)) from error
+
     def create(self, config: Config) -> None:
         """Make the directory, with the configuration in it.
 
         Raises:
             UserError: the file system refuses.
         """
+        self.make()
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             replace_text(self.config, text)
         except OSError as error:
             raise self._unwritable(error.strerror or str(error)) from error

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from jaxformer.checkpoint.lock import RunLock
 from jaxformer.checkpoint.manager import Checkpoints
 from jaxformer.checkpoint.run_directory import RunDirectory, flat
 from jaxformer.checkpoint.weights import Weights
@@ -21,6 +22,7 @@ from jaxformer.train.interrupt import Interrupted, StopSignal
 from jaxformer.train.metrics import MetricsLog
 from jaxformer.train.mfu import peak_flops
 from jaxformer.train.preflight import (
+    check_room,
     check_same_data,
     check_vocabulary,
     is_complete,
@@ -84,13 +86,11 @@ def train(config: Config) -> int:
         peak = peak_flops(list(mesh.devices.flat), config.train.precision)
         manifest = manifest_of(config, program, tokenizer, stores)
         processes.check_same("configuration, code or data", flat(manifest))
-        processes.first_alone("run directory", lambda: directory.create(config))
-        directory.check_shared()
+        check_room(directory, program)
 
     with (
-        Checkpoints(
-            directory.checkpoints, config.checkpoint.keep_newest, config.checkpoint.keep_best
-        ) as checkpoints,
+        RunLock(directory) as lock,
+        _opened(directory, config) as checkpoints,
         make_display(config.train.steps) as display,
         StopSignal() as stop,
     ):
@@ -138,6 +138,7 @@ def train(config: Config) -> int:
             suites=suites,
             program=program,
             checkpoints=checkpoints,
+            lock=lock,
             log=log,
             recorder=recorder,
             display=display,
@@ -151,6 +152,14 @@ def train(config: Config) -> int:
         log.close()
     print(goodput.table())
     return code
+
+
+def _opened(directory: RunDirectory, config: Config) -> Checkpoints:
+    """The run's directory with its configuration, from here on this run's alone to write to."""
+    processes.first_alone("run directory", lambda: directory.create(config))
+    directory.check_shared()
+    keep = config.checkpoint
+    return Checkpoints(directory.checkpoints, keep.keep_newest, keep.keep_best)
 
 
 def _compile_and_run(session: Session, state: TrainState, step: int) -> int:
@@ -184,6 +193,7 @@ def _run(session: Session, compiled: Compiled, state: TrainState, step: int) -> 
     recorder.start(step, int(state.nonfinite))
     try:
         while True:
+            session.lock.check()
             session.checkpoints.raise_failed_save()
             evaluates = _is_due(step, config.eval.every, steps)
             saves = _is_due(step, config.checkpoint.every, steps)

@@ -1,14 +1,20 @@
 """What must hold before a run starts, and what it records of itself."""
 
+import math
+import shutil
+
+import jax
+
 from jaxformer.checkpoint.manager import Json
 from jaxformer.checkpoint.manifest import git_revision, source_hash, versions
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.config import Config
 from jaxformer.data.loader import Stores
 from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.paths import is_remote
 from jaxformer.schema import UserError
 from jaxformer.train.metrics import read_rows
-from jaxformer.train.program import Program
+from jaxformer.train.program import Program, trees
 
 
 def is_complete(directory: RunDirectory, config: Config) -> bool:
@@ -20,6 +26,26 @@ def is_complete(directory: RunDirectory, config: Config) -> bool:
     keys = {key for row in read_rows(directory.metrics) if row["step"] == last for key in row}
     measured = not config.eval.suites or any(key.startswith("suite/") for key in keys)
     return (not validates or "eval/loss" in keys) and measured
+
+
+def check_room(directory: RunDirectory, program: Program) -> None:
+    """Whether the disk has room for one checkpoint; what a bucket has room for is not known.
+
+    Raises:
+        UserError: it has less, with both numbers.
+    """
+    if is_remote(directory.path):
+        return
+    here = directory.path.absolute()
+    there = next(each for each in (here, *here.parents) if each.exists())
+    free = shutil.disk_usage(there).free
+    arrays = jax.tree.leaves(trees(program.abstract))
+    needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in arrays)
+    if free < needed:
+        raise UserError(
+            f"run.dir {directory.path} is on a disk with {free:,} bytes free, and a checkpoint has "
+            f"{needed:,}; make room, or give a folder on another disk"
+        )
 
 
 def check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:

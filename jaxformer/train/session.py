@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from jaxformer.checkpoint.lock import RunLock
 from jaxformer.checkpoint.manager import Checkpoints, Json
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.config import Config
@@ -28,6 +29,7 @@ class Session:
     suites: tuple[Suite, ...]
     program: Program
     checkpoints: Checkpoints
+    lock: RunLock
     log: MetricsLog
     recorder: Recorder
     display: Display

@@ -130,7 +130,8 @@ def test_a_failed_save_in_the_background_is_raised_soon(tmp_path, monkeypatch):
         ask_for_a_second(checkpoints)
     assert str(error.value) == (
         f"step 2 could not be saved in {tmp_path}: No space left on device. "
-        "The newest checkpoint is that of step 1"
+        "The newest checkpoint is that of step 1; mend what is in the way, and give the same "
+        "command to go on"
     )
     monkeypatch.undo()
     assert Checkpoints(tmp_path).newest_good() == 1

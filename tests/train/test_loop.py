@@ -2,6 +2,7 @@
 
 import json
 import signal
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -274,6 +275,17 @@ def test_a_failed_save_ends_the_run_at_the_next_step(tmp_path, monkeypatch):
     with pytest.raises(RunFailed, match=r"step 4 could not be saved in .*: No space left"):
         train(make_config(tmp_path, eval={"every": 100}))
     assert max(launched) <= 6
+
+
+def test_a_disk_with_less_room_than_a_checkpoint_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100_000))
+    config = make_config(tmp_path)
+    # Parameters, their two moments and their average, and AdamW's count, in 4 bytes each.
+    needed = 4 * (4 * 8544 + 1)
+    with pytest.raises(UserError) as error:
+        train(config)
+    assert f"with 100,000 bytes free, and a checkpoint has {needed:,}; make" in str(error.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_no_step_can_compile_again_and_the_argument_that_changed_is_named(tmp_path):
