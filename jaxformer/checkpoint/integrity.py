@@ -21,6 +21,7 @@ from jaxformer.schema import UserError
 FORMAT = 2  # 1 had no hashes
 MANIFEST = "manifest.json"
 NOT_HASHED = {"_CHECKPOINT_METADATA", "commit_success.txt", MANIFEST}
+ASIDE = ".damaged"  # after the step, in the name of one that gave way
 THREADS = 4
 PIECE = 1 << 22
 

@@ -15,7 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxformer.checkpoint import integrity
-from jaxformer.checkpoint.integrity import DamagedError, Fault, read_manifest
+from jaxformer.checkpoint.integrity import ASIDE, DamagedError, Fault, read_manifest
 from jaxformer.checkpoint.manifest import check_same_tree, describe
 from jaxformer.data.progress import say
 from jaxformer.parallel import processes
@@ -140,7 +140,7 @@ class Checkpoints:
             self._manager = self._open()
 
     def _set_aside(self, step: int) -> Path:
-        names = (f"{step}.damaged{number or ''}" for number in itertools.count())
+        names = (f"{step}{ASIDE}{number or ''}" for number in itertools.count())
         aside = next(name for name in names if not (self.directory / name).exists())
         return (self.directory / str(step)).rename(self.directory / aside)
 

@@ -43,12 +43,12 @@ class RunDirectory:
     @property
     def has_checkpoints(self) -> bool:
         """Whether there is a complete one."""
-        return self.checkpoints.is_dir() and any(map(_is_complete, self.checkpoints.iterdir()))
+        return self.checkpoints.is_dir() and any(map(is_finished, self.checkpoints.iterdir()))
 
     def has_checkpoint(self, step: int) -> bool:
         """Whether that of `step` is complete."""
         checkpoint = self.checkpoints / str(step)
-        return checkpoint.is_dir() and _is_complete(checkpoint)
+        return checkpoint.is_dir() and is_finished(checkpoint)
 
     def without_checkpoint(self) -> UserError:
         """What to say where one is needed and there is none."""
@@ -154,7 +154,7 @@ class RunDirectory:
         replace_text(self.manifest, json.dumps(manifest, indent=2) + "\n")
 
 
-def _is_complete(checkpoint: Path) -> bool:
+def is_finished(checkpoint: Path) -> bool:
     """On a disk, those being written have other names than a number; in a bucket, a mark comes
     last."""
     if not checkpoint.name.isdecimal() or not is_remote(checkpoint):
