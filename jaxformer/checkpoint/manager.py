@@ -5,8 +5,10 @@ import itertools
 import logging
 import math
 import os
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -83,6 +85,8 @@ class Checkpoints:
             self._damaged[step] = error
 
     def __enter__(self) -> Self:
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = partial(_without_echoes, self._hook)
         return self
 
     def __exit__(
@@ -91,8 +95,11 @@ class Checkpoints:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.wait()
-        self._manager.close()
+        try:
+            self.wait()
+            self._manager.close()
+        finally:
+            sys.unraisablehook = self._hook
 
     def steps(self) -> list[int]:
         """Steps that are not known to be damaged, rising."""
@@ -281,6 +288,13 @@ def placed(abstract: PyTree, shardings: PyTree) -> PyTree:
         abstract,
         shardings,
     )
+
+
+def _without_echoes(hook: Callable[[Any], Any], unraisable: Any) -> None:
+    """Once one write of a save has failed, which is raised, the others find nobody to tell of it,
+    and a traceback each would say so."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        hook(unraisable)
 
 
 def _faults(folder: Path) -> list[Fault]:

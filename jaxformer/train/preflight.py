@@ -5,12 +5,14 @@ import shutil
 
 import jax
 
-from jaxformer.checkpoint.manager import Json
+from jaxformer.checkpoint.integrity import DamagedError
+from jaxformer.checkpoint.manager import Checkpoints, Json
 from jaxformer.checkpoint.manifest import git_revision, source_hash, versions
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.config import Config
 from jaxformer.data.loader import Stores
 from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.parallel import processes
 from jaxformer.paths import is_remote
 from jaxformer.schema import UserError
 from jaxformer.train.metrics import read_rows
@@ -18,10 +20,16 @@ from jaxformer.train.program import Program, trees
 
 
 def is_complete(directory: RunDirectory, config: Config) -> bool:
-    """Whether the last step is saved, and evaluated on all that there is to evaluate on."""
+    """Whether the last step is saved, with every file as it was written, and evaluated on all that
+    there is to evaluate on. Asked by all processes together."""
     last = config.train.steps
-    if not directory.has_checkpoint(last):
+    if not all(processes.gather(directory.has_checkpoint(last))):
         return False
+    with Checkpoints(directory.checkpoints, read_only=True) as checkpoints:
+        try:
+            checkpoints.verify(last)
+        except DamagedError:  # said where the run goes on, from a step before
+            return False
     validates = config.data.validation_fraction > 0 or config.data.validation_source is not None
     keys = {key for row in read_rows(directory.metrics) if row["step"] == last for key in row}
     measured = not config.eval.suites or any(key.startswith("suite/") for key in keys)

@@ -4,6 +4,7 @@ on as it should."""
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from jaxformer.config import Config
 from jaxformer.parallel import processes
 from jaxformer.train.loop import train
 from jaxformer.train.metrics import read_rows
+from tests.checkpoint.test_manager import flip, largest_file
 from tests.parallel.test_rendezvous import free_port
 from tests.runs import (
     REPOSITORY,
@@ -124,6 +126,22 @@ def test_two_processes_evaluate_as_one_does(together, capsys):
     two, one = (json.loads(text.splitlines()[-1]) for text in (outputs[0], capsys.readouterr().out))
     assert two["tokens"] == one["tokens"]
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
+
+
+def test_all_processes_pass_over_a_damaged_checkpoint(file, together):
+    run = file.with_name("damaged")
+    shutil.copytree(together, run)
+    newest = run / "checkpoints" / str(STEPS)
+    flip(largest_file(newest))
+    codes, outputs = finish_all(start(run, 2, "--json", script="eval.py"))
+    assert codes == [0, 0], outputs
+    assert f"warning: checkpoint {newest} is damaged: " in outputs[0]
+    assert json.loads(outputs[0].splitlines()[-1])["step"] == STEPS - 15
+    codes, outputs = finish_all(start(file, 2, f"run.dir={run}"))
+    assert codes == [0, 0], outputs
+    assert f"(it is now {newest}.damaged)" in outputs[0]
+    assert f"resumed from {run}/checkpoints/{STEPS - 15}" in outputs[0]
+    assert_same_arrays(saved_arrays(run, STEPS), saved_arrays(together, STEPS))
 
 
 def test_four_processes_of_which_two_hold_the_same_rows_have_the_losses_of_one(file, alone):

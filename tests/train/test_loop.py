@@ -1,6 +1,7 @@
 """Whole runs in this process; those that are killed stand in tests/test_end_to_end.py."""
 
 import json
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxformer.checkpoint.manager import Checkpoints
+from jaxformer.config import RunConfig
 from jaxformer.data.batch import Batch
 from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.parallel.mesh import make_mesh
@@ -20,6 +22,7 @@ from jaxformer.train.loop import train
 from jaxformer.train.metrics import TIMING_FIELDS, read_rows
 from jaxformer.train.program import make_program
 from jaxformer.train.recorder import Recorder
+from tests.checkpoint.test_manager import flip, largest_file
 from tests.runs import assert_same_arrays, make_config, results, saved_arrays
 
 
@@ -90,6 +93,20 @@ def test_a_finished_run_says_so_and_does_nothing(finished, capsys):
     assert f"{run} is complete: all 12 steps are done" in output
     assert f"python eval.py {run}" in output
     assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_is_not_complete(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished[1], run)
+    last = run / "checkpoints" / "12"
+    flip(largest_file(last))
+    config = finished[0].model_copy(update={"run": RunConfig(dir=str(run))})
+    assert train(config) == 0
+    output = capsys.readouterr()
+    assert f"warning: checkpoint {last} is damaged" in output.err
+    assert f"resumed from {run}/checkpoints/8" in output.out
+    assert_same_arrays(saved_arrays(run, 12), saved_arrays(finished[1], 12))
+    assert results(run) == results(finished[1])
 
 
 def test_the_end_says_how_to_go_on_and_where_the_time_went(tmp_path, capsys):
