@@ -4,6 +4,7 @@ import math
 import shutil
 
 import jax
+from orbax.checkpoint.utils import TMP_DIR_SUFFIX
 
 from jaxformer.checkpoint.integrity import DamagedError
 from jaxformer.checkpoint.manager import Checkpoints, Json
@@ -13,7 +14,7 @@ from jaxformer.config import Config
 from jaxformer.data.loader import Stores
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.parallel import processes
-from jaxformer.paths import is_remote
+from jaxformer.paths import file_sizes, is_remote
 from jaxformer.schema import UserError
 from jaxformer.train.metrics import read_rows
 from jaxformer.train.program import Program, trees
@@ -37,7 +38,8 @@ def is_complete(directory: RunDirectory, config: Config) -> bool:
 
 
 def check_room(directory: RunDirectory, program: Program) -> None:
-    """Whether the disk has room for one checkpoint; what a bucket has room for is not known.
+    """Whether the disk has room for one checkpoint, where interrupted saves have left theirs too;
+    what a bucket has room for is not known.
 
     Raises:
         UserError: it has less, with both numbers.
@@ -46,7 +48,8 @@ def check_room(directory: RunDirectory, program: Program) -> None:
         return
     here = directory.path.absolute()
     there = next(each for each in (here, *here.parents) if each.exists())
-    free = shutil.disk_usage(there).free
+    left = directory.checkpoints.glob(f"*{TMP_DIR_SUFFIX}")  # cleared away before the first save
+    free = shutil.disk_usage(there).free + sum(sum(file_sizes(each).values()) for each in left)
     arrays = jax.tree.leaves(trees(program.abstract))
     needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in arrays)
     if free < needed:
