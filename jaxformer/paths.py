@@ -1,5 +1,6 @@
 """Where a run may lie: on a disk, or in a bucket of Google Cloud Storage, as Orbax takes it."""
 
+import contextlib
 import importlib.util
 import os
 from pathlib import Path
@@ -31,10 +32,15 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of every file under the folder, by its path there."""
+    """Bytes of every file under the folder, by its path there; of one that is being written or
+    removed, what there is."""
     if not is_remote(folder):
-        files = (file for file in folder.rglob("*") if file.is_file())
-        return {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
+        sizes = {}
+        for parent, _, names in os.walk(folder):
+            for file in (Path(parent, name) for name in names):
+                with contextlib.suppress(FileNotFoundError):
+                    sizes[file.relative_to(folder).as_posix()] = file.stat().st_size
+        return sizes
     import gcsfs
 
     place = str(folder).removeprefix(BUCKET).rstrip("/") + "/"

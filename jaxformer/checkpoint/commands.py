@@ -67,7 +67,7 @@ def inspect(path: Path, *, as_json: bool) -> None:
     for name, text in lines.items():
         print(f"{name:<11}{text}")
     print("\nconfiguration:")
-    print(textwrap.indent(yaml.safe_dump(manifest["config"], sort_keys=False), "  "), end="")
+    print(textwrap.indent(yaml.safe_dump(manifest.get("config"), sort_keys=False), "  "), end="")
     for name, tree in manifest["trees"].items():
         print(f"\n{name}: {_count(tree):,} numbers in {len(tree)} arrays")
         width = min(WIDEST, max(map(len, tree), default=0))

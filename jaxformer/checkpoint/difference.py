@@ -35,7 +35,7 @@ def diff(one: Path, other: Path) -> None:
     steps = [newest_of(path) for path in (one, other)]
     manifests = [_verified(step) for step in steps]
     print(f"A {steps[0].folder}\nB {steps[1].folder}")
-    a, b = (flat(manifest["config"]) for manifest in manifests)
+    a, b = (flat(manifest.get("config", {})) for manifest in manifests)
     changed = [key for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)]
     print(f"\nconfiguration: {len(changed)} keys differ")
     for key in changed:

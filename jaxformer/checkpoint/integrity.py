@@ -9,7 +9,7 @@ nothing is read from them.
 import hashlib
 import json
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,10 +49,10 @@ class DamagedError(UserError):
 
 
 def seal(folder: Path, manifest: Json) -> None:
-    """Write the manifest, with the hash of every file that lies in the folder now."""
+    """Write the manifest, with the hash of every file that lies in the folder now. In silence: a
+    run that goes on meanwhile has the terminal."""
     sizes = _sizes(folder)
-    with progress(f"hashing {folder}", sum(sizes.values())) as report:
-        hashes = _hashes(folder, sizes, report)
+    hashes = _hashes(folder, sizes, lambda done: None)
     files = {name: {"bytes": sizes[name], "sha256": hashes[name]} for name in sizes}
     whole = json.loads(json.dumps({**manifest, "format": FORMAT, "files": files}))
     replace_text(folder / MANIFEST, json.dumps({"sha256": _digest(whole), **whole}, indent=1))
@@ -121,7 +121,7 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {name: sizes[name] for name in sorted(sizes.keys() - NOT_HASHED)}
 
 
-def _hashes(folder: Path, names: Iterable[str], report: Any) -> dict[str, str]:
+def _hashes(folder: Path, names: Iterable[str], report: Callable[[int], None]) -> dict[str, str]:
     """SHA-256 of the files, several at a time."""
     done, lock = 0, threading.Lock()
 

@@ -119,16 +119,16 @@ class RunLock:
                 raise _refused(self._directory, f"its {OWNER} changes")
 
     def _beat(self) -> None:
-        while not self._over.wait(BEAT_SECONDS):
-            assert self._owner is not None
-            now = read_owner(self._directory)
-            if now is not None and now[:4] != self._owner[:4]:
-                self._taken_by = now
-                return
-            self._owner = self._owner._replace(beat=self._owner.beat + 1)
-            # What keeps it from writing a beat may pass; a save says what does not.
-            with contextlib.suppress(OSError):
-                self._write(self._owner)
+        assert self._owner is not None
+        while self._taken_by is None and not self._over.wait(BEAT_SECONDS):
+            # Whatever a disk or a bucket refuses with may pass; a save says what does not.
+            with contextlib.suppress(Exception):
+                now = read_owner(self._directory)
+                if now is not None and now[:4] != self._owner[:4]:
+                    self._taken_by = now
+                else:
+                    self._owner = self._owner._replace(beat=self._owner.beat + 1)
+                    self._write(self._owner)
 
     def _write(self, owner: Owner) -> None:
         replace_text(self._directory / OWNER, json.dumps(owner._asdict()) + "\n")

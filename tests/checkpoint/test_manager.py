@@ -96,6 +96,17 @@ def test_another_dtype_is_refused_and_not_cast(tmp_path):
             checkpoints.restore(1, like({"params": wide}))
 
 
+def test_a_part_of_a_tree_is_refused_and_not_loaded_in_part(tmp_path):
+    trees = make_trees()
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 1, trees)
+        with pytest.raises(UserError, match=r"extra +b float32\[3\]: only in the checkpoint"):
+            checkpoints.restore(1, like({"params": {"a": trees["params"]["a"]}}))
+        more = {"params": trees["params"] | {"c": jnp.zeros(1)}}
+        with pytest.raises(UserError, match=r"missing +c float32\[1\]: not in the checkpoint"):
+            checkpoints.restore(1, like(more))
+
+
 def test_what_a_killed_save_leaves_is_no_checkpoint_and_is_cleared_away(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         save(checkpoints, 1)
