@@ -13,15 +13,13 @@ import orbax.checkpoint as ocp
 
 from jaxformer.checkpoint import integrity
 from jaxformer.checkpoint.health import Step, newest_of
-from jaxformer.checkpoint.integrity import DamagedError
+from jaxformer.checkpoint.integrity import DamagedError, Json
 from jaxformer.checkpoint.manifest import Description
 from jaxformer.checkpoint.run_directory import flat
 from jaxformer.data.progress import progress
 from jaxformer.parallel.rules import path_name
 
 PIECE = 1 << 22  # numbers compared at once
-
-Json = dict[str, Any]
 
 
 def diff(one: Path, other: Path) -> None:

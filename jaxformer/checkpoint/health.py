@@ -3,15 +3,14 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jaxformer.checkpoint import integrity
-from jaxformer.checkpoint.integrity import ASIDE, DamagedError, Fault, read_manifest
+from jaxformer.checkpoint.integrity import ASIDE, DamagedError, Fault, Json, read_manifest
 from jaxformer.checkpoint.run_directory import RunDirectory, is_finished, locate
 from jaxformer.paths import file_sizes
 from jaxformer.schema import UserError
 
-Json = dict[str, Any]
 Health = Literal["complete", "unverified", "damaged", "incomplete", "other format"]
 
 

@@ -68,7 +68,8 @@ class RunLock:
             since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
             self._owner = Owner(socket.gethostname(), os.getpid(), _user(), since, 0)
             self._write(self._owner)
-            threading.Thread(target=self._beat, name="lock", daemon=True).start()
+            self._heart = threading.Thread(target=self._beat, name="lock", daemon=True)
+            self._heart.start()
         return self
 
     def __exit__(
@@ -79,6 +80,7 @@ class RunLock:
     ) -> None:
         if self._owner is not None:
             self._over.set()
+            self._heart.join(BEAT_SECONDS)  # a last beat must not bring the file back
             if self._taken_by is None:
                 (self._directory / OWNER).unlink(missing_ok=True)
         if self._kernel is not None:

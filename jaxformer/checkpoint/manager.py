@@ -25,10 +25,11 @@ from jaxformer.paths import is_remote
 from jaxformer.schema import RunFailed, UserError
 
 OS_REASONS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+CHUNK = 1 << 23  # bytes of an array that are read or written as one, on any mesh
 FIRST_WORDS = 300  # of an error message, which may go on for pages
 
 PyTree = Any
-Json = dict[str, Any]
+Json = integrity.Json
 
 
 class Checkpoints:
@@ -198,7 +199,11 @@ class Checkpoints:
             },
         )
         self._retention.losses[step] = eval_loss if ranked else None
-        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        small = ocp.SaveArgs(chunk_byte_size=CHUNK)
+        items = {
+            name: ocp.args.StandardSave(tree, jax.tree.map(lambda leaf: small, tree))
+            for name, tree in trees.items()
+        }
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def _seal(self) -> None:

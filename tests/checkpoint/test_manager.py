@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxformer.checkpoint.integrity import read_manifest, wrong_hashes
@@ -56,6 +57,19 @@ def test_steps_that_follow_a_save_do_not_reach_into_it(tmp_path):
         for step in range(3):
             found = checkpoints.restore(step, wanted)["params"]["w"]
             assert np.unique(found).tolist() == [20.0 * step]
+
+
+def test_an_array_lies_in_pieces_so_that_another_mesh_reads_no_more_than_it_holds(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("jaxformer.checkpoint.manager.CHUNK", 1024)
+    trees = {"params": {"w": jnp.arange(64.0 * 64).reshape(64, 64)}}
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 1, trees)
+        restored = checkpoints.restore(1, like(trees))
+    assert (restored["params"]["w"] == trees["params"]["w"]).all()
+    metadata = ocp.StandardCheckpointer().metadata(tmp_path / "1" / "params").item_metadata.tree
+    assert metadata["w"].storage.chunk_shape == (16, 16)
 
 
 def test_one_tree_can_be_restored_without_the_others(tmp_path):
