@@ -389,11 +389,11 @@ class Config(Schema):
                 f"optimizer.schedule.decay_steps {schedule.decay_steps} and warmup_steps "
                 f"{schedule.warmup_steps} are longer than the run: train.steps is {steps}"
             )
-        longest = getattr(self.model.positions, "max_length", math.inf)
-        if self.data.sequence_length > longest:
+        longest = getattr(self.model.positions, "max_length", None)
+        if self.data.sequence_length > (longest or math.inf):
             raise ValueError(
                 f"data.sequence_length is {self.data.sequence_length}, but model.positions has "
-                f"max_length {longest}; shorten the rows or lengthen the table"
+                f"max_length {longest}; shorten the rows or raise max_length"
             )
         return self
 

@@ -54,6 +54,8 @@ class Block(nn.Module):
                 x = Norm(self.norm, name=name)(x + f(x))
             case "sandwich":
                 x = x + Norm(self.norm, name=f"{name}_after")(f(Norm(self.norm, name=name)(x)))
+            case "after":
+                x = x + Norm(self.norm, name=name)(f(x))
         return constrain_tokens(x, "d_model")
 
 

@@ -16,11 +16,12 @@ from jaxformer.schema import Schema
 class NormConfig(Schema):
     """Which norm, and where it stands about a sub-layer f.
 
-    pre: x + f(norm(x)); post: norm(x + f(x)); sandwich: x + norm(f(norm(x))).
+    pre: x + f(norm(x)); post: norm(x + f(x)); sandwich: x + norm(f(norm(x))); after: x + norm(f(x))
+    (OLMo 2, arXiv:2501.00656).
     """
 
     kind: Literal["rms", "layer"] = "rms"
-    placement: Literal["pre", "post", "sandwich"] = "pre"
+    placement: Literal["pre", "post", "sandwich", "after"] = "pre"
     eps: PositiveFloat = 1e-6
     bias: bool = False
 

@@ -1,8 +1,9 @@
 """Position schemes: learned and sinusoidal (added to embeddings), RoPE and ALiBi (in attention).
 
 RoPE: Su et al., 2021, arXiv:2104.09864. Position interpolation (`linear`): Chen et al., 2023,
-arXiv:2306.15595. NTK-aware scaling and YaRN: Peng et al., 2023, arXiv:2309.00071. Llama 3's
-scaling: Dubey et al., 2024, arXiv:2407.21783. ALiBi: Press et al., 2021, arXiv:2108.12409.
+arXiv:2306.15595. NTK-aware and dynamic scaling, and YaRN: Peng et al., 2023, arXiv:2309.00071.
+Llama 3's scaling: Dubey et al., 2024, arXiv:2407.21783. LongRoPE: Ding et al., 2024,
+arXiv:2402.13753. ALiBi: Press et al., 2021, arXiv:2108.12409.
 """
 
 import math
@@ -11,7 +12,7 @@ from typing import Annotated, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from jaxformer.schema import Schema
@@ -44,12 +45,25 @@ class NTKScalingConfig(Schema):
     factor: PositiveFloat
 
 
+class DynamicScalingConfig(Schema):
+    """NTK-aware scaling by as much as a document is longer than `original_max_length`."""
+
+    kind: Literal["dynamic"] = "dynamic"
+    factor: PositiveFloat
+    original_max_length: PositiveInt
+
+
 class YaRNScalingConfig(Schema):
+    """`attention_factor` on cos and sin is 0.1 ln(factor) + 1 when left out; `truncate` rounds the
+    ends of the ramp to whole pairs."""
+
     kind: Literal["yarn"] = "yarn"
     factor: PositiveFloat
     original_max_length: PositiveInt
     beta_fast: PositiveFloat = 32.0
     beta_slow: PositiveFloat = 1.0
+    attention_factor: PositiveFloat | None = None
+    truncate: bool = True
 
 
 class Llama3ScalingConfig(Schema):
@@ -60,19 +74,40 @@ class Llama3ScalingConfig(Schema):
     high_frequency_factor: PositiveFloat = 4.0
 
 
+Factors = Annotated[tuple[PositiveFloat, ...], Field(min_length=1, strict=False)]
+
+
+class LongRoPEScalingConfig(Schema):
+    """A factor on the wavelength of every rotated pair: `short_factors` in documents of up to
+    `original_max_length` tokens, `long_factors` in longer ones."""
+
+    kind: Literal["longrope"] = "longrope"
+    short_factors: Factors
+    long_factors: Factors
+    original_max_length: PositiveInt
+    attention_factor: PositiveFloat = 1.0
+
+
 ScalingUnion = Annotated[
-    LinearScalingConfig | NTKScalingConfig | YaRNScalingConfig | Llama3ScalingConfig,
+    LinearScalingConfig
+    | NTKScalingConfig
+    | DynamicScalingConfig
+    | YaRNScalingConfig
+    | Llama3ScalingConfig
+    | LongRoPEScalingConfig,
     Field(discriminator="kind"),
 ]
 
 
 class RoPEConfig(Schema):
-    """Rotary positions; `fraction` of every head's size is rotated, the rest passes."""
+    """Rotary positions; `fraction` of every head's size is rotated, the rest passes. `max_length`
+    is what the model is meant for: longer rows are refused."""
 
     kind: Literal["rope"] = "rope"
     base: PositiveFloat = 10000.0
     fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     scaling: ScalingUnion | None = None
+    max_length: PositiveInt | None = None
 
     def rotated_size(self, head_dim: int) -> int:
         """How many of `head_dim` features are rotated.
@@ -86,6 +121,14 @@ class RoPEConfig(Schema):
                 f"RoPE rotates pairs, but head_dim {head_dim} × fraction {self.fraction} is "
                 f"{size}; choose sizes that give an even number"
             )
+        if isinstance(self.scaling, LongRoPEScalingConfig):
+            for name in ("short_factors", "long_factors"):
+                count = len(getattr(self.scaling, name))
+                if count != size // 2:
+                    raise ValueError(
+                        f"scaling has {count} {name}, but RoPE rotates {size // 2} pairs of a "
+                        f"head; give one for each"
+                    )
         return size
 
 
@@ -99,8 +142,13 @@ PositionsUnion = Annotated[
 ]
 
 
-def rope_frequencies(config: RoPEConfig, head_dim: int) -> tuple[np.ndarray, float]:
-    """Radians per position of each rotated pair [rotated / 2], and the factor on cos and sin."""
+def rope_frequencies(
+    config: RoPEConfig, head_dim: int, lengths: ArrayLike = 1.0
+) -> tuple[np.ndarray | jax.Array, float]:
+    """Radians per position of each rotated pair [..., rotated / 2], and the factor on cos and sin.
+
+    `lengths` [..., 1] are those of documents; only some scalings depend on them.
+    """
     size = config.rotated_size(head_dim)
     exponent = np.arange(0, size, 2, dtype=np.float64) / size
     scaling, base = config.scaling, config.base
@@ -110,16 +158,28 @@ def rope_frequencies(config: RoPEConfig, head_dim: int) -> tuple[np.ndarray, flo
     match scaling:
         case LinearScalingConfig():
             return frequencies / scaling.factor, 1.0
+        case DynamicScalingConfig():
+            ratio = jnp.maximum(lengths / scaling.original_max_length, 1.0)
+            stretch = scaling.factor * ratio - (scaling.factor - 1)
+            return frequencies * stretch ** (-exponent * size / (size - 2)), 1.0
         case YaRNScalingConfig():
             kept = _yarn_kept(scaling, size, base)
+            usual = 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
             return frequencies * (kept + (1 - kept) / scaling.factor), (
-                0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
+                scaling.attention_factor or usual
             )
         case Llama3ScalingConfig():
             turns = scaling.original_max_length * frequencies / (2 * np.pi)
             low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
             kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
             return frequencies * (kept + (1 - kept) / scaling.factor), 1.0
+        case LongRoPEScalingConfig():
+            short, long = (
+                frequencies / np.asarray(factors)
+                for factors in (scaling.short_factors, scaling.long_factors)
+            )
+            is_long = jnp.asarray(lengths) > scaling.original_max_length
+            return jnp.where(is_long, long, short), scaling.attention_factor
     return frequencies, 1.0
 
 
@@ -130,21 +190,31 @@ def _yarn_kept(scaling: YaRNScalingConfig, size: int, base: float) -> np.ndarray
         ratio = scaling.original_max_length / (turns * 2 * math.pi)
         return size * math.log(ratio) / (2 * math.log(base))
 
-    first = max(math.floor(pair_with(scaling.beta_fast)), 0)
-    last = min(math.ceil(pair_with(scaling.beta_slow)), size - 1)
+    first, last = pair_with(scaling.beta_fast), pair_with(scaling.beta_slow)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, size - 1)
     ramp = (np.arange(size // 2) - first) / max(last - first, 0.001)
     return 1.0 - np.clip(ramp, 0.0, 1.0)
 
 
 def rope_rotation(
-    positions: jax.Array, config: RoPEConfig, head_dim: int, dtype: DTypeLike
+    positions: jax.Array,
+    config: RoPEConfig,
+    head_dim: int,
+    dtype: DTypeLike,
+    segment_ids: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """cos and sin of position · frequency_i, each [batch, length, 1, rotated / 2].
 
-    The phases are float32 whatever `dtype` is: bfloat16 cannot count past 256.
+    The phases are float32 whatever `dtype` is: bfloat16 cannot count past 256. Scalings that depend
+    on a document's length know it up to the last of the tokens given: as in transformers, keys
+    cached before it outgrew its original length stay as they were. Without `segment_ids`, a row is
+    one document.
     """
-    frequencies, factor = rope_frequencies(config, head_dim)
     phase_type = jnp.promote_types(dtype, jnp.float32)
+    lengths = _document_lengths(positions, segment_ids)[..., None].astype(phase_type)
+    frequencies, factor = rope_frequencies(config, head_dim, lengths)
     phases = positions[..., None].astype(phase_type) * jnp.asarray(frequencies, phase_type)
 
     def table(is_cos: jax.Array) -> jax.Array:
@@ -153,6 +223,17 @@ def rope_rotation(
     # A loop of two, because XLA on a CPU else computes cos and sin again for every head and use.
     cos, sin = jax.lax.map(table, jnp.array([True, False])).astype(dtype)[..., None, :]
     return cos, sin
+
+
+def _document_lengths(positions: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
+    """[batch, length]: for every token one more than the position of its document's last token."""
+    if segment_ids is None:
+        segment_ids = jnp.ones_like(positions)
+    length = positions.shape[1]
+    differs = segment_ids[:, 1:] != segment_ids[:, :-1]
+    is_last = jnp.pad(differs, [(0, 0), (0, 1)], constant_values=True)
+    last = jax.lax.cummin(jnp.where(is_last, jnp.arange(length), length), axis=1, reverse=True)
+    return jnp.take_along_axis(positions, last, axis=1) + 1
 
 
 def rope(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:

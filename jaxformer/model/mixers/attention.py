@@ -32,7 +32,8 @@ class AttentionConfig(MixerConfig):
     """`num_kv_heads` is `num_heads` when left out (1 is multi-query), `head_dim` is
     d_model / num_heads, and `scale` 1/√head_dim.
 
-    qk_norm: RMSNorm of queries and keys (arXiv:2010.04245). window: keys seen, the query's own
+    qk_norm: RMSNorm of queries and keys, of each head (arXiv:2010.04245) or over the whole `width`
+    (arXiv:2501.00656), with `qk_norm_eps`. window: keys seen, the query's own
     among them. sinks: the document's first tokens that stay visible beside the window
     (arXiv:2309.17453). output_gate: a sigmoid of the input on every output feature
     (arXiv:2505.06708). logit_softcap: c · tanh(logits / c) (arXiv:2408.00118).
@@ -44,7 +45,8 @@ class AttentionConfig(MixerConfig):
     head_dim: PositiveInt | None = None
     qkv_bias: bool = False
     output_bias: bool = False
-    qk_norm: bool = False
+    qk_norm: bool | Literal["width"] = False
+    qk_norm_eps: PositiveFloat = 1e-6
     window: PositiveInt | None = None
     sinks: NonNegativeInt = 0
     logit_softcap: PositiveFloat | None = None
@@ -111,10 +113,9 @@ class Attention(Mixer):
         k = self._project_in(x, "key", config.kv_heads, "kv_heads", config.qkv_bias)
         v = self._project_in(x, "value", config.kv_heads, "kv_heads", config.qkv_bias)
         if config.qk_norm:
-            q = Norm(NormConfig(), axis_name="head_dim", name="query_norm")(q)
-            k = Norm(NormConfig(), axis_name="head_dim", name="key_norm")(k)
+            q, k = self._normalize(q, "query", "heads"), self._normalize(k, "key", "kv_heads")
         if isinstance(self.scheme, RoPEConfig):
-            rotation = rope_rotation(positions, self.scheme, self._head_dim, x.dtype)
+            rotation = rope_rotation(positions, self.scheme, self._head_dim, x.dtype, segment_ids)
             q, k = rope(q, rotation), rope(k, rotation)
 
         if cache is None:
@@ -149,6 +150,14 @@ class Attention(Mixer):
             name=name,
         )(x)
         return nn.with_logical_constraint(y, ("batch", "length", axis, "head_dim"))
+
+    def _normalize(self, x: jax.Array, name: str, axis: str) -> jax.Array:
+        """[batch, length, heads, head_dim], with the root mean square of a head, or of all, 1."""
+        norm = NormConfig(eps=self.config.qk_norm_eps)
+        if self.config.qk_norm == "width":
+            merged = x.reshape(*x.shape[:2], -1)
+            return Norm(norm, axis_name=axis, name=f"{name}_norm")(merged).reshape(x.shape)
+        return Norm(norm, axis_name="head_dim", name=f"{name}_norm")(x)
 
     def _options(self) -> dict:
         config = self.config

@@ -90,7 +90,7 @@ class LatentAttention(Mixer):
             name="rotary_key",
         )(x)[:, :, None]
         if isinstance(self.scheme, RoPEConfig):
-            rotation = rope_rotation(positions, self.scheme, config.rope_dim, x.dtype)
+            rotation = rope_rotation(positions, self.scheme, config.rope_dim, x.dtype, segment_ids)
             plain, turned = jnp.split(q, [config.head_dim], axis=-1)
             q = jnp.concatenate([plain, rope(turned, rotation)], axis=-1)
             key = rope(key, rotation)

@@ -59,7 +59,7 @@ class Retention(MatrixMemory):
         k = project_heads(x, self.dims, "key", sizes.heads, sizes.key)
         v = project_heads(x, self.dims, "value", sizes.heads, sizes.value)
         if isinstance(self.scheme, RoPEConfig):
-            rotation = rope_rotation(positions, self.scheme, sizes.key, x.dtype)
+            rotation = rope_rotation(positions, self.scheme, sizes.key, x.dtype, segment_ids)
             q, k = rope(q, rotation), rope(k, rotation)
         decay = jnp.log1p(-(2.0 ** (-5 - jnp.arange(sizes.heads, dtype=sizes.wide(x.dtype)))))
         log_decay = jnp.broadcast_to(decay[:, None], (*k.shape[:3], 1))

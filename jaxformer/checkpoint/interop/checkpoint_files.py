@@ -1,0 +1,125 @@
+"""A checkpoint's arrays on the disk, a layer at a time, as Orbax keeps them.
+
+Parameters are stacked over the layers. They are written in pieces of one layer, without
+compression (zarr version 2, zarr-specs.readthedocs.io), so that no more than one layer's part of
+one array has to be in memory, and read in such pieces from any checkpoint.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore
+
+from jaxformer.checkpoint.interop.blocks import contiguous_blocks
+from jaxformer.checkpoint.interop.rules import Shape
+from jaxformer.model.config import ModelConfig
+from jaxformer.paths import is_remote
+
+
+def leaf_of(path: str, model: ModelConfig) -> tuple[str, int | None]:
+    """`layers/3/mixer/skip` → the stacked array that it is a part of, and its place there.
+
+    Arrays that are not stacked are their own, with the place None.
+    """
+    if not path.startswith("layers/"):
+        return path, None
+    _, number, rest = path.split("/", 2)
+    repetition, entry = divmod(int(number), len(model.pattern))
+    if repetition == model.num_layers // len(model.pattern):
+        return f"stack/tail/layer_{entry}/{rest}", None
+    return f"stack/groups/layer_{entry}/{rest}", repetition
+
+
+class ParameterWriter:
+    """Float32 arrays of the given shapes into `folder`; stacked ones have a piece for each layer."""
+
+    def __init__(self, folder: Path, shapes: Mapping[str, Shape]) -> None:
+        self._folder, self._shapes = folder, shapes
+        for path, shape in shapes.items():
+            self._array(path).mkdir(parents=True)
+            description = {
+                "zarr_format": 2,
+                "shape": shape,
+                "chunks": self._piece_shape(path),
+                "dtype": "<f4",
+                "order": "C",
+                "compressor": None,
+                "filters": None,
+                "fill_value": None,
+                "dimension_separator": ".",
+            }
+            (self._array(path) / ".zarray").write_text(json.dumps(description))
+
+    def write(self, path: str, place: int | None, values: np.ndarray) -> None:
+        """One layer of a stacked array, or the whole of another."""
+        ndim = len(self._shapes[path])
+        index = [0] * ndim if place is None else [place, *[0] * (ndim - 1)]
+        with (self._array(path) / ".".join(map(str, index))).open("wb") as file:
+            for block in contiguous_blocks(values, np.float32):
+                file.write(block.data)
+
+    def finish(self) -> None:
+        """Write what Orbax asks for besides."""
+        tree = {
+            str(tuple(path.split("/"))): {
+                "key_metadata": [{"key": key, "key_type": 2} for key in path.split("/")],
+                "value_metadata": {
+                    "value_type": "jax.Array",
+                    "skip_deserialize": False,
+                    "write_shape": self._piece_shape(path),
+                },
+            }
+            for path in self._shapes
+        }
+        metadata = {
+            "tree_metadata": tree,
+            "use_ocdbt": False,
+            "use_zarr3": False,
+            "store_array_data_equal_to_fill_value": True,
+            "custom_metadata": None,
+        }
+        (self._folder / "_METADATA").write_text(json.dumps(metadata))
+
+    def _array(self, path: str) -> Path:
+        return self._folder / path.replace("/", ".")
+
+    def _piece_shape(self, path: str) -> list[int]:
+        shape = self._shapes[path]
+        return [1, *shape[1:]] if path.startswith("stack/groups/") else list(shape)
+
+
+class ParameterReader:
+    """The arrays of a checkpoint's item in `folder`, written by Orbax or by `ParameterWriter`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._in_one_store = json.loads((folder / "_METADATA").read_text())["use_ocdbt"]
+        self._open = lru_cache(maxsize=4)(self._open_array)
+
+    def read(self, path: str, place: int | None) -> np.ndarray:
+        """One layer of a stacked array, or the whole of another."""
+        array = self._open(path)
+        return (array if place is None else array[place]).read().result()
+
+    def _open_array(self, path: str) -> Any:
+        """Pieces that hold several layers, which Orbax writes, stay in memory while the array is
+        among the last that were read."""
+        array = tensorstore.open(self._place(path)).result()
+        if array.ndim and array.chunk_layout.read_chunk.shape[0] > 1:
+            room = {"cache_pool": {"total_bytes_limit": int(1.1 * array.nbytes) + 4096}}
+            context = tensorstore.Context(room)
+            array = tensorstore.open(self._place(path), context=context).result()
+        return array
+
+    def _place(self, path: str) -> dict[str, Any]:
+        remote = is_remote(self._folder)
+        url = str(self._folder) if remote else f"file://{self._folder.resolve()}"
+        name = path.replace("/", ".")
+        if not self._in_one_store:
+            return {"driver": "zarr", "kvstore": f"{url}/{name}/", "open": True}
+        store = {"driver": "ocdbt", "base": f"{url}/", "path": f"{name}/"}
+        return {"driver": "zarr", "kvstore": store, "open": True}

@@ -1,0 +1,151 @@
+"""Weights of others as a run: everything that loads a run loads them."""
+
+import hashlib
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from pydantic import ValidationError
+
+from jaxformer.checkpoint.interop.checkpoint_files import ParameterWriter, leaf_of
+from jaxformer.checkpoint.interop.families import family_of
+from jaxformer.checkpoint.interop.hub_config import HubConfig
+from jaxformer.checkpoint.interop.rules import Rule
+from jaxformer.checkpoint.interop.source import Source
+from jaxformer.checkpoint.interop.table import Table
+from jaxformer.checkpoint.manifest import FORMAT, git_revision, source_hash, versions
+from jaxformer.config import Config
+from jaxformer.data.progress import progress, say
+from jaxformer.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
+from jaxformer.paths import is_remote
+from jaxformer.schema import UserError
+from jaxformer.validation import explain
+
+LONGEST_ROW = 1024  # of the run's configuration, for fine-tuning; longer ones are the user's choice
+FINE_TUNING = {
+    "train": {"steps": 1000, "batch_size": 8},
+    "optimizer": {
+        "kind": "adamw",
+        "learning_rate": 2e-5,
+        "weight_decay": 0.0,
+        "b2": 0.999,
+        "schedule": {"kind": "cosine", "warmup_steps": 50},
+    },
+}
+
+
+def import_model(source: Source, out: Path) -> Config:
+    """Make the run directory `out` of a model: configuration, tokenizer, and `checkpoints/0`.
+
+    Numbers become float32, which holds them exactly. No more than one tensor of the source is in
+    memory at a time.
+
+    Raises:
+        UserError: `out` is used, or the model or a part of it is not supported; nothing is left.
+    """
+    if is_remote(out):
+        raise UserError(f"{out} is in a bucket; import into a folder, and copy it there")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already; give a new folder")
+    family = family_of(source.config, source.name)
+    hub = HubConfig(source.config, f"{source.name}: config.json")
+    model = family.to_config(hub)
+    hub.finish()
+
+    building = out.with_name(f".{out.name}.importing")
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        building.mkdir(parents=True)
+        config = _config(model, out, source.write_tokenizer(building), source.name)
+        tokenizer = _tokenizer(config, building)
+        table = Table(family, config.model)
+        rules = table.rules_of(source.tensors, source.name)
+        _check_tied(source, table)
+        checkpoint = building / "checkpoints" / "0"
+        _write_parameters(source, table, rules, checkpoint / "params")
+        _write_json(checkpoint / "state", {"step": 0})
+        _write_json(checkpoint / "manifest", _manifest(config, tokenizer, table))
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        (building / "config.yaml").write_text(text, "utf-8")
+        if out.exists():
+            out.rmdir()
+        building.rename(out)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return config
+
+
+def _config(model: dict[str, Any], out: Path, has_tokenizer: bool, name: str) -> Config:
+    longest = model["positions"].get("max_length") or LONGEST_ROW
+    tokenizer = str(out.absolute() / "tokenizer.json") if has_tokenizer else "bytes"
+    if not has_tokenizer:
+        say(f"{name} has no tokenizer.json: data.tokenizer of {out} is 'bytes', set the right one")
+    data = {"tokenizer": tokenizer, "sequence_length": min(longest, LONGEST_ROW)}
+    sections = {"model": model, "data": data, "run": {"dir": str(out)}, **FINE_TUNING}
+    try:
+        return Config.model_validate(sections)
+    except ValidationError as error:
+        lines = [mistake.text for mistake in explain(error, Config)]
+        raise UserError(f"{name} cannot be a model here:\n  " + "\n  ".join(lines)) from error
+
+
+def _tokenizer(config: Config, building: Path) -> Tokenizer:
+    """The run's tokenizer, from where it lies now."""
+    name = config.data.tokenizer
+    tokenizer = load_tokenizer(name if name == "bytes" else str(building / "tokenizer.json"))
+    if name != "bytes":
+        check_vocabulary(tokenizer, config.model.vocab_size or 0)
+    return tokenizer
+
+
+def _write_parameters(source: Source, table: Table, rules: dict[str, Rule], folder: Path) -> None:
+    writer = ParameterWriter(
+        folder, {path: tuple(leaf["shape"]) for path, leaf in table.leaves.items()}
+    )
+    sizes = {name: math.prod(source.tensors[name].shape) for name in rules}
+    done = 0
+    with progress(f"importing {source.name}", sum(sizes.values())) as report:
+        for name, rule in rules.items():
+            arrays = rule.to_ours(source.read(name), table.shapes(rule))
+            for path, array in zip(rule.ours, arrays, strict=True):
+                writer.write(*leaf_of(path, table.model), array)
+            done += sizes[name]
+            report(done)
+    writer.finish()
+
+
+def _manifest(config: Config, tokenizer: Tokenizer, table: Table) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "config": config.model_dump(mode="json"),
+        "tokenizer": {"name": config.data.tokenizer, "fingerprint": tokenizer.fingerprint},
+        "imported": table.family.model_type,
+        "versions": versions(),
+        "git_revision": git_revision(),
+        "source": source_hash(),
+        "step": 0,
+        "trees": {"params": table.leaves},
+    }
+
+
+def _write_json(item: Path, content: dict[str, Any]) -> None:
+    item.mkdir()
+    (item / "metadata").write_text(json.dumps(content), "utf-8")
+
+
+def _check_tied(source: Source, table: Table) -> None:
+    """A head beside a tied embedding is left out, once it is known to be the same."""
+    names = table.tied(source.tensors)
+    if names is not None:
+        embedding, head = (
+            hashlib.sha256(source.read(name).view(np.uint8)).digest() for name in names
+        )
+        if embedding != head:
+            raise UserError(
+                f"{source.name} has tie_word_embeddings true, but {names[1]} differs from "
+                f"{names[0]}; set it to false in config.json, or remove the tensor"
+            )

@@ -1,0 +1,116 @@
+"""The table between a family's tensors and ours: one row a tensor of theirs, read both ways.
+
+Rows name our parameters a layer each, from the bottom up: `layers/3/mixer/query/kernel` is layer 3's
+part of a stacked array. Transforms are exact, and mostly views that copy nothing.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+Shape = tuple[int, ...]
+
+
+class Transform(Protocol):
+    """From a tensor of theirs to one of ours, and back."""
+
+    def to_ours(self, theirs: np.ndarray, shape: Shape) -> np.ndarray: ...
+
+    def to_theirs(self, ours: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Same:
+    """The same numbers in the same order; theirs has `ndim` dimensions, or ours' number of them."""
+
+    ndim: int | None = None
+
+    def to_ours(self, theirs: np.ndarray, shape: Shape) -> np.ndarray:
+        return theirs.reshape(shape)
+
+    def to_theirs(self, ours: np.ndarray) -> np.ndarray:
+        return ours if self.ndim is None else ours.reshape(*ours.shape[: self.ndim - 1], -1)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """torch's [outputs, inputs], with our `inputs` first dimensions as one, and all others too."""
+
+    inputs: int = 1
+
+    def to_ours(self, theirs: np.ndarray, shape: Shape) -> np.ndarray:
+        return theirs.T.reshape(shape)
+
+    def to_theirs(self, ours: np.ndarray) -> np.ndarray:
+        return _as_matrix(ours, self.inputs).T
+
+
+@dataclass(frozen=True)
+class OnePlus:
+    """Theirs is the difference from one."""
+
+    def to_ours(self, theirs: np.ndarray, shape: Shape) -> np.ndarray:
+        return (theirs.astype(np.float32) + 1).reshape(shape)
+
+    def to_theirs(self, ours: np.ndarray) -> np.ndarray:
+        return ours - 1
+
+
+VECTOR = Same(ndim=1)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`theirs` is all of `ours`, one after another along its dimension `axis`."""
+
+    theirs: str
+    ours: tuple[str, ...]
+    transform: Transform = Same()
+    axis: int = 0
+
+    def to_ours(self, theirs: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        """Our arrays, of the shapes given."""
+        sizes = [self._shape(shape)[self.axis] for shape in shapes]
+        parts = np.split(theirs, np.cumsum(sizes)[:-1], self.axis) if len(sizes) > 1 else [theirs]
+        pairs = zip(parts, shapes, strict=True)
+        return [self.transform.to_ours(part, shape) for part, shape in pairs]
+
+    def to_theirs(self, ours: Sequence[np.ndarray]) -> np.ndarray:
+        parts = [self.transform.to_theirs(each) for each in ours]
+        return np.concatenate(parts, self.axis) if len(parts) > 1 else parts[0]
+
+    def shape(self, shapes: Sequence[Shape]) -> Shape:
+        """Of theirs, from those of ours."""
+        parts = [self._shape(shape) for shape in shapes]
+        if len(parts) == 1:
+            return parts[0]
+        whole = list(parts[0])
+        whole[self.axis] = sum(part[self.axis] for part in parts)
+        return tuple(whole)
+
+    def _shape(self, shape: Shape) -> Shape:
+        return self.transform.to_theirs(np.broadcast_to(np.float32(0), shape)).shape
+
+
+def row(theirs: str, ours: str, transform: Transform = Same()) -> Rule:
+    """One tensor of each."""
+    return Rule(theirs, (ours,), transform)
+
+
+def within(theirs: str, ours: str, rules: Iterable[Rule]) -> list[Rule]:
+    """The rules of a part, put where the part stands in both models."""
+    return [
+        Rule(
+            f"{theirs}.{rule.theirs}",
+            tuple(f"{ours}/{path}" for path in rule.ours),
+            rule.transform,
+            rule.axis,
+        )
+        for rule in rules
+    ]
+
+
+def _as_matrix(x: np.ndarray, inputs: int) -> np.ndarray:
+    return x.reshape(int(np.prod(x.shape[:inputs])), -1)

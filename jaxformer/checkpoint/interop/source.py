@@ -1,0 +1,28 @@
+"""Where the weights of others lie."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+
+class TensorInfo(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: str  # numpy's or ml_dtypes' name: float32, bfloat16, float16
+
+
+class Source(Protocol):
+    """A model on a disk; no weight is read until it is asked for."""
+
+    name: str  # of the model, for messages and manifests
+    config: dict[str, Any]  # as in Hugging Face's config.json
+    tensors: Mapping[str, TensorInfo]  # by Hugging Face's names, in the order they are best read
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor; no other is in memory after it."""
+        ...
+
+    def write_tokenizer(self, folder: Path) -> bool:
+        """tokenizer.json, and tokenizer_config.json with the chat template; False without one."""
+        ...

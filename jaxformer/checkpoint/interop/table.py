@@ -1,0 +1,88 @@
+"""A family's rules for one model, held against the tensors of both sides before any is read."""
+
+import re
+from collections.abc import Mapping
+
+from flax.core import meta
+
+from jaxformer.checkpoint.interop.checkpoint_files import leaf_of
+from jaxformer.checkpoint.interop.family import Family
+from jaxformer.checkpoint.interop.rules import Rule, Shape
+from jaxformer.checkpoint.interop.source import TensorInfo
+from jaxformer.checkpoint.manifest import Description, describe
+from jaxformer.model.accounting import abstract_parameters
+from jaxformer.model.config import ModelConfig
+from jaxformer.model.language_model import build_model
+from jaxformer.schema import UserError, did_you_mean
+
+FLOATS = ("float32", "bfloat16", "float16")  # what float32 holds exactly
+
+
+class Table:
+    """`leaves`: our parameters as they are stacked; `rules`: in the family's order."""
+
+    def __init__(self, family: Family, model: ModelConfig) -> None:
+        self.family, self.model = family, model
+        parameters = meta.unbox(abstract_parameters(build_model(model)))
+        self.leaves: Description = describe(parameters)
+        self.rules = family.rules(model)
+
+    def shapes(self, rule: Rule) -> list[Shape]:
+        """Of a rule's parameters, a layer each."""
+        return [self._shape(path) for path in rule.ours]
+
+    def _shape(self, path: str) -> Shape:
+        leaf, place = leaf_of(path, self.model)
+        shape = tuple(self.leaves[leaf]["shape"])
+        return shape if place is None else shape[1:]
+
+    def rules_of(self, tensors: Mapping[str, TensorInfo], where: str) -> dict[str, Rule]:
+        """The rule of every tensor that is to be read, in the order of `tensors`.
+
+        Raises:
+            UserError: tensors that are missing or left over, or whose shape or dtype is another.
+        """
+        found = {self._name(rule.theirs, tensors): rule for rule in self.rules}
+        faults = [
+            f"missing   {name}{did_you_mean(name, tensors.keys() - found.keys())}"
+            for name in found
+            if name not in tensors
+        ]
+        faults += [
+            f"left over {name} {list(info.shape)}"
+            for name, info in tensors.items()
+            if name not in found and not self._is_unused(name)
+        ]
+        for name, rule in found.items():
+            if name in tensors:
+                faults += self._differences(name, tensors[name], rule)
+        if faults:
+            shown = faults[:20] + ([f"and {len(faults) - 20} more"] if len(faults) > 20 else [])
+            raise UserError(
+                f"{where} has not the tensors of a {self.family.model_type} of its config.json:\n  "
+                + "\n  ".join(shown)
+            )
+        return {name: found[name] for name in tensors if name in found}
+
+    def tied(self, tensors: Mapping[str, TensorInfo]) -> tuple[str, str] | None:
+        """The names of the embedding and of the head, where a file has both of a tied model."""
+        if self.model.tie_embeddings and "lm_head.weight" in tensors:
+            rule = next(rule for rule in self.rules if rule.ours == ("embedding",))
+            return self._name(rule.theirs, tensors), "lm_head.weight"
+        return None
+
+    def _name(self, name: str, tensors: Mapping[str, TensorInfo]) -> str:
+        short = name.removeprefix(self.family.prefix)
+        return short if name not in tensors and short in tensors else name
+
+    def _is_unused(self, name: str) -> bool:
+        tied = self.model.tie_embeddings and name == "lm_head.weight"
+        return tied or re.fullmatch(self.family.unused, name) is not None
+
+    def _differences(self, name: str, info: TensorInfo, rule: Rule) -> list[str]:
+        shape = rule.shape(self.shapes(rule))
+        if info.shape != shape:
+            return [f"shape     {name}: {list(info.shape)}, not {list(shape)}"]
+        if info.dtype not in FLOATS:
+            return [f"dtype     {name}: {info.dtype}; supported: {', '.join(FLOATS)}"]
+        return []
