@@ -110,7 +110,7 @@ class ParameterReader:
         among the last that were read."""
         array = tensorstore.open(self._place(path)).result()
         if array.ndim and array.chunk_layout.read_chunk.shape[0] > 1:
-            room = {"cache_pool": {"total_bytes_limit": int(1.1 * array.nbytes) + 4096}}
+            room = {"cache_pool": {"total_bytes_limit": array.size * array.dtype.numpy_dtype.itemsize + (1 << 20)}}
             context = tensorstore.Context(room)
             array = tensorstore.open(self._place(path), context=context).result()
         return array

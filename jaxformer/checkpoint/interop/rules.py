@@ -1,7 +1,7 @@
 """The table between a family's tensors and ours: one row a tensor of theirs, read both ways.
 
-Rows name our parameters a layer each, from the bottom up: `layers/3/mixer/query/kernel` is layer 3's
-part of a stacked array. Transforms are exact, and mostly views that copy nothing.
+Rows name our parameters a layer each, from the bottom up: `layers/3/mixer/query/kernel` is the part
+of layer 3 in a stacked array. Transforms are exact, and mostly views that copy nothing.
 """
 
 from collections.abc import Iterable, Sequence

@@ -38,6 +38,11 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
+def size_of(info: TensorInfo) -> int:
+    """Bytes of a tensor."""
+    return math.prod(info.shape) * np.dtype(info.dtype).itemsize
+
+
 class Place(NamedTuple):
     """Where a tensor's bytes begin in a file."""
 
@@ -47,7 +52,7 @@ class Place(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        return math.prod(self.info.shape) * np.dtype(self.info.dtype).itemsize
+        return size_of(self.info)
 
     def read(self) -> np.ndarray:
         """This tensor; nothing else is brought into memory."""
@@ -132,7 +137,7 @@ def write_file(
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, info in tensors.items():
-        start, end = end, end + math.prod(info.shape) * np.dtype(info.dtype).itemsize
+        start, end = end, end + size_of(info)
         header[name] = {
             "dtype": NAMES[np.dtype(info.dtype)],
             "shape": list(info.shape),

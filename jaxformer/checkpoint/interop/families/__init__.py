@@ -1,15 +1,15 @@
 """Families by their `model_type`."""
 
-from typing import Any
-
 from jaxformer.checkpoint.interop.families.llama import LLAMA
-from jaxformer.checkpoint.interop.family import Family
+from jaxformer.checkpoint.interop.family import Family, Json
+from jaxformer.checkpoint.interop.fitting import fit
+from jaxformer.model.config import ModelConfig
 from jaxformer.schema import UserError, did_you_mean
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA,)}
 
 
-def family_of(config: dict[str, Any], name: str) -> Family:
+def family_of(config: Json, name: str) -> Family:
     """That of a config.json.
 
     Raises:
@@ -22,3 +22,22 @@ def family_of(config: dict[str, Any], name: str) -> Family:
             f"{', '.join(FAMILIES)}.{did_you_mean(str(model_type), FAMILIES)}"
         )
     return FAMILIES[model_type]
+
+
+def choose_family(model: ModelConfig) -> tuple[Family, Json]:
+    """The first family that has such a model, and its config.json.
+
+    Raises:
+        UserError: none has, with what is in the way of the nearest.
+    """
+    nearest, faults = "", None
+    for family in FAMILIES.values():
+        options, differences = fit(family, model)
+        if not differences:
+            return family, options
+        if faults is None or len(differences) < len(faults):
+            nearest, faults = family.model_type, differences
+    raise UserError(
+        f"no family of transformers known here has this model ({', '.join(FAMILIES)}); the nearest "
+        f"is {nearest}:\n  " + "\n  ".join(faults or [])
+    )

@@ -1,0 +1,145 @@
+"""A run as a folder that transformers loads."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxformer.checkpoint.interop.blocks import contiguous_blocks
+from jaxformer.checkpoint.interop.checkpoint_files import ParameterReader, leaf_of
+from jaxformer.checkpoint.interop.families import choose_family
+from jaxformer.checkpoint.interop.folder import INDEX
+from jaxformer.checkpoint.interop.rules import Rule
+from jaxformer.checkpoint.interop.safetensors import size_of, write_file
+from jaxformer.checkpoint.interop.source import TensorInfo
+from jaxformer.checkpoint.interop.table import Table
+from jaxformer.checkpoint.interop.tokenizer_folder import write_tokenizer_folder
+from jaxformer.checkpoint.manager import Checkpoints
+from jaxformer.checkpoint.manifest import differences
+from jaxformer.checkpoint.run_directory import locate
+from jaxformer.config import Config
+from jaxformer.data.progress import progress
+from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
+from jaxformer.loading import load_config
+from jaxformer.paths import is_remote
+from jaxformer.schema import UserError
+
+SHARD_BYTES = 5_000_000_000
+
+Json = dict[str, Any]
+
+
+def export_model(run: Path, out: Path, dtype: str = "float32") -> Json:
+    """Write the newest checkpoint of `run`, or the one that it names, into the folder `out`.
+
+    Parameters are those that `jaxformer.load` would give: their moving average, if there is one.
+    No more than one tensor, a layer's, is in memory at a time.
+
+    Returns:
+        config.json.
+
+    Raises:
+        UserError: `out` is used; no such checkpoint; no family has such a model.
+    """
+    if is_remote(out) or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise UserError(f"{out} is in a bucket or there already; give a new folder")
+    directory, step = locate(run)
+    config = load_config(directory.config)
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    model = config.model.model_copy(
+        update={"vocab_size": config.model.vocab_size or tokenizer.vocab_size}
+    )
+    family, options = choose_family(model)
+    table = Table(family, model)
+    if not directory.has_checkpoints:
+        raise UserError(f"{directory.path} has no checkpoint yet; train it first")
+    with Checkpoints(directory.checkpoints, read_only=True) as checkpoints:
+        step = checkpoints.latest() if step is None else step
+        trees = checkpoints.manifest(step)["trees"]
+    item = "ema" if "ema" in trees else "params"
+    where = directory.checkpoints / str(step)
+    if faults := differences(trees[item], table.leaves):
+        raise UserError(
+            f"{where} has not the {item} of a {family.model_type}:\n  " + "\n  ".join(faults[:20])
+        )
+
+    building = out.with_name(f".{out.name}.exporting")
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        building.mkdir(parents=True)
+        options = _config_json(options, config, tokenizer, family.architecture, dtype)
+        _write_json(building / "config.json", options)
+        ends = {key: options[key] for key in ("bos_token_id", "eos_token_id")}
+        _write_json(building / "generation_config.json", ends)
+        write_tokenizer_folder(config.data.tokenizer, building)
+        _write_tensors(table, ParameterReader(where / item), building, dtype, str(run))
+        if out.exists():
+            out.rmdir()
+        building.rename(out)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return options
+
+
+def _config_json(
+    options: Json, config: Config, tokenizer: Tokenizer, architecture: str, dtype: str
+) -> Json:
+    if options.get("max_position_embeddings", 0) is None:
+        options = {**options, "max_position_embeddings": config.data.sequence_length}
+    return {
+        "architectures": [architecture],
+        **options,
+        "dtype": dtype,
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+    }
+
+
+def _write_tensors(
+    table: Table, reader: ParameterReader, folder: Path, dtype: str, title: str
+) -> None:
+    """In the order of our arrays, each of which holds a number for every layer."""
+    rules = sorted(table.rules, key=lambda rule: leaf_of(rule.ours[0], table.model)[0])
+    infos = {rule.theirs: TensorInfo(rule.shape(table.shapes(rule)), dtype) for rule in rules}
+    shards = _shards(infos)
+    done = 0
+    with progress(f"exporting {title}", sum(map(size_of, infos.values()))) as report:
+
+        def values(rule: Rule) -> Iterator[np.ndarray]:
+            nonlocal done
+            arrays = [reader.read(*leaf_of(path, table.model)) for path in rule.ours]
+            yield from contiguous_blocks(rule.to_theirs(arrays), dtype)
+            done += size_of(infos[rule.theirs])
+            report(done)
+
+        for file, tensors in shards.items():
+            write_file(folder / file, tensors, (values(r) for r in rules if r.theirs in tensors))
+    if len(shards) > 1:
+        index = {name: file for file, tensors in shards.items() for name in tensors}
+        total = {"total_size": sum(map(size_of, infos.values()))}
+        _write_json(folder / INDEX, {"metadata": total, "weight_map": index})
+
+
+def _shards(infos: dict[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
+    """The tensors of every file, each file of up to SHARD_BYTES or of one tensor."""
+    shards: list[dict[str, TensorInfo]] = [{}]
+    used = 0
+    for name, info in infos.items():
+        if shards[-1] and used + size_of(info) > SHARD_BYTES:
+            shards.append({})
+            used = 0
+        shards[-1][name] = info
+        used += size_of(info)
+    if len(shards) == 1:
+        return {"model.safetensors": shards[0]}
+    return {
+        f"model-{index:05}-of-{len(shards):05}.safetensors": shard
+        for index, shard in enumerate(shards, 1)
+    }
+
+
+def _write_json(file: Path, content: Json) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

@@ -1,0 +1,57 @@
+"""Which family a model of ours is, by what its config.json would be read as."""
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from jaxformer.checkpoint.interop.decoder import usual_scale
+from jaxformer.checkpoint.interop.family import Family, Json
+from jaxformer.checkpoint.interop.hub_config import HubConfig
+from jaxformer.checkpoint.run_directory import flat
+from jaxformer.model.config import Layer, ModelConfig
+from jaxformer.model.mixers.attention import AttentionConfig
+from jaxformer.schema import UserError
+
+
+def fit(family: Family, model: ModelConfig) -> tuple[Json, list[str]]:
+    """config.json of `model` as one of `family`, and all in which that would be another model."""
+    try:
+        options = {"model_type": family.model_type, **family.from_config(model)}
+        hub = HubConfig(options)
+        read = ModelConfig.model_validate(family.to_config(hub))
+        hub.finish()
+    except UserError as error:
+        return {}, [str(error)]
+    except ValidationError as error:
+        return {}, [detail["msg"] for detail in error.errors()]
+    wanted, found = described(model), described(read)
+    return options, [
+        f"{key} is {wanted.get(key)}, where this family has {found.get(key)}"
+        for key in wanted.keys() | found.keys()
+        if wanted.get(key) != found.get(key)
+    ]
+
+
+def described(model: ModelConfig) -> dict[str, Any]:
+    """All that decides the logits, spelt out, however the configuration says it."""
+    whole = {
+        "layers": {
+            str(index): _layer(layer, model.d_model) for index, layer in enumerate(model.layers())
+        },
+        **model.model_dump(exclude={"mixer", "ffn", "pattern", "positions", "init"}),
+    }
+    return flat(whole)
+
+
+def _layer(layer: Layer, d_model: int) -> Json:
+    mixer, positions = layer.mixer.model_dump(), layer.positions.model_dump()
+    if layer.positions.kind == "rope":
+        positions.pop("max_length")
+    if isinstance(layer.mixer, AttentionConfig):
+        head_dim = layer.mixer.head_size(d_model)
+        mixer["num_kv_heads"], mixer["head_dim"] = layer.mixer.kv_heads, head_dim
+        mixer["scale"] = layer.mixer.scale or usual_scale(head_dim)
+        if not layer.mixer.qk_norm:
+            mixer.pop("qk_norm_eps")
+    ffn = layer.ffn and layer.ffn.model_dump()
+    return {"mixer": mixer, "ffn": ffn, "positions": positions}
