@@ -35,7 +35,7 @@ def leaf_of(path: str, model: ModelConfig) -> tuple[str, int | None]:
 
 
 class ParameterWriter:
-    """Float32 arrays of the given shapes into `folder`; stacked ones have a piece for each layer."""
+    """Float32 arrays of the given shapes, into `folder`; stacked ones in pieces of a layer."""
 
     def __init__(self, folder: Path, shapes: Mapping[str, Shape]) -> None:
         self._folder, self._shapes = folder, shapes
@@ -110,7 +110,11 @@ class ParameterReader:
         among the last that were read."""
         array = tensorstore.open(self._place(path)).result()
         if array.ndim and array.chunk_layout.read_chunk.shape[0] > 1:
-            room = {"cache_pool": {"total_bytes_limit": array.size * array.dtype.numpy_dtype.itemsize + (1 << 20)}}
+            room = {
+                "cache_pool": {
+                    "total_bytes_limit": array.size * array.dtype.numpy_dtype.itemsize + (1 << 20)
+                }
+            }
             context = tensorstore.Context(room)
             array = tensorstore.open(self._place(path), context=context).result()
         return array

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxformer.checkpoint.interop.hub_config import HubConfig
-from jaxformer.checkpoint.interop.rules import VECTOR, Linear, Rule, Transform, row, within
+from jaxformer.checkpoint.interop.rules import Linear, Rule, Transform, Vector, row, within
 from jaxformer.model.config import Layer, ModelConfig
 from jaxformer.model.mixers.attention import AttentionConfig
 from jaxformer.schema import UserError
@@ -14,30 +14,50 @@ Json = dict[str, Any]
 
 ATTENTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj"}
 GATED_FFN = {"gate": "gate_proj", "in": "up_proj", "out": "down_proj"}
+VECTOR = Vector()
+PRE_NORMS = {"input_layernorm": "mixer_norm", "post_attention_layernorm": "ffn_norm"}
 
 
-def linear(theirs: str, ours: str, bias: bool = False, inputs: int = 1) -> list[Rule]:
-    """A linear map, whose bias has our dimensions after the first `inputs` as one."""
+# Tensors ----------------------------------------------------------------------------------------
+
+
+def linear_rules(theirs: str, ours: str, bias: bool = False, inputs: int = 1) -> list[Rule]:
+    """A linear map of our `inputs` first dimensions, perhaps with a bias."""
     rules = [row(f"{theirs}.weight", f"{ours}/kernel", Linear(inputs))]
     return [*rules, row(f"{theirs}.bias", f"{ours}/bias", VECTOR)] if bias else rules
 
 
-def attention_rules(mixer: AttentionConfig, names: dict[str, str] = ATTENTION) -> list[Rule]:
-    """A matrix each for queries, keys, values and the output."""
+def attention_rules(mixer: AttentionConfig) -> list[Rule]:
+    """A matrix each for queries, keys, values and the output, and norms where there are some."""
     rules: list[Rule] = []
     for ours in ("query", "key", "value"):
-        rules += linear(names[ours], ours, mixer.qkv_bias)
-    rules += linear(names["output"], "output", mixer.output_bias, inputs=2)
-    return rules
+        rules += linear_rules(ATTENTION[ours], ours, mixer.qkv_bias)
+    rules += linear_rules(ATTENTION["output"], "output", mixer.output_bias, inputs=2)
+    return rules + (
+        norm_rules({"q_norm": "query_norm", "k_norm": "key_norm"}) if mixer.qk_norm else []
+    )
 
 
-def gated_ffn_rules(bias: bool) -> list[Rule]:
-    return [rule for ours, theirs in GATED_FFN.items() for rule in linear(theirs, ours, bias)]
+def gated_ffn_rules(layer: Layer) -> list[Rule]:
+    bias = layer.ffn is not None and layer.ffn.bias
+    pairs = GATED_FFN.items()
+    return [rule for ours, theirs in pairs for rule in linear_rules(theirs, ours, bias)]
 
 
 def norm_rules(names: dict[str, str], transform: Transform = VECTOR) -> list[Rule]:
     """RMSNorms, {theirs: ours}."""
     return [row(f"{theirs}.weight", f"{ours}/scale", transform) for theirs, ours in names.items()]
+
+
+def layer_rules(
+    layer: Layer, norms: dict[str, str] = PRE_NORMS, norm: Transform = VECTOR
+) -> list[Rule]:
+    """Attention and a gated FFN."""
+    return [
+        *norm_rules(norms, norm),
+        *within("self_attn", "mixer", attention_rules(attention_of(layer))),
+        *within("mlp", "ffn", gated_ffn_rules(layer)),
+    ]
 
 
 def model_rules(
@@ -48,38 +68,86 @@ def model_rules(
     for index, layer in enumerate(layers):
         rules += within(f"model.layers.{index}", f"layers/{index}", layer)
     rules.append(row("model.norm.weight", "final_norm/scale", norm))
-    if not model.tie_embeddings:
-        rules.append(row("lm_head.weight", "head", Linear()))
-    return rules
+    return rules + head_rules(model)
+
+
+def head_rules(model: ModelConfig) -> list[Rule]:
+    return [] if model.tie_embeddings else [row("lm_head.weight", "head", Linear())]
+
+
+# From config.json -------------------------------------------------------------------------------
 
 
 def heads(hub: HubConfig) -> Json:
-    """Sizes of attention: num_heads, num_kv_heads and head_dim, as our mixer names them."""
+    """Sizes of attention, as our mixer names them."""
     num_heads, d_model = hub.take("num_attention_heads"), hub.take("hidden_size")
     return {
+        "kind": "attention",
         "num_heads": num_heads,
         "num_kv_heads": hub.take("num_key_value_heads", num_heads),
         "head_dim": hub.take("head_dim", d_model // num_heads),
     }
 
 
-def model_section(hub: HubConfig, *, tied: bool, **parts: Any) -> Json:
-    """Our `model:` section of sizes that all families name alike, with `parts` of its own."""
+def gated_ffn(hub: HubConfig, kind: str) -> Json:
+    return {
+        "kind": kind,
+        "d_hidden": hub.take("intermediate_size"),
+        "bias": hub.take("mlp_bias", False),
+    }
+
+
+def windows(hub: HubConfig, default: list[str]) -> list[int | None]:
+    """The window of every layer; `default` are the `layer_types` of files that do not say them."""
+    window = hub.take("sliding_window", None)
+    types = hub.take("layer_types", default)
+    if len(types) != hub.take("num_hidden_layers"):
+        raise UserError(f"{hub.name} has {len(types)} layer_types, not one for each layer")
+    for kind in types:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise UserError(f"{hub.name} has a layer of type {kind!r}, which is not supported")
+        if kind == "sliding_attention" and window is None:
+            raise UserError(f"{hub.name} has sliding_attention without a sliding_window")
+    return [window if kind == "sliding_attention" else None for kind in types]
+
+
+def model_section(hub: HubConfig, *, tied: bool, mixers: Sequence[Json], **parts: Any) -> Json:
+    """Our `model:` section, with a mixer for every layer and `parts` of a family's own."""
     return {
         "d_model": hub.take("hidden_size"),
         "num_layers": hub.take("num_hidden_layers"),
         "vocab_size": hub.take("vocab_size"),
         "tie_embeddings": hub.take("tie_word_embeddings", tied),
         "init": {"std": float(hub.take("initializer_range", 0.02)), "output": "plain"},
+        **layers_section(mixers),
         **parts,
     }
 
 
+def layers_section(mixers: Sequence[Json]) -> Json:
+    """The shortest pattern that repeats to `mixers`, one for every layer."""
+    period = next(
+        period
+        for period in range(1, len(mixers) + 1)
+        if all(mixer == mixers[index % period] for index, mixer in enumerate(mixers))
+    )
+    if period == 1:
+        return {"mixer": mixers[0]}
+    return {"mixer": mixers[0], "pattern": [{"mixer": mixer} for mixer in mixers[:period]]}
+
+
+def rms_norm(hub: HubConfig, placement: str, eps: float = 1e-6) -> Json:
+    return {"kind": "rms", "placement": placement, "eps": hub.take("rms_norm_eps", eps)}
+
+
+# To config.json ---------------------------------------------------------------------------------
+
+
 def sizes(model: ModelConfig) -> Json:
-    """The keys of config.json for sizes that all families name alike.
+    """What all these families name alike, from the first layer.
 
     Raises:
-        UserError: layers that are not all attention with an FFN, or differ in sizes.
+        UserError: it is not attention with an FFN.
     """
     layer = first_layer(model)
     mixer = attention_of(layer)
@@ -96,6 +164,14 @@ def sizes(model: ModelConfig) -> Json:
         "rms_norm_eps": model.norm.eps,
         "tie_word_embeddings": model.tie_embeddings,
     }
+
+
+def window_options(model: ModelConfig) -> Json:
+    """Of layers some of which have a window."""
+    found = [attention_of(layer).window for layer in model.layers()]
+    window = next((window for window in found if window is not None), None)
+    types = ["full_attention" if each is None else "sliding_attention" for each in found]
+    return {"sliding_window": window, "layer_types": types}
 
 
 def first_layer(model: ModelConfig) -> Layer:

@@ -20,9 +20,8 @@ from jaxformer.checkpoint.interop.tokenizer_folder import write_tokenizer_folder
 from jaxformer.checkpoint.manager import Checkpoints
 from jaxformer.checkpoint.manifest import differences
 from jaxformer.checkpoint.run_directory import locate
-from jaxformer.config import Config
 from jaxformer.data.progress import progress
-from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
+from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.loading import load_config
 from jaxformer.paths import is_remote
 from jaxformer.schema import UserError
@@ -49,9 +48,8 @@ def export_model(run: Path, out: Path, dtype: str = "float32") -> Json:
     directory, step = locate(run)
     config = load_config(directory.config)
     tokenizer = load_tokenizer(config.data.tokenizer)
-    model = config.model.model_copy(
-        update={"vocab_size": config.model.vocab_size or tokenizer.vocab_size}
-    )
+    vocab_size = config.model.vocab_size or tokenizer.vocab_size
+    model = config.model.model_copy(update={"vocab_size": vocab_size})
     family, options = choose_family(model)
     table = Table(family, model)
     if not directory.has_checkpoints:
@@ -70,11 +68,15 @@ def export_model(run: Path, out: Path, dtype: str = "float32") -> Json:
     shutil.rmtree(building, ignore_errors=True)
     try:
         building.mkdir(parents=True)
-        options = _config_json(options, config, tokenizer, family.architecture, dtype)
+        options = {"architectures": [family.architecture], **options, "dtype": dtype}
+        if options.get("max_position_embeddings", 0) is None:
+            options["max_position_embeddings"] = config.data.sequence_length
+        if tokenizer.vocab_size <= vocab_size:  # else it stands in for one that was not there
+            ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+            _write_json(building / "generation_config.json", ends)
+            write_tokenizer_folder(config.data.tokenizer, building)
+            options |= ends
         _write_json(building / "config.json", options)
-        ends = {key: options[key] for key in ("bos_token_id", "eos_token_id")}
-        _write_json(building / "generation_config.json", ends)
-        write_tokenizer_folder(config.data.tokenizer, building)
         _write_tensors(table, ParameterReader(where / item), building, dtype, str(run))
         if out.exists():
             out.rmdir()
@@ -82,20 +84,6 @@ def export_model(run: Path, out: Path, dtype: str = "float32") -> Json:
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return options
-
-
-def _config_json(
-    options: Json, config: Config, tokenizer: Tokenizer, architecture: str, dtype: str
-) -> Json:
-    if options.get("max_position_embeddings", 0) is None:
-        options = {**options, "max_position_embeddings": config.data.sequence_length}
-    return {
-        "architectures": [architecture],
-        **options,
-        "dtype": dtype,
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
-    }
 
 
 def _write_tensors(

@@ -1,5 +1,6 @@
 """A folder in Hugging Face's layout: config.json, safetensors files, and a tokenizer."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path, PurePosixPath
@@ -38,7 +39,7 @@ class HuggingFaceFolder:
             name: place.info for name, place in self._places.items()
         }
         names = list(self._places)
-        self._next = dict(zip(names, names[1:], strict=False))
+        self._next = dict(itertools.pairwise(names))
 
     def read(self, name: str) -> np.ndarray:
         if after := self._next.get(name):

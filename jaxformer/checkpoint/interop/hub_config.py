@@ -27,6 +27,10 @@ class HubConfig:
         self._config = config
         self._taken: set[str] = set()
 
+    def has(self, key: str) -> bool:
+        """Whether it is there, be it as null."""
+        return key in self._config
+
     def take(self, key: str, default: Any = ABSENT) -> Any:
         """The value of a key; null counts as left out.
 

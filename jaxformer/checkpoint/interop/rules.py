@@ -4,6 +4,7 @@ Rows name our parameters a layer each, from the bottom up: `layers/3/mixer/query
 of layer 3 in a stacked array. Transforms are exact, and mostly views that copy nothing.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,20 +24,42 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class Same:
-    """The same numbers in the same order; theirs has `ndim` dimensions, or ours' number of them."""
+    """The same array."""
 
-    ndim: int | None = None
+    def to_ours(self, theirs: np.ndarray, shape: Shape) -> np.ndarray:
+        return theirs
+
+    def to_theirs(self, ours: np.ndarray) -> np.ndarray:
+        return ours
+
+
+@dataclass(frozen=True)
+class Vector:
+    """The same numbers, in one dimension."""
 
     def to_ours(self, theirs: np.ndarray, shape: Shape) -> np.ndarray:
         return theirs.reshape(shape)
 
     def to_theirs(self, ours: np.ndarray) -> np.ndarray:
-        return ours if self.ndim is None else ours.reshape(*ours.shape[: self.ndim - 1], -1)
+        return ours.reshape(-1)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """[inputs, outputs]: our `inputs` first dimensions as one, and the others as one."""
+
+    inputs: int = 1
+
+    def to_ours(self, theirs: np.ndarray, shape: Shape) -> np.ndarray:
+        return theirs.reshape(shape)
+
+    def to_theirs(self, ours: np.ndarray) -> np.ndarray:
+        return ours.reshape(math.prod(ours.shape[: self.inputs]), -1)
 
 
 @dataclass(frozen=True)
 class Linear:
-    """torch's [outputs, inputs], with our `inputs` first dimensions as one, and all others too."""
+    """torch's [outputs, inputs]: the transpose of `Matrix`."""
 
     inputs: int = 1
 
@@ -44,21 +67,18 @@ class Linear:
         return theirs.T.reshape(shape)
 
     def to_theirs(self, ours: np.ndarray) -> np.ndarray:
-        return _as_matrix(ours, self.inputs).T
+        return Matrix(self.inputs).to_theirs(ours).T
 
 
 @dataclass(frozen=True)
 class OnePlus:
-    """Theirs is the difference from one."""
+    """Theirs is the difference from one; as exact as float32 numbers around one are."""
 
     def to_ours(self, theirs: np.ndarray, shape: Shape) -> np.ndarray:
         return (theirs.astype(np.float32) + 1).reshape(shape)
 
     def to_theirs(self, ours: np.ndarray) -> np.ndarray:
         return ours - 1
-
-
-VECTOR = Same(ndim=1)
 
 
 @dataclass(frozen=True)
@@ -110,7 +130,3 @@ def within(theirs: str, ours: str, rules: Iterable[Rule]) -> list[Rule]:
         )
         for rule in rules
     ]
-
-
-def _as_matrix(x: np.ndarray, inputs: int) -> np.ndarray:
-    return x.reshape(int(np.prod(x.shape[:inputs])), -1)

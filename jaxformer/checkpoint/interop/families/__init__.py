@@ -1,12 +1,19 @@
 """Families by their `model_type`."""
 
+from jaxformer.checkpoint.interop.families.gemma import GEMMA, GEMMA2
+from jaxformer.checkpoint.interop.families.gpt2 import GPT2
 from jaxformer.checkpoint.interop.families.llama import LLAMA
+from jaxformer.checkpoint.interop.families.mistral import MISTRAL
+from jaxformer.checkpoint.interop.families.olmo2 import OLMO2
+from jaxformer.checkpoint.interop.families.phi3 import PHI3
+from jaxformer.checkpoint.interop.families.qwen import QWEN2, QWEN3
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.fitting import fit
 from jaxformer.model.config import ModelConfig
 from jaxformer.schema import UserError, did_you_mean
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA,)}
+TABLE = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, OLMO2, PHI3, GPT2)
+FAMILIES: dict[str, Family] = {family.model_type: family for family in TABLE}
 
 
 def family_of(config: Json, name: str) -> Family:

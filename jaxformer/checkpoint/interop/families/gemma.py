@@ -1,0 +1,113 @@
+"""Gemma (2024, arXiv:2403.08295) and Gemma 2 (2024, arXiv:2408.00118): scaled embeddings, norms of
+1 + w, GeGLU. Gemma 2: a norm on either side, soft-caps, a window in every other layer."""
+
+from jaxformer.checkpoint.interop.decoder import (
+    PRE_NORMS,
+    attention_of,
+    first_layer,
+    gated_ffn,
+    heads,
+    layer_rules,
+    model_rules,
+    model_section,
+    rms_norm,
+    sizes,
+    usual_scale,
+    window_options,
+    windows,
+)
+from jaxformer.checkpoint.interop.family import Family, Json
+from jaxformer.checkpoint.interop.hub_config import HubConfig
+from jaxformer.checkpoint.interop.rope import from_rope, to_rope
+from jaxformer.checkpoint.interop.rules import OnePlus, Rule
+from jaxformer.model.config import ModelConfig
+
+SANDWICH_NORMS = {
+    "input_layernorm": "mixer_norm",
+    "post_attention_layernorm": "mixer_norm_after",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "ffn_norm_after",
+}
+TANH_GELU = "gelu_pytorch_tanh"
+
+
+def to_gemma(hub: HubConfig) -> Json:
+    hub.need("hidden_act", TANH_GELU, "gelu")  # the first files say gelu, and mean the tanh form
+    hub.need("hidden_activation", TANH_GELU)
+    mixer = _mixer(hub)
+    return model_section(
+        hub,
+        tied=True,
+        mixers=[mixer],
+        ffn=gated_ffn(hub, "geglu"),
+        norm=rms_norm(hub, "pre"),
+        positions=to_rope(hub, mixer["head_dim"]),
+        scale_embeddings=True,
+    )
+
+
+def to_gemma2(hub: HubConfig) -> Json:
+    hub.need("hidden_activation", TANH_GELU)
+    hub.need("hidden_act", TANH_GELU)
+    mixer = _mixer(hub)
+    mixer["scale"] = hub.take("query_pre_attn_scalar", 256) ** -0.5
+    mixer["logit_softcap"] = hub.take("attn_logit_softcapping", None)
+    kinds = ["sliding_attention", "full_attention"]
+    types = [kinds[index % 2] for index in range(hub.take("num_hidden_layers"))]
+    return model_section(
+        hub,
+        tied=True,
+        mixers=[{**mixer, "window": window} for window in windows(hub, types)],
+        ffn=gated_ffn(hub, "geglu"),
+        norm=rms_norm(hub, "sandwich"),
+        positions=to_rope(hub, mixer["head_dim"]),
+        scale_embeddings=True,
+        logit_softcap=hub.take("final_logit_softcapping", None),
+    )
+
+
+def _mixer(hub: HubConfig) -> Json:
+    hub.need("use_bidirectional_attention", False)
+    bias = hub.take("attention_bias", False)
+    return {**heads(hub), "qkv_bias": bias, "output_bias": bias}
+
+
+def from_gemma(model: ModelConfig) -> Json:
+    layer = first_layer(model)
+    return {
+        **sizes(model),
+        **from_rope(layer.positions),
+        "hidden_act": TANH_GELU,
+        "attention_bias": attention_of(layer).qkv_bias,
+    }
+
+
+def from_gemma2(model: ModelConfig) -> Json:
+    layer = first_layer(model)
+    mixer = attention_of(layer)
+    scale = mixer.scale or usual_scale(mixer.head_size(model.d_model))
+    return {
+        **sizes(model),
+        **from_rope(layer.positions),
+        **window_options(model),
+        "hidden_activation": TANH_GELU,
+        "attention_bias": mixer.qkv_bias,
+        "query_pre_attn_scalar": _whole(scale**-2),
+        "attn_logit_softcapping": mixer.logit_softcap,
+        "final_logit_softcapping": model.logit_softcap,
+    }
+
+
+def _whole(number: float) -> float:
+    """The whole number that it is but for rounding, or itself."""
+    return round(number) if round(number) ** -0.5 == number**-0.5 else number
+
+
+def rules(model: ModelConfig) -> list[Rule]:
+    norms = SANDWICH_NORMS if model.norm.placement == "sandwich" else PRE_NORMS
+    layers = [layer_rules(layer, norms, OnePlus()) for layer in model.layers()]
+    return model_rules(model, layers, OnePlus())
+
+
+GEMMA = Family("gemma", "GemmaForCausalLM", to_gemma, from_gemma, rules)
+GEMMA2 = Family("gemma2", "Gemma2ForCausalLM", to_gemma2, from_gemma2, rules)

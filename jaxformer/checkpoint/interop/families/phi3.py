@@ -1,0 +1,69 @@
+"""Phi-3 (Abdin et al., 2024, arXiv:2404.14219): Llama with queries, keys and values as one matrix,
+and gate and input of the FFN as one, perhaps with a window, LongRoPE and a part of RoPE."""
+
+from jaxformer.checkpoint.interop.decoder import (
+    PRE_NORMS,
+    attention_of,
+    first_layer,
+    gated_ffn,
+    heads,
+    linear_rules,
+    model_rules,
+    model_section,
+    norm_rules,
+    rms_norm,
+    sizes,
+)
+from jaxformer.checkpoint.interop.family import Family, Json
+from jaxformer.checkpoint.interop.hub_config import HubConfig
+from jaxformer.checkpoint.interop.rope import from_rope, to_rope
+from jaxformer.checkpoint.interop.rules import Linear, Rule
+from jaxformer.model.config import ModelConfig
+
+LAYER = [
+    *norm_rules(PRE_NORMS),
+    Rule(
+        "self_attn.qkv_proj.weight",
+        ("mixer/query/kernel", "mixer/key/kernel", "mixer/value/kernel"),
+        Linear(),
+    ),
+    *linear_rules("self_attn.o_proj", "mixer/output", inputs=2),
+    Rule("mlp.gate_up_proj.weight", ("ffn/gate/kernel", "ffn/in/kernel"), Linear()),
+    *linear_rules("mlp.down_proj", "ffn/out"),
+]
+
+
+def to_config(hub: HubConfig) -> Json:
+    hub.need("hidden_act", "silu")
+    mixer = {**heads(hub), "window": hub.take("sliding_window", None)}
+    return model_section(
+        hub,
+        tied=False,
+        mixers=[mixer],
+        ffn=gated_ffn(hub, "swiglu"),
+        norm=rms_norm(hub, "pre", 1e-5),
+        positions=to_rope(hub, mixer["head_dim"]),
+    )
+
+
+def from_config(model: ModelConfig) -> Json:
+    layer = first_layer(model)
+    options = from_rope(layer.positions)
+    scaling = options["rope_parameters"]
+    longest = options["max_position_embeddings"]
+    return {
+        **sizes(model),
+        **options,
+        "original_max_position_embeddings": scaling.get(
+            "original_max_position_embeddings", longest
+        ),
+        "hidden_act": "silu",
+        "sliding_window": attention_of(layer).window,
+    }
+
+
+def rules(model: ModelConfig) -> list[Rule]:
+    return model_rules(model, [LAYER] * model.num_layers)
+
+
+PHI3 = Family("phi3", "Phi3ForCausalLM", to_config, from_config, rules)

@@ -1,0 +1,105 @@
+"""Small models of every family that can be imported, as transformers configures them."""
+
+import transformers
+
+VOCAB = 131
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 0,
+    "eos_token_id": VOCAB - 1,
+    "pad_token_id": None,
+}
+
+
+def llama(scaling: dict | None = None, **options) -> transformers.PreTrainedConfig:
+    rope = {"rope_theta": 10000.0, "rope_type": "default", **(scaling or {})}
+    return transformers.LlamaConfig(
+        **{**SIZES, "rms_norm_eps": 1e-5, **options, "rope_parameters": rope}
+    )
+
+
+def factors(first: float) -> list[float]:
+    """Of LongRoPE: one for each of 8 pairs."""
+    return [first + 0.25 * pair for pair in range(8)]
+
+
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": factors(1.0),
+    "long_factor": factors(2.0),
+    "original_max_position_embeddings": 64,
+}
+
+MODELS = {
+    "llama": llama(),
+    "llama_biases": llama(attention_bias=True, mlp_bias=True, head_dim=8),
+    "llama_linear": llama({"rope_type": "linear", "factor": 4.0}),
+    "llama_dynamic": llama({"rope_type": "dynamic", "factor": 4.0}, max_position_embeddings=32),
+    "llama_yarn": llama(
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    ),
+    "llama_yarn_deepseek": llama(
+        {
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "original_max_position_embeddings": 32,
+            "beta_fast": 16.0,
+            "beta_slow": 2.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.7,
+            "truncate": False,
+        }
+    ),
+    "llama_llama3": llama(
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        }
+    ),
+    "llama_longrope": llama(LONGROPE),
+    "smollm": llama(tie_word_embeddings=True),
+    "mistral": transformers.MistralConfig(**SIZES, sliding_window=9),
+    "qwen2": transformers.Qwen2Config(
+        **SIZES, use_sliding_window=True, sliding_window=9, max_window_layers=1
+    ),
+    "qwen3": transformers.Qwen3Config(**SIZES, head_dim=8, tie_word_embeddings=True),
+    "gemma": transformers.GemmaConfig(**{**SIZES, "num_key_value_heads": 1}, head_dim=24),
+    "gemma2": transformers.Gemma2Config(
+        **{**SIZES, "num_hidden_layers": 3},
+        head_dim=24,
+        sliding_window=9,
+        query_pre_attn_scalar=20,
+    ),
+    "olmo2": transformers.Olmo2Config(**SIZES),
+    "phi3": transformers.Phi3Config(**SIZES, sliding_window=9, tie_word_embeddings=True),
+    "phi3_longrope": transformers.Phi3Config(
+        **SIZES,
+        original_max_position_embeddings=64,
+        rope_parameters={
+            **LONGROPE,
+            "short_factor": factors(1.0)[:6],
+            "long_factor": factors(2.0)[:6],
+            "partial_rotary_factor": 0.75,
+            "rope_theta": 10000.0,
+        },
+    ),
+    "gpt2": transformers.GPT2Config(
+        vocab_size=VOCAB,
+        n_positions=128,
+        n_embd=64,
+        n_layer=2,
+        n_head=4,
+        n_inner=96,
+        bos_token_id=0,
+        eos_token_id=VOCAB - 1,
+    ),
+}
