@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Sequence
 
 import jaxformer
-from jaxformer.cli import arena, checkpoints, choices, data, models, training
+from jaxformer.cli import arena, checkpoints, choices, data, interop, models, training
 from jaxformer.cli.arguments import BAD_INPUT, DONE, FAILED, INTERRUPTED, Parser
 from jaxformer.schema import RunFailed, UserError, did_you_mean
 
@@ -55,6 +55,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"jaxformer {jaxformer.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for group in (training, models, arena, checkpoints, data, choices):
+    for group in (training, models, arena, checkpoints, interop, data, choices):
         group.add(commands)
     return parser

@@ -82,6 +82,13 @@ def test_rematerialisation_changes_no_gradient(remat: str) -> None:
         {},
         {"norm": {"kind": "layer", "placement": "sandwich", "bias": True}},
         {"norm": {"placement": "post"}, "positions": {"kind": "sinusoidal"}},
+        {
+            "norm": {"placement": "after"},
+            "positions": {
+                "kind": "rope",
+                "scaling": {"kind": "dynamic", "factor": 4.0, "original_max_length": 5},
+            },
+        },
         {"positions": {"kind": "learned", "max_length": 10}, "logit_softcap": 2.0},
         {"positions": {"kind": "alibi"}, "tie_embeddings": False, "scale_embeddings": True},
     ],
@@ -102,8 +109,8 @@ def test_packed_documents_equal_each_document_alone(options: dict) -> None:
 
 
 def test_norm_placements_are_what_they_say() -> None:
-    """With every sub-layer's output zero, pre and sandwich pass x on, and post normalises it."""
-    for placement, expected in (("pre", 1.0), ("sandwich", 1.0), ("post", 2.0)):
+    """With every sub-layer's output zero, all but post pass x on, and post normalises it."""
+    for placement, expected in (("pre", 1.0), ("sandwich", 1.0), ("after", 1.0), ("post", 2.0)):
         model = model_of(norm={"placement": placement}, init={"std": 1.0, "output": "zero"})
         params = parameters(model)
         if placement == "post":  # double the last norm's scale, to see that it comes last
@@ -112,6 +119,16 @@ def test_norm_placements_are_what_they_say() -> None:
         x, _ = hidden({"params": params}, TOKENS)
         root_mean_square = np.sqrt(np.mean(np.square(x), axis=-1))
         np.testing.assert_allclose(root_mean_square, expected, rtol=1e-5)
+
+
+def test_a_norm_after_a_sub_layer_decides_the_size_of_what_it_adds() -> None:
+    model = model_of(norm={"placement": "after"})
+    params = parameters(model)
+    doubled = jax.tree.map(lambda leaf: leaf, params)
+    for part in ("mixer", "ffn"):
+        kernel = doubled["stack"]["tail"]["layer_0"][part]["output" if part == "mixer" else "out"]
+        kernel["kernel"] = kernel["kernel"] * 2
+    np.testing.assert_allclose(logits(model, doubled), logits(model, params), rtol=1e-4)
 
 
 def test_the_loss_is_that_of_the_logits() -> None:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from jaxformer.model.positions import (
+    DynamicScalingConfig,
     LinearScalingConfig,
     Llama3ScalingConfig,
+    LongRoPEScalingConfig,
     NTKScalingConfig,
     RoPEConfig,
     YaRNScalingConfig,
@@ -76,6 +78,56 @@ def test_yarn_keeps_fast_pairs_divides_slow_ones_and_sharpens_attention() -> Non
     np.testing.assert_allclose(share[46:], 0.25)
     assert (np.diff(share[20:47]) < 0).all()
     assert factor == pytest.approx(1.1386294)  # 0.1 ln 4 + 1
+
+
+def test_yarn_takes_an_attention_factor_and_ends_of_the_ramp_between_pairs() -> None:
+    options = {"factor": 4.0, "original_max_length": 4096}
+    scaling = YaRNScalingConfig(**options, attention_factor=0.5, truncate=False)
+    plain, _ = rope_frequencies(RoPEConfig(), 128)
+    scaled, factor = rope_frequencies(RoPEConfig(scaling=scaling), 128)
+    # Of the ramp from 20.944 to 45.027, pair 21 is at (21 − 20.944) / 24.083.
+    assert (scaled / plain)[21] == pytest.approx(1 - 0.75 * 0.00232, abs=1e-4)
+    assert factor == 0.5
+
+
+def test_dynamic_scaling_begins_where_a_document_outgrows_its_original_length() -> None:
+    dynamic = RoPEConfig(scaling=DynamicScalingConfig(factor=4.0, original_max_length=10))
+    plain, _ = rope_frequencies(RoPEConfig(), 8)
+    lengths = np.array([[1.0], [10.0], [20.0]])
+    scaled, _ = rope_frequencies(dynamic, 8, lengths)
+    np.testing.assert_allclose(scaled[:2], [plain, plain], rtol=1e-6)
+    ntk = RoPEConfig(scaling=NTKScalingConfig(factor=5.0))  # 4 · 20 / 10 − 3
+    np.testing.assert_allclose(scaled[2], rope_frequencies(ntk, 8)[0], rtol=1e-5)
+
+
+def test_longrope_takes_the_long_factors_for_longer_documents_alone() -> None:
+    scaling = LongRoPEScalingConfig(
+        short_factors=(1.0, 2.0),
+        long_factors=(4.0, 8.0),
+        original_max_length=3,
+        attention_factor=1.5,
+    )
+    config = RoPEConfig(scaling=scaling)
+    plain, _ = rope_frequencies(RoPEConfig(), 4)
+    for length, factors in ((3, [1, 2]), (4, [4, 8])):
+        scaled, factor = rope_frequencies(config, 4, np.array([[float(length)]]))
+        np.testing.assert_allclose(scaled, [plain / factors], rtol=1e-6)
+        assert factor == 1.5
+    # A document of three tokens and one of four, packed, are each as they are alone.
+    positions, segments = jnp.array([[0, 1, 2, 0, 1, 2, 3]]), jnp.array([[1, 1, 1, 2, 2, 2, 2]])
+    packed = rope_rotation(positions, config, 4, jnp.float32, segments)
+    for start, stop in ((0, 3), (3, 7)):
+        alone = rope_rotation(positions[:, start:stop], config, 4, jnp.float32)
+        for ours, expected in zip(packed, alone, strict=True):
+            np.testing.assert_array_equal(ours[:, start:stop], expected)
+
+
+def test_longrope_has_a_factor_for_every_rotated_pair() -> None:
+    scaling = LongRoPEScalingConfig(
+        short_factors=(1.0, 2.0), long_factors=(4.0,), original_max_length=3
+    )
+    with pytest.raises(ValueError, match="1 long_factors, but RoPE rotates 2 pairs"):
+        RoPEConfig(scaling=scaling).rotated_size(4)
 
 
 def test_llama3_scaling_ramps_between_its_two_wavelengths() -> None:

@@ -14,6 +14,7 @@ import jaxformer as jf
 from jaxformer.checkpoint.interop.exporting import export_model
 from jaxformer.checkpoint.interop.folder import HuggingFaceFolder
 from jaxformer.checkpoint.interop.importing import import_model
+from jaxformer.generate.decode import Decoder
 from jaxformer.generate.sampling import Sampling
 from tests.runs import assert_same_arrays, saved_arrays
 
@@ -54,14 +55,14 @@ def test_import_and_export_keep_the_model(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
 
     prompts = tokens[:, :PROMPT]
-    pieces = run.decoder.decode(
-        prompts.tolist(), max_new_tokens=NEW, sampling=Sampling(temperature=0.0)
-    )
+    decoder = Decoder.of(run.model, run.params, eos_id=VOCAB - 1)
+    pieces = decoder.decode(prompts.tolist(), max_new_tokens=NEW, sampling=Sampling(temperature=0))
     np.testing.assert_array_equal(
         np.concatenate(list(pieces), axis=1), their_tokens(theirs, prompts)
     )
 
-    export_model(tmp_path / "run", tmp_path / "ours")
+    options = export_model(tmp_path / "run", tmp_path / "ours")
+    assert options["model_type"] == MODELS[name].model_type
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
     np.testing.assert_allclose(their_logits(back, tokens), expected, atol=1e-5, rtol=0)
     import_model(HuggingFaceFolder(tmp_path / "ours"), tmp_path / "again")

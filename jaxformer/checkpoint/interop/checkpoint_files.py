@@ -108,14 +108,10 @@ class ParameterReader:
     def _open_array(self, path: str) -> Any:
         """Pieces that hold several layers, which Orbax writes, stay in memory while the array is
         among the last that were read."""
-        array = tensorstore.open(self._place(path)).result()
+        array: Any = tensorstore.open(self._place(path)).result()
         if array.ndim and array.chunk_layout.read_chunk.shape[0] > 1:
-            room = {
-                "cache_pool": {
-                    "total_bytes_limit": array.size * array.dtype.numpy_dtype.itemsize + (1 << 20)
-                }
-            }
-            context = tensorstore.Context(room)
+            room = array.size * array.dtype.numpy_dtype.itemsize + (1 << 20)
+            context = tensorstore.Context({"cache_pool": {"total_bytes_limit": room}})
             array = tensorstore.open(self._place(path), context=context).result()
         return array
 

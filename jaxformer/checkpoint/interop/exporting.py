@@ -50,13 +50,14 @@ def export_model(run: Path, out: Path, dtype: str = "float32") -> Json:
     tokenizer = load_tokenizer(config.data.tokenizer)
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
     model = config.model.model_copy(update={"vocab_size": vocab_size})
-    family, options = choose_family(model)
-    table = Table(family, model)
     if not directory.has_checkpoints:
         raise UserError(f"{directory.path} has no checkpoint yet; train it first")
     with Checkpoints(directory.checkpoints, read_only=True) as checkpoints:
-        step = checkpoints.latest() if step is None else step
-        trees = checkpoints.manifest(step)["trees"]
+        step = checkpoints.steps()[-1] if step is None else step
+        manifest = checkpoints.manifest(step)
+    trees = manifest["trees"]
+    family, options = choose_family(model, manifest.get("imported"))
+    table = Table(family, model)
     item = "ema" if "ema" in trees else "params"
     where = directory.checkpoints / str(step)
     if faults := differences(trees[item], table.leaves):
@@ -71,12 +72,12 @@ def export_model(run: Path, out: Path, dtype: str = "float32") -> Json:
         options = {"architectures": [family.architecture], **options, "dtype": dtype}
         if options.get("max_position_embeddings", 0) is None:
             options["max_position_embeddings"] = config.data.sequence_length
+        ends: Json = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
         if tokenizer.vocab_size <= vocab_size:  # else it stands in for one that was not there
-            ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+            ends |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
             _write_json(building / "generation_config.json", ends)
             write_tokenizer_folder(config.data.tokenizer, building)
-            options |= ends
-        _write_json(building / "config.json", options)
+        _write_json(building / "config.json", options | ends)
         _write_tensors(table, ParameterReader(where / item), building, dtype, str(run))
         if out.exists():
             out.rmdir()

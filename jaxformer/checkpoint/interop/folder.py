@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -35,7 +36,7 @@ class HuggingFaceFolder:
         self._root = (root or folder).resolve()
         self.config: dict[str, Any] = _read_json(self._file("config.json"))
         self._places = self._find()
-        self.tensors: dict[str, TensorInfo] = {
+        self.tensors: Mapping[str, TensorInfo] = {
             name: place.info for name, place in self._places.items()
         }
         names = list(self._places)

@@ -142,7 +142,7 @@ def _check_tied(source: Source, table: Table) -> None:
     names = table.tied(source.tensors)
     if names is not None:
         embedding, head = (
-            hashlib.sha256(source.read(name).view(np.uint8)).digest() for name in names
+            hashlib.sha256(source.read(name).view(np.uint8).data).digest() for name in names
         )
         if embedding != head:
             raise UserError(

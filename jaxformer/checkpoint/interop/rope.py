@@ -17,30 +17,37 @@ from jaxformer.schema import UserError
 Json = dict[str, Any]
 
 
-def to_rope(hub: HubConfig, head_dim: int, fraction: float = 1.0) -> Json:
+def to_rope(hub: HubConfig, head_dim: int, *, partial: float | None = None) -> Json:
     """Our `positions:`. Newer files have `rope_parameters`, older `rope_theta` and `rope_scaling`.
+
+    `partial` is the usual fraction of a head that is rotated, where a family knows others than 1.
 
     Raises:
         UserError: a scaling that we do not have, or options of it.
     """
-    base, longest = hub.take("rope_theta", None), hub.take("max_position_embeddings")
-    fraction = hub.take("partial_rotary_factor", fraction)
+    base, longest = hub.take("rope_theta", 10000.0), hub.take("max_position_embeddings", None)
     original = hub.take("original_max_position_embeddings", None)
-    scaling = dict(hub.take("rope_scaling", {}))
-    options = HubConfig(scaling | hub.take("rope_parameters", {}), f"{hub.name}: rope_parameters")
-    kind = options.take("type", "default")
-    kind = options.take("rope_type", kind)
-    base = float(options.take("rope_theta", base or 10000.0))
-    fraction = float(options.take("partial_rotary_factor", fraction))
-    if int(head_dim * fraction) != round(head_dim * fraction):
-        raise UserError(f"{hub.name} has partial_rotary_factor {fraction} of head size {head_dim}")
+    scaling = {**hub.take("rope_scaling", {}), **hub.take("rope_parameters", {})}
+    options = HubConfig(scaling, f"{hub.name}: rope_parameters")
+    kind = options.take("rope_type", options.take("type", "default"))
+    fraction = 1.0
+    if partial is not None:
+        usual = hub.take("partial_rotary_factor", partial)
+        fraction = float(options.take("partial_rotary_factor", usual))
+        if int(head_dim * fraction) != round(head_dim * fraction):
+            raise UserError(f"{hub.name} rotates {head_dim * fraction} features of a head")
     if kind not in SCALINGS:
         raise UserError(f"{hub.name} has rope_type {kind!r}; supported: {', '.join(SCALINGS)}")
     own = options.take("original_max_position_embeddings", longest)
-    scaling = SCALINGS[kind](options, original or own, longest)
+    positions = {
+        "kind": "rope",
+        "base": float(options.take("rope_theta", base)),
+        "fraction": fraction,
+        "max_length": longest,
+        "scaling": SCALINGS[kind](options, original or own, longest),
+    }
     options.finish()
-    positions = {"kind": "rope", "base": base, "fraction": fraction, "max_length": longest}
-    return positions | {"scaling": scaling}
+    return positions
 
 
 def _linear(options: HubConfig, original: int, longest: int) -> Json:
@@ -57,7 +64,7 @@ def _yarn(options: HubConfig, original: int, longest: int) -> Json:
     attention = options.take("attention_factor", None)
     parts = [options.take(key, None) for key in ("mscale", "mscale_all_dim")]
     if attention is None and all(parts):
-        one, all_dim = (0.1 * part * math.log(factor) + 1 if factor > 1 else 1 for part in parts)
+        one, all_dim = (0.1 * part * math.log(max(factor, 1)) + 1 for part in parts)
         attention = one / all_dim
     return {
         "kind": "yarn",
@@ -82,9 +89,7 @@ def _llama3(options: HubConfig, original: int, longest: int) -> Json:
 
 def _longrope(options: HubConfig, original: int, longest: int) -> Json:
     factor = options.take("factor", longest / original)
-    attention = 1.0
-    if factor > 1:
-        attention = math.sqrt(1 + math.log(factor) / math.log(original))
+    attention = math.sqrt(1 + math.log(max(factor, 1)) / math.log(original))
     return {
         "kind": "longrope",
         "short_factors": [float(factor) for factor in options.take("short_factor")],

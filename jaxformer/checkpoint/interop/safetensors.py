@@ -149,4 +149,4 @@ def write_file(
         stream.write(len(text).to_bytes(8, "little") + text)
         for pieces in values:
             for piece in pieces:
-                stream.write(piece.view(np.uint8))
+                stream.write(piece.view(np.uint8).data)

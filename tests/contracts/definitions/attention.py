@@ -21,7 +21,10 @@ def attention(params: dict, x: jax.Array, config: AttentionConfig, scheme: Posit
     def unit(y: jax.Array, name: str) -> jax.Array:
         if not config.qk_norm:
             return y
-        return y / jnp.sqrt(jnp.mean(y**2, -1, keepdims=True) + 1e-6) * params[name]["scale"]
+        features = (-2, -1) if config.qk_norm == "width" else -1
+        square = jnp.mean(y**2, features, keepdims=True) + config.qk_norm_eps
+        scale = params[name]["scale"].reshape(-1, y.shape[-1])  # [1 or heads, head_dim]
+        return y / jnp.sqrt(square) * scale
 
     def rotate(y: jax.Array) -> jax.Array:
         """Pairs as complex numbers, turned by e^{i · position · frequency}."""
@@ -63,6 +66,9 @@ def _attention(scheme: PositionsUnion, **options: Any) -> Case:
 CASES = {
     "attention": _attention(ROPE),
     "attention_grouped": _attention(ROPE, num_heads=4, num_kv_heads=2, qk_norm=True),
+    "attention_norm_of_all_heads": _attention(
+        ROPE, num_heads=4, num_kv_heads=2, qk_norm="width", qk_norm_eps=0.1
+    ),
     "attention_multi_query": _attention(ROPE, num_kv_heads=1, qkv_bias=True, output_bias=True),
     "attention_window": _attention(ALiBiConfig(), window=3, output_gate=True),
     "attention_sinks": _attention(

@@ -31,20 +31,20 @@ def family_of(config: Json, name: str) -> Family:
     return FAMILIES[model_type]
 
 
-def choose_family(model: ModelConfig) -> tuple[Family, Json]:
-    """The first family that has such a model, and its config.json.
+def choose_family(model: ModelConfig, first: str | None = None) -> tuple[Family, Json]:
+    """The family `first`, or else the first one, that has such a model, and its config.json.
 
     Raises:
         UserError: none has, with what is in the way of the nearest.
     """
-    nearest, faults = "", None
-    for family in FAMILIES.values():
+    tried = []
+    for family in sorted(TABLE, key=lambda family: family.model_type != first):
         options, differences = fit(family, model)
         if not differences:
             return family, options
-        if faults is None or len(differences) < len(faults):
-            nearest, faults = family.model_type, differences
+        tried.append((not options, len(differences), family.model_type, differences))
+    *_, nearest, differences = min(tried)
     raise UserError(
         f"no family of transformers known here has this model ({', '.join(FAMILIES)}); the nearest "
-        f"is {nearest}:\n  " + "\n  ".join(faults or [])
+        f"is {nearest}, but:\n  " + "\n  ".join(differences)
     )

@@ -42,7 +42,7 @@ def to_config(hub: HubConfig) -> Json:
         mixers=[mixer],
         ffn=gated_ffn(hub, "swiglu"),
         norm=rms_norm(hub, "pre", 1e-5),
-        positions=to_rope(hub, mixer["head_dim"]),
+        positions=to_rope(hub, mixer["head_dim"], partial=1.0),
     )
 
 

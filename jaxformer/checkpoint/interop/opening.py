@@ -1,0 +1,42 @@
+"""A source of weights from what the user names: a folder, or a model on the Hugging Face Hub."""
+
+import re
+from pathlib import Path
+
+from jaxformer.checkpoint.interop.folder import INDEX, HuggingFaceFolder
+from jaxformer.checkpoint.interop.source import Source
+from jaxformer.data.progress import say
+from jaxformer.schema import UserError
+
+HUB_NAME = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
+WANTED = ("*.json", "*.jinja", "model*.safetensors", INDEX)
+
+
+def open_source(name: str) -> Source:
+    """Headers and options are read and checked, weights are not yet.
+
+    Raises:
+        UserError: nothing of that name, or a damaged or unsafe file.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return HuggingFaceFolder(path)
+    if path.exists():
+        raise UserError(f"{path} is a file; give the folder with config.json and *.safetensors")
+    if re.fullmatch(HUB_NAME, name) is None:
+        raise UserError(f"{name} does not exist; give a folder, or a name on the Hub: ORG/NAME")
+    return _from_hub(name)
+
+
+def _from_hub(name: str) -> HuggingFaceFolder:
+    from huggingface_hub import snapshot_download
+
+    say(f"fetching {name} from the Hugging Face Hub")
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=list(WANTED)))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{name}: no such folder here, and the Hub gave no such model "
+            f"({str(error).splitlines()[0]}). Check the name and the connection."
+        ) from None
+    return HuggingFaceFolder(folder, root=folder.parents[1])  # its files are links into the cache

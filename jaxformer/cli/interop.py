@@ -1,0 +1,68 @@
+"""`jaxformer import` and `export`: models of others as runs, and runs as models of others."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from jaxformer.cli.arguments import DONE, add_command
+from jaxformer.paths import locate_path
+
+
+def add(commands: Any) -> None:
+    _add_import(commands)
+    _add_export(commands)
+
+
+def _add_import(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "import",
+        "Make a run of a pretrained model, to evaluate, sample and fine-tune.",
+        _import,
+        "jaxformer import HuggingFaceTB/SmolLM2-135M runs/smollm2",
+    )
+    parser.add_argument(
+        "source",
+        metavar="SRC",
+        help="a folder with config.json and *.safetensors, or a name on the Hugging Face Hub",
+    )
+    parser.add_argument("out", metavar="OUT", type=locate_path, help="a new run directory")
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from jaxformer.checkpoint.interop.importing import import_model
+    from jaxformer.checkpoint.interop.opening import open_source
+
+    import_model(open_source(arguments.source), arguments.out)
+    print(
+        f"wrote {arguments.out}\n"
+        f"  generate: jaxformer generate {arguments.out} --prompt 'Once upon a time'\n"
+        f"  evaluate: python eval.py {arguments.out} data.validation_source='text:FILES'"
+    )
+    return DONE
+
+
+def _add_export(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "export",
+        "Write a run as a folder that transformers loads.",
+        _export,
+        "jaxformer export runs/smollm2 exported --dtype bfloat16",
+    )
+    parser.add_argument("run", type=locate_path, help="a run directory, or one of its checkpoints")
+    parser.add_argument("out", metavar="OUT", type=Path, help="a new folder")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="(float32)"
+    )
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from jaxformer.checkpoint.interop.exporting import export_model
+
+    options = export_model(arguments.run, arguments.out, arguments.dtype)
+    print(
+        f"wrote {arguments.out}, a {options['model_type']}\n"
+        f"  load: transformers.AutoModelForCausalLM.from_pretrained({str(arguments.out)!r})"
+    )
+    return DONE

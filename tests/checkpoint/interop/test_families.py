@@ -1,0 +1,95 @@
+"""Every family's table is whole, and goes both ways."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxformer.checkpoint.interop.checkpoint_files import leaf_of
+from jaxformer.checkpoint.interop.families import FAMILIES
+from jaxformer.checkpoint.interop.fitting import fit
+from jaxformer.checkpoint.interop.hub_config import HubConfig
+from jaxformer.checkpoint.interop.table import Table
+from jaxformer.model.config import ModelConfig
+
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16, "original_max_position_embeddings": 8}
+LONGROPE = {
+    "type": "longrope",
+    "short_factor": [1.0, 1.5, 2, 3],
+    "long_factor": [2.0, 3.0, 4, 5],
+    "original_max_position_embeddings": 32,
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": SIZES,
+    "llama ": {**SIZES, "attention_bias": True, "mlp_bias": True, "rope_scaling": YARN},
+    "mistral": {**SIZES, "sliding_window": 5},
+    "qwen2": {**SIZES, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2},
+    "qwen3": {**SIZES, "tie_word_embeddings": True},
+    "gemma": {**SIZES, "hidden_act": "gelu"},
+    "gemma2": {**SIZES, "sliding_window": 5, "attn_logit_softcapping": 50.0},
+    "olmo2": {**SIZES, "rope_theta": 500000},
+    "phi3": {**SIZES, "rope_scaling": LONGROPE, "sliding_window": 5},
+    "gpt2": {"vocab_size": 40, "n_embd": 16, "n_layer": 3, "n_head": 4, "n_positions": 64},
+}
+
+
+def table_of(name: str) -> Table:
+    family = FAMILIES[name.strip()]
+    hub = HubConfig({"model_type": family.model_type, **MODELS[name]})
+    model = ModelConfig.model_validate(family.to_config(hub))
+    hub.finish()
+    return Table(family, model)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_table_fills_every_number_once_and_goes_back_exactly(name: str) -> None:
+    table = table_of(name)
+    filled = {path: np.zeros(leaf["shape"], int) for path, leaf in table.leaves.items()}
+    random = np.random.default_rng(0)
+    for rule in table.rules:
+        shapes = table.shapes(rule)
+        # Halves, so that 1 + w is exact too.
+        theirs = random.integers(-8, 8, rule.shape(shapes)).astype(np.float32) / 2
+        arrays = rule.to_ours(theirs, shapes)
+        assert [array.shape for array in arrays] == shapes
+        np.testing.assert_array_equal(rule.to_theirs(arrays), theirs)
+        for path in rule.ours:
+            leaf, place = leaf_of(path, table.model)
+            filled[leaf][... if place is None else place] += 1
+    for path, times in filled.items():
+        np.testing.assert_array_equal(times, 1, err_msg=path)
+    names = [rule.theirs for rule in table.rules]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_family_writes_the_options_that_it_reads(name: str) -> None:
+    table = table_of(name)
+    _, differences = fit(table.family, table.model)
+    assert differences == []
+
+
+def test_a_family_says_in_what_a_model_is_another_one() -> None:
+    model = table_of("gemma2").model
+    _, differences = fit(FAMILIES["llama"], model)
+    assert "norm.placement is sandwich, where this family has pre" in differences
+    assert "scale_embeddings is True, where this family has False" in differences
+    assert "layers.0.mixer.logit_softcap is 50.0, where this family has None" in differences
+
+
+def test_windows_of_layers_are_the_shortest_pattern() -> None:
+    assert [layer.mixer.window for layer in table_of("gemma2").model.pattern] == [5, None]
+    assert table_of("mistral").model.mixer.window == 5
+    assert len(table_of("mistral").model.pattern) == 1
+    assert [layer.mixer.window for layer in table_of("qwen2").model.pattern] == [None, None, 5]

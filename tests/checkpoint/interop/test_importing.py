@@ -1,0 +1,180 @@
+"""From a folder of weights to a run."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jaxformer as jf
+from jaxformer.checkpoint.interop.folder import HuggingFaceFolder
+from jaxformer.checkpoint.interop.importing import import_model
+from jaxformer.cli import main
+from jaxformer.schema import UserError
+from tests.checkpoint.interop.models import (
+    CONFIG,
+    VOCAB,
+    as_bfloat16,
+    llama_tensors,
+    write_model,
+)
+from tests.runs import assert_same_arrays, saved_arrays
+
+
+def refusal(folder: Path, **changes: Any) -> str:
+    """What is said to a model with other options or `tensors`; nothing may be left of it."""
+    tensors = changes.pop("tensors", None)
+    write_model(folder / "model", {**CONFIG, **changes}, tensors or llama_tensors())
+    with pytest.raises(UserError) as error:
+        import_model(HuggingFaceFolder(folder / "model"), folder / "run")
+    assert [each.name for each in folder.iterdir()] == ["model"]
+    return str(error.value)
+
+
+def test_an_imported_model_is_a_run_with_the_same_numbers(tmp_path: Path) -> None:
+    source = write_model(tmp_path / "model")
+    assert main(["import", str(source), str(tmp_path / "run")]) == 0
+    run = jf.load(tmp_path / "run")
+    tensors = llama_tensors()
+    np.testing.assert_array_equal(run.params["embedding"], tensors["model.embed_tokens.weight"])
+    np.testing.assert_array_equal(run.params["head"], tensors["lm_head.weight"].T)
+    layers = run.params["stack"]["groups"]["layer_0"]
+    for index in range(3):
+        at = f"model.layers.{index}"
+        np.testing.assert_array_equal(
+            layers["mixer"]["key"]["kernel"][index].reshape(16, 8),
+            tensors[f"{at}.self_attn.k_proj.weight"].T,
+        )
+        np.testing.assert_array_equal(
+            layers["mixer"]["output"]["kernel"][index].reshape(16, 16),
+            tensors[f"{at}.self_attn.o_proj.weight"].T,
+        )
+        np.testing.assert_array_equal(
+            layers["ffn_norm"]["scale"][index],
+            tensors[f"{at}.post_attention_layernorm.weight"],
+        )
+    assert run.step == 0
+    assert run.config.model.positions.base == 500000.0
+    assert run.config.data.tokenizer == str(tmp_path / "run" / "tokenizer.json")
+    assert isinstance(run.generate("abc", max_new_tokens=4), str)
+
+
+def test_half_precision_becomes_float32_exactly(tmp_path: Path) -> None:
+    halves = as_bfloat16(llama_tensors())
+    wide = {name: tensor.astype(np.float32) for name, tensor in halves.items()}
+    for name, tensors in (("half", halves), ("wide", wide)):
+        source = write_model(tmp_path / f"{name}_source", CONFIG, tensors)
+        import_model(HuggingFaceFolder(source), tmp_path / name)
+    arrays = saved_arrays(tmp_path / "half", 0)
+    assert {array.dtype.name for array in arrays.values()} == {"float32"}
+    assert_same_arrays(arrays, saved_arrays(tmp_path / "wide", 0))
+
+
+def test_one_tensor_at_a_time_is_read_and_each_but_once(tmp_path: Path) -> None:
+    source = HuggingFaceFolder(write_model(tmp_path / "model"))
+    read = source.read
+    names = []
+    source.read = lambda name: names.append(name) or read(name)  # type: ignore[method-assign]
+    import_model(source, tmp_path / "run")
+    assert names == list(source.tensors)
+
+
+def test_buffers_and_a_copy_of_a_tied_head_are_left_out(tmp_path: Path) -> None:
+    config = {**CONFIG, "tie_word_embeddings": True}
+    tensors = llama_tensors(config)
+    frequencies = np.ones(2, np.float32)
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = frequencies
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    import_model(
+        HuggingFaceFolder(write_model(tmp_path / "model", config, tensors)), tmp_path / "run"
+    )
+    assert "params['head']" not in saved_arrays(tmp_path / "run", 0)
+
+
+def test_a_tied_head_that_differs_is_refused(tmp_path: Path) -> None:
+    tensors = llama_tensors()
+    message = refusal(tmp_path, tie_word_embeddings=True, tensors=tensors)
+    assert "lm_head.weight differs from model.embed_tokens.weight" in message
+
+
+def test_an_unknown_family_is_answered_with_the_nearest_and_the_list(tmp_path: Path) -> None:
+    message = refusal(tmp_path, model_type="lama")
+    assert "model_type 'lama'" in message
+    assert "llama, mistral, qwen2, qwen3, gemma, gemma2, olmo2, phi3, gpt2" in message
+    assert "Did you mean 'llama'?" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"hidden_act": "relu"},
+            "hidden_act 'relu', which is not supported for llama; allowed: 's",
+        ),
+        ({"quantization_config": {"bits": 4}}, "quantization_config {'bits': 4}"),
+        ({"attn_temperature_tuning": True}, "attn_temperature_tuning True"),
+        ({"rope_scaling": {"rope_type": "spiral"}}, "rope_type 'spiral'; supported: default, line"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "x": 1}}, "rope_parameters has opti"),
+        ({"hidden_size": None}, "has no 'hidden_size', which llama needs"),
+        ({"num_attention_heads": 3}, "num_heads 3 is not divisible by num_kv_heads 2"),
+    ],
+)
+def test_options_that_would_make_another_model_are_refused(
+    tmp_path: Path, changes: dict[str, Any], expected: str
+) -> None:
+    assert expected in refusal(tmp_path, **changes)
+
+
+def test_tensors_that_do_not_fit_are_all_named(tmp_path: Path) -> None:
+    tensors = llama_tensors()
+    tensors["model.layers.1.self_attn.q_proj.bias"] = np.ones(16, np.float32)
+    tensors["model.norms.weight"] = tensors.pop("model.norm.weight")
+    tensors["model.layers.0.mlp.up_proj.weight"] = np.ones((24, 15), np.float32)
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].astype(np.int32)
+    message = refusal(tmp_path, tensors=tensors)
+    for line in (
+        "missing   model.norm.weight Did you mean 'model.norms.weight'?",
+        "left over model.layers.1.self_attn.q_proj.bias [16]",
+        "left over model.norms.weight [16]",
+        "shape     model.layers.0.mlp.up_proj.weight: [24, 15], not [24, 16]",
+        "dtype     lm_head.weight: int32; supported: float32, bfloat16, float16",
+    ):
+        assert line in message
+
+
+def test_names_may_lack_the_models_prefix(tmp_path: Path) -> None:
+    tensors = {name.removeprefix("model."): each for name, each in llama_tensors().items()}
+    import_model(
+        HuggingFaceFolder(write_model(tmp_path / "short", CONFIG, tensors)), tmp_path / "a"
+    )
+    import_model(HuggingFaceFolder(write_model(tmp_path / "long")), tmp_path / "b")
+    assert_same_arrays(saved_arrays(tmp_path / "a", 0), saved_arrays(tmp_path / "b", 0))
+
+
+def test_a_used_folder_is_not_written_into(tmp_path: Path) -> None:
+    source = HuggingFaceFolder(write_model(tmp_path / "model"))
+    with pytest.raises(UserError, match="is there already; give a new folder"):
+        import_model(source, tmp_path / "model")
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
+    config = {**CONFIG, "vocab_size": 20}
+    message = refusal(tmp_path, vocab_size=20, tensors=llama_tensors(config))
+    assert "has 27 ids, but model.vocab_size is 20" in message
+
+
+def test_without_a_tokenizer_the_run_has_bytes_and_says_so(tmp_path: Path, capsys) -> None:
+    source = write_model(tmp_path / "model")
+    (source / "tokenizer.json").unlink()
+    import_model(HuggingFaceFolder(source), tmp_path / "run")
+    assert "has no tokenizer.json: data.tokenizer" in capsys.readouterr().err
+    assert jf.load(tmp_path / "run").config.data.tokenizer == "bytes"
+    assert jf.load(tmp_path / "run").model.vocab_size == VOCAB
+
+
+def test_the_command_refuses_what_is_not_there(tmp_path: Path, capsys) -> None:
+    assert main(["import", str(tmp_path / "none"), str(tmp_path / "run")]) == 2
+    assert "does not exist; give a folder, or a name on the Hub" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main(["import", str(tmp_path / "file"), str(tmp_path / "run")]) == 2
+    assert "is a file" in capsys.readouterr().err
