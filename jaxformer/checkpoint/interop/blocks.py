@@ -13,6 +13,9 @@ WORKERS = 2
 
 def contiguous_blocks(values: np.ndarray, dtype: DTypeLike) -> Iterator[np.ndarray]:
     """`values` as `dtype` in C order, piece after piece; some of them are made ahead."""
+    if values.flags.c_contiguous and values.dtype == dtype:
+        yield values
+        return
     with ThreadPoolExecutor(WORKERS) as pool:
         ahead: deque[Future[np.ndarray]] = deque()
         for block in _blocks(values):
