@@ -1,5 +1,5 @@
-"""Every family's small model twice, in transformers and here, and how weights go from one to the
-other."""
+"""Small models that cannot be imported, twice, in transformers and here, and how weights go from
+one to the other."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -47,52 +47,6 @@ def gated_ffn(weights: Weights, prefix: str) -> dict:
     """SwiGLU as Llama names it."""
     names = {"gate": "gate_proj", "in": "up_proj", "out": "down_proj"}
     return kernels(weights, {ours: f"{prefix}.{theirs}" for ours, theirs in names.items()})
-
-
-# Llama ------------------------------------------------------------------------------------------
-
-
-def llama(weights: Weights, ours: dict) -> dict:
-    def layer(index: int) -> dict:
-        at = f"model.layers.{index}"
-        names = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj"}
-        return {
-            "mixer_norm": {"scale": weights(f"{at}.input_layernorm.weight")},
-            "mixer": kernels(weights, {a: f"{at}.self_attn.{b}" for a, b in names.items()}),
-            "ffn_norm": {"scale": weights(f"{at}.post_attention_layernorm.weight")},
-            "ffn": gated_ffn(weights, f"{at}.mlp"),
-        }
-
-    return tree(
-        weights("model.embed_tokens.weight"),
-        weights("model.norm.weight"),
-        [layer(index) for index in range(ours["num_layers"])],
-        weights.matrix("lm_head"),
-    )
-
-
-def llama_family(theirs: dict, scaling: dict | None) -> Family:
-    """Grouped queries; `theirs` are the rope parameters that `scaling` means."""
-    return Family(
-        transformers.LlamaConfig(
-            vocab_size=VOCAB,
-            hidden_size=D_MODEL,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            rms_norm_eps=1e-5,
-            rope_parameters={"rope_theta": 10000.0, **theirs},
-        ),
-        model(
-            2,
-            mixer={"kind": "attention", "num_heads": 4, "num_kv_heads": 2},
-            ffn={"kind": "swiglu", "d_hidden": 96},
-            norm={"eps": 1e-5},
-            positions={"kind": "rope", "scaling": scaling},
-        ),
-        llama,
-    )
 
 
 # Mamba ------------------------------------------------------------------------------------------
@@ -412,24 +366,6 @@ XLSTM = Family(
 )
 
 FAMILIES = {
-    "llama": llama_family({"rope_type": "default"}, None),
-    "llama_linear": llama_family(
-        {"rope_type": "linear", "factor": 4.0}, {"kind": "linear", "factor": 4.0}
-    ),
-    "llama_yarn": llama_family(
-        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
-        {"kind": "yarn", "factor": 4.0, "original_max_length": 16},
-    ),
-    "llama_llama3": llama_family(
-        {
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 32,
-        },
-        {"kind": "llama3", "factor": 8.0, "original_max_length": 32},
-    ),
     "mamba": MAMBA,
     "mamba2": MAMBA2,
     "recurrent_gemma": RECURRENT_GEMMA,
