@@ -80,7 +80,7 @@ def head_rules(model: ModelConfig) -> list[Rule]:
 
 def heads(hub: HubConfig) -> Json:
     """Sizes of attention, as our mixer names them."""
-    num_heads, d_model = hub.take("num_attention_heads"), hub.take("hidden_size")
+    num_heads, d_model = hub.count("num_attention_heads"), hub.count("hidden_size")
     return {
         "kind": "attention",
         "num_heads": num_heads,
@@ -101,7 +101,7 @@ def windows(hub: HubConfig, default: list[str]) -> list[int | None]:
     """The window of every layer; `default` are the `layer_types` of files that do not say them."""
     window = hub.take("sliding_window", None)
     types = hub.take("layer_types", default)
-    if len(types) != hub.take("num_hidden_layers"):
+    if len(types) != hub.count("num_hidden_layers"):
         raise UserError(f"{hub.name} has {len(types)} layer_types, not one for each layer")
     for kind in types:
         if kind not in ("full_attention", "sliding_attention"):
@@ -114,11 +114,11 @@ def windows(hub: HubConfig, default: list[str]) -> list[int | None]:
 def model_section(hub: HubConfig, *, tied: bool, mixers: Sequence[Json], **parts: Any) -> Json:
     """Our `model:` section, with a mixer for every layer and `parts` of a family's own."""
     return {
-        "d_model": hub.take("hidden_size"),
-        "num_layers": hub.take("num_hidden_layers"),
-        "vocab_size": hub.take("vocab_size"),
+        "d_model": hub.count("hidden_size"),
+        "num_layers": hub.count("num_hidden_layers"),
+        "vocab_size": hub.count("vocab_size"),
         "tie_embeddings": hub.take("tie_word_embeddings", tied),
-        "init": {"std": float(hub.take("initializer_range", 0.02)), "output": "plain"},
+        "init": {"std": hub.number("initializer_range", 0.02), "output": "plain"},
         **layers_section(mixers),
         **parts,
     }

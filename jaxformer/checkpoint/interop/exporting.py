@@ -76,7 +76,7 @@ def export_model(run: Path, out: Path, dtype: str = "float32") -> Json:
         if tokenizer.vocab_size <= vocab_size:  # else it stands in for one that was not there
             ends |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
             _write_json(building / "generation_config.json", ends)
-            write_tokenizer_folder(config.data.tokenizer, building)
+            write_tokenizer_folder(tokenizer, building)
         _write_json(building / "config.json", options | ends)
         _write_tensors(table, ParameterReader(where / item), building, dtype, str(run))
         if out.exists():

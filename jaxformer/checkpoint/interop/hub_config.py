@@ -1,5 +1,6 @@
 """Reading a config.json so that nothing in it is ignored."""
 
+import math
 import re
 from typing import Any
 
@@ -14,7 +15,7 @@ HARMLESS = re.compile(
     r"|output_(attentions|hidden_states|scores)|return_dict(_in_generate)?|torchscript|use_bfloat16"
     r"|chunk_size_feed_forward|is_decoder|use_flash_attention(_2)?|attn_implementation|do_sample"
     r"|max_length|max_new_tokens|temperature|top_k|top_p|repetition_penalty|num_return_sequences"
-    r"|add_bos_token|add_eos_token|mlp_implementation"
+    r"|add_bos_token|add_eos_token|mlp_implementation|is_llama_config|transformers\.js_config"
 )
 ABSENT: Any = object()
 
@@ -44,6 +45,28 @@ class HubConfig:
         if value is ABSENT:
             raise UserError(f"{self.name} has no '{key}', which {self._model} needs")
         return value
+
+    def number(self, key: str, default: Any = ABSENT) -> float:
+        """Like `take`, for a positive number.
+
+        Raises:
+            UserError: something else.
+        """
+        value = self.take(key, default)
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise UserError(f"{self.name} has {key} {value!r}; allowed: a positive number")
+        return float(value)
+
+    def count(self, key: str, default: Any = ABSENT) -> int:
+        """Like `take`, for a positive whole number.
+
+        Raises:
+            UserError: something else.
+        """
+        value = self.number(key, default)
+        if value != int(value):
+            raise UserError(f"{self.name} has {key} {value!r}; allowed: a positive whole number")
+        return int(value)
 
     def need(self, key: str, *allowed: Any, default: Any = ABSENT) -> Any:
         """Like `take`, for a key that may have only some values.

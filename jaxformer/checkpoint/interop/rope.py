@@ -25,42 +25,46 @@ def to_rope(hub: HubConfig, head_dim: int, *, partial: float | None = None) -> J
     Raises:
         UserError: a scaling that we do not have, or options of it.
     """
-    base, longest = hub.take("rope_theta", 10000.0), hub.take("max_position_embeddings", None)
-    original = hub.take("original_max_position_embeddings", None)
+    base = hub.number("rope_theta", 10000.0)
+    hub.need("rope_interleaved", False)
     scaling = {**hub.take("rope_scaling", {}), **hub.take("rope_parameters", {})}
     options = HubConfig(scaling, f"{hub.name}: rope_parameters")
     kind = options.take("rope_type", options.take("type", "default"))
     fraction = 1.0
     if partial is not None:
-        usual = hub.take("partial_rotary_factor", partial)
-        fraction = float(options.take("partial_rotary_factor", usual))
+        usual = hub.number("partial_rotary_factor", partial)
+        fraction = options.number("partial_rotary_factor", usual)
         if int(head_dim * fraction) != round(head_dim * fraction):
             raise UserError(f"{hub.name} rotates {head_dim * fraction} features of a head")
     if kind not in SCALINGS:
         raise UserError(f"{hub.name} has rope_type {kind!r}; supported: {', '.join(SCALINGS)}")
+    longest = hub.take("max_position_embeddings", None)
+    if kind != "default":
+        longest = hub.count("max_position_embeddings")
     own = options.take("original_max_position_embeddings", longest)
+    original = hub.take("original_max_position_embeddings", own)
     positions = {
         "kind": "rope",
-        "base": float(options.take("rope_theta", base)),
+        "base": options.number("rope_theta", base),
         "fraction": fraction,
         "max_length": longest,
-        "scaling": SCALINGS[kind](options, original or own, longest),
+        "scaling": SCALINGS[kind](options, original, longest),
     }
     options.finish()
     return positions
 
 
 def _linear(options: HubConfig, original: int, longest: int) -> Json:
-    return {"kind": "linear", "factor": float(options.take("factor"))}
+    return {"kind": "linear", "factor": options.number("factor")}
 
 
 def _dynamic(options: HubConfig, original: int, longest: int) -> Json:
-    factor = float(options.take("factor"))
+    factor = options.number("factor")
     return {"kind": "dynamic", "factor": factor, "original_max_length": longest}
 
 
 def _yarn(options: HubConfig, original: int, longest: int) -> Json:
-    factor = float(options.take("factor", longest / original))
+    factor = options.number("factor", longest / original)
     attention = options.take("attention_factor", None)
     parts = [options.take(key, None) for key in ("mscale", "mscale_all_dim")]
     if attention is None and all(parts):
@@ -70,8 +74,8 @@ def _yarn(options: HubConfig, original: int, longest: int) -> Json:
         "kind": "yarn",
         "factor": factor,
         "original_max_length": original,
-        "beta_fast": float(options.take("beta_fast", 32)),
-        "beta_slow": float(options.take("beta_slow", 1)),
+        "beta_fast": options.number("beta_fast", 32),
+        "beta_slow": options.number("beta_slow", 1),
         "attention_factor": attention,
         "truncate": options.take("truncate", True),
     }
@@ -80,22 +84,22 @@ def _yarn(options: HubConfig, original: int, longest: int) -> Json:
 def _llama3(options: HubConfig, original: int, longest: int) -> Json:
     return {
         "kind": "llama3",
-        "factor": float(options.take("factor")),
+        "factor": options.number("factor"),
         "original_max_length": original,
-        "low_frequency_factor": float(options.take("low_freq_factor")),
-        "high_frequency_factor": float(options.take("high_freq_factor")),
+        "low_frequency_factor": options.number("low_freq_factor"),
+        "high_frequency_factor": options.number("high_freq_factor"),
     }
 
 
 def _longrope(options: HubConfig, original: int, longest: int) -> Json:
-    factor = options.take("factor", longest / original)
+    factor = options.number("factor", longest / original)
     attention = math.sqrt(1 + math.log(max(factor, 1)) / math.log(original))
     return {
         "kind": "longrope",
-        "short_factors": [float(factor) for factor in options.take("short_factor")],
-        "long_factors": [float(factor) for factor in options.take("long_factor")],
+        "short_factors": options.take("short_factor"),
+        "long_factors": options.take("long_factor"),
         "original_max_length": original,
-        "attention_factor": float(options.take("attention_factor", attention)),
+        "attention_factor": options.number("attention_factor", attention),
     }
 
 

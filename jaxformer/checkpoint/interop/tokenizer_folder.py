@@ -3,27 +3,29 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
-from jaxformer.data.tokenizers import ByteTokenizer, tokenizer_files
+from jaxformer.checkpoint.interop.folder import TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
+from jaxformer.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, Tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 
 
-def write_tokenizer_folder(name: str, folder: Path) -> None:
-    """tokenizer.json and tokenizer_config.json of the tokenizer `name`, which loads."""
-    settings: dict[str, Any] = {}
-    if name == "bytes":
-        (folder / "tokenizer.json").write_text(byte_tokenizer(), "utf-8")
-        settings = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
+def write_tokenizer_folder(tokenizer: Tokenizer, folder: Path) -> None:
+    """tokenizer.json, tokenizer_config.json, and the chat template if there is one."""
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        given = Path(tokenizer.name).expanduser()
+        files = {TOKENIZER: given if given.is_file() else tokenizer.find(TOKENIZER)}
+        files[TEMPLATE] = tokenizer.find(TEMPLATE)
+        for name, file in files.items():
+            if file is not None:
+                shutil.copyfile(file, folder / name)
+        settings = dict(tokenizer.config)
     else:
-        definition, config = tokenizer_files(name)
-        shutil.copyfile(definition, folder / "tokenizer.json")
-        if config.is_file():
-            settings = json.loads(config.read_bytes())
+        (folder / TOKENIZER).write_text(byte_tokenizer(), "utf-8")
+        settings = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
     settings.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
     text = json.dumps(settings, indent=2, ensure_ascii=False)
-    (folder / "tokenizer_config.json").write_text(text, "utf-8")
+    (folder / TOKENIZER_CONFIG).write_text(text, "utf-8")
 
 
 def byte_tokenizer() -> str:

@@ -50,10 +50,11 @@ def to_gemma2(hub: HubConfig) -> Json:
     hub.need("hidden_activation", TANH_GELU)
     hub.need("hidden_act", TANH_GELU)
     mixer = _mixer(hub)
-    mixer["scale"] = hub.take("query_pre_attn_scalar", 256) ** -0.5
+    mixer["scale"] = hub.number("query_pre_attn_scalar", 256) ** -0.5
     mixer["logit_softcap"] = hub.take("attn_logit_softcapping", None)
+    hub.need("sliding_window_size", hub.take("sliding_window", None))
     kinds = ["sliding_attention", "full_attention"]
-    types = [kinds[index % 2] for index in range(hub.take("num_hidden_layers"))]
+    types = [kinds[index % 2] for index in range(hub.count("num_hidden_layers"))]
     return model_section(
         hub,
         tied=True,

@@ -48,13 +48,13 @@ def to_config(hub: HubConfig) -> Json:
         "add_cross_attention",
     ):
         hub.need(key, False)
-    d_model, num_heads = hub.take("n_embd"), hub.take("n_head")
+    d_model, num_heads = hub.count("n_embd"), hub.count("n_head")
     return {
         "d_model": d_model,
-        "num_layers": hub.take("n_layer"),
-        "vocab_size": hub.take("vocab_size"),
+        "num_layers": hub.count("n_layer"),
+        "vocab_size": hub.count("vocab_size"),
         "tie_embeddings": hub.take("tie_word_embeddings", True),
-        "init": {"std": float(hub.take("initializer_range", 0.02)), "output": "scaled"},
+        "init": {"std": hub.number("initializer_range", 0.02), "output": "scaled"},
         "mixer": {
             "kind": "attention",
             "num_heads": num_heads,

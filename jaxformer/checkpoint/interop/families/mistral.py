@@ -18,6 +18,7 @@ from jaxformer.model.config import ModelConfig
 
 def to_config(hub: HubConfig) -> Json:
     hub.need("hidden_act", "silu")
+    hub.need("attention_bias", False)
     # A file that does not say has 4096, one that says null has none.
     window = hub.take("sliding_window", None) if hub.has("sliding_window") else 4096
     mixer = {**heads(hub), "window": window}

@@ -35,6 +35,7 @@ LAYER = [
 
 def to_config(hub: HubConfig) -> Json:
     hub.need("hidden_act", "silu")
+    hub.need("attention_bias", False)
     mixer = {**heads(hub), "window": hub.take("sliding_window", None)}
     return model_section(
         hub,

@@ -31,6 +31,7 @@ def to_qwen3(hub: HubConfig) -> Json:
 
 def _to_config(hub: HubConfig, options: Json) -> Json:
     hub.need("hidden_act", "silu")
+    hub.need("use_mrope", False)
     mixer = {**heads(hub), **options}
     return model_section(
         hub,
@@ -43,8 +44,8 @@ def _to_config(hub: HubConfig, options: Json) -> Json:
 
 
 def _windows(hub: HubConfig) -> list[int | None]:
-    num_layers = hub.take("num_hidden_layers")
-    is_used, first = hub.take("use_sliding_window", False), hub.take("max_window_layers", 28)
+    num_layers, first = hub.count("num_hidden_layers"), hub.take("max_window_layers", 28)
+    is_used = hub.take("use_sliding_window", False)
     full = min(first, num_layers) if is_used and hub.take("sliding_window", None) else num_layers
     types = ["full_attention"] * full + ["sliding_attention"] * (num_layers - full)
     return windows(hub, types)
