@@ -50,10 +50,11 @@ def export_model(run: Path, out: Path, dtype: str = "float32") -> Json:
     tokenizer = load_tokenizer(config.data.tokenizer)
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
     model = config.model.model_copy(update={"vocab_size": vocab_size})
-    if not directory.has_checkpoints:
-        raise UserError(f"{directory.path} has no checkpoint yet; train it first")
     with Checkpoints(directory.checkpoints, read_only=True) as checkpoints:
-        step = checkpoints.steps()[-1] if step is None else step
+        step = checkpoints.newest_good() if step is None else step
+        if step is None:
+            raise directory.without_checkpoint()
+        checkpoints.verify(step)
         manifest = checkpoints.manifest(step)
     trees = manifest["trees"]
     family, options = choose_family(model, manifest.get("imported"))

@@ -1,9 +1,9 @@
 """Weights of others as a run: everything that loads a run loads them."""
 
 import hashlib
-import json
 import math
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ import numpy as np
 import yaml
 from pydantic import ValidationError
 
+from jaxformer.checkpoint import integrity
 from jaxformer.checkpoint.interop.checkpoint_files import ParameterWriter, leaf_of
 from jaxformer.checkpoint.interop.families import family_of
 from jaxformer.checkpoint.interop.hub_config import HubConfig
 from jaxformer.checkpoint.interop.rules import Rule
 from jaxformer.checkpoint.interop.source import Source
 from jaxformer.checkpoint.interop.table import Table
-from jaxformer.checkpoint.manifest import FORMAT, git_revision, source_hash, versions
+from jaxformer.checkpoint.manifest import git_revision, source_hash, versions
 from jaxformer.config import Config
 from jaxformer.data.progress import progress, say
 from jaxformer.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
@@ -67,8 +68,7 @@ def import_model(source: Source, out: Path) -> Config:
         _check_tied(source, table)
         checkpoint = building / "checkpoints" / "0"
         _write_parameters(source, table, rules, checkpoint / "params")
-        _write_json(checkpoint / "state", {"step": 0})
-        _write_json(checkpoint / "manifest", _manifest(config, tokenizer, table))
+        integrity.seal(checkpoint, _manifest(source.name, config, tokenizer, table))
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
         (building / "config.yaml").write_text(text, "utf-8")
         if out.exists():
@@ -118,23 +118,21 @@ def _write_parameters(source: Source, table: Table, rules: dict[str, Rule], fold
     writer.finish()
 
 
-def _manifest(config: Config, tokenizer: Tokenizer, table: Table) -> dict[str, Any]:
+def _manifest(source: str, config: Config, tokenizer: Tokenizer, table: Table) -> dict[str, Any]:
     return {
-        "format": FORMAT,
         "config": config.model_dump(mode="json"),
         "tokenizer": {"name": config.data.tokenizer, "fingerprint": tokenizer.fingerprint},
+        "data": {"imported": source},
         "imported": table.family.model_type,
         "versions": versions(),
         "git_revision": git_revision(),
         "source": source_hash(),
         "step": 0,
+        "saved_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "metrics": {"eval/loss": None},
+        "state": {"step": 0},
         "trees": {"params": table.leaves},
     }
-
-
-def _write_json(item: Path, content: dict[str, Any]) -> None:
-    item.mkdir()
-    (item / "metadata").write_text(json.dumps(content), "utf-8")
 
 
 def _check_tied(source: Source, table: Table) -> None:
