@@ -110,12 +110,17 @@ def _write_parameters(source: Source, table: Table, rules: dict[str, Rule], fold
     done = 0
     with progress(f"importing {source.name}", sum(sizes.values())) as report:
         for name, rule in rules.items():
-            arrays = rule.to_ours(source.read(name), table.shapes(rule))
-            for path, array in zip(rule.ours, arrays, strict=True):
-                writer.write(*leaf_of(path, table.model), array)
+            _write_tensor(writer, table, rule, source.read(name))
             done += sizes[name]
             report(done)
     writer.finish()
+
+
+def _write_tensor(writer: ParameterWriter, table: Table, rule: Rule, theirs: np.ndarray) -> None:
+    """In a function of its own: no name is left for a tensor while the next one is read."""
+    arrays = rule.to_ours(theirs, table.shapes(rule))
+    for path, array in zip(rule.ours, arrays, strict=True):
+        writer.write(*leaf_of(path, table.model), array)
 
 
 def _manifest(source: str, config: Config, tokenizer: Tokenizer, table: Table) -> dict[str, Any]:

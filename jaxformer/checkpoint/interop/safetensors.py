@@ -148,5 +148,4 @@ def write_file(
     with file.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for pieces in values:
-            for piece in pieces:
-                stream.write(piece.view(np.uint8).data)
+            stream.writelines(piece.view(np.uint8).data for piece in pieces)

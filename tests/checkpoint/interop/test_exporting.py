@@ -1,6 +1,7 @@
 """From a run to a folder of weights."""
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from flax.core import meta
 
 import jaxformer as jf
 from jaxformer.checkpoint.interop import exporting
+from jaxformer.checkpoint.interop.checkpoint_files import ParameterReader
 from jaxformer.checkpoint.interop.exporting import export_model
 from jaxformer.checkpoint.interop.folder import INDEX, HuggingFaceFolder
 from jaxformer.checkpoint.interop.importing import import_model
@@ -96,6 +98,24 @@ def test_the_moving_average_is_what_is_exported(tmp_path: Path) -> None:
     export_model(run, tmp_path / "out")
     scale = HuggingFaceFolder(tmp_path / "out").read("model.norm.weight")
     np.testing.assert_array_equal(scale, 2.0)  # ones, and one more
+
+
+def test_an_array_is_gone_when_the_next_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_model(HuggingFaceFolder(write_model(tmp_path / "model")), tmp_path / "run")
+    read, arrays = ParameterReader.read, []
+
+    def watched(self: ParameterReader, path: str, place: int | None) -> np.ndarray:
+        assert [array() for array in arrays] == [None] * len(arrays)
+        array = read(self, path, place)
+        assert array.size <= 300 * 16  # the embedding's, or a layer's
+        arrays.append(weakref.ref(array))
+        return array
+
+    monkeypatch.setattr(ParameterReader, "read", watched)
+    export_model(tmp_path / "run", tmp_path / "out")
+    assert len(arrays) == 3 + 3 * 9
 
 
 def test_shards_have_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """From a folder of weights to a run."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,21 @@ def test_half_precision_becomes_float32_exactly(tmp_path: Path) -> None:
     assert_same_arrays(arrays, saved_arrays(tmp_path / "wide", 0))
 
 
-def test_one_tensor_at_a_time_is_read_and_each_but_once(tmp_path: Path) -> None:
+def test_a_tensor_is_read_once_and_gone_when_the_next_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = HuggingFaceFolder(write_model(tmp_path / "model"))
-    read = source.read
+    tensors: list[weakref.ref[np.ndarray]] = []
     names = []
-    source.read = lambda name: names.append(name) or read(name)  # type: ignore[method-assign]
+
+    def read(self: HuggingFaceFolder, name: str) -> np.ndarray:
+        assert [tensor() for tensor in tensors] == [None] * len(tensors)
+        tensor = llama_tensors()[name]
+        tensors.append(weakref.ref(tensor))
+        names.append(name)
+        return tensor
+
+    monkeypatch.setattr(HuggingFaceFolder, "read", read)
     import_model(source, tmp_path / "run")
     assert names == list(source.tensors)
 
@@ -178,6 +189,8 @@ def test_without_a_tokenizer_the_run_has_bytes_and_says_so(tmp_path: Path, capsy
 def test_the_command_refuses_what_is_not_there(tmp_path: Path, capsys) -> None:
     assert main(["import", str(tmp_path / "none"), str(tmp_path / "run")]) == 2
     assert "does not exist; give a folder, or a name on the Hub" in capsys.readouterr().err
+    assert main(["import", "nobody/nothing", str(tmp_path / "run")]) == 2
+    assert "the Hub gave no such model" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert main(["import", str(tmp_path / "file"), str(tmp_path / "run")]) == 2
     assert "is a file" in capsys.readouterr().err
