@@ -110,7 +110,7 @@ class HuggingFaceFolder:
         if not file.resolve().is_relative_to(self._root):
             raise UserError(
                 f"{file} is a link to {file.resolve()}, outside of {self._root}; put the file "
-                f"itself there"
+                f"itself there, or give the name that the model has on the Hub"
             )
         if not file.is_file():
             raise UserError(f"{file} is missing; fetch the whole model")
