@@ -13,6 +13,7 @@ from jaxformer.checkpoint.interop.safetensors import Place, read_header
 from jaxformer.checkpoint.interop.source import TensorInfo
 from jaxformer.schema import UserError
 
+AHEAD = 1 << 26  # bytes
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 TOKENIZER, TOKENIZER_CONFIG, TEMPLATE = (
@@ -39,12 +40,16 @@ class HuggingFaceFolder:
         self.tensors: Mapping[str, TensorInfo] = {
             name: place.info for name, place in self._places.items()
         }
-        names = list(self._places)
-        self._next = dict(itertools.pairwise(names))
+        self._after = dict(zip(self._places, itertools.count(1), strict=False))
 
     def read(self, name: str) -> np.ndarray:
-        if after := self._next.get(name):
-            self._places[after].fetch()
+        """The tensor; what follows it comes into the system's cache meanwhile."""
+        ahead = 0
+        for place in itertools.islice(self._places.values(), self._after[name], None):
+            if ahead > AHEAD:
+                break
+            place.fetch()
+            ahead += place.bytes
         return self._places[name].read()
 
     def write_tokenizer(self, folder: Path) -> bool:
