@@ -82,13 +82,7 @@ def test_rematerialisation_changes_no_gradient(remat: str) -> None:
         {},
         {"norm": {"kind": "layer", "placement": "sandwich", "bias": True}},
         {"norm": {"placement": "post"}, "positions": {"kind": "sinusoidal"}},
-        {
-            "norm": {"placement": "after"},
-            "positions": {
-                "kind": "rope",
-                "scaling": {"kind": "dynamic", "factor": 4.0, "original_max_length": 5},
-            },
-        },
+        {"norm": {"placement": "after"}},
         {"positions": {"kind": "learned", "max_length": 10}, "logit_softcap": 2.0},
         {"positions": {"kind": "alibi"}, "tie_embeddings": False, "scale_embeddings": True},
     ],
