@@ -1,6 +1,5 @@
 """The typed schema of a configuration, and what must hold across its sections."""
 
-import math
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -389,8 +388,8 @@ class Config(Schema):
                 f"optimizer.schedule.decay_steps {schedule.decay_steps} and warmup_steps "
                 f"{schedule.warmup_steps} are longer than the run: train.steps is {steps}"
             )
-        longest = getattr(self.model.positions, "max_length", None)
-        if self.data.sequence_length > (longest or math.inf):
+        longest = self.model.longest_row
+        if self.data.sequence_length > longest:
             raise ValueError(
                 f"data.sequence_length is {self.data.sequence_length}, but model.positions has "
                 f"max_length {longest}; shorten the rows or raise max_length"

@@ -1,5 +1,7 @@
 """What a model is made of: the `model:` section of a configuration."""
 
+import math
+
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from jaxformer.model.dims import InitConfig
@@ -48,6 +50,11 @@ class ModelConfig(Schema):
         for layer in self.pattern_layers():
             layer.mixer.check(self.d_model, layer.positions)
         return self
+
+    @property
+    def longest_row(self) -> float:
+        """Tokens; infinite where positions have no `max_length`."""
+        return getattr(self.positions, "max_length", None) or math.inf
 
     def pattern_layers(self) -> tuple["Layer", ...]:
         """The pattern's entries with the defaults filled in."""

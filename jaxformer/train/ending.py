@@ -1,6 +1,5 @@
 """The three ways in which a run ends, each with its exit code."""
 
-import math
 from functools import partial
 
 import jax
@@ -40,10 +39,9 @@ def _sample(session: Session, state: TrainState, step: int) -> str:
     if config.lora is not None:
         model, params = model.clone(lora=None), jax.jit(partial(merged, config=config.lora))(params)
     run = Run(config, model, params, session.tokenizer, step, program.mesh)
-    longest = getattr(config.model.positions, "max_length", math.inf)
     text = run.generate(
         "",
-        max_new_tokens=min(config.eval.sample_tokens, longest - 1),
+        max_new_tokens=int(min(config.eval.sample_tokens, config.model.longest_row - 1)),
         temperature=SAMPLE_TEMPERATURE,
         seed=config.train.seed,
     )
