@@ -15,6 +15,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from jaxformer.ops.shards import of_whole
 from jaxformer.schema import Schema
 
 
@@ -213,7 +214,11 @@ def rope_rotation(
     one document.
     """
     phase_type = jnp.promote_types(dtype, jnp.float32)
-    lengths = _document_lengths(positions, segment_ids)[..., None].astype(phase_type)
+    lengths = jnp.ones((), phase_type)
+    if isinstance(config.scaling, DynamicScalingConfig | LongRoPEScalingConfig):
+        segments = jnp.ones_like(positions) if segment_ids is None else segment_ids
+        documents = of_whole(_document_lengths, positions, segments)
+        lengths = documents[..., None].astype(phase_type)
     frequencies, factor = rope_frequencies(config, head_dim, lengths)
     phases = positions[..., None].astype(phase_type) * jnp.asarray(frequencies, phase_type)
 
@@ -225,10 +230,8 @@ def rope_rotation(
     return cos, sin
 
 
-def _document_lengths(positions: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
+def _document_lengths(positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
     """[batch, length]: for every token one more than the position of its document's last token."""
-    if segment_ids is None:
-        segment_ids = jnp.ones_like(positions)
     length = positions.shape[1]
     differs = segment_ids[:, 1:] != segment_ids[:, :-1]
     is_last = jnp.pad(differs, [(0, 0), (0, 1)], constant_values=True)

@@ -53,6 +53,19 @@ def documents_before(segment_ids: jax.Array, first: jax.Array) -> jax.Array:
     return jnp.concatenate([first[:, None], segment_ids[:, :-1]], axis=1)
 
 
+def of_whole(function: Callable[..., jax.Array], *pieces: jax.Array) -> jax.Array:
+    """`function` of the whole rows [batch, length], and of its result this shard's piece.
+
+    Every device gathers the rows: for few numbers a token.
+    """
+    if count() == 1:
+        return function(*pieces)
+    rows = [jax.lax.all_gather(piece, AXIS, axis=1, tiled=True) for piece in pieces]
+    length = pieces[0].shape[1]
+    start = jax.lax.axis_index(AXIS) * length
+    return jax.lax.dynamic_slice_in_dim(function(*rows), start, length, axis=1)
+
+
 def state_before(
     first: State, advance: Callable[[State, Summary], State], summary: Summary
 ) -> State:

@@ -10,7 +10,12 @@ from contracts.cases import CASES, D_MODEL
 from contracts.contract import setup
 from jax.sharding import AxisType, PartitionSpec
 
+from jaxformer.model.positions import RoPEConfig
+
 LENGTH = 24  # six tokens a device
+DYNAMIC = {"kind": "dynamic", "factor": 4.0, "original_max_length": 5}
+DYNAMIC_ROPE = RoPEConfig.model_validate({"base": 100.0, "scaling": DYNAMIC})
+ALL = {**CASES, "attention_dynamic": CASES["attention"]._replace(scheme=DYNAMIC_ROPE)}
 
 
 def layout() -> dict:
@@ -21,7 +26,7 @@ def layout() -> dict:
 
 
 def difference(name: str) -> float:
-    mixer, params, x = setup(CASES[name], LENGTH)
+    mixer, params, x = setup(ALL[name], LENGTH)
     weights = jax.random.normal(jax.random.key(3), (2, LENGTH, D_MODEL))
 
     def whole(params: dict, x: jax.Array, layout: dict) -> jax.Array:

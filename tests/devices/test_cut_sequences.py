@@ -13,3 +13,8 @@ def test_a_sequence_cut_over_four_devices_equals_the_whole_one(part: int) -> Non
     differences = run_on_devices(4, "cut_sequences", *names)
     assert sorted(differences) == names
     assert max(differences.values()) <= 1e-10, differences
+
+
+def test_rope_that_follows_the_length_of_documents_knows_it_across_devices() -> None:
+    differences = run_on_devices(4, "cut_sequences", "attention_dynamic")
+    assert differences["attention_dynamic"] <= 1e-10
