@@ -1,11 +1,12 @@
 """A checkpoint's arrays on the disk, a layer at a time, as Orbax keeps them.
 
-Parameters are stacked over the layers. They are written in pieces of one layer, without
+Parameters are stacked over the layers. They are written in pieces of one layer or less, without
 compression (zarr version 2, zarr-specs.readthedocs.io), so that no more than one layer's part of
 one array has to be in memory, and read in such pieces from any checkpoint.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,8 @@ from jaxformer.checkpoint.interop.blocks import contiguous_blocks
 from jaxformer.checkpoint.interop.rules import Shape
 from jaxformer.model.config import ModelConfig
 from jaxformer.paths import is_remote
+
+PIECE = 1 << 26  # bytes of a file: of larger ones, each device would read what it has no use for
 
 
 def leaf_of(path: str, model: ModelConfig) -> tuple[str, int | None]:
@@ -57,10 +60,15 @@ class ParameterWriter:
     def write(self, path: str, place: int | None, values: np.ndarray) -> None:
         """One layer of a stacked array, or the whole of another."""
         ndim = len(self._shapes[path])
-        index = [0] * ndim if place is None else [place, *[0] * (ndim - 1)]
-        with (self._array(path) / ".".join(map(str, index))).open("wb") as file:
-            for block in contiguous_blocks(values, np.float32):
-                file.write(block.data)
+        first = [] if place is None else [place]
+        rows = self._piece_shape(path)[len(first)] if values.ndim else 1
+        parts = range(0, len(values), rows) if values.ndim else [0]
+        for number, start in enumerate(parts):
+            index = [*first, number, *[0] * ndim][: max(ndim, 1)]
+            part = values[start : start + rows] if values.ndim else values
+            with (self._array(path) / ".".join(map(str, index))).open("wb") as file:
+                for block in contiguous_blocks(part, np.float32):
+                    file.write(block.data)
 
     def finish(self) -> None:
         """Write what Orbax asks for besides."""
@@ -88,8 +96,22 @@ class ParameterWriter:
         return self._folder / path.replace("/", ".")
 
     def _piece_shape(self, path: str) -> list[int]:
-        shape = self._shapes[path]
-        return [1, *shape[1:]] if path.startswith("stack/groups/") else list(shape)
+        """At most a layer, and as many rows of it as PIECE has room for, if they go into it."""
+        shape = list(self._shapes[path])
+        first = 1 if path.startswith("stack/groups/") else 0
+        if first:
+            shape[0] = 1
+        if len(shape) > first:
+            room = PIECE // (4 * math.prod(shape[first + 1 :]))
+            shape[first] = _divisor(shape[first], max(room, 1))
+        return shape
+
+
+def _divisor(count: int, room: int) -> int:
+    """The largest divisor of `count` that is no larger than `room`, or `count` where that is less
+    than an eighth of it."""
+    best = next(each for each in range(min(count, room), 0, -1) if count % each == 0)
+    return best if 8 * best >= min(count, room) else count
 
 
 class ParameterReader:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxformer as jf
+from jaxformer.checkpoint.interop import checkpoint_files
 from jaxformer.checkpoint.interop.folder import HuggingFaceFolder
 from jaxformer.checkpoint.interop.importing import import_model
 from jaxformer.cli import main
@@ -58,6 +59,25 @@ def test_an_imported_model_is_a_run_with_the_same_numbers(tmp_path: Path) -> Non
     assert run.config.model.positions.base == 500000.0
     assert run.config.data.tokenizer == str(tmp_path / "run" / "tokenizer.json")
     assert isinstance(run.generate("abc", max_new_tokens=4), str)
+
+
+def test_arrays_lie_in_pieces_of_a_layer_or_of_some_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = HuggingFaceFolder(write_model(tmp_path / "model"))
+    import_model(source, tmp_path / "whole")
+    monkeypatch.setattr(checkpoint_files, "PIECE", 16 * 4 * 16)  # sixteen rows of the embedding
+    import_model(source, tmp_path / "pieces")
+    for run, count in (("whole", 1), ("pieces", 20)):  # 15 rows divide 300
+        arrays = tmp_path / run / "checkpoints/0/params"
+        assert len(list((arrays / "embedding").glob("[0-9]*"))) == count
+    assert_same_arrays(saved_arrays(tmp_path / "whole", 0), saved_arrays(tmp_path / "pieces", 0))
+    assert [checkpoint_files._divisor(*each) for each in ((300, 16), (301, 16), (7, 9))] == [
+        15,
+        7,
+        7,
+    ]
+    assert checkpoint_files._divisor(50261, 4000) == 50261  # a prime: no file for each row
 
 
 def test_half_precision_becomes_float32_exactly(tmp_path: Path) -> None:
