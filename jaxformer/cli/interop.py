@@ -24,7 +24,8 @@ def _add_import(commands: Any) -> None:
     parser.add_argument(
         "source",
         metavar="SRC",
-        help="a folder with config.json and *.safetensors, or a name on the Hugging Face Hub",
+        help="a folder with config.json and *.safetensors, a .gguf file, or a name on the Hugging "
+        "Face Hub",
     )
     parser.add_argument("out", metavar="OUT", type=locate_path, help="a new run directory")
 

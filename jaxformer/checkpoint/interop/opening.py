@@ -1,9 +1,10 @@
-"""A source of weights from what the user names: a folder, or a model on the Hugging Face Hub."""
+"""A source of weights from what the user names: a folder, a GGUF file, or a model on the Hub."""
 
 import re
 from pathlib import Path
 
 from jaxformer.checkpoint.interop.folder import INDEX, HuggingFaceFolder
+from jaxformer.checkpoint.interop.gguf import GGUFFile
 from jaxformer.checkpoint.interop.source import Source
 from jaxformer.data.progress import say
 from jaxformer.schema import UserError
@@ -20,12 +21,28 @@ def open_source(name: str) -> Source:
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        return HuggingFaceFolder(path)
+        file = _gguf_in(path)
+        return HuggingFaceFolder(path) if file is None else GGUFFile(file)
+    if path.suffix == ".gguf":
+        return GGUFFile(path)
     if path.exists():
-        raise UserError(f"{path} is a file; give the folder with config.json and *.safetensors")
+        raise UserError(
+            f"{path} is a file; give the folder with config.json and *.safetensors, or a .gguf file"
+        )
     if re.fullmatch(HUB_NAME, name) is None:
         raise UserError(f"{name} does not exist; give a folder, or a name on the Hub: ORG/NAME")
     return _from_hub(name)
+
+
+def _gguf_in(folder: Path) -> Path | None:
+    """The GGUF file of a folder that is not in Hugging Face's layout."""
+    files = sorted(folder.glob("*.gguf"))
+    if not files or (folder / "config.json").exists():
+        return None
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise UserError(f"{folder} holds several GGUF files, {names}; name one of them")
+    return files[0]
 
 
 def _from_hub(name: str) -> HuggingFaceFolder:
