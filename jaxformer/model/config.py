@@ -37,7 +37,9 @@ class ModelConfig(Schema):
     positions: PositionsUnion = RoPEConfig()
     init: InitConfig = InitConfig()
     tie_embeddings: bool = True
-    scale_embeddings: bool = Field(False, description="multiply embeddings by √d_model (Gemma)")
+    scale_embeddings: bool | PositiveFloat = Field(
+        False, description="multiply embeddings by √d_model (Gemma), or by a number"
+    )
     logit_softcap: PositiveFloat | None = None
 
     @model_validator(mode="after")

@@ -173,8 +173,8 @@ class LanguageModel(nn.Module):
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
         x = self.embedding.at[tokens].get(mode="clip").astype(self.dtype)
-        if config.scale_embeddings:
-            x *= jnp.asarray(math.sqrt(config.d_model), self.dtype)
+        if scale := config.scale_embeddings:
+            x *= jnp.asarray(math.sqrt(config.d_model) if scale is True else scale, self.dtype)
         if isinstance(config.positions, LearnedPositionsConfig):
             x += self.position_embedding.at[positions].get(mode="clip").astype(self.dtype)
         elif isinstance(config.positions, SinusoidalPositionsConfig):

@@ -1,5 +1,6 @@
 """The whole model: layouts, rematerialisation, hybrids, packing, and its accounts."""
 
+import math
 from functools import partial
 
 import jax
@@ -100,6 +101,16 @@ def test_packed_documents_equal_each_document_alone(options: dict) -> None:
     alone = jax.jit(model.apply)({"params": params}, rows)
     for (row, start, stop), own in zip(documents, alone, strict=True):
         np.testing.assert_allclose(packed[row, start:stop], own[: stop - start], rtol=0, atol=1e-12)
+
+
+def test_embeddings_are_scaled_by_a_number_or_the_root_of_the_width() -> None:
+    params = parameters(model_of())
+    d_model = model_of().config.d_model
+    by_root, by_number = (
+        logits(model_of(scale_embeddings=scale), params) for scale in (True, math.sqrt(d_model))
+    )
+    np.testing.assert_array_equal(by_root, by_number)
+    assert np.abs(by_root - logits(model_of(scale_embeddings=2.0), params)).max() > 0.01
 
 
 def test_norm_placements_are_what_they_say() -> None:
