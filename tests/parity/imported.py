@@ -16,6 +16,11 @@ SIZES = {
     "pad_token_id": None,
 }
 
+RECURRENT = {
+    key: SIZES[key]
+    for key in ("vocab_size", "hidden_size", "bos_token_id", "eos_token_id", "pad_token_id")
+} | {"num_hidden_layers": 2, "initializer_range": 0.02}
+
 
 def llama(scaling: dict | None = None, **options) -> transformers.PreTrainedConfig:
     rope = {"rope_theta": 10000.0, "rope_type": "default", **(scaling or {})}
@@ -101,5 +106,26 @@ MODELS = {
         n_inner=96,
         bos_token_id=0,
         eos_token_id=VOCAB - 1,
+    ),
+    "mamba": transformers.MambaConfig(**RECURRENT, state_size=8, time_step_rank=5),
+    "mamba2": transformers.Mamba2Config(
+        **RECURRENT, num_heads=8, head_dim=16, n_groups=2, state_size=24, chunk_size=16
+    ),
+    "mamba2_tied": transformers.Mamba2Config(
+        **RECURRENT, num_heads=4, head_dim=32, n_groups=1, state_size=8, tie_word_embeddings=True
+    ),
+    "recurrent_gemma": transformers.RecurrentGemmaConfig(
+        **{**RECURRENT, "hidden_size": 80, "num_hidden_layers": 4},  # √80 is rounded to bfloat16
+        intermediate_size=192,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        lru_width=96,
+        attention_window_size=9,
+    ),
+    "xlstm": transformers.xLSTMConfig(
+        **{**RECURRENT, "hidden_size": 128},
+        num_heads=4,
+        chunk_size=16,
+        autocast_kernel_dtype="float32",
     ),
 }

@@ -22,16 +22,9 @@ class Weights:
         """A linear map's matrix, [inputs, outputs]."""
         return self(f"{name}.weight").T
 
-    def linear(self, name: str) -> dict[str, np.ndarray]:
-        """A linear map with its bias."""
-        return {"kernel": self.matrix(name), "bias": self(f"{name}.bias")}
-
     def convolution(self, name: str) -> dict[str, np.ndarray]:
         """A depthwise convolution [channels, 1, width], whose last tap is the present."""
-        taps = {"kernel": self(f"{name}.weight")[:, 0, ::-1].T}
-        if f"{name}.bias" in self._tensors:
-            taps["bias"] = self(f"{name}.bias")
-        return taps
+        return {"kernel": self(f"{name}.weight")[:, 0, ::-1].T}
 
     @property
     def left(self) -> set[str]:

@@ -1,5 +1,6 @@
 """Every family's table is whole, and goes both ways."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from jaxformer.checkpoint.interop.fitting import fit
 from jaxformer.checkpoint.interop.hub_config import HubConfig
 from jaxformer.checkpoint.interop.table import Table
 from jaxformer.model.config import ModelConfig
+from jaxformer.schema import UserError
 
 SIZES = {
     "vocab_size": 40,
@@ -30,6 +32,8 @@ LONGROPE = {
     "long_factor": [2.0, 3.0, 4, 5],
     "original_max_position_embeddings": 32,
 }
+RECURRENT = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 3}
+GRIFFIN = {"intermediate_size": 48, "num_attention_heads": 4, "lru_width": 24}
 MODELS: dict[str, dict[str, Any]] = {
     "llama": SIZES,
     "llama ": {**SIZES, "attention_bias": True, "mlp_bias": True, "rope_scaling": YARN},
@@ -41,6 +45,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "olmo2": {**SIZES, "rope_theta": 500000},
     "phi3": {**SIZES, "rope_scaling": LONGROPE, "sliding_window": 5},
     "gpt2": {"vocab_size": 40, "n_embd": 16, "n_layer": 3, "n_head": 4, "n_positions": 64},
+    "mamba": {**RECURRENT, "state_size": 4},
+    "mamba2": {**RECURRENT, "num_heads": 4, "head_dim": 8, "n_groups": 2, "state_size": 4},
+    "recurrent_gemma": {**RECURRENT, **GRIFFIN, "attention_window_size": 5},
+    "xlstm": {**RECURRENT, "num_heads": 2, "ffn_round_up_to_multiple_of": 8},
 }
 
 
@@ -93,3 +101,30 @@ def test_windows_of_layers_are_the_shortest_pattern() -> None:
     assert table_of("mistral").model.mixer.window == 5
     assert len(table_of("mistral").model.pattern) == 1
     assert [layer.mixer.window for layer in table_of("qwen2").model.pattern] == [None, None, 5]
+
+
+def test_recurrent_gemma_scales_embeddings_by_a_root_in_bfloat16() -> None:
+    def scale(d_model: int) -> bool | float:
+        options = {**MODELS["recurrent_gemma"], "hidden_size": d_model}
+        return FAMILIES["recurrent_gemma"].to_config(HubConfig(options))["scale_embeddings"]
+
+    assert scale(2560) == 50.5  # of 50.596
+    assert scale(4096) is True
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("mamba", {"use_bias": True}, "use_bias True"),
+        ("mamba2", {"num_heads": 3}, "3 heads of 8"),
+        ("mamba2", {"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon 1e-06"),
+        ("mamba2", {"time_step_limit": [0.0, 0.1]}, "time_step_limit"),
+        ("recurrent_gemma", {"block_types": ["recurrent", "atention"]}, "atention"),
+        ("xlstm", {"weight_mode": "fused"}, "weight_mode 'fused'"),
+    ],
+)
+def test_an_option_that_means_another_model_is_refused(
+    name: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        FAMILIES[name].to_config(HubConfig({**MODELS[name], **options}))

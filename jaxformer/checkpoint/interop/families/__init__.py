@@ -3,16 +3,23 @@
 from jaxformer.checkpoint.interop.families.gemma import GEMMA, GEMMA2
 from jaxformer.checkpoint.interop.families.gpt2 import GPT2
 from jaxformer.checkpoint.interop.families.llama import LLAMA
+from jaxformer.checkpoint.interop.families.mamba import MAMBA
+from jaxformer.checkpoint.interop.families.mamba2 import MAMBA2
 from jaxformer.checkpoint.interop.families.mistral import MISTRAL
 from jaxformer.checkpoint.interop.families.olmo2 import OLMO2
 from jaxformer.checkpoint.interop.families.phi3 import PHI3
 from jaxformer.checkpoint.interop.families.qwen import QWEN2, QWEN3
+from jaxformer.checkpoint.interop.families.recurrent_gemma import RECURRENT_GEMMA
+from jaxformer.checkpoint.interop.families.xlstm import XLSTM
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.fitting import fit
 from jaxformer.model.config import ModelConfig
 from jaxformer.schema import UserError, did_you_mean
 
-TABLE = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, OLMO2, PHI3, GPT2)
+TABLE = (
+    *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, OLMO2, PHI3, GPT2),
+    *(MAMBA, MAMBA2, RECURRENT_GEMMA, XLSTM),
+)
 FAMILIES: dict[str, Family] = {family.model_type: family for family in TABLE}
 
 

@@ -1,0 +1,26 @@
+"""Short convolutions, between torch's and ours."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxformer.checkpoint.interop.rules import Rule, Shape, Vector, row
+
+
+@dataclass(frozen=True)
+class Taps:
+    """torch's [channels, 1, width], whose last tap is the present; our first one is."""
+
+    def to_ours(self, theirs: np.ndarray, shape: Shape) -> np.ndarray:
+        return theirs[:, 0, ::-1].T
+
+    def to_theirs(self, ours: np.ndarray) -> np.ndarray:
+        return ours[::-1].T[:, None]
+
+
+def convolution_rules(theirs: str, ours: str) -> list[Rule]:
+    """A depthwise convolution with biases."""
+    return [
+        row(f"{theirs}.weight", f"{ours}/kernel", Taps()),
+        row(f"{theirs}.bias", f"{ours}/bias", Vector()),
+    ]

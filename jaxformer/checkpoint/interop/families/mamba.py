@@ -1,0 +1,119 @@
+"""Mamba (Gu and Dao, 2023, arXiv:2312.00752)."""
+
+from typing import Any
+
+from jaxformer.checkpoint.interop.convolution import convolution_rules
+from jaxformer.checkpoint.interop.decoder import VECTOR, first_layer, head_rules, model_section
+from jaxformer.checkpoint.interop.family import Family, Json
+from jaxformer.checkpoint.interop.hub_config import HubConfig
+from jaxformer.checkpoint.interop.rules import Linear, Rule, row, within
+from jaxformer.model.config import ModelConfig
+from jaxformer.model.mixers.mamba import MambaConfig
+from jaxformer.schema import UserError
+
+# How weights start and sums are rounded, and what the first release's files say of themselves.
+UNREAD = (
+    "d_inner",
+    "d_model",
+    "emb_initializer_range",
+    "fused_add_norm",
+    "n_layer",
+    "norm_before_gate",
+    "pad_vocab_size_multiple",
+    "rescale_prenorm_residual",
+    "residual_in_fp32",
+    "ssm_cfg",
+    "time_step_floor",
+    "time_step_init_scheme",
+    "time_step_max",
+    "time_step_min",
+    "time_step_scale",
+    "use_associative_scan",
+    "use_mambapy",
+)
+
+
+def to_section(hub: HubConfig, mixer: Json, tied: bool) -> Json:
+    """A model of mixers alone, whose convolutions have the only biases."""
+    hub.need("hidden_act", "silu")
+    hub.need("use_bias", False)
+    hub.need("use_conv_bias", True)
+    hub.need("rms_norm", True)
+    for key in UNREAD:
+        hub.take(key, None)
+    d_model, expansion = hub.count("hidden_size"), hub.number("expand", 2)
+    hub.need("intermediate_size", round(expansion * d_model))
+    sizes = {
+        "expansion": expansion,
+        "state_size": hub.take("state_size"),
+        "conv_width": hub.take("conv_kernel", 4),
+    }
+    return model_section(
+        hub,
+        tied=tied,
+        mixers=[mixer | sizes],
+        ffn=None,
+        norm={"eps": hub.take("layer_norm_epsilon", 1e-5)},
+        positions={"kind": "none"},
+    )
+
+
+def from_section(model: ModelConfig, mixer: Any) -> Json:
+    """The keys that both Mambas have.
+
+    Raises:
+        UserError: an expansion that is no whole number.
+    """
+    if mixer.expansion != round(mixer.expansion):
+        raise UserError(
+            f"model.mixer.expansion is {mixer.expansion}; config.json has whole numbers only"
+        )
+    return {
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.d_model,
+        "num_hidden_layers": model.num_layers,
+        "expand": round(mixer.expansion),
+        "state_size": mixer.state_size,
+        "conv_kernel": mixer.conv_width,
+        "layer_norm_epsilon": model.norm.eps,
+        "tie_word_embeddings": model.tie_embeddings,
+    }
+
+
+def backbone_rules(model: ModelConfig, mixer: list[Rule]) -> list[Rule]:
+    """A whole model of layers of a norm and a mixer."""
+    layer = [row("norm.weight", "mixer_norm/scale", VECTOR), *within("mixer", "mixer", mixer)]
+    rules = [row("backbone.embeddings.weight", "embedding")]
+    for index in range(model.num_layers):
+        rules += within(f"backbone.layers.{index}", f"layers/{index}", layer)
+    rules.append(row("backbone.norm_f.weight", "final_norm/scale", VECTOR))
+    return rules + head_rules(model)
+
+
+def to_config(hub: HubConfig) -> Json:
+    rank = hub.take("time_step_rank", "auto")
+    return to_section(hub, {"kind": "mamba", "dt_rank": None if rank == "auto" else rank}, True)
+
+
+def from_config(model: ModelConfig) -> Json:
+    mixer = first_layer(model).mixer
+    if not isinstance(mixer, MambaConfig):
+        raise UserError(f"a mixer '{mixer.kind}', where this family has mamba")
+    return {**from_section(model, mixer), "time_step_rank": mixer.dt_rank or "auto"}
+
+
+def rules(model: ModelConfig) -> list[Rule]:
+    mixer = [
+        Rule("in_proj.weight", ("input/kernel", "gate/kernel"), Linear()),
+        *convolution_rules("conv1d", "conv"),
+        row("x_proj.weight", "select/kernel", Linear()),
+        row("dt_proj.weight", "dt/kernel", Linear()),
+        row("dt_proj.bias", "dt_bias", VECTOR),
+        row("A_log", "a_log"),
+        row("D", "skip", VECTOR),
+        row("out_proj.weight", "output/kernel", Linear()),
+    ]
+    return backbone_rules(model, mixer)
+
+
+MAMBA = Family("mamba", "MambaForCausalLM", to_config, from_config, rules, prefix="backbone.")

@@ -1,0 +1,63 @@
+"""Mamba-2 (Dao and Gu, 2024, arXiv:2405.21060)."""
+
+import math
+
+from jaxformer.checkpoint.interop.convolution import convolution_rules
+from jaxformer.checkpoint.interop.decoder import VECTOR, first_layer
+from jaxformer.checkpoint.interop.families.mamba import backbone_rules, from_section, to_section
+from jaxformer.checkpoint.interop.family import Family, Json
+from jaxformer.checkpoint.interop.hub_config import HubConfig
+from jaxformer.checkpoint.interop.rules import Linear, Rule, row
+from jaxformer.model.config import ModelConfig
+from jaxformer.model.mixers.mamba2 import EPSILON, Mamba2Config
+from jaxformer.schema import UserError
+
+NO_LIMITS = ([0.0, math.inf], [0.0, {"__float__": "Infinity"}])  # JSON knows no infinity
+
+
+def to_config(hub: HubConfig) -> Json:
+    for key in ("chunk_size", "time_step_rank", "A_initializer_range"):
+        hub.take(key, None)
+    hub.need("time_step_limit", *NO_LIMITS)
+    num_heads, head_dim = hub.count("num_heads"), hub.count("head_dim")
+    mixer = {"kind": "mamba2", "head_dim": head_dim, "num_groups": hub.take("n_groups", 8)}
+    section = to_section(hub, mixer, tied=False)
+    if num_heads * head_dim != round(section["mixer"]["expansion"] * section["d_model"]):
+        raise UserError(
+            f"{hub.name} has {num_heads} heads of {head_dim}, which are not expand × hidden_size"
+        )
+    if section["norm"]["eps"] != EPSILON:
+        raise UserError(
+            f"{hub.name} has layer_norm_epsilon {section['norm']['eps']}; only {EPSILON} is "
+            f"supported for mamba2, whose gated norm has it too"
+        )
+    return section
+
+
+def from_config(model: ModelConfig) -> Json:
+    mixer = first_layer(model).mixer
+    if not isinstance(mixer, Mamba2Config):
+        raise UserError(f"a mixer '{mixer.kind}', where this family has mamba2")
+    return {
+        **from_section(model, mixer),
+        "num_heads": mixer.sizes(model.d_model).heads,
+        "head_dim": mixer.head_dim,
+        "n_groups": mixer.num_groups,
+    }
+
+
+def rules(model: ModelConfig) -> list[Rule]:
+    parts = tuple(f"{name}/kernel" for name in ("z", "x", "b", "c", "dt"))
+    mixer = [
+        Rule("in_proj.weight", parts, Linear()),
+        *convolution_rules("conv1d", "conv"),
+        row("dt_bias", "dt_bias", VECTOR),
+        row("A_log", "a_log", VECTOR),
+        row("D", "skip", VECTOR),
+        row("norm.weight", "scale", VECTOR),
+        row("out_proj.weight", "output/kernel", Linear(inputs=2)),
+    ]
+    return backbone_rules(model, mixer)
+
+
+MAMBA2 = Family("mamba2", "Mamba2ForCausalLM", to_config, from_config, rules, prefix="backbone.")

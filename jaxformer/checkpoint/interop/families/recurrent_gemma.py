@@ -1,0 +1,151 @@
+"""RecurrentGemma (Botev et al., 2024, arXiv:2404.07839): Griffin's recurrent blocks and attention
+to a window."""
+
+import math
+from typing import TypeVar
+
+import ml_dtypes
+import numpy as np
+
+from jaxformer.checkpoint.interop.convolution import convolution_rules
+from jaxformer.checkpoint.interop.decoder import (
+    VECTOR,
+    attention_rules,
+    gated_ffn_rules,
+    linear_rules,
+    model_section,
+    norm_rules,
+    rms_norm,
+)
+from jaxformer.checkpoint.interop.family import Family, Json
+from jaxformer.checkpoint.interop.hub_config import HubConfig
+from jaxformer.checkpoint.interop.rope import from_rope, to_rope
+from jaxformer.checkpoint.interop.rules import OnePlus, Rule, row, within
+from jaxformer.model.config import Layer, ModelConfig
+from jaxformer.model.mixers.attention import AttentionConfig
+from jaxformer.model.mixers.rglru import RGLRUConfig
+from jaxformer.schema import UserError
+
+M = TypeVar("M")
+
+NORMS = {"temporal_pre_norm": "mixer_norm", "channel_pre_norm": "ffn_norm"}
+GATES = {"input_gate": "input_gate", "recurrent_gate": "recurrence_gate"}  # theirs: ours
+
+
+def to_config(hub: HubConfig) -> Json:
+    hub.need("hidden_activation", "gelu_pytorch_tanh")
+    hub.need("embeddings_scale_by_sqrt_dim", True)
+    for key in ("w_init_variance_scale", "final_w_init_variance_scale"):
+        hub.take(key, None)
+    d_model, num_heads = hub.count("hidden_size"), hub.count("num_attention_heads")
+    head_dim = d_model // num_heads
+    hub.need("head_dim", head_dim)
+    attention = {
+        "kind": "attention",
+        "num_heads": num_heads,
+        "num_kv_heads": hub.take("num_key_value_heads", num_heads),
+        "window": hub.take("attention_window_size", 2048),
+        "qkv_bias": hub.take("attention_bias", False),
+        "output_bias": True,
+    }
+    recurrent = {
+        "kind": "rglru",
+        "num_heads": num_heads,
+        "expansion": hub.count("lru_width", d_model) / d_model,
+        "conv_width": hub.take("conv1d_width", 4),
+    }
+    mixers = {"recurrent": recurrent, "attention": attention}
+    num_layers = hub.count("num_hidden_layers")
+    kinds = hub.take("block_types", ["recurrent", "recurrent", "attention"])
+    if unknown := set(kinds) - mixers.keys():
+        raise UserError(f"{hub.name} has block_types {sorted(unknown)}; allowed: {list(mixers)}")
+    return model_section(
+        hub,
+        tied=True,
+        mixers=[mixers[kinds[index % len(kinds)]] for index in range(num_layers)],
+        ffn={"kind": "geglu", "d_hidden": hub.count("intermediate_size") // 2, "bias": True},
+        norm=rms_norm(hub, "pre"),
+        positions=to_rope(hub, head_dim, partial=0.5),
+        scale_embeddings=_embedding_scale(d_model),
+        logit_softcap=hub.number("logits_soft_cap", 30.0),
+    )
+
+
+def _embedding_scale(d_model: int) -> bool | float:
+    """√d_model in bfloat16, whatever the weights are, because the models were trained so."""
+    root = math.sqrt(d_model)
+    rounded = float(np.asarray(root, ml_dtypes.bfloat16))
+    return True if rounded == root else rounded
+
+
+def from_config(model: ModelConfig) -> Json:
+    layers = model.pattern_layers()
+    recurrent, attention = _first(model, RGLRUConfig), _first(model, AttentionConfig)
+    ffn = layers[0].ffn
+    if ffn is None:
+        raise UserError("layers without an FFN, where this family has one")
+    return {
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.d_model,
+        "intermediate_size": 2 * ffn.d_hidden,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": attention.num_heads,
+        "num_key_value_heads": attention.kv_heads,
+        "attention_window_size": attention.window,
+        "attention_bias": attention.qkv_bias,
+        "lru_width": round(recurrent.expansion * model.d_model),
+        "conv1d_width": recurrent.conv_width,
+        "block_types": [
+            "attention" if isinstance(layer.mixer, AttentionConfig) else "recurrent"
+            for layer in layers
+        ],
+        "rms_norm_eps": model.norm.eps,
+        "logits_soft_cap": model.logit_softcap,
+        "rope_parameters": from_rope(layers[0].positions)["rope_parameters"],
+        "hidden_activation": "gelu_pytorch_tanh",
+        "tie_word_embeddings": model.tie_embeddings,
+    }
+
+
+def _first(model: ModelConfig, kind: type[M]) -> M:
+    """The lowest layer's mixer of a kind.
+
+    Raises:
+        UserError: no layer has one.
+    """
+    for layer in model.pattern_layers():
+        if isinstance(layer.mixer, kind):
+            return layer.mixer
+    raise UserError("this family has layers of attention and of rglru, and the model has one kind")
+
+
+def rules(model: ModelConfig) -> list[Rule]:
+    rules = [row("model.embed_tokens.weight", "embedding")]
+    for index, layer in enumerate(model.layers()):
+        rules += within(f"model.layers.{index}", f"layers/{index}", _layer_rules(layer))
+    return [*rules, row("model.final_norm.weight", "final_norm/scale", OnePlus())]
+
+
+def _layer_rules(layer: Layer) -> list[Rule]:
+    mixer = layer.mixer
+    mixing = attention_rules(mixer) if isinstance(mixer, AttentionConfig) else _recurrence_rules()
+    return [
+        *norm_rules(NORMS, OnePlus()),
+        *within("temporal_block", "mixer", mixing),
+        *within("mlp_block", "ffn", gated_ffn_rules(layer)),
+    ]
+
+
+def _recurrence_rules() -> list[Rule]:
+    rules = [*convolution_rules("conv_1d", "conv"), row("rg_lru.recurrent_param", "decay", VECTOR)]
+    for theirs, ours in {"linear_x": "input", "linear_y": "gate", "linear_out": "output"}.items():
+        rules += linear_rules(theirs, ours, bias=True)
+    for theirs, ours in GATES.items():
+        rules.append(row(f"rg_lru.{theirs}_weight", f"{ours}/kernel"))
+        rules.append(row(f"rg_lru.{theirs}_bias", f"{ours}/bias"))
+    return rules
+
+
+RECURRENT_GEMMA = Family(
+    "recurrent_gemma", "RecurrentGemmaForCausalLM", to_config, from_config, rules
+)

@@ -1,0 +1,116 @@
+"""xLSTM 7B (Beck et al., 2025, arXiv:2503.13427): layers of mLSTM and SwiGLU."""
+
+from jaxformer.checkpoint.interop.decoder import (
+    VECTOR,
+    first_layer,
+    head_rules,
+    linear_rules,
+    model_section,
+    norm_rules,
+)
+from jaxformer.checkpoint.interop.family import Family, Json
+from jaxformer.checkpoint.interop.hub_config import HubConfig
+from jaxformer.checkpoint.interop.rules import Linear, Rule, row, within
+from jaxformer.model.config import ModelConfig
+from jaxformer.model.mixers.mlstm import MLSTMConfig
+from jaxformer.schema import UserError
+
+# How it is computed, not what.
+UNREAD = (
+    "add_out_norm",
+    "autocast_kernel_dtype",
+    "chunk_size",
+    "chunkwise_kernel",
+    "inference_state_dtype",
+    "max_inference_chunksize",
+    "mode",
+    "norm_reduction_force_float32",
+    "return_last_states",
+    "sequence_kernel",
+    "step_kernel",
+)
+QUERIES_AND_GATES = {"query": "q", "key": "k", "value": "v", "gate": "ogate_preact"}
+FFN = {"gate": "proj_up_gate", "in": "proj_up", "out": "proj_down"}
+NORMS = {"norm_mlstm": "mixer_norm", "norm_ffn": "ffn_norm"}
+
+
+def to_config(hub: HubConfig) -> Json:
+    hub.need("use_bias", False)
+    hub.need("weight_mode", "single")
+    hub.need("eps", 1e-6)
+    for key in UNREAD:
+        hub.take(key, None)
+    d_model = hub.count("hidden_size")
+    hub.need("embedding_dim", d_model)
+    hub.need("num_blocks", hub.count("num_hidden_layers"))
+    width = d_model * hub.number("ffn_proj_factor", 2.667)
+    multiple = hub.count("ffn_round_up_to_multiple_of", 64)
+    mixer = {
+        "kind": "mlstm",
+        "num_heads": hub.take("num_heads", 8),
+        "key_expansion": int(d_model * hub.number("qk_dim_factor", 0.5)) / d_model,
+        "value_expansion": int(d_model * hub.number("v_dim_factor", 1.0)) / d_model,
+        "gate_softcap": hub.number("gate_soft_cap", 15.0),
+    }
+    return model_section(
+        hub,
+        tied=False,
+        mixers=[mixer],
+        ffn={"kind": "swiglu", "d_hidden": int((width + multiple - 1) // multiple) * multiple},
+        norm={"eps": hub.need("norm_eps", 1e-6)},  # mLSTM's own norm has it too
+        positions={"kind": "none"},
+        logit_softcap=hub.number("output_logit_soft_cap", 30.0),
+    )
+
+
+def from_config(model: ModelConfig) -> Json:
+    layer = first_layer(model)
+    mixer, ffn = layer.mixer, layer.ffn
+    if not isinstance(mixer, MLSTMConfig) or ffn is None:
+        raise UserError(f"a mixer '{mixer.kind}', where this family has mlstm with an FFN")
+    return {
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.d_model,
+        "num_hidden_layers": model.num_layers,
+        "num_heads": mixer.num_heads,
+        "qk_dim_factor": mixer.key_expansion,
+        "v_dim_factor": mixer.value_expansion,
+        "gate_soft_cap": mixer.gate_softcap,
+        "ffn_proj_factor": ffn.d_hidden / model.d_model,
+        "ffn_round_up_to_multiple_of": ffn.d_hidden,
+        "norm_eps": model.norm.eps,
+        "output_logit_soft_cap": model.logit_softcap,
+        "autocast_kernel_dtype": "float32",
+        "tie_word_embeddings": model.tie_embeddings,
+    }
+
+
+def rules(model: ModelConfig) -> list[Rule]:
+    layer = [
+        *norm_rules(NORMS),
+        *within("mlstm_layer", "mixer", _mixer_rules()),
+        *(
+            rule
+            for ours, theirs in FFN.items()
+            for rule in linear_rules(f"ffn.{theirs}", f"ffn/{ours}")
+        ),
+    ]
+    rules = [row("backbone.embeddings.weight", "embedding")]
+    for index in range(model.num_layers):
+        rules += within(f"backbone.blocks.{index}", f"layers/{index}", layer)
+    rules.append(row("backbone.out_norm.weight", "final_norm/scale", VECTOR))
+    return rules + head_rules(model)
+
+
+def _mixer_rules() -> list[Rule]:
+    rules: list[Rule] = []
+    for ours, theirs in QUERIES_AND_GATES.items():
+        rules += linear_rules(theirs, ours)
+    for ours, theirs in {"input_gate": "igate_preact", "forget_gate": "fgate_preact"}.items():
+        rules.append(row(f"{theirs}.weight", f"{ours}/kernel", Linear()))
+        rules.append(row(f"{theirs}.bias", f"{ours}_bias", VECTOR))
+    rules.append(row("multihead_norm.weight", "scale", VECTOR))
+    return [*rules, *linear_rules("out_proj", "output", inputs=2)]
+
+
+XLSTM = Family("xlstm", "xLSTMForCausalLM", to_config, from_config, rules, prefix="backbone.")
