@@ -12,17 +12,16 @@ from jaxformer.checkpoint.interop.blocks import contiguous_blocks
 from jaxformer.checkpoint.interop.checkpoint_files import ParameterReader, leaf_of
 from jaxformer.checkpoint.interop.families import choose_family
 from jaxformer.checkpoint.interop.folder import INDEX
+from jaxformer.checkpoint.interop.merged import MergedParameters
 from jaxformer.checkpoint.interop.rules import Rule
 from jaxformer.checkpoint.interop.safetensors import size_of, write_file
 from jaxformer.checkpoint.interop.source import TensorInfo
 from jaxformer.checkpoint.interop.table import Table
 from jaxformer.checkpoint.interop.tokenizer_folder import write_tokenizer_folder
-from jaxformer.checkpoint.manager import Checkpoints
 from jaxformer.checkpoint.manifest import differences
-from jaxformer.checkpoint.run_directory import locate
+from jaxformer.checkpoint.weights import find_weights
 from jaxformer.data.progress import progress
 from jaxformer.data.tokenizers import load_tokenizer
-from jaxformer.loading import load_config
 from jaxformer.paths import is_remote
 from jaxformer.schema import UserError
 
@@ -34,8 +33,8 @@ Json = dict[str, Any]
 def export_model(run: Path, out: Path, dtype: str = "float32") -> Json:
     """Write the newest checkpoint of `run`, or the one that it names, into the folder `out`.
 
-    Parameters are those that `jaxformer.load` would give: their moving average, if there is one.
-    No more than one tensor, a layer's, is in memory at a time.
+    Parameters are those that `jaxformer.load` would give: their moving average, if there is one,
+    and adapters merged. But for adapters, no more than one tensor, a layer's, is in memory.
 
     Returns:
         config.json.
@@ -45,26 +44,25 @@ def export_model(run: Path, out: Path, dtype: str = "float32") -> Json:
     """
     if is_remote(out) or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise UserError(f"{out} is in a bucket or there already; give a new folder")
-    directory, step = locate(run)
-    config = load_config(directory.config)
+    weights = find_weights(run)
+    config = weights.config
     tokenizer = load_tokenizer(config.data.tokenizer)
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
     model = config.model.model_copy(update={"vocab_size": vocab_size})
-    with Checkpoints(directory.checkpoints, read_only=True) as checkpoints:
-        step = checkpoints.newest_good() if step is None else step
-        if step is None:
-            raise directory.without_checkpoint()
-        checkpoints.verify(step)
-        manifest = checkpoints.manifest(step)
-    trees = manifest["trees"]
-    family, options = choose_family(model, manifest.get("imported"))
+    family, options = choose_family(model, weights.manifest.get("imported"))
     table = Table(family, model)
-    item = "ema" if "ema" in trees else "params"
-    where = directory.checkpoints / str(step)
-    if faults := differences(trees[item], table.leaves):
+    if faults := differences(weights.description(), table.leaves):
         raise UserError(
-            f"{where} has not the {item} of a {family.model_type}:\n  " + "\n  ".join(faults[:20])
+            f"{weights.where} has not the parameters of a {family.model_type}:\n  "
+            + "\n  ".join(faults[:20])
         )
+    reader: ParameterReader | MergedParameters
+    if config.lora is None:
+        with weights.checkpoints as checkpoints:
+            checkpoints.verify(weights.step)
+        reader = ParameterReader(weights.where / weights.item)
+    else:
+        reader = MergedParameters(weights)
 
     building = out.with_name(f".{out.name}.exporting")
     shutil.rmtree(building, ignore_errors=True)
@@ -79,7 +77,7 @@ def export_model(run: Path, out: Path, dtype: str = "float32") -> Json:
             _write_json(building / "generation_config.json", ends)
             write_tokenizer_folder(tokenizer, building)
         _write_json(building / "config.json", options | ends)
-        _write_tensors(table, ParameterReader(where / item), building, dtype, str(run))
+        _write_tensors(table, reader, building, dtype, str(run))
         if out.exists():
             out.rmdir()
         building.rename(out)
@@ -89,7 +87,11 @@ def export_model(run: Path, out: Path, dtype: str = "float32") -> Json:
 
 
 def _write_tensors(
-    table: Table, reader: ParameterReader, folder: Path, dtype: str, title: str
+    table: Table,
+    reader: ParameterReader | MergedParameters,
+    folder: Path,
+    dtype: str,
+    title: str,
 ) -> None:
     """In the order of our arrays, each of which holds a number for every layer."""
     rules = sorted(table.rules, key=lambda rule: leaf_of(rule.ours[0], table.model)[0])

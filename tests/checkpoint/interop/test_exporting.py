@@ -21,6 +21,7 @@ from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.cli import main
 from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.schema import UserError
+from jaxformer.train.loop import train
 from tests.checkpoint.interop.models import llama_tensors, write_model
 from tests.runs import assert_same_arrays, make_config, saved_arrays
 
@@ -116,6 +117,28 @@ def test_an_array_is_gone_when_the_next_is_read(
     monkeypatch.setattr(ParameterReader, "read", watched)
     export_model(tmp_path / "run", tmp_path / "out")
     assert len(arrays) == 3 + 3 * 9
+
+
+def test_adapters_are_exported_merged(tmp_path: Path) -> None:
+    base = make_run(tmp_path)
+    config = make_config(
+        tmp_path,
+        train={"steps": 2, "ema_decay": None},
+        optimizer={"learning_rate": 0.1, "schedule": {}},
+        lora={"rank": 2},
+        init={"from": str(base)},
+        run={"dir": str(tmp_path / "tuned")},
+    )
+    assert train(config) == 0
+    export_model(tmp_path / "tuned", tmp_path / "out")
+    written, params = HuggingFaceFolder(tmp_path / "out"), jf.load(tmp_path / "tuned").params
+    query = params["stack"]["groups"]["layer_0"]["mixer"]["query"]["kernel"][1]
+    name = "model.layers.1.self_attn.q_proj.weight"
+    np.testing.assert_array_equal(written.read(name), query.reshape(16, 16).T)
+    untouched = saved_arrays(base, 0)[
+        "params['stack']['groups']['layer_0']['mixer']['query']['kernel']"
+    ]
+    assert np.abs(untouched[1] - query).max() > 1e-4
 
 
 def test_shards_have_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
