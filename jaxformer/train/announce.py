@@ -45,14 +45,14 @@ def plan_of(program: Program, stores: Stores, peak: Peak) -> str:
         f"warm-up, compute in {train.precision}",
         "mesh": f"{axes}: {program.mesh.size} × {device.device_kind}",
         **pipeline,
-        "memory": f"{_bytes(state)} of state per device",
+        "memory": f"{in_bytes(state)} of state per device",
         "peak": f"{peak.flops:.3g} FLOP/s ({peak.source}), which MFU refers to",
     }
     return "\n".join(f"{name:<11}{text}" for name, text in lines.items())
 
 
 def compiled_in(seconds: float, memory: int) -> str:
-    return f"compiled in {seconds:.1f} s; a step takes {_bytes(memory)} per device"
+    return f"compiled in {seconds:.1f} s; a step takes {in_bytes(memory)} per device"
 
 
 def commands(directory: RunDirectory, *, finished: bool) -> str:
@@ -70,7 +70,8 @@ def commands(directory: RunDirectory, *, finished: bool) -> str:
     )
 
 
-def _bytes(count: float) -> str:
+def in_bytes(count: float) -> str:
+    """A size as people read it: 134 KiB, 1.5 GiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024 or unit == "GiB":
             break

@@ -24,6 +24,8 @@ from jaxformer.train.mfu import peak_flops
 from jaxformer.train.preflight import (
     check_room,
     check_same_data,
+    check_state,
+    check_step,
     check_vocabulary,
     is_complete,
     manifest_of,
@@ -74,6 +76,7 @@ def train(config: Config) -> int:
         )
         check_rows(mesh.shape, _eval_rows(config), 1, "eval.batch_size")
         program = make_program(config, mesh, tokenizer.vocab_size)
+        check_state(program)
         other = None if directory.has_checkpoints else find_start(program)
         with processes.first_goes_first("token stores"):
             stores = open_stores(config.data, tokenizer)
@@ -172,6 +175,7 @@ def _compile_and_run(session: Session, state: TrainState, step: int) -> int:
             processes.barrier("compiled")
     except Interrupted:
         return end_stopped(session, state, step)
+    check_step(program, compiled)
     seconds = session.goodput.seconds()["compile"]
     session.display.say(announce.compiled_in(seconds, compiled.bytes_per_device))
     return _run(session, compiled, state, step)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from jaxformer.paths import is_remote, replace_text
+from jaxformer.schema import RunFailed
 
 Row = Mapping[str, float | int | None]
 
@@ -46,10 +47,20 @@ class MetricsLog:
                 self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Row) -> None:
-        """Append one row; on a disk it is the operating system's when this returns."""
+        """Append one row; on a disk it is the operating system's when this returns.
+
+        Raises:
+            RunFailed: it could not be written.
+        """
         if self._file:
-            self._file.write(_line(row))
-            self._file.flush()
+            try:
+                self._file.write(_line(row))
+                self._file.flush()
+            except OSError as error:
+                raise RunFailed(
+                    f"{self._path} cannot be written: {error.strerror}\n  checkpoints are whole: "
+                    f"mend this, then run the same command again"
+                ) from error
         if "eval/loss" in row:
             self._eval_losses[row["step"]] = row["eval/loss"]
         if _is_of_suites(row):

@@ -4,6 +4,7 @@ import math
 import shutil
 
 import jax
+from jax.sharding import Mesh
 from orbax.checkpoint.utils import TMP_DIR_SUFFIX
 
 from jaxformer.checkpoint.integrity import DamagedError
@@ -14,10 +15,13 @@ from jaxformer.config import Config
 from jaxformer.data.loader import Stores
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.parallel import processes
+from jaxformer.parallel.memory import device_memory
+from jaxformer.parallel.rules import bytes_per_device
 from jaxformer.paths import file_sizes, is_remote
 from jaxformer.schema import UserError
+from jaxformer.train.announce import in_bytes
 from jaxformer.train.metrics import read_rows
-from jaxformer.train.program import Program, trees
+from jaxformer.train.program import Compiled, Program, trees
 
 
 def is_complete(directory: RunDirectory, config: Config) -> bool:
@@ -56,6 +60,44 @@ def check_room(directory: RunDirectory, program: Program) -> None:
         raise UserError(
             f"run.dir {directory.path} is on a disk with {free:,} bytes free, and a checkpoint has "
             f"{needed:,}; make room, or give a folder on another disk"
+        )
+
+
+def check_state(program: Program) -> None:
+    """Whether the state fits into a device; nothing is allocated yet.
+
+    Raises:
+        UserError: it does not.
+    """
+    _check_memory(
+        program.mesh,
+        bytes_per_device(program.abstract, program.shardings),
+        "parameters and optimizer state take",
+        "split them over devices with mesh.preset=fsdp, or make the model smaller",
+    )
+
+
+def check_step(program: Program, compiled: Compiled) -> None:
+    """Whether a step, as it was compiled, fits into a device.
+
+    Raises:
+        UserError: it does not.
+    """
+    _check_memory(
+        program.mesh,
+        compiled.bytes_per_device,
+        "a step takes",
+        "lower train.batch_size, raise train.accumulation, or set train.remat=full",
+    )
+
+
+def _check_memory(mesh: Mesh, needed: float, what: str, mend: str) -> None:
+    device = mesh.local_devices[0]
+    there = device_memory(device)
+    if there is not None and needed > there:
+        raise UserError(
+            f"{what} {in_bytes(needed)} per device, but a {device.device_kind} device here has "
+            f"{in_bytes(there)}; {mend}"
         )
 
 

@@ -1,7 +1,5 @@
 """A run that is left alone, for those that are disturbed to be compared with."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.faults.disturbed import Undisturbed
