@@ -24,7 +24,7 @@ from jaxformer.parallel import processes
 from jaxformer.paths import is_remote
 from jaxformer.schema import RunFailed, UserError
 
-OS_REASONS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+OS_REASONS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 CHUNK = 1 << 23  # bytes of an array that are read or written as one, on any mesh
 FIRST_WORDS = 300  # of an error message, which may go on for pages
 

@@ -2,12 +2,11 @@
 
 import argparse
 import sys
-import traceback
 from collections.abc import Sequence
 
 import jaxformer
 from jaxformer.cli import arena, checkpoints, choices, data, interop, models, training
-from jaxformer.cli.arguments import BAD_INPUT, DONE, FAILED, INTERRUPTED, Parser
+from jaxformer.cli.arguments import BAD_INPUT, DONE, FAILED, INTERRUPTED, Parser, tell
 from jaxformer.schema import RunFailed, UserError, did_you_mean
 
 
@@ -21,9 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parse(argv)
         return arguments.handler(arguments)
     except (UserError, RunFailed) as error:
-        if "--debug" in argv:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        tell(error, debug="--debug" in argv)
         return BAD_INPUT if isinstance(error, UserError) else FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

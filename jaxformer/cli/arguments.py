@@ -1,6 +1,8 @@
 """How every command takes its arguments, and how it complains."""
 
 import argparse
+import sys
+import traceback
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
@@ -65,6 +67,13 @@ def takes_processes(parser: Parser) -> None:
         metavar="SECONDS",
         help="without an answer from a process until all others end (30)",
     )
+
+
+def tell(error: Exception, *, debug: bool) -> None:
+    """What went wrong, and where if asked for."""
+    if debug:
+        traceback.print_exception(error)
+    print(f"error: {error}", file=sys.stderr)
 
 
 def joined_processes(arguments: argparse.Namespace) -> AbstractContextManager[None]:

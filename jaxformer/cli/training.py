@@ -6,11 +6,14 @@ from typing import Any
 import jaxformer
 from jaxformer.cli.arguments import (
     DONE,
+    FAILED,
     add_command,
     joined_processes,
     takes_overrides,
     takes_processes,
+    tell,
 )
+from jaxformer.schema import RunFailed
 
 
 def add(commands: Any) -> None:
@@ -33,10 +36,16 @@ def _add_train(commands: Any) -> None:
 
 def _train(arguments: argparse.Namespace) -> int:
     config = jaxformer.load_config(arguments.config, arguments.overrides)
-    with joined_processes(arguments):
-        from jaxformer.train.loop import train
+    try:
+        with joined_processes(arguments):
+            from jaxformer.train.loop import train
 
-        return train(config)
+            return train(config)
+    except RunFailed as error:
+        from jaxformer.parallel.processes import leave
+
+        tell(error, debug=arguments.debug)
+        leave(FAILED)  # at once: threads may still try to write
 
 
 def _add_plan(commands: Any) -> None:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from jax._src import distributed
@@ -227,7 +227,7 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
     return json.dumps(values[key]) if key in values else "not there"
 
 
-def leave(code: int) -> None:
+def leave(code: int) -> NoReturn:
     """End this process at once, with what it has printed; nothing is waited for."""
     sys.stdout.flush()
     sys.stderr.flush()

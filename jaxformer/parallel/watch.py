@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxformer.schema import UserError
+from jaxformer.schema import RunFailed, UserError
 
 STORE = "jaxformer/watch"
 BEAT_SECONDS = 1.0
@@ -149,13 +149,13 @@ class Watch:
         What is not the user's mistake may be the consequence of another process's end: then the
         word on that one comes first, within the time-out.
         """
-        known = isinstance(error, UserError | KeyboardInterrupt | SystemExit)
+        known = isinstance(error, UserError | RunFailed | KeyboardInterrupt | SystemExit)
         if not known and self._named.wait(self._timeout + LINGER_SECONDS):
             threading.Event().wait()  # for the watch, which ends this process
         self.end()
-        theirs = isinstance(error, UserError)
-        code = BAD_INPUT if theirs else FAILED
-        what = f"{error}" if theirs else f"{type(error).__name__}: {error}"
+        code = BAD_INPUT if isinstance(error, UserError) else FAILED
+        told = isinstance(error, UserError | RunFailed)
+        what = f"{error}" if told else f"{type(error).__name__}: {error}"
         self._tell_end(self.index, f"failed: {what}", code)
         return code
 

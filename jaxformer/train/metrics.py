@@ -58,8 +58,8 @@ class MetricsLog:
                 self._file.flush()
             except OSError as error:
                 raise RunFailed(
-                    f"{self._path} cannot be written: {error.strerror}\n  checkpoints are whole: "
-                    f"mend this, then run the same command again"
+                    f"{self._path} cannot be written: {error.strerror}. The checkpoints are "
+                    f"as they were"
                 ) from error
         if "eval/loss" in row:
             self._eval_losses[row["step"]] = row["eval/loss"]
