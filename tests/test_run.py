@@ -35,6 +35,19 @@ def test_the_moving_average_is_what_is_loaded_where_there_is_one(finished):
     assert (found != saved["params['embedding']"]).any()
 
 
+def test_tied_embeddings_are_one_array_wherever_they_are(finished):
+    """Initialised, saved with two moments and an average, and loaded."""
+    run, saved = load(finished), saved_arrays(finished, 12)
+    assert run.config.model.tie_embeddings
+    assert {path: array.shape for path, array in saved.items() if 257 in array.shape} == {
+        "params['embedding']": (257, 16),
+        "ema['embedding']": (257, 16),
+        "opt_state[0]['mu']['embedding']": (257, 16),
+        "opt_state[0]['nu']['embedding']": (257, 16),
+    }
+    assert [leaf.shape for leaf in jax.tree.leaves(run.params) if 257 in leaf.shape] == [(257, 16)]
+
+
 def test_the_same_seed_generates_the_same_text(finished):
     run = load(finished)
     texts = run.generate(["ab", "c"], max_new_tokens=8, seed=3)

@@ -65,7 +65,7 @@ class Trained:
 def step(program: Program, compiled: Compiled, state: TrainState, number: int) -> tuple:
     batch = put_batch(make_batch(number), batch_sharding(program.mesh))
     state, metrics = compiled.train_step(state, batch)
-    return state, [float(metrics[key]) for key in ("loss", "grad_norm", "tokens")]
+    return state, [float(metrics[key]) for key in ("loss", "z_loss", "grad_norm", "tokens")]
 
 
 def train(mixers: dict, axes: dict, repetitions: int, remat: str) -> Trained:
@@ -80,6 +80,7 @@ def train(mixers: dict, axes: dict, repetitions: int, remat: str) -> Trained:
                 "batch_size": 16,
                 "accumulation": 2,
                 "unroll_layers": False,
+                "z_loss": 0.1,
                 "remat": remat,
             },
             "mesh": {"data": 1} | axes,

@@ -8,6 +8,8 @@ from tests.runs import finish, make_config, start_training, write_config
 # `make test` kills as often as there are ways to, `make faults` until chance has had its say.
 KILLS = 3
 
+SECRETS = {name: f"not-to-be-told-{name}" for name in ("HF_TOKEN", "WANDB_API_KEY")}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=KILLS, help="how often test_kills.py kills a run")
@@ -30,6 +32,6 @@ def undisturbed(tmp_path_factory, kills) -> Undisturbed:
         checkpoint={"every": 20},
     )
     file = write_config(config, folder / "config.yaml")
-    code, output = finish(start_training(file), timeout=1200)
+    code, output = finish(start_training(file, environment=SECRETS), timeout=1200)
     assert code == 0, output
-    return Undisturbed(file, folder / "run", config.train.steps)
+    return Undisturbed(file, folder / "run", config.train.steps, output)

@@ -19,6 +19,7 @@ class Undisturbed:
     config: Path
     run: Path
     steps: int
+    output: str
 
     def assert_equals(self, run: Path) -> None:
         """To the last bit: losses, rates, norms, evaluations, parameters, optimizer, average."""
