@@ -2,6 +2,7 @@
 #   make train                  train configs/quickstart.yaml   (ARGS="train.steps=200" overrides)
 #   make test                   the test suite                  (TESTS="tests/data" is a part)
 #   make devices                the same on several simulated devices, and by several processes
+#   make faults                 one run killed fifty times, and whatever else may befall it
 #   make parity                 against transformers and lm-evaluation-harness (installs torch, too)
 #   make lint                   formatting, lints, types, layers, the JSON schema
 #   make PYTHON=python3.13 test the same with another Python, in an environment of its own
@@ -19,7 +20,7 @@ endif
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input
 
-.PHONY: train test devices parity lint format benchmark clean
+.PHONY: train test devices faults parity lint format benchmark clean
 .DEFAULT_GOAL := train
 
 # Large pages for large arrays: steps on a Linux CPU take about a fifth less time. Others ignore it.
@@ -33,6 +34,9 @@ test: $(VENV)/.installed-dev
 
 devices: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 tests/devices $(ARGS)
+
+faults: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/faults --kills 50 $(ARGS)
 
 parity: $(VENV)/.installed-parity
 	$(BIN)/python -m pytest tests/parity tests/evaluate/test_harness.py $(ARGS)

@@ -350,6 +350,13 @@ class RunConfig(Schema):
     resume: Literal["auto", "never"] = Field(
         "auto", description="auto: go on from the newest checkpoint of run.dir, if there is one"
     )
+    accept_changes: Annotated[
+        tuple[Literal["data", "seed"], ...],
+        Field(
+            strict=False,
+            description="what may differ from the run's beginning: its text, the order of it",
+        ),
+    ] = ()
 
     @field_validator("dir")
     @classmethod

@@ -25,6 +25,15 @@ FREE_KEYS = (
     "train.steps",  # may grow; checked on its own
     "train.unroll_layers",
 )
+# Keys that change the results from here on, and may do so where run.accept_changes says it.
+ACCEPTABLE = {
+    "data.source": "data",
+    "data.column": "data",
+    "data.invalid_utf8": "data",
+    "data.validation_fraction": "data",
+    "data.validation_source": "data",
+    "train.seed": "seed",
+}
 
 
 class RunDirectory:
@@ -121,16 +130,20 @@ class RunDirectory:
         before = load_config(self.config)
         old, new = (flat(each.model_dump(mode="json")) for each in (before, config))
         changed = [
-            f"{key}: {_shown(old, key)} before, {_shown(new, key)} now"
+            key
             for key in dict.fromkeys([*old, *new])
             if old.get(key) != new.get(key)
             and key not in FREE_KEYS
             and key.partition(".")[0] not in FREE_SECTIONS
+            and ACCEPTABLE.get(key) not in config.run.accept_changes
         ]
         if changed:
             raise UserError(
                 f"run.dir {self.path} holds a run of another configuration; give another run.dir, "
-                f"or set back:\n  " + "\n  ".join(changed)
+                f"{_may_be_accepted(changed)}or set back:\n  "
+                + "\n  ".join(
+                    f"{key}: {_shown(old, key)} before, {_shown(new, key)} now" for key in changed
+                )
             )
         if config.train.steps < before.train.steps:
             raise UserError(
@@ -191,6 +204,12 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in node.items():
         leaves |= flat(value, f"{prefix}.{key}" if prefix else key)
     return leaves
+
+
+def _may_be_accepted(changed: list[str]) -> str:
+    if not ACCEPTABLE.keys() >= set(changed):
+        return ""
+    return f"run.accept_changes=[{','.join(sorted({ACCEPTABLE[key] for key in changed}))}], "
 
 
 def _shown(flat: dict[str, Any], key: str) -> str:

@@ -106,7 +106,7 @@ def train(config: Config) -> int:
             resumed = checkpoints.newest_good()
             if resumed is not None:
                 saved = checkpoints.manifest(resumed)
-                check_same_data(directory, saved, manifest)
+                check_same_data(config, saved, manifest)
                 manifest["init"] = saved.get("init")
                 own = Weights(directory, checkpoints, resumed, config, saved)
                 base = own.restore_base(program.abstract.base) if config.lora else None

@@ -110,12 +110,17 @@ def check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
         )
 
 
-def check_same_data(directory: RunDirectory, saved: Json, manifest: Json) -> None:
-    for part in ("tokenizer", "data"):
-        if saved[part] != manifest[part]:
+def check_same_data(config: Config, saved: Json, manifest: Json) -> None:
+    """Whether the text and the tokenizer are those of the checkpoint.
+
+    Raises:
+        UserError: they are not; other text may be accepted.
+    """
+    for part, accept in (("tokenizer", ""), ("data", ", or run.accept_changes=[data]")):
+        if saved[part] != manifest[part] and part not in config.run.accept_changes:
             raise UserError(
-                f"the {part} of {directory.path} has changed since its newest checkpoint, so the "
-                f"run would not go on as it began; bring it back, or give another run.dir\n"
+                f"the {part} of {config.run.dir} has changed since its newest checkpoint, so the "
+                f"run would not go on as it began; bring it back, or give another run.dir{accept}\n"
                 f"  before: {saved[part]}\n  now:    {manifest[part]}"
             )
 

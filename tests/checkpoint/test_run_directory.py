@@ -58,6 +58,22 @@ def test_a_change_of_model_data_or_optimizer_is_refused_with_the_keys(used, tmp_
     ]
 
 
+def test_other_data_or_another_seed_may_be_accepted(used, tmp_path):
+    changed = {"data": {"validation_fraction": 0.1}, "train": {"seed": 3}}
+    with pytest.raises(UserError) as error:
+        used.check(make_config(tmp_path, **changed))
+    assert str(error.value).splitlines() == [
+        f"run.dir {used.path} holds a run of another configuration; give another run.dir, "
+        "run.accept_changes=[data,seed], or set back:",
+        "  data.validation_fraction: 0.05 before, 0.1 now",
+        "  train.seed: 0 before, 3 now",
+    ]
+    used.check(make_config(tmp_path, **changed, run={"accept_changes": ["data", "seed"]}))
+    longer = {"data": {"sequence_length": 32}, "run": {"accept_changes": ["data"]}}
+    with pytest.raises(UserError, match=r"another run.dir, or set back:\n  data.sequence_length"):
+        used.check(make_config(tmp_path, **longer))
+
+
 def test_fewer_steps_are_refused(used, tmp_path):
     with pytest.raises(
         UserError, match=r"train.steps is 8, but the run in .* is one of 12; it may grow"

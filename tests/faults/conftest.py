@@ -29,7 +29,7 @@ def undisturbed(tmp_path_factory, kills) -> Undisturbed:
         folder,
         train={"steps": 100 + 100 * kills, "log_every": 7},
         eval={"every": 60},
-        checkpoint={"every": 20},
+        checkpoint={"every": 20, "keep_newest": 3},
     )
     file = write_config(config, folder / "config.yaml")
     code, output = finish(start_training(file, environment=SECRETS), timeout=1200)

@@ -323,17 +323,23 @@ def test_no_step_can_compile_again_and_the_argument_that_changed_is_named(tmp_pa
         compiled.train_step(state, short)
 
 
-def test_data_that_changed_since_the_checkpoint_is_refused(tmp_path, monkeypatch):
+def test_data_that_changed_since_the_checkpoint_is_refused_unless_it_is_accepted(
+    tmp_path, monkeypatch
+):
     with monkeypatch.context() as patch:
         signal_at_step(patch, 5)
         assert train(make_config(tmp_path)) == 75
     config = make_config(tmp_path)
+    accepting = make_config(tmp_path, run={"accept_changes": ["data"]})
     text = tmp_path / "text.txt"
     text.write_text(text.read_text().replace("a", "z"))
     with pytest.raises(
-        UserError, match=r"the data of .*run has changed since its newest checkpoint"
+        UserError,
+        match=r"the data of .*run has changed since its newest checkpoint.*accept_changes=\[data\]",
     ):
         train(config)
+    assert train(accepting) == 0
+    assert [row["step"] for row in results(tmp_path / "run") if "loss" in row][-1] == 12
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(tmp_path):
