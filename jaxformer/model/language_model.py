@@ -34,7 +34,8 @@ class LanguageModel(nn.Module):
     `remat` names what a layer keeps for its gradient; `layout` is how the stack is laid out, and
     `micro_batches` how many are at once in its stages, see `Stack`; `attention_kernel` see
     `ops.kernels.choice`; `lora` adds adapters. Parameters are float32, activations `dtype`, logits
-    and losses float32.
+    and losses float32. Ids from `num_tokens` on, if given, pad the vocabulary: they have no
+    probability in losses and scores, and decoding draws none.
     """
 
     config: ModelConfig
@@ -45,6 +46,7 @@ class LanguageModel(nn.Module):
     attention_kernel: Kernel = "auto"
     lora: LoRAConfig | None = None
     micro_batches: int | None = None
+    num_tokens: int | None = None
 
     def setup(self) -> None:
         config, d_model = self.config, self.config.d_model
@@ -85,7 +87,7 @@ class LanguageModel(nn.Module):
         positions: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
     ) -> jax.Array:
-        """tokens [batch, length] → logits [batch, length, vocab], float32.
+        """tokens [batch, length] → logits [batch, length, vocab], float32, of padding too.
 
         Args:
             positions: [batch, length], places in the document; 0, 1, 2, … when left out.
@@ -93,7 +95,7 @@ class LanguageModel(nn.Module):
                 a row when left out.
         """
         x, _ = self.hidden(tokens, positions, segment_ids)
-        return self._logits(x)
+        return logits_of(x, self._head(), self.config.logit_softcap)
 
     def loss(
         self,
@@ -110,8 +112,15 @@ class LanguageModel(nn.Module):
         def sums(
             head: jax.Array, x: jax.Array, targets: jax.Array, loss_mask: jax.Array
         ) -> LossSums:
-            softcap = self.config.logit_softcap
-            return cross_entropy(x, head, targets, loss_mask, z_loss=z_loss, logit_softcap=softcap)
+            return cross_entropy(
+                x,
+                head,
+                targets,
+                loss_mask,
+                z_loss=z_loss,
+                logit_softcap=self.config.logit_softcap,
+                num_tokens=self.num_tokens,
+            )
 
         return over_rows(sums)(self._head(), x, targets, loss_mask)
 
@@ -127,7 +136,8 @@ class LanguageModel(nn.Module):
         x = self._read(inputs, positions, segment_ids)
 
         def of_rows(head: jax.Array, x: jax.Array, targets: jax.Array) -> TokenScores:
-            return token_scores(x, head, targets, logit_softcap=self.config.logit_softcap)
+            softcap, tokens = self.config.logit_softcap, self.num_tokens
+            return token_scores(x, head, targets, logit_softcap=softcap, num_tokens=tokens)
 
         scores = by_rows(of_rows)(self._head(), x, targets)
         return TokenScores(jnp.where(loss_mask, scores.log_probs, 0.0), scores.greedy | ~loss_mask)
@@ -151,7 +161,8 @@ class LanguageModel(nn.Module):
             ([batch, vocab] float32, the longer cache).
         """
         x, cache = self.hidden(tokens, positions, segment_ids, cache)
-        return self._logits(x[:, -1]), cache
+        softcap = self.config.logit_softcap
+        return logits_of(x[:, -1], self._head(), softcap, self.num_tokens), cache
 
     @nn.nowrap
     def init_cache(self, batch: int, max_length: int, dtype: DTypeLike | None = None) -> Cache:
@@ -187,9 +198,6 @@ class LanguageModel(nn.Module):
     def _head(self) -> jax.Array:
         return self.embedding.T if self.config.tie_embeddings else self.head
 
-    def _logits(self, x: jax.Array) -> jax.Array:
-        return logits_of(x, self._head(), self.config.logit_softcap)
-
     @nn.nowrap
     def _stack(self, **place: None) -> Stack:
         config = self.config
@@ -216,7 +224,8 @@ def build_model(
     attention_kernel: Kernel = "auto",
     lora: LoRAConfig | None = None,
 ) -> LanguageModel:
-    """The module that `config` describes; `vocab_size` is taken where the configuration has none.
+    """The module that `config` describes. `vocab_size` is the tokenizer's; what the configuration
+    has beyond it is padding.
 
     Raises:
         ValueError: when neither gives a vocabulary size.
@@ -224,4 +233,13 @@ def build_model(
     size = config.vocab_size or vocab_size
     if size is None:
         raise ValueError("model.vocab_size is not set and no tokenizer gives it; pass vocab_size")
-    return LanguageModel(config, size, dtype, remat, layout, attention_kernel, lora)
+    return LanguageModel(
+        config,
+        size,
+        dtype,
+        remat,
+        layout,
+        attention_kernel,
+        lora,
+        num_tokens=vocab_size if vocab_size is not None and vocab_size < size else None,
+    )

@@ -32,6 +32,7 @@ def cross_entropy(
     *,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
+    num_tokens: int | None = None,
 ) -> LossSums:
     """Cross-entropy and z-loss of logits = cap(x · head) against targets, where loss_mask is set.
 
@@ -42,10 +43,11 @@ def cross_entropy(
         loss_mask: [batch, length], booleans.
         z_loss: weight of log²Z (PaLM, Chowdhery et al., 2022, arXiv:2204.02311, section 5).
         logit_softcap: cap(y) = c · tanh(y / c).
+        num_tokens: entries of the vocabulary from here on are padding, without probability.
 
     The softmax is computed in float32, or wider if x is.
     """
-    total, cross, squares = _chunked(x, head, targets, loss_mask, z_loss, logit_softcap)
+    total, cross, squares = _chunked(x, head, targets, loss_mask, z_loss, logit_softcap, num_tokens)
     cross, squares = jax.lax.stop_gradient((cross, squares))
     # total − stop_gradient(total) is zero, and carries the gradient.
     return LossSums(
@@ -63,7 +65,12 @@ class TokenScores(NamedTuple):
 
 
 def token_scores(
-    x: jax.Array, head: jax.Array, targets: jax.Array, *, logit_softcap: float | None = None
+    x: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    *,
+    logit_softcap: float | None = None,
+    num_tokens: int | None = None,
 ) -> TokenScores:
     """Log-probability and rank of each target under logits = cap(x · head), in the same chunks.
 
@@ -72,13 +79,14 @@ def token_scores(
         head: [d_model, vocab].
         targets: [batch, length], integers.
         logit_softcap: cap(y) = c · tanh(y / c).
+        num_tokens: entries of the vocabulary from here on are padding, without probability.
     """
     batch, length = targets.shape
     count = _chunk_count(batch, length, head.shape[1])
 
     def score(chunk: tuple[jax.Array, jax.Array]) -> TokenScores:
         x, targets = chunk  # [tokens, d_model], [tokens]
-        logits = logits_of(x, head, logit_softcap)
+        logits = logits_of(x, head, logit_softcap, num_tokens)
         at_target = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
         log_probs = at_target - jax.nn.logsumexp(logits, axis=-1)
         return TokenScores(log_probs, jnp.argmax(logits, axis=-1) == targets)
@@ -87,12 +95,16 @@ def token_scores(
     return jax.tree.map(lambda pieces: _join(pieces, batch, length), scores)
 
 
-def logits_of(x: jax.Array, head: jax.Array, logit_softcap: float | None) -> jax.Array:
-    """cap(x · head): [..., d_model] → [..., vocab], float32 at least."""
+def logits_of(
+    x: jax.Array, head: jax.Array, logit_softcap: float | None, num_tokens: int | None = None
+) -> jax.Array:
+    """cap(x · head): [..., d_model] → [..., vocab], float32 at least; −∞ for padding."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     logits = jnp.matmul(x, head.astype(x.dtype), preferred_element_type=wide)
     if logit_softcap is not None:
         logits = logit_softcap * jnp.tanh(logits / logit_softcap)
+    if num_tokens is not None:
+        logits = jnp.where(jnp.arange(head.shape[1]) < num_tokens, logits, -jnp.inf)
     return logits
 
 
@@ -132,10 +144,14 @@ def _join(pieces: jax.Array, batch: int, length: int) -> jax.Array:
 
 
 def _chunk_sums(
-    chunk: _Chunk, head: jax.Array, z_weight: float, logit_softcap: float | None
+    chunk: _Chunk,
+    head: jax.Array,
+    z_weight: float,
+    logit_softcap: float | None,
+    num_tokens: int | None,
 ) -> tuple[_Sums, tuple[jax.Array, jax.Array]]:
     """(Σ cross-entropy, weighted Σ log²Z), and the logits with their log Z [tokens, 1]."""
-    logits = logits_of(chunk.x, head, logit_softcap)
+    logits = logits_of(chunk.x, head, logit_softcap, num_tokens)
     log_z = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     at_target = jnp.take_along_axis(logits, chunk.targets[:, None], axis=-1)
     cross = jnp.sum(jnp.where(chunk.loss_mask[:, None], log_z - at_target, 0.0))
@@ -154,11 +170,12 @@ def _chunk_gradient(
     is_target = jnp.arange(logits.shape[-1]) == chunk.targets[:, None]
     gradient = jnp.exp(logits - log_z) * (1.0 + 2.0 * z_weight * log_z) - is_target
     if logit_softcap is not None:
-        gradient *= 1.0 - jnp.square(logits / logit_softcap)
+        slope = 1.0 - jnp.square(logits / logit_softcap)
+        gradient *= jnp.where(jnp.isneginf(logits), 0.0, slope)
     return jnp.where(chunk.loss_mask[:, None], gradient, 0.0).astype(chunk.x.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _chunked(
     x: jax.Array,
     head: jax.Array,
@@ -166,13 +183,14 @@ def _chunked(
     loss_mask: jax.Array,
     z_weight: float,
     logit_softcap: float | None,
+    num_tokens: int | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(cross-entropy + z-loss, cross-entropy, z-loss); only the first has a gradient."""
     batch, length = targets.shape
     count = _chunk_count(batch, length, head.shape[1])
 
     def add(sums: _Sums, chunk: _Chunk) -> tuple[_Sums, None]:
-        new, _ = _chunk_sums(chunk, head, z_weight, logit_softcap)
+        new, _ = _chunk_sums(chunk, head, z_weight, logit_softcap, num_tokens)
         return jax.tree.map(jnp.add, sums, new), None
 
     zero = jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
@@ -188,6 +206,7 @@ def _chunked_forward(
     loss_mask: jax.Array,
     z_weight: float,
     logit_softcap: float | None,
+    num_tokens: int | None,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], _Gradients]:
     batch, length = targets.shape
     count = _chunk_count(batch, length, head.shape[1])
@@ -197,7 +216,7 @@ def _chunked_forward(
         carry: tuple[_Sums, jax.Array], chunk: _Chunk
     ) -> tuple[tuple[_Sums, jax.Array], jax.Array]:
         sums, head_gradient = carry
-        new, (logits, log_z) = _chunk_sums(chunk, head, z_weight, logit_softcap)
+        new, (logits, log_z) = _chunk_sums(chunk, head, z_weight, logit_softcap, num_tokens)
         gradient = _chunk_gradient(chunk, logits, log_z, z_weight, logit_softcap)
         head_gradient += jnp.matmul(chunk.x.T, gradient, preferred_element_type=head_gradient.dtype)
         x_gradient = jnp.matmul(gradient, head.T.astype(x.dtype))
@@ -213,6 +232,7 @@ def _chunked_forward(
 def _chunked_backward(
     z_weight: float,
     logit_softcap: float | None,
+    num_tokens: int | None,
     residuals: _Gradients,
     cotangents: tuple[jax.Array, jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array, None, None]:

@@ -19,7 +19,8 @@ def train(config, run, steps: int, devices: int, *axes: str) -> str:
             f"train.steps={steps}",
             *axes,
             environment={"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
-        )
+        ),
+        timeout=600,
     )
     assert code == 0, output
     return output

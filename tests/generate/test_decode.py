@@ -61,6 +61,16 @@ def test_greedy_decoding_equals_uncached_argmax(hybrid: tuple, decoder: Decoder)
     assert len(set(row.tolist())) > 2  # it did not get stuck on one token
 
 
+def test_padding_of_the_vocabulary_is_never_drawn(hybrid: tuple) -> None:
+    """A run's vocabulary of 11 with a tokenizer of 5."""
+    model, params = hybrid
+    padded = build_model(model.config, vocab_size=5)
+    assert (padded.vocab_size, padded.num_tokens, model.num_tokens) == (11, 5, None)
+    decoder = Decoder.of(padded, params, NO_EOS)
+    for sampling in (GREEDY, Sampling(temperature=3.0)):
+        assert continuation(decoder, PROMPTS, sampling=sampling).max() < 5
+
+
 def test_a_prompt_in_a_batch_is_continued_as_if_alone(decoder: Decoder) -> None:
     together = continuation(decoder, PROMPTS)
     for prompt, row in zip(PROMPTS, together, strict=True):

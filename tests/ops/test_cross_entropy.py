@@ -64,6 +64,27 @@ def test_sums_and_gradients_are_those_of_all_logits(
         np.testing.assert_allclose(gradient, expected_gradient, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("logit_softcap", [None, 2.0])
+def test_padding_of_the_vocabulary_has_no_probability_and_no_gradient(logit_softcap) -> None:
+    x, head, targets, loss_mask = case()
+    targets %= 8
+
+    def mean(x, head, **options):
+        sums = cross_entropy(
+            x, head, targets, loss_mask, z_loss=0.1, logit_softcap=logit_softcap, **options
+        )
+        return (sums.loss + sums.z_loss) / sums.tokens
+
+    loss, (of_x, of_head) = jax.value_and_grad(lambda x, head: mean(x, head, num_tokens=8), (0, 1))(
+        x, head
+    )
+    expected, (expected_x, expected_head) = jax.value_and_grad(mean, (0, 1))(x, head[:, :8])
+    np.testing.assert_allclose(loss, expected, rtol=1e-13)
+    np.testing.assert_allclose(of_x, expected_x, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(of_head[:, :8], expected_head, rtol=0, atol=1e-14)
+    assert not of_head[:, 8:].any()
+
+
 def test_nothing_counts_where_everything_is_masked() -> None:
     x, head, targets, loss_mask = case()
     total = lambda x: cross_entropy(x, head, targets, loss_mask & False, z_loss=0.1).loss  # noqa: E731
