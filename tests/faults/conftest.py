@@ -2,13 +2,11 @@
 
 import pytest
 
-from tests.faults.disturbed import Undisturbed
+from tests.faults.disturbed import SECRETS, Undisturbed
 from tests.runs import finish, make_config, start_training, write_config
 
 # `make test` kills as often as there are ways to, `make faults` until chance has had its say.
 KILLS = 3
-
-SECRETS = {name: f"not-to-be-told-{name}" for name in ("HF_TOKEN", "WANDB_API_KEY")}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

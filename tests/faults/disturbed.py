@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxformer.train.metrics import read_rows
-from tests.runs import assert_same_arrays, results, saved_arrays
+from tests.runs import assert_same_arrays, finish, results, saved_arrays, start_training
 
 SECONDS = 90.0  # what anything is waited for; a machine may be busy
+SECRETS = {name: f"not-to-be-told-{name}" for name in ("HF_TOKEN", "WANDB_API_KEY")}
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,16 @@ class Undisturbed:
     run: Path
     steps: int
     output: str
+
+    def start(self, run: Path) -> subprocess.Popen[str]:
+        """A run of the same configuration in another directory, or what goes on with it."""
+        return start_training(self.config, f"run.dir={run}")
+
+    def complete(self, run: Path) -> str:
+        """Go on with a run to its end; what it says."""
+        code, output = finish(self.start(run), timeout=1200)
+        assert code == 0, output
+        return output
 
     def assert_equals(self, run: Path) -> None:
         """To the last bit: losses, rates, norms, evaluations, parameters, optimizer, average."""

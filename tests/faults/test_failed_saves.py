@@ -9,7 +9,7 @@ import pytest
 
 from jaxformer.train.metrics import read_rows
 from tests.faults.disturbed import wait_until
-from tests.runs import REPOSITORY, finish, start_training
+from tests.runs import REPOSITORY, finish
 
 # In a user's own name space, where mounting needs no rights; it is gone with its last process.
 PRIVATE = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
@@ -54,16 +54,14 @@ def test_a_disk_that_fills_up_ends_the_run_soon_and_the_checkpoint_before_is_who
     assert len(error.splitlines()) == 1
     run = tmp_path / "disk-after" / "run"
     assert max(row["step"] for row in read_rows(run / "metrics.jsonl")) < 100
-    code, output = finish(start_training(undisturbed.config, f"run.dir={run}"))
-    assert code == 0, output
-    assert f"resumed from {run}/checkpoints/" in output
+    assert f"resumed from {run}/checkpoints/" in undisturbed.complete(run)
     undisturbed.assert_equals(run)
 
 
 def test_a_save_that_fails_in_the_background_ends_the_run_at_the_next_step(undisturbed):
     """A quota: no file may grow beyond 12,000 bytes once the first checkpoint is there."""
     run = undisturbed.run.with_name("quota")
-    process = start_training(undisturbed.config, f"run.dir={run}")
+    process = undisturbed.start(run)
     wait_until((run / "checkpoints" / "20").is_dir, process)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (12_000, 12_000))
     code, output = finish(process)
@@ -72,6 +70,5 @@ def test_a_save_that_fails_in_the_background_ends_the_run_at_the_next_step(undis
     assert "The newest checkpoint is that of step " in output
     assert "File too large" in output
     assert max(row["step"] for row in read_rows(run / "metrics.jsonl")) < 100
-    code, output = finish(start_training(undisturbed.config, f"run.dir={run}"))
-    assert code == 0, output
+    undisturbed.complete(run)
     undisturbed.assert_equals(run)

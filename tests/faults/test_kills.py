@@ -5,7 +5,6 @@ import signal
 import time
 
 from tests.faults.disturbed import unfinished, wait_for_rows, wait_for_save
-from tests.runs import finish, start_training
 
 
 def test_killed_at_random_moments_and_within_saves_a_run_ends_as_if_it_had_been_left_alone(
@@ -15,7 +14,7 @@ def test_killed_at_random_moments_and_within_saves_a_run_ends_as_if_it_had_been_
     moment = random.Random(0)
     within_saves = 0
     for number in range(kills):
-        process = start_training(undisturbed.config, f"run.dir={run}")
+        process = undisturbed.start(run)
         match number % 3:
             case 0:
                 wait_for_rows(run, 2, process)
@@ -30,6 +29,5 @@ def test_killed_at_random_moments_and_within_saves_a_run_ends_as_if_it_had_been_
         process.stdout.close()
         within_saves += number % 3 == 0 and bool(unfinished(run))
     assert within_saves >= max(1, kills // 6)
-    code, output = finish(start_training(undisturbed.config, f"run.dir={run}"), timeout=1200)
-    assert code == 0, output
+    undisturbed.complete(run)
     undisturbed.assert_equals(run)

@@ -1,6 +1,6 @@
 """What a run writes and prints is shown to others."""
 
-from tests.faults.conftest import SECRETS
+from tests.faults.disturbed import SECRETS
 
 
 def test_tokens_of_the_environment_reach_no_file_and_no_output(undisturbed):

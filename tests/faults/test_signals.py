@@ -34,7 +34,7 @@ def stop(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> str:
 def test_a_signal_between_steps_or_in_a_save_saves_and_the_same_command_goes_on(undisturbed):
     run = undisturbed.run.with_name("stopped")
     for number, disturbs_a_save in ((signal.SIGTERM, True), (signal.SIGINT, False)):
-        process = start_training(undisturbed.config, f"run.dir={run}")
+        process = undisturbed.start(run)
         wait_for_rows(run, 3, process)
         if disturbs_a_save:
             wait_for_save(run, process)
