@@ -28,6 +28,7 @@ FREE_KEYS = (
 # Keys that change the results from here on, and may do so where run.accept_changes says it.
 ACCEPTABLE = {
     "data.source": "data",
+    "data.format": "data",
     "data.column": "data",
     "data.invalid_utf8": "data",
     "data.validation_fraction": "data",
