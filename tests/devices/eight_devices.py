@@ -65,7 +65,8 @@ class Trained:
 def step(program: Program, compiled: Compiled, state: TrainState, number: int) -> tuple:
     batch = put_batch(make_batch(number), batch_sharding(program.mesh))
     state, metrics = compiled.train_step(state, batch)
-    return state, [float(metrics[key]) for key in ("loss", "z_loss", "grad_norm", "tokens")]
+    names = ("loss", "grad_norm", "tokens", "z_loss")
+    return state, [float(metrics[name]) for name in names if name in metrics]
 
 
 def train(mixers: dict, axes: dict, repetitions: int, remat: str) -> Trained:
