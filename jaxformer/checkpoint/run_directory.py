@@ -140,8 +140,8 @@ class RunDirectory:
         ]
         if changed:
             raise UserError(
-                f"run.dir {self.path} holds a run of another configuration; give another run.dir, "
-                f"{_may_be_accepted(changed)}or set back:\n  "
+                f"run.dir {self.path} holds a run of another configuration; give another run.dir"
+                f"{self._other_ways(changed)}, or set back:\n  "
                 + "\n  ".join(
                     f"{key}: {_shown(old, key)} before, {_shown(new, key)} now" for key in changed
                 )
@@ -151,6 +151,15 @@ class RunDirectory:
                 f"train.steps is {config.train.steps}, but the run in {self.path} is one of "
                 f"{before.train.steps}; it may grow, not shrink"
             )
+
+    def _other_ways(self, changed: list[str]) -> str:
+        """What may be done beside going back or elsewhere, where it is one kind of change."""
+        if ACCEPTABLE.keys() >= set(changed):
+            kinds = sorted({ACCEPTABLE[key] for key in changed})
+            return f", run.accept_changes=[{','.join(kinds)}]"
+        if all(key.startswith("optimizer.") for key in changed):
+            return f", with init.from={self.path} to go on with its parameters alone"
+        return ""
 
     def check_shared(self) -> None:
         """Whether this process sees what process 0 has created.
@@ -205,12 +214,6 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in node.items():
         leaves |= flat(value, f"{prefix}.{key}" if prefix else key)
     return leaves
-
-
-def _may_be_accepted(changed: list[str]) -> str:
-    if not ACCEPTABLE.keys() >= set(changed):
-        return ""
-    return f"run.accept_changes=[{','.join(sorted({ACCEPTABLE[key] for key in changed}))}], "
 
 
 def _shown(flat: dict[str, Any], key: str) -> str:
