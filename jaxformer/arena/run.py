@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from jaxformer.arena.cells import Cell, Result
 from jaxformer.arena.measure import measure_at
+from jaxformer.checkpoint.lock import RunLocked
 from jaxformer.run import load
 from jaxformer.schema import UserError
 from jaxformer.train.ending import FAILED
@@ -31,10 +32,11 @@ def run_cells(cells: Sequence[Cell], lengths: Lengths, first: int) -> bool:
     for cell in (*cells[first:], *cells[:first]):
         with _claimed(cell) as mine:
             if mine and cell.result() is None:
-                result = _result_of(cell, lengths[cell.task])
-                if result is None:
-                    return False
-                cell.write_result(result)
+                with contextlib.suppress(RunLocked):  # a process of another host is at it
+                    result = _result_of(cell, lengths[cell.task])
+                    if result is None:
+                        return False
+                    cell.write_result(result)
     return True
 
 
@@ -70,11 +72,14 @@ def _result_of(cell: Cell, multiples: Sequence[int]) -> Result | None:
                 return {"failed": "diverged", "tests": []}
             run = load(cell.directory)
             tests = [measure_at(run, multiple) for multiple in multiples]
+    except RunLocked:
+        raise
     except UserError as error:
         return {"failed": str(error), "tests": []}
     except Exception:
         return {"failed": traceback.format_exc(limit=4), "tests": []}
     finally:
+        cell.directory.mkdir(parents=True, exist_ok=True)
         with (cell.directory / "log.txt").open("a", encoding="utf-8") as log:
             log.write(said.getvalue())
     trained = [row for row in read_rows(cell.directory / "metrics.jsonl") if "loss" in row]

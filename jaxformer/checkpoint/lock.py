@@ -34,6 +34,10 @@ STALE_SECONDS = 60.0
 OWNER, KERNEL = "writer.json", ".lock"
 
 
+class RunLocked(UserError):
+    """Another process is the writer of the run."""
+
+
 class Owner(NamedTuple):
     """Who writes into a run, as its `writer.json` says."""
 
@@ -51,7 +55,8 @@ class RunLock:
     """While entered, process 0 is the one writer of the directory, which it makes.
 
     Raises:
-        UserError: another one lives, or the file system refuses.
+        RunLocked: another one lives.
+        UserError: the file system refuses.
     """
 
     def __init__(self, directory: RunDirectory) -> None:
@@ -180,8 +185,8 @@ def _kernel_lock(directory: Path) -> int | None:
     return file
 
 
-def _refused(directory: Path, why: str) -> UserError:
-    return UserError(
+def _refused(directory: Path, why: str) -> RunLocked:
+    return RunLocked(
         f"{directory} has a writer already: {read_owner(directory)} ({why}); wait for its end, "
         f"stop it, or give another run.dir"
     )
