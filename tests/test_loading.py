@@ -67,8 +67,8 @@ def test_every_mistake_has_a_line_with_its_place(configuration):
     assert mistakes(file, "eval.every=0") == [
         "train.seed is -1; allowed: a whole number of at least 0. (line 8)",
         "train.stpes: unknown key. Allowed: accumulation, attention_kernel, batch_size, ema_decay, "
-        "freeze, log_every, max_nonfinite_steps, precision, remat, seed, steps, unroll_layers, "
-        "z_loss. Did you mean 'steps'? (line 7)",
+        "freeze, log_every, max_nonfinite_steps, pipeline_micro_batches, precision, remat, seed, "
+        "steps, unroll_layers, z_loss. Did you mean 'steps'? (line 7)",
         "eval.every is 0; allowed: a whole number above 0. (given as eval.every=0)",
         "mesh.data is 'two'; allowed: a whole number or null. (line 9)",
     ]
@@ -92,9 +92,10 @@ def test_the_wrong_kind_of_value_is_told_what_to_write(configuration):
     file = configuration("train: {steps: 1e3}\nrun: {dir: 7}\nmesh: 8\neval: [1]\n")
     assert mistakes(file) == [
         "train.steps is 1000.0; allowed: a whole number above 0. Write 1000. (line 6)",
-        "eval is a list; allowed: a section with the keys every, batches, batch_size. (line 9)",
-        "mesh is 8; allowed: a section with the keys preset, data, fsdp, expert, tensor, context, "
-        "rules. (line 8)",
+        "eval is a list; allowed: a section with the keys every, batches, batch_size, suites, "
+        "suites_every, suites_limit, tasks_dir, sample_tokens. (line 9)",
+        "mesh is 8; allowed: a section with the keys preset, data, stage, fsdp, expert, tensor, "
+        "context, rules. (line 8)",
         'run.dir is 7; allowed: text. To mean text, put it in quotes: "7". (line 7)',
     ]
 
@@ -127,7 +128,7 @@ def test_a_missing_key_and_a_missing_kind_say_what_is_allowed(configuration):
 )
 def test_a_file_without_sections_says_what_it_is(configuration, text, found):
     file = configuration(text, model="")
-    assert mistakes(file) == [f"{file} is {found}; allowed: sections such as 'model:' and 'train:'"]
+    assert mistakes(file) == [f"{file} is {found}; allowed: sections such as 'model:' and 'data:'"]
 
 
 def test_a_missing_file_names_the_nearest(configuration):

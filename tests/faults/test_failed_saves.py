@@ -13,9 +13,10 @@ from tests.runs import REPOSITORY, finish
 
 # In a user's own name space, where mounting needs no rights; it is gone with its last process.
 PRIVATE = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+# A checkpoint takes up to 400 kB here: one or two fit.
 ON_A_SMALL_DISK = """
 folder=$1; shift
-mount -t tmpfs -o size=400k tmpfs "$folder" || exit 125
+mount -t tmpfs -o size=700k tmpfs "$folder" || exit 125
 "$@"
 code=$?
 cp -r "$folder" "$folder-after"
