@@ -48,11 +48,16 @@ class DamagedError(UserError):
         super().__init__(f"checkpoint {folder} is damaged: {faults[0]}{more}")
 
 
-def seal(folder: Path, manifest: Json) -> None:
+def seal(folder: Path, manifest: Json, known: Mapping[str, str] | None = None) -> None:
     """Write the manifest, with the hash of every file that lies in the folder now. In silence: a
-    run that goes on meanwhile has the terminal."""
-    sizes = _sizes(folder)
-    hashes = _hashes(folder, sizes, lambda done: None)
+    run that goes on meanwhile has the terminal.
+
+    Args:
+        known: hashes of files that their writer has seen pass; the others are read.
+    """
+    sizes, known = _sizes(folder), known or {}
+    unknown = [name for name in sizes if name not in known]
+    hashes = {**known, **_hashes(folder, unknown, lambda done: None)}
     files = {name: {"bytes": sizes[name], "sha256": hashes[name]} for name in sizes}
     whole = json.loads(json.dumps({**manifest, "format": FORMAT, "files": files}))
     replace_text(folder / MANIFEST, json.dumps({"sha256": _digest(whole), **whole}, indent=1))

@@ -5,9 +5,11 @@ compression (zarr version 2, zarr-specs.readthedocs.io), so that no more than on
 one array has to be in memory, and read in such pieces from any checkpoint.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ class ParameterWriter:
 
     def __init__(self, folder: Path, shapes: Mapping[str, Shape]) -> None:
         self._folder, self._shapes = folder, shapes
+        self.hashes: dict[str, str] = {}  # SHA-256 of what was written, by the file's place
         for path, shape in shapes.items():
             self._array(path).mkdir(parents=True)
             description = {
@@ -66,9 +69,13 @@ class ParameterWriter:
         for number, start in enumerate(parts):
             index = [*first, number, *[0] * ndim][: max(ndim, 1)]
             part = values[start : start + rows] if values.ndim else values
-            with (self._array(path) / ".".join(map(str, index))).open("wb") as file:
+            name, digest = self._array(path) / ".".join(map(str, index)), hashlib.sha256()
+            with name.open("wb") as file, ThreadPoolExecutor(1, "sha256") as pool:
                 for block in contiguous_blocks(part, np.float32):
+                    hashing = pool.submit(digest.update, block.data)
                     file.write(block.data)
+                    hashing.result()
+            self.hashes[name.relative_to(self._folder).as_posix()] = digest.hexdigest()
 
     def finish(self) -> None:
         """Write what Orbax asks for besides."""

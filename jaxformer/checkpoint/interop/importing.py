@@ -4,6 +4,7 @@ import hashlib
 import math
 import shutil
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,8 @@ FINE_TUNING = {
 def import_model(source: Source, out: Path) -> Config:
     """Make the run directory `out` of a model: configuration, tokenizer, and `checkpoints/0`.
 
-    Numbers become float32, which holds them exactly. No more than one tensor of the source is in
-    memory at a time.
+    Numbers become float32, which holds them exactly. No more than two tensors of the source are in
+    memory at a time: one is written while the next is read.
 
     Raises:
         UserError: `out` is used, or the model or a part of it is not supported; nothing is left.
@@ -67,8 +68,9 @@ def import_model(source: Source, out: Path) -> Config:
         rules = table.rules_of(source.tensors, source.name)
         _check_tied(source, table)
         checkpoint = building / "checkpoints" / "0"
-        _write_parameters(source, table, rules, checkpoint / "params")
-        integrity.seal(checkpoint, _manifest(source.name, config, tokenizer, table))
+        hashes = _write_parameters(source, table, rules, checkpoint / "params")
+        known = {f"params/{name}": digest for name, digest in hashes.items()}
+        integrity.seal(checkpoint, _manifest(source.name, config, tokenizer, table), known)
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
         (building / "config.yaml").write_text(text, "utf-8")
         if out.exists():
@@ -102,22 +104,35 @@ def _tokenizer(config: Config, building: Path) -> Tokenizer:
     return tokenizer
 
 
-def _write_parameters(source: Source, table: Table, rules: dict[str, Rule], folder: Path) -> None:
+def _write_parameters(
+    source: Source, table: Table, rules: dict[str, Rule], folder: Path
+) -> dict[str, str]:
+    """The hashes of the files that were written, by their places in `folder`."""
     writer = ParameterWriter(
         folder, {path: tuple(leaf["shape"]) for path, leaf in table.leaves.items()}
     )
     sizes = {name: math.prod(source.tensors[name].shape) for name in rules}
     done = 0
-    with progress(f"importing {source.name}", sum(sizes.values())) as report:
+    with (
+        progress(f"importing {source.name}", sum(sizes.values())) as report,
+        ThreadPoolExecutor(1, "write") as pool,
+    ):
+        writing: Future[None] | None = None
         for name, rule in rules.items():
-            _write_tensor(writer, table, rule, source.read(name))
+            theirs = source.read(name)
+            if writing is not None:
+                writing.result()
+            writing = pool.submit(_write_tensor, writer, table, rule, theirs)
+            del theirs  # or it would still be there while the one after the next is read
             done += sizes[name]
             report(done)
+        if writing is not None:
+            writing.result()
     writer.finish()
+    return writer.hashes
 
 
 def _write_tensor(writer: ParameterWriter, table: Table, rule: Rule, theirs: np.ndarray) -> None:
-    """In a function of its own: no name is left for a tensor while the next one is read."""
     arrays = rule.to_ours(theirs, table.shapes(rule))
     for path, array in zip(rule.ours, arrays, strict=True):
         writer.write(*leaf_of(path, table.model), array)

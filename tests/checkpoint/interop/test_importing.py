@@ -1,5 +1,6 @@
 """From a folder of weights to a run."""
 
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def test_half_precision_becomes_float32_exactly(tmp_path: Path) -> None:
     assert_same_arrays(arrays, saved_arrays(tmp_path / "wide", 0))
 
 
-def test_a_tensor_is_read_once_and_gone_when_the_next_is_read(
+def test_a_tensor_is_read_once_and_at_most_one_other_is_there_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = HuggingFaceFolder(write_model(tmp_path / "model"))
@@ -99,7 +100,10 @@ def test_a_tensor_is_read_once_and_gone_when_the_next_is_read(
     names = []
 
     def read(self: HuggingFaceFolder, name: str) -> np.ndarray:
-        assert [tensor() for tensor in tensors] == [None] * len(tensors)
+        deadline = time.monotonic() + 10  # the writing thread lets go of one a moment later
+        while sum(tensor() is not None for tensor in tensors) > 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
         tensor = llama_tensors()[name]
         tensors.append(weakref.ref(tensor))
         names.append(name)
