@@ -23,7 +23,8 @@ CASES = {
 
 
 def train(mixers: str, axes: dict, dropout: float) -> dict:
-    model = {"d_model": 32, "num_layers": 1, "ffn": {"kind": "swiglu", "d_hidden": 48}}
+    layers = len(MIXERS[mixers].get("pattern", [{}]))
+    model = {"d_model": 32, "num_layers": layers, "ffn": {"kind": "swiglu", "d_hidden": 48}}
     config = Config.model_validate(
         {
             "model": model | MIXERS[mixers],
