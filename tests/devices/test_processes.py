@@ -106,7 +106,7 @@ def together(file) -> Path:
     codes, outputs = finish_all(started)
     assert codes == [0, 0], outputs
     assert "process 0 of 2 by flags, coordinated at 127.0.0.1:" in outputs[0]
-    assert "data 2, fsdp 1" in outputs[0]
+    assert "data 2, stage 1, fsdp 1" in outputs[0]
     assert outputs[1] == ""
     return run
 
