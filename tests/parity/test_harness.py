@@ -2,29 +2,24 @@
 
 import string
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
 import torch
 import transformers
-from flax.core import meta
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from parity.families import FAMILIES, VOCAB
+from parity.imported import MODELS
 from parity.weights import Weights
 
-from jaxformer.config import Config
-from jaxformer.data.tokenizers import HuggingFaceTokenizer
+import jaxformer as jf
+from jaxformer.checkpoint.interop.folder import HuggingFaceFolder
+from jaxformer.checkpoint.interop.importing import import_model
 from jaxformer.evaluate.harness_model import HarnessModel
-from jaxformer.model.language_model import build_model
-from jaxformer.parallel.mesh import make_mesh
-from jaxformer.run import Run
 
 LENGTH = 48
-LLAMA = FAMILIES["llama"]
 CHARACTERS = string.ascii_lowercase + " .,;:!?-"
+VOCAB = 3 + len(CHARACTERS)
 TEXTS = ["a question: ", "the answer is", "yes.", "no, never!", "x", "a long text, " * 9]
 
 
@@ -42,36 +37,20 @@ def characters() -> tokenizers.Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def both() -> tuple[HFLM, HarnessModel]:
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[HFLM, HarnessModel]:
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        **LLAMA.theirs.to_dict() | {"bos_token_id": 0, "eos_token_id": 1}
-    )
+    sizes = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1}
+    config = transformers.LlamaConfig.from_dict(MODELS["llama"].to_dict() | sizes)
     theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
-    weights, special = Weights(theirs), {"bos_token": "<s>", "eos_token": "</s>"}
-    model = build_model(Config.model_validate({"model": LLAMA.ours}).model)
-    shapes = meta.unbox(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), int)))
-    tensors = LLAMA.params(weights, LLAMA.ours)
-    tensors["stack"] = {"groups": tensors["stack"]["group_0"]}  # scanned, over one group
-    params = jax.tree.map(
-        lambda leaf, like: jnp.asarray(leaf.reshape(like.shape)), tensors, shapes["params"]
+    Weights(theirs)  # moves them away from ones and zeros
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=characters(), bos_token="<s>", eos_token="</s>"
     )
-    tokenizer = characters()
-    run = Run(
-        Config.model_validate(
-            {
-                "model": LLAMA.ours,
-                "data": {"sequence_length": LENGTH},
-                "train": {"batch_size": 4},
-            }
-        ),
-        model,
-        params,
-        HuggingFaceTokenizer("characters", tokenizer.to_str().encode(), special),
-        0,
-        make_mesh({}, devices=jax.devices()[:1]),
-    )
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    folder = tmp_path_factory.mktemp("llama")
+    theirs.save_pretrained(folder / "theirs")
+    fast.save_pretrained(folder / "theirs")
+    import_model(HuggingFaceFolder(folder / "theirs"), folder / "run")
+    run = jf.load(folder / "run", [f"data.sequence_length={LENGTH}", "train.batch_size=4"])
     options = {"backend": "causal", "max_length": LENGTH, "batch_size": 3, "device": "cpu"}
     return HFLM(pretrained=theirs, tokenizer=fast, **options), HarnessModel(run)
 
