@@ -88,7 +88,14 @@ def make_mesh(
     shape, axes, types = tuple(resolved.values()), AXES, (AxisType.Auto,) * len(AXES)
     slices = count_slices(devices)
     if slices == 1:
-        return jax.make_mesh(shape, axes, types, devices=devices)
+        try:
+            return jax.make_mesh(shape, axes, types, devices=devices)
+        except NotImplementedError as error:  # JAX's word for a torus that an axis does not fit
+            raise UserError(
+                f"the mesh {_listed(resolved)} does not fit the torus of the {len(devices)} "
+                f"{devices[0].device_kind} devices: each size must be a product of its sides "
+                f"({error})"
+            ) from None
     if resolved["data"] % slices:
         raise UserError(
             f"mesh.data is {resolved['data']} ({_listed(resolved)}), not divisible by the {slices} "

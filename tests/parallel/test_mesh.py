@@ -112,3 +112,12 @@ def test_slices_that_data_does_not_span_are_refused():
         "mesh.data is 1 (data 1, stage 1, fsdp 4, expert 1, tensor 1, context 1), not divisible by "
         "the 2 slices, which only data may span; mesh.preset=hsdp chooses data 2"
     )
+
+
+def test_sizes_that_a_torus_has_no_sides_for_are_refused(monkeypatch):
+    def refuse(*arguments, **options):
+        raise NotImplementedError("Failed to find assignment for logical_axis_index 4 of size 2")
+
+    monkeypatch.setattr(jax, "make_mesh", refuse)
+    with pytest.raises(UserError, match=r"the mesh data 1, .* does not fit the torus of the 1 cpu"):
+        make_mesh({"data": 1})
