@@ -8,7 +8,7 @@ from jaxformer.arena.cells import cells
 from jaxformer.arena.config import ArenaConfig
 from jaxformer.arena.match import Matched
 from jaxformer.arena.results import entries
-from jaxformer.arena.verdict import outcome
+from jaxformer.arena.verdict import reproduction
 
 HEAD = """# Findings
 
@@ -27,14 +27,12 @@ def findings_page(arenas: Sequence[tuple[Path, ArenaConfig]]) -> str:
             continue
         kept = json.loads((Path(arena.dir) / "arena.json").read_text(encoding="utf-8"))
         found = entries(arena, cells(arena, Matched.from_json(kept["matched"])))
-        outcomes = [outcome(check, found) for check in arena.finding.checks]
-        word = "Reproduced" if all(holds for holds, _ in outcomes) else "Not reproduced"
-        lines = [f"- {'holds' if holds else 'does not hold'}: {text}" for holds, text in outcomes]
+        word, lines = reproduction(arena.finding, found)
         parts.append(
             f"## {file.stem.replace('_', ' ')}\n\n"
             f"{arena.finding.claim}\n\nPublished: {arena.finding.published} "
             f"({arena.finding.source}).\n\n**{word}** (`{file}`, {len(arena.seeds)} seeds):\n\n"
-            + "\n".join(lines)
+            + "\n".join(f"- {line}" for line in lines)
             + "\n"
         )
     return "\n".join(parts)

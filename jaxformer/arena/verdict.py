@@ -1,6 +1,6 @@
 """What may be said of an arena, computed from its figures: a winner only where it is sure."""
 
-from jaxformer.arena.config import ArenaConfig, Check
+from jaxformer.arena.config import ArenaConfig, Check, Finding
 from jaxformer.arena.results import HIGHER_IS_BETTER, Entry, comparisons, main_metric
 from jaxformer.arena.statistics import CONFIDENCE
 
@@ -92,6 +92,13 @@ def outcome(check: Check, found: Entries) -> tuple[bool, str]:
     elif not apart:
         text += "; the intervals over seeds overlap"
     return far and apart, f"{check.metric.replace('_', ' ')} on {check.task}{at}: {text}"
+
+
+def reproduction(finding: Finding, found: Entries) -> tuple[str, list[str]]:
+    """Whether all checks of a finding hold, in a word or two, and a line about each."""
+    outcomes = [outcome(check, found) for check in finding.checks]
+    word = "Reproduced" if all(holds for holds, _ in outcomes) else "Not reproduced"
+    return word, [f"{'holds' if holds else 'does not hold'}: {text}" for holds, text in outcomes]
 
 
 def _shown(own: tuple[float, float, float]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jaxformer.arena.config import ArenaConfig
 from jaxformer.arena.results import Entry, comparisons, main_metric
-from jaxformer.arena.verdict import outcome, verdict
+from jaxformer.arena.verdict import reproduction, verdict
 
 
 def markdown(
@@ -36,13 +36,11 @@ def markdown(
 def _finding(arena: ArenaConfig, found: dict[tuple[str, str], Entry]) -> list[str]:
     if arena.finding is None:
         return []
-    outcomes = [outcome(check, found) for check in arena.finding.checks]
-    reproduced = all(holds for holds, _ in outcomes)
-    lines = [f"- {'holds' if holds else 'does not hold'}: {text}" for holds, text in outcomes]
+    word, lines = reproduction(arena.finding, found)
     return [
-        f"**{'Reproduced' if reproduced else 'Not reproduced'}**: {arena.finding.claim} "
-        f"(published: {arena.finding.published}; {arena.finding.source})",
-        "\n".join(lines),
+        f"**{word}**: {arena.finding.claim} (published: {arena.finding.published}; "
+        f"{arena.finding.source})",
+        "\n".join(f"- {line}" for line in lines),
     ]
 
 

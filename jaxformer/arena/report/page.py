@@ -10,7 +10,7 @@ from pathlib import Path
 from jaxformer.arena.config import ArenaConfig
 from jaxformer.arena.report.figures import EFFICIENCY, Figure
 from jaxformer.arena.results import Entry, comparisons, main_metric
-from jaxformer.arena.verdict import outcome, verdict
+from jaxformer.arena.verdict import reproduction, verdict
 
 Entries = dict[tuple[str, str], Entry]
 
@@ -57,12 +57,8 @@ def _finding(arena: ArenaConfig, found: Entries) -> str:
     if arena.finding is None:
         return ""
     finding = arena.finding
-    outcomes = [outcome(check, found) for check in finding.checks]
-    word = "Reproduced" if all(holds for holds, _ in outcomes) else "Not reproduced"
-    lines = "".join(
-        f"<li>{'holds' if holds else 'does not hold'}: {html.escape(text)}</li>"
-        for holds, text in outcomes
-    )
+    word, outcomes = reproduction(finding, found)
+    lines = "".join(f"<li>{html.escape(line)}</li>" for line in outcomes)
     return (
         f"<h2>{word}</h2><p>{html.escape(finding.claim)} Published: "
         f"{html.escape(finding.published)} ({html.escape(finding.source)}).</p><ul>{lines}</ul>"
