@@ -4,11 +4,13 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from arena.made_up import afterwards, made_up
 
+from jaxformer.arena.findings import findings_page
 from jaxformer.arena.report import write_report
 from jaxformer.arena.report.figures import pareto
 from jaxformer.arena.results import entries
@@ -74,6 +76,15 @@ def test_the_front_has_what_nobody_beats_in_both():
         (2.0, 2.0, None, None),
     )
     assert [point[1] for point in pareto(points, higher_is_better=True)] == [3.0, 3.5]
+
+
+def test_the_page_of_findings_says_what_was_published_and_what_is_seen(tmp_path):
+    arena, matched, _ = made_up(tmp_path, 0.2, finding=finding(by=0.3))
+    kept = {"arena": arena.model_dump(mode="json"), "matched": matched.to_json()}
+    (tmp_path / "arena" / "arena.json").write_text(json.dumps(kept))
+    text = findings_page([(Path("configs/arena/findings/some_claim.yaml"), arena)])
+    assert "## some claim\n\nc\n\nPublished: p (s).\n\n**Not reproduced**" in text
+    assert "- does not hold: loss on parity: retention 1." in text
 
 
 @pytest.fixture(scope="module")

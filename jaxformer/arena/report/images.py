@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from jaxformer.arena.report.figures import Figure
+from jaxformer.arena.report.figures import Figure, Point
 from jaxformer.schema import UserError
 
 
@@ -39,7 +40,7 @@ def draw_images(figures: Sequence[Figure], folder: Path) -> dict[str, str]:
     return drawn
 
 
-def _draw(axes, name, points, *, lines: bool) -> None:  # type: ignore[no-untyped-def]
+def _draw(axes: Any, name: str, points: Sequence[Point], *, lines: bool) -> None:
     xs, means = [point[0] for point in points], [point[1] for point in points]
     if lines:
         (line,) = axes.plot(xs, means, label=name, marker="o" if len(points) <= 12 else None)
