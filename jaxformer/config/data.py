@@ -1,0 +1,104 @@
+"""Where a run's text comes from."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
+
+from jaxformer.schema import Schema
+from jaxformer.tasks import TaskUnion
+
+Format = Literal["text", "messages", "completion"]
+ColumnPair = Annotated[tuple[str, ...], Field(min_length=2, max_length=2, strict=False)]
+COLUMNS: dict[str, str | tuple[str, ...]] = {
+    "text": "text",
+    "messages": "messages",
+    "completion": ("prompt", "completion"),
+}
+
+
+class SourceConfig(Schema):
+    """One source of a mixture; `weight` is its share of the rows, relative to the others'. Its
+    format is that of `data` if not given, and so is its column, or else the format's usual one."""
+
+    source: str
+    weight: PositiveFloat = 1.0
+    format: Format | None = None
+    column: str | ColumnPair | None = None
+
+
+class DataConfig(Schema):
+    """Where text comes from and how it becomes rows of `sequence_length` tokens.
+
+    A source is `builtin:python`, `text:GLOB`, `jsonl:GLOB`, `parquet:GLOB` or `hf:NAME[/CONFIG]`.
+    Validation text is `validation_source`, or else the last `validation_fraction` of every source.
+    Of `messages` the assistant's answers are learnt, of `completion` what follows the prompt.
+    A `task` takes the place of text with rows made from random numbers.
+    """
+
+    task: TaskUnion | None = None
+
+    source: str | Annotated[tuple[SourceConfig, ...], Field(min_length=1, strict=False)] = (
+        "builtin:python"
+    )
+    validation_source: str | None = None
+    validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
+    tokenizer: str = Field(
+        "bytes", description="bytes, ids:N for a task, a tokenizer.json file, or a Hub name"
+    )
+    sequence_length: Annotated[int, Field(ge=2)] = 256
+    format: Format = Field("text", description="what a row of jsonl, parquet and hf sources holds")
+    column: str | ColumnPair = Field(
+        "text", description="where it is: text, messages, or [prompt, completion] if not given"
+    )
+    invalid_utf8: Literal["error", "replace", "skip"] = "error"
+    cache_dir: str = Field("~/.cache/jaxformer", description="where token stores are kept")
+    prefetch: NonNegativeInt = Field(4, description="batches made ahead of the step")
+
+    @model_validator(mode="after")
+    def _task_fits_its_rows(self) -> "DataConfig":
+        if self.task is not None:
+            self.task.check(self.sequence_length)
+        return self
+
+    @property
+    def sources(self) -> tuple[SourceConfig, ...]:
+        """What is trained on, each with its format and column."""
+        if isinstance(self.source, str):
+            return (self._whole(SourceConfig(source=self.source)),)
+        return tuple(self._whole(entry) for entry in self.source)
+
+    @property
+    def held_out(self) -> SourceConfig | None:
+        """The validation source, with its format and column."""
+        if self.validation_source is None:
+            return None
+        return self._whole(SourceConfig(source=self.validation_source))
+
+    def _whole(self, entry: SourceConfig) -> SourceConfig:
+        kind = entry.format or self.format
+        column = self.column if kind == self.format else COLUMNS[kind]
+        return entry.model_copy(update={"format": kind, "column": entry.column or column})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _column_of_the_format(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "column" not in data:
+            return {**data, "column": COLUMNS.get(str(data.get("format")), "text")}
+        return data
+
+    @model_validator(mode="after")
+    def _formats_fit_their_sources(self) -> "DataConfig":
+        for entry in (*self.sources, *([self.held_out] if self.held_out else [])):
+            is_pair = not isinstance(entry.column, str)
+            if is_pair != (entry.format == "completion"):
+                raise ValueError(
+                    f"source '{entry.source}': format {entry.format} reads "
+                    f"{'one column' if is_pair else 'two columns'}; give column: NAME, or "
+                    f"for completion column: [PROMPT, COMPLETION]"
+                )
+            if entry.format != "text" and entry.source.startswith(("text:", "builtin:")):
+                raise ValueError(
+                    f"source '{entry.source}' has no columns, but its format is {entry.format}; "
+                    f"allowed: jsonl:GLOB, parquet:GLOB, hf:NAME[/CONFIG], or format text"
+                )
+        return self
