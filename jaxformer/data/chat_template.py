@@ -19,7 +19,8 @@ from jinja2.nodes import CallBlock, ExtensionAttribute, Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from jaxformer.data.tokenizers import HuggingFaceTokenizer, Tokenizer
+from jaxformer.data.huggingface_tokenizer import HuggingFaceTokenizer
+from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.loading import read_text
 from jaxformer.schema import UserError
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from jaxformer.config import SourceConfig
 from jaxformer.data.chat_template import ChatTemplate, Message, Span, load_chat_template
+from jaxformer.data.plain_tokenizers import byte_offsets
 from jaxformer.data.rows import Column, Row, named_kind
-from jaxformer.data.tokenizers import Tokenizer, byte_offsets
+from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.schema import Schema, UserError, did_you_mean
 
 

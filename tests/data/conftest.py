@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from jaxformer.config import DataConfig
-from jaxformer.data.tokenizers import HuggingFaceTokenizer, load_tokenizer
+from jaxformer.data.huggingface_tokenizer import HuggingFaceTokenizer
+from jaxformer.data.tokenizers import load_tokenizer
 
 
 @pytest.fixture

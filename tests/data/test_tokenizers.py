@@ -10,7 +10,8 @@ from tokenizers import decoders, models, normalizers
 
 from jaxformer.config import DataConfig
 from jaxformer.data.commands import train_tokenizer
-from jaxformer.data.tokenizers import HuggingFaceTokenizer, check_vocabulary, load_tokenizer
+from jaxformer.data.huggingface_tokenizer import HuggingFaceTokenizer
+from jaxformer.data.tokenizers import check_vocabulary, load_tokenizer
 from jaxformer.schema import UserError
 
 TEXTS = [

@@ -6,7 +6,7 @@ import pytest
 from flax.core import meta
 
 from jaxformer.config import Config
-from jaxformer.data.tokenizers import ByteTokenizer
+from jaxformer.data.plain_tokenizers import ByteTokenizer
 from jaxformer.evaluate.scoring import Continuation, score
 from jaxformer.generate.sampling import Sampling
 from jaxformer.model.language_model import build_model

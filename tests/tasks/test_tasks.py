@@ -157,7 +157,7 @@ def test_a_memorised_value_is_the_same_in_every_row_and_another_with_other_facts
 
 
 def test_a_needle_is_in_the_text_and_asked_for_at_its_end():
-    from jaxformer.data.tokenizers import ByteTokenizer
+    from jaxformer.data.plain_tokenizers import ByteTokenizer
 
     tokenizer = ByteTokenizer()
     text = tokenizer.encode("the quick brown fox jumps over the lazy dog. " * 40)

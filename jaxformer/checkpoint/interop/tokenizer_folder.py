@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 from jaxformer.checkpoint.interop.folder import TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
-from jaxformer.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, Tokenizer
+from jaxformer.data.huggingface_tokenizer import HuggingFaceTokenizer
+from jaxformer.data.plain_tokenizers import ByteTokenizer
+from jaxformer.data.tokenizers import Tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 

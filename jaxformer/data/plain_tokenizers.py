@@ -1,0 +1,125 @@
+"""Tokenizers that need no vocabulary: the bytes of a text, and ids written as numbers."""
+
+import codecs
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxformer.schema import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class ByteTokenizer:
+    """Ids 0 to 255 are the bytes of UTF-8, 256 is the end of text and its beginning."""
+
+    name = "bytes"
+    vocab_size = 257
+    bos_id = 256
+    eos_id = 256
+    fingerprint = hashlib.sha256(b"jaxformer bytes: 0-255 bytes, 256 bos and eos").hexdigest()
+    specials: Mapping[str, int] = MappingProxyType({})
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
+
+    def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.frombuffer(text.encode("utf-8"), np.uint8) for text in texts]
+
+    def encode_places(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for text in texts:
+            sizes = np.diff(byte_offsets(text))
+            first = np.repeat(np.arange(len(text)), sizes)
+            yield self.encode(text), np.stack([first, first + 1], axis=1)
+
+    def decode(self, ids: ArrayLike) -> str:
+        return self._bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_whole(self, ids: ArrayLike) -> str:
+        ends = np.flatnonzero(np.asarray(ids) == self.eos_id)
+        return END_OF_TEXT.join(self.decode(part) for part in np.split(np.asarray(ids), ends))
+
+    def count_bytes(self, ids: ArrayLike) -> int:
+        return len(self._bytes(ids))
+
+    def stream_decoder(self) -> "_ByteStream":
+        return _ByteStream()
+
+    def _bytes(self, ids: ArrayLike) -> bytes:
+        array = np.asarray(ids).reshape(-1)
+        return array[array < 256].astype(np.uint8).tobytes()
+
+
+class _ByteStream:
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        return self._decoder.decode(bytes([token])) if token < 256 else ""
+
+    def finish(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class IdsTokenizer:
+    """Ids below N for tasks that have no text: written as numbers, `3 0 12`. The last one ends."""
+
+    specials: Mapping[str, int] = MappingProxyType({})
+
+    def __init__(self, vocab_size: int) -> None:
+        self.name = f"ids:{vocab_size}"
+        self.vocab_size = vocab_size
+        self.bos_id = self.eos_id = vocab_size - 1
+        self.fingerprint = hashlib.sha256(f"jaxformer {self.name}".encode()).hexdigest()
+
+    def encode(self, text: str) -> np.ndarray:
+        return next(self.encode_places([text]))[0]
+
+    def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [self.encode(text) for text in texts]
+
+    def encode_places(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for text in texts:
+            words = list(re.finditer(r"\S+", text))
+            wrong = [word[0] for word in words if not self._has(word[0])]
+            if wrong:
+                raise UserError(
+                    f"'{wrong[0]}' is no token of {self.name}; allowed: numbers from 0 to "
+                    f"{self.vocab_size - 1} between spaces"
+                )
+            ids = np.array([int(word[0]) for word in words], np.int32)
+            yield ids, np.array([word.span() for word in words], np.int64).reshape(-1, 2)
+
+    def _has(self, word: str) -> bool:
+        return word.isdecimal() and int(word) < self.vocab_size
+
+    def decode(self, ids: ArrayLike) -> str:
+        return " ".join(str(number) for number in np.asarray(ids).reshape(-1))
+
+    def decode_whole(self, ids: ArrayLike) -> str:
+        return self.decode(ids)
+
+    def count_bytes(self, ids: ArrayLike) -> int:
+        return len(self.decode(ids))
+
+    def stream_decoder(self) -> "_IdsStream":
+        return _IdsStream()
+
+
+class _IdsStream:
+    def push(self, token: int) -> str:
+        return f"{token} "
+
+    def finish(self) -> str:
+        return ""
+
+
+def byte_offsets(text: str) -> np.ndarray:
+    """Where each character begins in the UTF-8 of `text`, and its end: [characters + 1]."""
+    code = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    sizes = 1 + (code > 0x7F) + (code > 0x7FF) + (code > 0xFFFF)
+    return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
