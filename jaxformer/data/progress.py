@@ -48,12 +48,18 @@ def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
 def _lines(title: str, total: int) -> Iterator[Callable[[int], None]]:
     started = time.monotonic()
     next_line = started + FIRST_LINE_SECONDS
+    before: int | None = None  # done by an earlier run of the command
 
     def report(done: int) -> None:
-        nonlocal next_line
+        nonlocal next_line, before
         now = time.monotonic()
+        before = done if before is None else before
         if now >= next_line:
             next_line = now + NEXT_LINE_SECONDS
-            say(f"{title}: {done / max(total, 1):.0%} after {now - started:.0f} s")
+            seconds = now - started
+            left = ""
+            if done > before:
+                left = f", about {seconds * (total - done) / (done - before):.0f} s left"
+            say(f"{title}: {done / max(total, 1):.0%} after {seconds:.0f} s{left}")
 
     yield report

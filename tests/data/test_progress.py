@@ -35,6 +35,17 @@ def test_long_work_prints_plain_lines_where_there_is_no_terminal(
     assert capsys.readouterr().err == "tokenising: 0% after 0 s\n" * 2
 
 
+def test_the_time_left_counts_what_this_run_did(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 0.0, 30.0])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(clock))
+    with progress("cells", 100) as report:
+        report(40)
+        report(60)
+    assert capsys.readouterr().err == "cells: 60% after 30 s, about 60 s left\n"
+
+
 def test_a_terminal_shows_a_bar() -> None:
     terminal, process_end = os.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
