@@ -1,4 +1,4 @@
-"""What `jaxformer list` prints: mixers, optimizers, and the configurations of the checkout."""
+"""What `jaxformer list` prints: mixers, optimizers, tasks, and the checkout's configurations."""
 
 import inspect
 import re
@@ -93,6 +93,15 @@ def list_optimizers() -> str:
 
     return "\n".join(
         _entry(kind_of(config), [config], config) for config in section_classes(OptimizerUnion)
+    )
+
+
+def list_tasks() -> str:
+    """Every synthetic task with its options and their defaults."""
+    from jaxformer.tasks import TaskUnion
+
+    return "\n".join(
+        _entry(kind_of(config), [config], config) for config in section_classes(TaskUnion)
     )
 
 

@@ -57,6 +57,16 @@ def test_eval_prints_a_table(run):
         assert line in finished.stdout
 
 
+def test_eval_asks_for_needles_in_the_runs_own_text(run):
+    finished = evaluate(run, "--suite", "synthetic:needle", "--json", "data.sequence_length=128")
+    assert finished.returncode == 0, finished.stderr
+    found = json.loads(finished.stdout)["results"]
+    assert list(found) == ["needle at 128", "needle at 256", "needle at 512"]
+    assert all(0 <= result["accuracy"] < 0.5 for result in found.values())
+    assert all(result["row_accuracy"] == 0 for result in found.values())
+    assert all(result["rows"] == 1024 for result in found.values())
+
+
 def test_eval_takes_another_text(run, tmp_path):
     (tmp_path / "other.txt").write_text("0123456789" * 30)
     own, other = (
@@ -73,6 +83,8 @@ def test_eval_takes_another_text(run, tmp_path):
         (["nowhere"], "nowhere does not exist; give a run directory"),
         (["RUN", "model.d_model=32"], "RUN/checkpoints/200 does not fit: its ema differ in"),
         (["RUN", "data.tokeniser=x"], "Did you mean 'tokenizer'?"),
+        (["RUN", "--suite", "synthetic:needel"], "Did you mean 'needle'?"),
+        (["RUN", "--suite", "synthetic:needle"], "sequence_length 16 is too short"),
     ],
 )
 def test_a_mistake_in_eval_is_one_message_and_exit_code_2(run, arguments, message):

@@ -17,7 +17,7 @@ def _add_list(commands: Any) -> None:
     parser = add_command(
         commands, "list", "What there is to choose from.", _list, "jaxformer list mixers"
     )
-    parser.add_argument("what", choices=["mixers", "mixers-page", "configs", "optimizers"])
+    parser.add_argument("what", choices=["mixers", "mixers-page", "configs", "optimizers", "tasks"])
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -28,6 +28,7 @@ def _list(arguments: argparse.Namespace) -> int:
         "mixers-page": listing.mixers_page,
         "configs": listing.list_configs,
         "optimizers": listing.list_optimizers,
+        "tasks": listing.list_tasks,
     }
     print(tables[arguments.what]().rstrip())
     return DONE

@@ -72,10 +72,17 @@ def _lm_eval(what: str, options: Options) -> Suite:
     return harness_suite(what, options)
 
 
+def _synthetic(what: str, options: Options) -> Suite:
+    from jaxformer.evaluate.synthetic import synthetic_suite
+
+    return synthetic_suite(what, options)
+
+
 # Each takes what follows its name and the options, and complains of both before a run is loaded.
 SUITES: dict[str, Callable[[str, Options], Suite]] = {
     "validation": _validation,
     "lm_eval": _lm_eval,
+    "synthetic": _synthetic,
 }
 
 

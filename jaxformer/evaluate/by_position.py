@@ -1,4 +1,4 @@
-"""What a trained cell is measured on: loss and accuracy, by length and by position."""
+"""Loss and accuracy of a run on rows of any length, in all and by position."""
 
 import math
 from collections.abc import Iterable
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxformer.config import DataConfig
 from jaxformer.data.batch import Batch
 from jaxformer.data.loader import validation_batches
 from jaxformer.model.language_model import LanguageModel
@@ -43,8 +44,8 @@ def position_sums(model: LanguageModel, params: PyTree, batch: Batch) -> Positio
 
 def measure(run: Run, batches: Iterable[Batch], bytes_per_token: float) -> dict[str, Any]:
     """Over all batches: `loss` in nats and `accuracy` a token, `row_accuracy` (all of a row's
-    answers right), `bits_per_byte`, and `by_position`, the loss in up to 32 equal parts of the
-    row (null where a part has no target)."""
+    answers right), `bits_per_byte`, `by_position`, the loss in up to 32 equal parts of the row
+    (null where a part has no target), and `rows`, how many."""
     totals: list[np.ndarray] | None = None
     num_rows = 0
     for batch in batches:
@@ -62,6 +63,7 @@ def measure(run: Run, batches: Iterable[Batch], bytes_per_token: float) -> dict[
         "bits_per_byte": mean / math.log(2) / bytes_per_token,
         "accuracy": float(correct.sum() / tokens.sum()),
         "row_accuracy": float(rows / num_rows),
+        "rows": num_rows,
         "by_position": [
             float(loss[part].sum() / tokens[part].sum()) if tokens[part].any() else None
             for part in parts
@@ -69,14 +71,15 @@ def measure(run: Run, batches: Iterable[Batch], bytes_per_token: float) -> dict[
     }
 
 
-def measure_at(run: Run, multiple: int) -> dict[str, Any]:
-    """`measure` on rows of `multiple` times the trained length, with as many tokens in all."""
-    data = run.config.data
-    length = data.sequence_length * multiple
+def measure_on(run: Run, data: DataConfig) -> dict[str, Any]:
+    """`measure` on the held-out rows of `data`, with as many tokens in all whatever their length.
+
+    Raises:
+        UserError: the rows cannot be made.
+    """
     size = run.config.eval.batch_size or run.config.train.batch_size
-    rows = max(1, size // multiple)
-    longer = data.model_copy(update={"sequence_length": length})
-    batches = validation_batches(longer, run.tokenizer, batch_size=rows)
+    rows = max(1, size * run.config.data.sequence_length // data.sequence_length)
+    batches = validation_batches(data, run.tokenizer, batch_size=rows)
     count = min(len(batches), run.config.eval.batches or len(batches))
     chosen = (batches[index] for index in range(count))
-    return {"length": length, **measure(run, chosen, batches.bytes_per_token)}
+    return {"length": data.sequence_length, **measure(run, chosen, batches.bytes_per_token)}
