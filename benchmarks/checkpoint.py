@@ -78,8 +78,9 @@ def measure(state: Any, folder: Path, step: int) -> dict[str, float]:
         taken["save, until safe"] = taken["save, blocked"] + seconds(checkpoints.wait)
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         verified = seconds(lambda: checkpoints.verify(step + 1))
-        restore = lambda: jax.block_until_ready(checkpoints.restore(step + 1, wanted))  # noqa: E731
-        taken["restore, not verified"] = seconds(restore)
+        taken["restore, not verified"] = seconds(
+            lambda: jax.block_until_ready(checkpoints.restore(step + 1, wanted))
+        )
         taken["restore, verified"] = verified + taken["restore, not verified"]
     taken["np.load"] = seconds(lambda: load_arrays(folder / "arrays"))
     return taken
