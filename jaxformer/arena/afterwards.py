@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,12 +27,17 @@ class Afterwards:
 
     @classmethod
     def of(cls, arena: ArenaConfig, matched: Matched, cells: Sequence[Cell]) -> "Afterwards":
-        """Measured now, or read from the arena's directory where it was measured before."""
+        """Measured now, or read from the arena's directory where the same was measured before."""
         file = Path(arena.dir) / "afterwards.json"
+        best = _best_of_text(cells)
+        speed = arena.efficiency.model_dump(mode="json") if arena.efficiency else None
+        asked = {"efficiency": speed, "samples_of": best}
         if file.exists():
-            return cls(**json.loads(file.read_text(encoding="utf-8")))
-        measured = cls(_efficiency(arena, matched), _samples(cells))
-        replace_text(file, json.dumps(asdict(measured), indent=1) + "\n")
+            kept = json.loads(file.read_text(encoding="utf-8"))
+            if kept.pop("asked") == asked:
+                return cls(**kept)
+        measured = cls(_efficiency(arena, matched), _samples(best))
+        replace_text(file, json.dumps({"asked": asked, **asdict(measured)}, indent=1) + "\n")
         return measured
 
 
@@ -46,7 +51,8 @@ def _efficiency(arena: ArenaConfig, matched: Matched) -> list[Measured]:
     return efficiency(configs, arena.efficiency.lengths, arena.efficiency.contexts)
 
 
-def _samples(cells: Sequence[Cell]) -> dict[str, dict[str, str]]:
+def _best_of_text(cells: Sequence[Cell]) -> dict[str, dict[str, str]]:
+    """The directory of the run with the lowest loss, by task and contestant."""
     best: dict[tuple[str, str], tuple[float, Cell]] = {}
     for cell in cells:
         if cell.config.data.task is None:
@@ -54,10 +60,21 @@ def _samples(cells: Sequence[Cell]) -> dict[str, dict[str, str]]:
             key = cell.task, cell.contestant
             if math.isfinite(loss) and loss < best.get(key, (math.inf, cell))[0]:
                 best[key] = loss, cell
-    texts: dict[str, dict[str, str]] = {}
+    directories: dict[str, dict[str, str]] = {}
     for (task, contestant), (_, cell) in best.items():
-        text = load(cell.directory).generate(
-            "", max_new_tokens=SAMPLE_TOKENS, temperature=SAMPLE_TEMPERATURE
-        )
-        texts.setdefault(task, {})[contestant] = str(text)
-    return texts
+        directories.setdefault(task, {})[contestant] = str(cell.directory)
+    return directories
+
+
+def _samples(directories: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    return {
+        task: {
+            contestant: str(
+                load(directory).generate(
+                    "", max_new_tokens=SAMPLE_TOKENS, temperature=SAMPLE_TEMPERATURE
+                )
+            )
+            for contestant, directory in own.items()
+        }
+        for task, own in directories.items()
+    }

@@ -9,7 +9,7 @@ from jaxformer.arena.config import ArenaConfig, MatchConfig
 from jaxformer.arena.match import Matched, sizes
 from jaxformer.train.mfu import peak_flops
 
-UTILISATION = 0.25  # of the measured peak, by small models
+UTILISATION = 0.17  # of the measured peak, by the small models of quick.yaml
 PROGRAM_SECONDS = 15.0  # to compile what the cells of one contestant on one task share
 CELL_SECONDS = 2.0  # to start, save and measure
 

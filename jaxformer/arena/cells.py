@@ -4,14 +4,26 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
 
 from jaxformer.arena.config import ArenaConfig
 from jaxformer.arena.match import Matched
-from jaxformer.config import Config
+from jaxformer.config import Config, DataConfig
 from jaxformer.paths import replace_text
+from jaxformer.schema import UserError, did_you_mean
 
 Result = dict[str, Any]
+
+
+class HeldOut(NamedTuple):
+    """Rows to test a trained cell on: `multiple` times the trained length, and of the difficulty
+    `level`, or that of training where it is None."""
+
+    multiple: int
+    level: float | None
+    data: DataConfig
 
 
 @dataclass(frozen=True)
@@ -23,6 +35,7 @@ class Cell:
     learning_rate: float
     seed: int
     config: Config
+    held_out: tuple[HeldOut, ...]
 
     @property
     def directory(self) -> Path:
@@ -48,10 +61,15 @@ class Cell:
 
 
 def cells(arena: ArenaConfig, matched: Matched) -> list[Cell]:
-    """All cells, those that share a program beside each other."""
+    """All cells, those that share a program beside each other.
+
+    Raises:
+        UserError: a test's rows cannot be made.
+    """
     found = []
     for (task, contestant), solved in matched.solved.items():
         plain = arena.config(task, contestant, solved)
+        tests = tuple(held_out(arena, task, plain.data))
         for rate in arena.learning_rates:
             for seed in arena.seeds:
                 directory = f"{arena.dir}/{task}/{contestant}/lr_{rate:g}/seed_{seed}"
@@ -59,5 +77,40 @@ def cells(arena: ArenaConfig, matched: Matched) -> list[Cell]:
                 train = plain.train.model_copy(update={"seed": seed})
                 run = plain.run.model_copy(update={"dir": directory})
                 changes = {"optimizer": optimizer, "train": train, "run": run}
-                found.append(Cell(task, contestant, rate, seed, plain.model_copy(update=changes)))
+                config = plain.model_copy(update=changes)
+                found.append(Cell(task, contestant, rate, seed, config, tests))
     return found
+
+
+def held_out(arena: ArenaConfig, task: str, data: DataConfig) -> list[HeldOut]:
+    """What cells of a task are tested on, from the trained length and difficulty on."""
+    entry = arena.tasks[task]
+    levels = (None, *(entry.difficulty.values if entry.difficulty else ()))
+    return [
+        HeldOut(multiple, level, _test_data(arena, task, data, multiple, level))
+        for level in levels
+        for multiple in entry.lengths
+    ]
+
+
+def _test_data(
+    arena: ArenaConfig, task: str, data: DataConfig, multiple: int, level: float | None
+) -> DataConfig:
+    changes: dict[str, Any] = {"sequence_length": data.sequence_length * multiple}
+    difficulty = arena.tasks[task].difficulty
+    if difficulty is not None and level is not None:
+        fields = type(data.task).model_fields if data.task is not None else {}
+        if difficulty.field not in fields:
+            raise UserError(
+                f"tasks.{task}.difficulty.field '{difficulty.field}' is no field of its task; "
+                f"allowed: {', '.join(fields) or 'none, it is text'}."
+                f"{did_you_mean(difficulty.field, fields)}"
+            )
+        assert data.task is not None
+        changes["task"] = data.task.model_dump() | {difficulty.field: level}
+    try:
+        return DataConfig.model_validate(data.model_dump() | changes)
+    except ValidationError as error:
+        said = "; ".join(mistake["msg"] for mistake in error.errors())
+        at = "" if difficulty is None or level is None else f", {difficulty.field} {level}"
+        raise UserError(f"tasks.{task} cannot be tested at {multiple}×{at}: {said}") from None

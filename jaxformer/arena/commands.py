@@ -1,10 +1,14 @@
 """What `jaxformer arena` does."""
 
 import json
+import os
 import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import jax
 
 from jaxformer.arena.afterwards import Afterwards
 from jaxformer.arena.announce import describe_match, predicted_seconds, readable_time
@@ -14,24 +18,23 @@ from jaxformer.arena.findings import findings_page
 from jaxformer.arena.match import Matched, match
 from jaxformer.arena.report import write_report
 from jaxformer.arena.seconds import seconds_per_step
-from jaxformer.data.progress import say
+from jaxformer.data.progress import progress, say
 from jaxformer.paths import replace_text
 from jaxformer.schema import UserError
 
 DONE, FAILED, STOPPED = 0, 1, 75
+DECIDE_CELLS = {"baseline", "base", "contestants", "tasks", "match"}  # keys of an arena's file
 
 
 def arena(path: str, overrides: Sequence[str], *, dry_run: bool, workers: int) -> int:
     """Match the contestants, run all cells that have no result yet, and write the report.
 
     Returns:
-        The exit code: 0 done, 75 stopped by a signal (run it again to go on).
+        The exit code: 0 done, 75 stopped by a signal or others are at cells (run it again).
 
     Raises:
         UserError: a mistake in the file, or a directory that holds another arena.
     """
-    from jaxformer.arena.workers import run_workers
-
     config, matched = prepare(path, overrides)
     every = cells(config, matched)
     print(describe_match(config, matched))
@@ -45,14 +48,32 @@ def arena(path: str, overrides: Sequence[str], *, dry_run: bool, workers: int) -
         return DONE
     began = time.monotonic()
     command = ["arena", path, *overrides]
-    if left and not run_workers(command, workers, every):
+    if left and not _run(every, command, workers):
         say(f"stopped: {_ended(every)} of {len(every)} cells have ended; the same command goes on")
+        return STOPPED
+    if _ended(every) < len(every):
+        say(
+            f"other processes are at {len(every) - _ended(every)} of {len(every)} cells; once they "
+            f"have ended, the same command writes the report"
+        )
         return STOPPED
     after = Afterwards.of(config, matched, every)
     for file in write_report(config, matched, every, after, shlex.join(["jaxformer", *command])):
         print(f"wrote {file}")
     print(f"done in {readable_time(time.monotonic() - began)}")
     return DONE
+
+
+def _run(every: Sequence[Cell], command: Sequence[str], workers: int) -> bool:
+    """All cells, by workers on the cores of a CPU; an accelerator belongs to one process, which
+    then is this one. False where something stopped it."""
+    from jaxformer.arena.run import run_cells
+    from jaxformer.arena.workers import run_workers
+
+    if jax.default_backend() == "cpu":
+        return run_workers(command, workers, every)
+    with progress("cells", len(every)) as report:
+        return run_cells(every, report=report)
 
 
 def arenas(folder: str, overrides: Sequence[str], out: Path, *, dry_run: bool, workers: int) -> int:
@@ -84,34 +105,52 @@ def work(path: str, overrides: Sequence[str], worker: int, workers: int) -> int:
     from jaxformer.arena.run import run_cells
 
     config, matched = prepare(path, overrides)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # an interrupted arena compiles nothing twice
+        jax.config.update("jax_compilation_cache_dir", str(Path(config.dir).resolve() / "compiled"))
     every = cells(config, matched)
-    lengths = {name: task.lengths for name, task in config.tasks.items()}
-    whole = run_cells(every, lengths, worker * len(every) // workers)
+    whole = run_cells(every, worker * len(every) // workers)
     return DONE if whole else STOPPED
 
 
 def prepare(path: str, overrides: Sequence[str]) -> tuple[ArenaConfig, Matched]:
     """The arena and its matched sizes, which are solved for once and kept in its directory.
 
+    Seeds, learning rates, contestants and tasks may be added to those that are there.
+
     Raises:
         UserError: the directory holds another arena.
     """
     config = load_arena(path, list(overrides))
     file = Path(config.dir) / "arena.json"
-    said = config.model_dump(mode="json")
+    said = config.model_dump(mode="json", include=DECIDE_CELLS)
+    known = Matched({}, {})
     if file.exists():
         kept = json.loads(file.read_text(encoding="utf-8"))
-        if kept["arena"] != said:
-            changed = [key for key in said if said[key] != kept["arena"].get(key)]
+        changed = _changed(kept["arena"], said)
+        if changed:
             raise UserError(
                 f"dir {config.dir} holds another arena: {', '.join(changed)} differ; give another "
                 f"dir, or set them back"
             )
-        return config, Matched.from_json(kept["matched"])
-    matched = match(config, seconds_per_step)
+        known = Matched.from_json(kept["matched"])
+        if said == kept["arena"]:
+            return config, known
+    matched = match(config, seconds_per_step, known)
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_text(file, json.dumps({"arena": said, "matched": matched.to_json()}, indent=1) + "\n")
     return config, matched
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The keys, such as base or contestants.mamba2, that make other cells of those there are."""
+    changed = [key for key in ("baseline", "base", "match") if before[key] != now[key]]
+    for section in ("contestants", "tasks"):
+        changed += [
+            f"{section}.{name}"
+            for name, keys in before[section].items()
+            if now[section].get(name) != keys
+        ]
+    return changed
 
 
 def _ended(every: Sequence[Cell]) -> int:

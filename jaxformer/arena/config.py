@@ -36,12 +36,20 @@ class MatchConfig(Schema):
     tolerance: PositiveFloat = 0.01
 
 
+class Difficulty(Schema):
+    """A field of data.task and the values that it has in tests, beside the one that is trained."""
+
+    field: str
+    values: Annotated[tuple[int | float, ...], Field(strict=False, min_length=1)]
+
+
 class TaskEntry(Schema):
     """What contestants are trained on, as keys over `base`, and at which multiples of the trained
-    length they are tested."""
+    length, each at every `difficulty`, they are tested."""
 
     keys: Keys = Field(default_factory=dict)
     lengths: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)] = (1,)
+    difficulty: Difficulty | None = None
 
 
 class EfficiencyConfig(Schema):
@@ -75,6 +83,9 @@ class Finding(Schema):
     published: str
     source: str
     checks: Annotated[tuple[Check, ...], Field(strict=False, min_length=1)]
+    why_not: str | None = Field(
+        None, description="where it is not reproduced: what is thought to be the reason"
+    )
 
 
 class ArenaConfig(Schema):

@@ -81,9 +81,13 @@ def solve(cost: Callable[[int], float], target: float, multiple_of: int, toleran
             return middle * multiple_of
     best = min((low, high), key=lambda units: abs(at(units) - target))
     if abs(at(best) - target) > tolerance * target:
-        nearest = ", ".join(f"{n * multiple_of} gives {at(n):,.0f}" for n in (low, high))
-        raise ValueError(f"nothing within {tolerance:.1%} of {target:,.0f}: {nearest}")
+        nearest = ", ".join(f"{n * multiple_of} gives {_shown(at(n))}" for n in (low, high))
+        raise ValueError(f"nothing within {tolerance:.1%} of {_shown(target)}: {nearest}")
     return best * multiple_of
+
+
+def _shown(cost: float) -> str:
+    return f"{cost:,.0f}" if cost >= 1000 else f"{cost:.3g}"
 
 
 @dataclass(frozen=True)
@@ -109,11 +113,16 @@ class Matched:
         )
 
 
-def match(arena: ArenaConfig, seconds_per_step: Callable[[Config], float]) -> Matched:
+def match(
+    arena: ArenaConfig,
+    seconds_per_step: Callable[[Config], float],
+    known: Matched = Matched({}, {}),
+) -> Matched:
     """Size every contestant to the baseline's budget, task by task; the baseline stays as it is.
 
     Args:
         seconds_per_step: measures a step, for the budget `seconds` alone.
+        known: what was chosen before, which stays.
 
     Raises:
         UserError: a budget that cannot be met within the tolerance, with the nearest.
@@ -125,6 +134,9 @@ def match(arena: ArenaConfig, seconds_per_step: Callable[[Config], float]) -> Ma
         baseline = arena.config(task, arena.baseline, {})
         for contestant in arena.contestants:
             key = task, contestant
+            if key in known.solved:
+                solved[key], costs[key] = known.solved[key], known.sizes[key]
+                continue
             chosen = {}
             if arena.match is not None and contestant != arena.baseline:
                 chosen = {

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +11,7 @@ import pyarrow as pa
 from jaxformer.arena.cells import Cell, Result
 from jaxformer.arena.config import ArenaConfig
 from jaxformer.arena.match import Matched
-from jaxformer.arena.scaling import describe_scaling
+from jaxformer.arena.scaling import Ladder
 from jaxformer.arena.statistics import Comparison, Interval, against, interval
 
 METRICS = ("loss", "bits_per_byte", "accuracy", "row_accuracy")
@@ -31,17 +31,17 @@ class Entry:
     results: tuple[Result, ...]  # one a seed, in their order
     by_rate: dict[float, Interval]  # loss at the trained length
 
-    def values(self, metric: str, multiple: int = 1) -> list[float]:
+    def values(self, metric: str, multiple: int = 1, level: float | None = None) -> list[float]:
         """One a seed."""
-        return [value_of(result, metric, multiple) for result in self.results]
+        return [value_of(result, metric, multiple, level) for result in self.results]
 
-    def interval(self, metric: str, multiple: int = 1) -> Interval:
-        return interval(self.values(metric, multiple))
+    def interval(self, metric: str, multiple: int = 1, level: float | None = None) -> Interval:
+        return interval(self.values(metric, multiple, level))
 
 
-def value_of(result: Result, metric: str, multiple: int) -> float:
+def value_of(result: Result, metric: str, multiple: int, level: float | None = None) -> float:
     for test in result["tests"]:
-        if test["multiple"] == multiple:
+        if (test["multiple"], test["level"]) == (multiple, level):
             return test[metric]
     return 0.0 if metric in HIGHER_IS_BETTER else math.inf
 
@@ -82,23 +82,50 @@ def comparisons(
     return against(baseline, values)
 
 
-def scaling(arena: ArenaConfig, matched: Matched, found: dict[tuple[str, str], Entry]) -> list[str]:
-    """A sentence about each contestant's law over the tasks of `scaling`, if there are any.
+class Grid(NamedTuple):
+    """Mean accuracies by contestant, [heads] each."""
 
-    Compute is that of the baseline's training, which contestants are matched to.
-    """
-    if not arena.scaling:
-        return []
-    flops: list[float] = []
-    losses: dict[str, list[list[float]]] = {name: [] for name in arena.contestants}
-    for task in arena.scaling:
-        config = arena.config(task, arena.baseline, {})
-        tokens = config.train.steps * config.train.batch_size * config.data.sequence_length
-        flops.append(matched.sizes[task, arena.baseline].training_flops * tokens)
-        for name in arena.contestants:
-            losses[name].append(found[task, name].values("loss"))
-    whole = {name: np.array(rows) for name, rows in losses.items() if np.isfinite(rows).all()}
-    return describe_scaling(flops, whole, arena.baseline)
+    title: str
+    heads: list[str]
+    rows: dict[str, list[float]]
+
+
+def accuracies(arena: ArenaConfig, task: str, found: dict[tuple[str, str], Entry]) -> Grid | None:
+    """By length and difficulty; None for text, and for tasks that are tested as they were trained
+    alone."""
+    entry = arena.tasks[task]
+    places: list[tuple[int, float | None]] = [(multiple, None) for multiple in entry.lengths]
+    heads = [f"{multiple}×" for multiple in entry.lengths]
+    title = "Accuracy by length"
+    if entry.difficulty is not None:
+        title += f" and {entry.difficulty.field}"
+        for level in entry.difficulty.values:
+            places += [(multiple, level) for multiple in entry.lengths]
+            heads += [f"{multiple}×, {level:g}" for multiple in entry.lengths]
+    if main_metric(arena, task) != "accuracy" or len(places) == 1:
+        return None
+    rows = {
+        name: [found[task, name].interval("accuracy", *place).mean for place in places]
+        for name in arena.contestants
+    }
+    return Grid(title, heads, rows)
+
+
+def ladders(
+    arena: ArenaConfig, matched: Matched, found: dict[tuple[str, str], Entry]
+) -> dict[str, Ladder]:
+    """Loss and training FLOPs on the tasks of `scaling`, of contestants that ended them all."""
+    climbed = {}
+    for name in arena.contestants:
+        losses = np.array([found[task, name].values("loss") for task in arena.scaling])
+        flops = []
+        for task in arena.scaling:
+            config = arena.config(task, name, matched.solved[task, name])
+            tokens = config.train.steps * config.train.batch_size * config.data.sequence_length
+            flops.append(matched.sizes[task, name].training_flops * tokens)
+        if arena.scaling and np.isfinite(losses).all():
+            climbed[name] = Ladder(tuple(flops), losses)
+    return climbed
 
 
 def table(cells: Sequence[Cell]) -> pa.Table:
@@ -117,8 +144,7 @@ def table(cells: Sequence[Cell]) -> pa.Table:
             "seconds": result.get("seconds"),
             "tokens_per_second": result.get("tokens_per_second"),
         }
-        tests = result["tests"] or [dict.fromkeys(("multiple", "length", *METRICS))]
-        rows += [
-            own | {key: test[key] for key in ("multiple", "length", *METRICS)} for test in tests
-        ]
+        columns = ("multiple", "level", "length", *METRICS)
+        tests = result["tests"] or [dict.fromkeys(columns)]
+        rows += [own | {key: test[key] for key in columns} for test in tests]
     return pa.Table.from_pylist(rows)

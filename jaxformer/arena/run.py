@@ -4,11 +4,11 @@ import contextlib
 import io
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from jaxformer.arena.cells import Cell, Result
-from jaxformer.arena.measure import measure_at
 from jaxformer.checkpoint.lock import RunLocked
+from jaxformer.evaluate.by_position import measure_on
 from jaxformer.run import load
 from jaxformer.schema import UserError
 from jaxformer.train.ending import FAILED
@@ -16,24 +16,22 @@ from jaxformer.train.interrupt import STOPPED
 from jaxformer.train.loop import train
 from jaxformer.train.metrics import read_rows
 
-Lengths = Mapping[str, Sequence[int]]
 
-
-def run_cells(cells: Sequence[Cell], lengths: Lengths, first: int) -> bool:
+def run_cells(
+    cells: Sequence[Cell], first: int = 0, report: Callable[[int], None] = lambda done: None
+) -> bool:
     """Train and measure every cell that has no result and that no other process is at, beginning
-    with number `first` and going round.
-
-    Args:
-        lengths: of each task, the multiples of the trained length to test at.
+    with number `first` and going round; `report` gets the number of those that are behind it.
 
     Returns:
         False where a signal ended it: what was begun is saved, and goes on when run again.
     """
-    for cell in (*cells[first:], *cells[:first]):
+    for done, cell in enumerate((*cells[first:], *cells[:first])):
+        report(done)
         with _claimed(cell) as mine:
             if mine and cell.result() is None:
                 with contextlib.suppress(RunLocked):  # a process of another host is at it
-                    result = _result_of(cell, lengths[cell.task])
+                    result = _result_of(cell)
                     if result is None:
                         return False
                     cell.write_result(result)
@@ -58,7 +56,7 @@ def _claimed(cell: Cell) -> Iterator[bool]:
         lock.release()
 
 
-def _result_of(cell: Cell, multiples: Sequence[int]) -> Result | None:
+def _result_of(cell: Cell) -> Result | None:
     """The cell's result, or None if a signal stopped it. A cell that cannot be trained is a result
     as well: `failed` says why."""
     began = time.monotonic()
@@ -71,7 +69,10 @@ def _result_of(cell: Cell, multiples: Sequence[int]) -> Result | None:
             if code == FAILED:
                 return {"failed": "diverged", "tests": []}
             run = load(cell.directory)
-            tests = [measure_at(run, multiple) for multiple in multiples]
+            tests = [
+                {"multiple": test.multiple, "level": test.level, **measure_on(run, test.data)}
+                for test in cell.held_out
+            ]
     except RunLocked:
         raise
     except UserError as error:
@@ -84,7 +85,7 @@ def _result_of(cell: Cell, multiples: Sequence[int]) -> Result | None:
             log.write(said.getvalue())
     trained = [row for row in read_rows(cell.directory / "metrics.jsonl") if "loss" in row]
     return ended(
-        [{"multiple": m, **test} for m, test in zip(multiples, tests, strict=True)],
+        tests,
         [[row["step"], row["tokens"], row["loss"]] for row in trained],
         step_seconds=trained[-1]["step_seconds"],
         tokens_per_second=trained[-1]["tokens_per_second"],

@@ -1,5 +1,6 @@
 """Loss against compute over a ladder of sizes: a fitted law, and where two of them would cross."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,14 @@ from jaxformer.arena.statistics import CONFIDENCE
 BOOTSTRAP = 2000
 
 
+class Ladder(NamedTuple):
+    """What a contestant came to on sizes of one task: `flops` of training, one a rung, and
+    `losses` [rungs, seeds]."""
+
+    flops: Sequence[float]
+    losses: np.ndarray
+
+
 class Law(NamedTuple):
     """L(C) = exp(intercept) · C^slope, with the 95% interval of the slope over bootstrap draws."""
 
@@ -17,6 +26,9 @@ class Law(NamedTuple):
     slope: float
     slope_low: float
     slope_high: float
+
+    def at(self, flops: float) -> float:
+        return math.exp(self.intercept + self.slope * math.log(flops))
 
 
 class Crossing(NamedTuple):
@@ -33,39 +45,30 @@ class Crossing(NamedTuple):
     high: float | None
 
 
-def fit(flops: Sequence[float], losses: np.ndarray, random: np.random.Generator) -> Law:
-    """A straight line through log L against log C by least squares.
-
-    Args:
-        flops: of each rung, [rungs].
-        losses: [rungs, seeds].
-    """
-    draws = bootstrap(flops, losses, random)
-    slope, intercept = _line(np.log(flops), np.log(losses).mean(axis=1))
+def fit(ladder: Ladder, random: np.random.Generator) -> Law:
+    """A straight line through log L against log C by least squares."""
+    draws = bootstrap(ladder, random)
+    slope, intercept = _line(np.log(ladder.flops), np.log(ladder.losses).mean(axis=1))
     low, high = np.quantile(draws[:, 0], _tails())
     return Law(float(intercept), float(slope), float(low), float(high))
 
 
-def bootstrap(
-    flops: Sequence[float], losses: np.ndarray, random: np.random.Generator
-) -> np.ndarray:
+def bootstrap(ladder: Ladder, random: np.random.Generator) -> np.ndarray:
     """[draws, 2]: slopes and intercepts, the seeds of every rung drawn anew with replacement."""
-    rungs, seeds = losses.shape
+    rungs, seeds = ladder.losses.shape
     picks = random.integers(0, seeds, (BOOTSTRAP, rungs, seeds))
-    means = np.log(losses)[np.arange(rungs)[:, None], picks].mean(axis=2)  # [draws, rungs]
-    return np.array([_line(np.log(flops), row) for row in means])
+    means = np.log(ladder.losses)[np.arange(rungs)[:, None], picks].mean(axis=2)  # [draws, rungs]
+    return np.array([_line(np.log(ladder.flops), row) for row in means])
 
 
-def crossing(
-    flops: Sequence[float], one: np.ndarray, other: np.ndarray, random: np.random.Generator
-) -> Crossing:
-    """Where the laws of two contestants [rungs, seeds] on the same rungs meet beyond the last."""
+def crossing(one: Ladder, other: Ladder, random: np.random.Generator) -> Crossing:
+    """Where the laws of two contestants meet beyond the last rung of both."""
     (slope_a, intercept_a), (slope_b, intercept_b) = (
-        bootstrap(flops, losses, random).T for losses in (one, other)
+        bootstrap(ladder, random).T for ladder in (one, other)
     )
     with np.errstate(divide="ignore", invalid="ignore"):
         at = (intercept_b - intercept_a) / (slope_a - slope_b)  # log C
-    beyond = at[np.isfinite(at) & (at > np.log(flops[-1]))]
+    beyond = at[np.isfinite(at) & (at > np.log(max(*one.flops, *other.flops)))]
     share = len(beyond) / BOOTSTRAP
     if not len(beyond):
         return Crossing(share, None, None, None)
@@ -74,21 +77,18 @@ def crossing(
     return Crossing(share, *np.exp(quantiles).tolist())
 
 
-def describe_scaling(
-    flops: Sequence[float], losses: Mapping[str, np.ndarray], baseline: str, seed: int = 0
-) -> list[str]:
+def describe_scaling(ladders: Mapping[str, Ladder], baseline: str) -> list[str]:
     """A sentence a contestant: its law, and where it would meet the baseline's."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     lines = []
-    for name, own in losses.items():
-        law = fit(flops, own, random)
+    for name, own in ladders.items():
+        law = fit(own, random)
         text = (
             f"{name}: loss falls as FLOPs^{law.slope:.3f} [{law.slope_low:.3f}, "
             f"{law.slope_high:.3f}]"
         )
-        if name != baseline:
-            met = crossing(flops, losses[baseline], own, random)
-            text += f"; {_about(met, baseline)}"
+        if name != baseline and baseline in ladders:
+            text += f"; {_about(crossing(ladders[baseline], own, random), baseline)}"
         lines.append(text)
     return lines
 

@@ -2,25 +2,22 @@
 
 from jaxformer.arena.config import ArenaConfig, Check, Finding
 from jaxformer.arena.results import HIGHER_IS_BETTER, Entry, comparisons, main_metric
-from jaxformer.arena.statistics import CONFIDENCE
+from jaxformer.arena.statistics import CONFIDENCE, Comparison
 
 Entries = dict[tuple[str, str], Entry]
 
 
-def better_than_baseline(arena: ArenaConfig, task: str, found: Entries) -> dict[str, bool]:
-    """Contestants that differ from the baseline for sure: True for better, False for worse.
-
-    Sure is: Holm-adjusted p below 0.05, and intervals over seeds that do not overlap.
-    """
+def sure_differences(arena: ArenaConfig, task: str, found: Entries) -> dict[str, Comparison]:
+    """Contestants that differ from the baseline for sure: with a Holm-adjusted p below 0.05, and
+    an interval over seeds that does not overlap the baseline's."""
     metric = main_metric(arena, task)
-    sign = 1 if metric in HIGHER_IS_BETTER else -1
     baseline = found[task, arena.baseline].interval(metric)
-    sure = {}
-    for name, comparison in comparisons(arena, task, metric, found).items():
-        apart = not found[task, name].interval(metric).overlaps(baseline)
-        if apart and comparison.adjusted < 1 - CONFIDENCE:
-            sure[name] = sign * comparison.difference.mean > 0
-    return sure
+    return {
+        name: comparison
+        for name, comparison in comparisons(arena, task, metric, found).items()
+        if comparison.adjusted < 1 - CONFIDENCE
+        and not found[task, name].interval(metric).overlaps(baseline)
+    }
 
 
 def winner(arena: ArenaConfig, task: str, found: Entries) -> str | None:
@@ -36,6 +33,31 @@ def winner(arena: ArenaConfig, task: str, found: Entries) -> str | None:
 def verdict(arena: ArenaConfig, found: Entries) -> list[str]:
     """A sentence a task: who wins by how much, or that nobody does for sure."""
     return [_sentence(arena, task, found) for task in arena.tasks]
+
+
+def summary(arena: ArenaConfig) -> str:
+    """What was compared, in a line."""
+    contestants, rates, seeds = len(arena.contestants), len(arena.learning_rates), len(arena.seeds)
+    matched = (
+        f"matched in {arena.match.budget.replace('_', ' ')} to {arena.baseline} within "
+        f"{arena.match.tolerance:.1%}"
+        if arena.match
+        else "not matched"
+    )
+    return (
+        f"{contestants} contestants, {matched}, on {len(arena.tasks)} tasks, with {rates} learning "
+        f"rates and {seeds} seeds each, on the same batches. Figures are means over the seeds at "
+        f"each contestant's best learning rate, with 95% intervals; p is of a test paired by seed "
+        f"against {arena.baseline}, Holm-corrected. A learning rate with * is at the edge of the "
+        f"sweep: a wider one may do better."
+    )
+
+
+def rate_of(arena: ArenaConfig, entry: Entry) -> str:
+    """The chosen learning rate, with * where there was none beyond it to try."""
+    rates = arena.learning_rates
+    edge = len(rates) > 1 and entry.learning_rate in (min(rates), max(rates))
+    return f"{entry.learning_rate:g}{'*' if edge else ''}"
 
 
 def _sentence(arena: ArenaConfig, task: str, found: Entries) -> str:
@@ -54,16 +76,15 @@ def _sentence(arena: ArenaConfig, task: str, found: Entries) -> str:
     else:
         lead = (
             f"On {task}, nobody wins for sure: {ranked[0]} has the best mean {name}, "
-            f"{means[ranked[0]]:.3f}, within the seeds' uncertainty of others"
+            f"{means[ranked[0]]:.3f}, which the seeds do not tell apart from all others'"
         )
-    sure = better_than_baseline(arena, task, found)
-    up = [one for one, is_better in sure.items() if is_better]
-    down = [one for one, is_better in sure.items() if not is_better]
-    said = [
-        f"{words} than {arena.baseline} for sure: {', '.join(names)}"
-        for words, names in (("better", up), ("worse", down))
-        if names
-    ]
+    sure = sure_differences(arena, task, found)
+    said = []
+    for word, side in (("better", sign), ("worse", -sign)):
+        names = [one for one, own in sure.items() if side * own.difference.mean > 0]
+        if names:
+            p = max(sure[one].adjusted for one in names)
+            said.append(f"surely {word} than {arena.baseline} (p ≤ {p:.2g}): {', '.join(names)}")
     if not said:
         said = [f"no difference from {arena.baseline} is sure with {len(arena.seeds)} seeds"]
     return f"{lead}; {'; '.join(said)}."
@@ -95,10 +116,16 @@ def outcome(check: Check, found: Entries) -> tuple[bool, str]:
 
 
 def reproduction(finding: Finding, found: Entries) -> tuple[str, list[str]]:
-    """Whether all checks of a finding hold, in a word or two, and a line about each."""
+    """Whether all checks of a finding hold, in a word or two, and a line about each; where they
+    do not, the reason that is given for it as well."""
     outcomes = [outcome(check, found) for check in finding.checks]
-    word = "Reproduced" if all(holds for holds, _ in outcomes) else "Not reproduced"
-    return word, [f"{'holds' if holds else 'does not hold'}: {text}" for holds, text in outcomes]
+    lines = [f"{'holds' if holds else 'does not hold'}: {text}" for holds, text in outcomes]
+    held = sum(holds for holds, _ in outcomes)
+    if held == len(outcomes):
+        return "Reproduced", lines
+    if finding.why_not is not None:
+        lines.append(f"why: {finding.why_not}")
+    return ("Partly reproduced" if held else "Not reproduced"), lines
 
 
 def _shown(own: tuple[float, float, float]) -> str:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 
@@ -21,8 +22,20 @@ def keep_to_cores(worker: int, workers: int) -> None:
         os.sched_setaffinity(0, cores[worker::workers] or cores)
 
 
+def stop_with(parent: int) -> None:
+    """Stop this worker, as SIGTERM does, once `parent` is no more its parent: killed, it could
+    not hand a signal on."""
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=look, name="parent", daemon=True).start()
+
+
 def _share(worker: int, workers: int) -> list[str]:
-    return ["--worker", str(worker), "--workers", str(workers)]
+    return ["--worker", str(worker), "--workers", str(workers), "--parent", str(os.getpid())]
 
 
 def run_workers(command: Sequence[str], workers: int, cells: Sequence[Cell]) -> bool:

@@ -22,20 +22,22 @@ def add(commands: Any) -> None:
         "--dry-run", action="store_true", help="only print what is matched, and the time it takes"
     )
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="cells at once; one a core if not given"
+        "--workers", type=int, metavar="N", help="on a CPU, cells at once; one a core if not given"
     )
     parser.add_argument("--all", action="store_true", help="run every arena of a folder")
     parser.add_argument(
         "--out", type=Path, default=Path("findings.md"), help="with --all: the page of findings"
     )
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
 
 
 def _arena(arguments: argparse.Namespace) -> int:
     workers = arguments.workers or os.cpu_count() or 1
     if arguments.worker is not None:
-        from jaxformer.arena.workers import keep_to_cores
+        from jaxformer.arena.workers import keep_to_cores, stop_with
 
+        stop_with(arguments.parent)
         keep_to_cores(arguments.worker, workers)
         from jaxformer.arena.commands import work
 

@@ -23,13 +23,13 @@ def made_up(
 ) -> tuple[ArenaConfig, Matched, list[Cell]]:
     """Every cell ended; retention is better by `gap` at the better of two learning rates, and one
     seed of `window` diverged."""
-    arena = make_arena(
-        tasks={"parity": {"lengths": [1, 4]}},
-        learning_rates=[1e-3, 1e-2],
-        seeds=[0, 1, 2, 3],
-        dir=str(folder / "arena"),
-        **options,
-    )
+    usual = {
+        "tasks": {"parity": {"lengths": [1, 4]}},
+        "learning_rates": [1e-3, 1e-2],
+        "seeds": [0, 1, 2, 3],
+        "dir": str(folder / "arena"),
+    }
+    arena = make_arena(**(usual | options))
     matched = match(arena, lambda config: 1.0)
     every = cells(arena, matched)
     random = np.random.default_rng(0)
@@ -41,15 +41,16 @@ def made_up(
         loss += random.normal(0, noise)
         tests = [
             {
-                "multiple": multiple,
-                "length": 16 * multiple,
-                "loss": loss * multiple,
+                "multiple": test.multiple,
+                "level": test.level,
+                "length": test.data.sequence_length,
+                "loss": loss * test.multiple,
                 "bits_per_byte": loss,
-                "accuracy": 1 - loss / 4,
+                "accuracy": 1 - loss / (4 if test.level is None else test.level),
                 "row_accuracy": 0.0,
                 "by_position": [loss] * 16,
             }
-            for multiple in (1, 4)
+            for test in cell.held_out
         ]
         curve = [[step, step * 512, loss + 1 / step] for step in (1, 10, 100)]
         cell.write_result(ended(tests, curve, step_seconds=0.1, tokens_per_second=5e3, seconds=11))

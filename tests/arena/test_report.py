@@ -6,15 +6,19 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from arena.made_up import afterwards, made_up
 
+from jaxformer.arena.afterwards import Afterwards
 from jaxformer.arena.findings import findings_page
 from jaxformer.arena.report import write_report
-from jaxformer.arena.report.figures import pareto
+from jaxformer.arena.report.figures import pareto, scaling_figures
 from jaxformer.arena.results import entries
-from jaxformer.arena.verdict import outcome, verdict, winner
+from jaxformer.arena.scaling import Ladder
+from jaxformer.arena.verdict import outcome, rate_of, reproduction, verdict, winner
+from jaxformer.schema import UserError
 
 CHROMIUM = shutil.which("chromium")
 CHECK = {"task": "parity", "metric": "loss", "better": "retention", "than": "attention"}
@@ -37,7 +41,7 @@ def test_a_winner_is_announced_only_where_intervals_are_apart(tmp_path):
     found = entries(arena, every)
     assert winner(arena, "parity", found) is None  # of window one seed diverged: no interval
     (text,) = verdict(arena, found)
-    assert "better than attention for sure: retention" in text
+    assert re.search(r"surely better than attention \(p ≤ 0\.\d+\): retention", text)
     arena, _, every = made_up(tmp_path / "near", 0.005, noise=0.05)
     (text,) = verdict(arena, entries(arena, every))
     assert "nobody wins for sure" in text
@@ -76,6 +80,28 @@ def test_the_front_has_what_nobody_beats_in_both():
         (2.0, 2.0, None, None),
     )
     assert [point[1] for point in pareto(points, higher_is_better=True)] == [3.0, 3.5]
+
+
+def test_a_reason_is_given_where_a_finding_is_not_reproduced(tmp_path):
+    checks = [CHECK, CHECK | {"by": 0.3}]
+    words = {"claim": "c", "published": "p", "source": "s", "why_not": "too few steps"}
+    for used, word in ((checks, "Partly reproduced"), (checks[1:], "Not reproduced")):
+        arena, _, every = made_up(tmp_path, 0.2, finding=words | {"checks": used})
+        said, lines = reproduction(arena.finding, entries(arena, every))
+        assert said == word
+        assert lines[-1] == "why: too few steps"
+    arena, _, every = made_up(tmp_path, 0.2, finding=words | {"checks": checks[:1]})
+    said, lines = reproduction(arena.finding, entries(arena, every))
+    assert said == "Reproduced"
+    assert len(lines) == 1
+
+
+def test_a_rate_at_the_edge_of_the_sweep_is_marked(tmp_path):
+    arena, _, every = made_up(tmp_path, 0.2)
+    entry = entries(arena, every)["parity", "attention"]
+    assert rate_of(arena, entry) == "0.001*"
+    wider = arena.model_copy(update={"learning_rates": (1e-4, 1e-3, 1e-2)})
+    assert rate_of(wider, entry) == "0.001"
 
 
 def test_the_page_of_findings_says_what_was_published_and_what_is_seen(tmp_path):
@@ -122,6 +148,48 @@ def test_the_page_needs_nothing_else(report):
     assert {figure["task"] for figure in figures} == {"parity", "efficiency"}
     curve = next(figure for figure in figures if figure["name"] == "parity-loss-tokens")
     assert [len(series["points"]) for series in curve["series"]] == [3, 3, 3]
+
+
+def recall(field: str, values: list[float]) -> dict:
+    task = {"kind": "mqar", "vocab_size": 64, "num_pairs": 2}
+    data = {"task": task, "tokenizer": "ids:64", "sequence_length": 16}
+    difficulty = {"field": field, "values": values}
+    return {"recall": {"keys": {"data": data}, "lengths": [1, 2], "difficulty": difficulty}}
+
+
+def test_accuracy_is_shown_by_length_and_difficulty(tmp_path):
+    arena, matched, every = made_up(tmp_path, 0.1, noise=0.0, tasks=recall("num_pairs", [3, 4]))
+    assert [test.data.task.num_pairs for test in every[0].held_out] == [2, 2, 3, 3, 4, 4]
+    files = write_report(arena, matched, every, Afterwards([], {}), "jaxformer arena a.yaml")
+    html, text, table = files[0].read_text(), files[1].read_text(), pq.read_table(files[2])
+    assert "Accuracy by length and num_pairs" in html
+    assert "<th>2×, 4</th>" in html
+    assert "| attention | 62% | 62% | 50% | 50% | 62% | 62% |" in text
+    assert set(table["level"].to_pylist()) == {None, 3.0, 4.0}
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "words"),
+    [
+        ("num_pair", [4], "is no field of its task; allowed: kind, vocab_size, num_pairs, power"),
+        ("num_pairs", [5], "tasks.recall cannot be tested at 1×, num_pairs 5: .*needs rows of 20"),
+    ],
+)
+def test_a_difficulty_that_cannot_be_is_refused_before_anything_runs(
+    tmp_path, field, values, words
+):
+    with pytest.raises(UserError, match=words):
+        made_up(tmp_path, 0.1, tasks=recall(field, values))
+
+
+def test_the_ladder_is_drawn_with_its_laws():
+    ladders = {"attention": Ladder((1e12, 1e13), np.array([[2.0, 2.0], [1.0, 1.0]]))}
+    (figure,) = scaling_figures(ladders)
+    measured, law = figure.series
+    assert [point[:2] for point in measured.points] == [(1e12, 2.0), (1e13, 1.0)]
+    assert [point[0] for point in law.points] == [1e12, 1e14]
+    assert [point[1] for point in law.points] == pytest.approx([2.0, 0.5])
+    assert scaling_figures({}) == []
 
 
 PROBE = """

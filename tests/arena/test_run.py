@@ -9,8 +9,6 @@ from jaxformer.arena.match import match
 from jaxformer.checkpoint.lock import RunLocked
 from jaxformer.schema import UserError
 
-LENGTHS = {"parity": (1,)}
-
 
 @pytest.fixture
 def every(tmp_path):
@@ -35,18 +33,18 @@ def train_with(monkeypatch, codes):
 
 def test_a_failed_cell_is_a_result_and_is_not_run_again(every, monkeypatch):
     trained = train_with(monkeypatch, [1, UserError("no such mixer"), ValueError("a bug")])
-    assert run.run_cells(every, LENGTHS, 0)
+    assert run.run_cells(every, 0)
     failures = [cell.result()["failed"] for cell in every]
     assert failures[:2] == ["diverged", "no such mixer"]
     assert "ValueError: a bug" in failures[2]
     assert len(trained) == len(every) == 6
-    assert run.run_cells(every, LENGTHS, 0)
+    assert run.run_cells(every, 0)
     assert len(trained) == 6
 
 
 def test_a_signal_ends_the_work_and_the_rest_is_left_for_the_next_time(every, monkeypatch):
     trained = train_with(monkeypatch, [1, 75])
-    assert not run.run_cells(every, LENGTHS, 4)  # from the fifth, and round
+    assert not run.run_cells(every, 4)  # from the fifth, and round
     assert trained == [str(every[4].directory), str(every[5].directory)]
     assert [cell.result() is not None for cell in every] == [False] * 4 + [True, False]
 
@@ -55,7 +53,7 @@ def test_a_cell_that_another_process_is_at_is_passed_over(every, monkeypatch):
     trained = train_with(monkeypatch, [RunLocked("another host's")])
     with run._claimed(every[2]) as mine:
         assert mine
-        assert run.run_cells(every, LENGTHS, 0)
+        assert run.run_cells(every, 0)
     assert every[0].result() is None
     assert every[2].result() is None
     assert len(trained) == 5

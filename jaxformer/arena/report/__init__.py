@@ -10,12 +10,13 @@ from jaxformer.arena.announce import describe_match
 from jaxformer.arena.cells import Cell
 from jaxformer.arena.config import ArenaConfig
 from jaxformer.arena.match import Matched
-from jaxformer.arena.report.figures import efficiency_figures, figures
+from jaxformer.arena.report.figures import efficiency_figures, figures, scaling_figures
 from jaxformer.arena.report.images import draw_images
 from jaxformer.arena.report.markdown import markdown
 from jaxformer.arena.report.page import page
 from jaxformer.arena.report.provenance import provenance
-from jaxformer.arena.results import entries, scaling, table
+from jaxformer.arena.results import entries, ladders, table
+from jaxformer.arena.scaling import describe_scaling
 from jaxformer.paths import replace_text
 
 
@@ -36,8 +37,13 @@ def write_report(
     """
     folder = Path(arena.dir)
     found = entries(arena, cells)
-    drawn = [*figures(arena, matched, found), *efficiency_figures(arena, after.efficiency)]
-    laws = scaling(arena, matched, found)
+    climbed = ladders(arena, matched, found)
+    drawn = [
+        *figures(arena, matched, found),
+        *scaling_figures(climbed),
+        *efficiency_figures(arena, after.efficiency),
+    ]
+    laws = describe_scaling(climbed, arena.baseline)
     sizes, origin = describe_match(arena, matched), provenance(cells, command)
     images = draw_images(drawn, folder / "images")
     html = page(arena, found, drawn, laws, after.samples, sizes, origin)

@@ -15,7 +15,9 @@ function element(parent, name, attributes, text) {
 
 function shorten(value) {
   const size = Math.abs(value);
-  if (size >= 1e4 || (size > 0 && size < 1e-3)) return value.toExponential(1).replace("e+", "e");
+  const unit = [[1e15, ""], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e4, "k"]].find(([u]) => size >= u);
+  if (unit && unit[1]) return shorten(value / (unit[1] === "k" ? 1e3 : unit[0])) + unit[1];
+  if (unit || (size > 0 && size < 1e-3)) return value.toExponential(1).replace("e+", "e");
   return Number(value.toPrecision(3)).toString();
 }
 
@@ -29,7 +31,7 @@ function scale(values, log, from, to) {
   const place = (v) => from + ((bend(v) - low) / (high - low)) * (to - from);
   const sparse = log ? logTicks(low, high) : [];
   const even = () => linearTicks(log ? 10 ** low : low, log ? 10 ** high : high);
-  return { place, ticks: sparse.length > 1 ? sparse : even() };
+  return { place, ticks: sparse.length > 2 ? sparse : even() };
 }
 
 function linearTicks(low, high) {

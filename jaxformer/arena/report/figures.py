@@ -1,7 +1,7 @@
 """The figures of a report as data, which the page and the images draw alike."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from jaxformer.arena.config import ArenaConfig
 from jaxformer.arena.match import Matched
 from jaxformer.arena.results import HIGHER_IS_BETTER, Entry, main_metric
+from jaxformer.arena.scaling import Ladder, fit
 from jaxformer.arena.statistics import Interval, interval
 
 Entries = dict[tuple[str, str], Entry]
@@ -210,6 +211,38 @@ def _positions(arena: ArenaConfig, found: Entries, task: str) -> Figure | None:
         series.append(Series(name, tuple(points)))
     title = f"{task}: loss by position in rows of {multiple}× the trained length"
     return Figure(task, f"{task}-positions", title, "position", "loss (nats)", tuple(series))
+
+
+SCALING = "scaling"  # stands for a task in the figure of the ladder
+BEYOND = 10.0  # times the FLOPs of the last rung, up to which the laws are drawn
+
+
+def scaling_figures(ladders: Mapping[str, Ladder]) -> list[Figure]:
+    """Loss against FLOPs rung by rung, and the fitted laws; nothing without a ladder."""
+    series = []
+    for name, ladder in ladders.items():
+        law = fit(ladder, np.random.default_rng(0))
+        points = [
+            point
+            for flops, losses in zip(ladder.flops, ladder.losses, strict=True)
+            for point in _point(flops, interval(losses))
+        ]
+        ends = (ladder.flops[0], BEYOND * ladder.flops[-1])
+        line = tuple((flops, law.at(flops), None, None) for flops in ends)
+        series += [Series(name, tuple(points)), Series(f"{name}, law", line, joined=True)]
+    title = "loss against training FLOPs, and the fitted laws"
+    figure = Figure(
+        SCALING,
+        "scaling",
+        title,
+        "training FLOPs",
+        "loss (nats)",
+        tuple(series),
+        x_log=True,
+        y_log=True,
+        lines=False,
+    )
+    return [figure] if series else []
 
 
 EFFICIENCY = "efficiency"  # stands for a task in the figures of speed and memory

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxformer.arena.config import ArenaConfig
-from jaxformer.arena.results import Entry, comparisons, main_metric
-from jaxformer.arena.verdict import reproduction, verdict
+from jaxformer.arena.results import Entry, accuracies, comparisons, main_metric
+from jaxformer.arena.verdict import rate_of, reproduction, summary, verdict
 
 
 def markdown(
@@ -20,9 +20,10 @@ def markdown(
     return "\n\n".join(
         [
             f"# {Path(arena.dir).name}",
-            " ".join(verdict(arena, found)),
+            *verdict(arena, found),
+            summary(arena),
             *_finding(arena, found),
-            *(_table(arena, task, found) for task in arena.tasks),
+            *(part for task in arena.tasks for part in _task(arena, task, found)),
             *(f"![{title}]({file})" for title, file in images.items()),
             *(["## Scaling", "\n".join(f"- {law}" for law in laws)] if laws else []),
             "## Sizes",
@@ -44,6 +45,23 @@ def _finding(arena: ArenaConfig, found: dict[tuple[str, str], Entry]) -> list[st
     ]
 
 
+def _task(arena: ArenaConfig, task: str, found: dict[tuple[str, str], Entry]) -> list[str]:
+    grid = accuracies(arena, task, found)
+    if grid is None or arena.tasks[task].difficulty is None:  # lengths are in the table
+        return [_table(arena, task, found)]
+    lines = [
+        f"{grid.title}:",
+        "",
+        f"| contestant | {' | '.join(grid.heads)} |",
+        f"| --- | {' | '.join('---' for _ in grid.heads)} |",
+        *(
+            f"| {name} | {' | '.join(f'{value:.0%}' for value in values)} |"
+            for name, values in grid.rows.items()
+        ),
+    ]
+    return [_table(arena, task, found), "\n".join(lines)]
+
+
 def _table(arena: ArenaConfig, task: str, found: dict[tuple[str, str], Entry]) -> str:
     metric = main_metric(arena, task)
     against = comparisons(arena, task, metric, found)
@@ -51,10 +69,6 @@ def _table(arena: ArenaConfig, task: str, found: dict[tuple[str, str], Entry]) -
     heads = [f"{metric.replace('_', ' ')} at {multiple}×" for multiple in multiples]
     rows = [
         f"## {task}",
-        "",
-        f"Mean and 95% interval over {len(arena.seeds)} seeds at the best of "
-        f"{len(arena.learning_rates)} learning rates; p is of the paired test against "
-        f"{arena.baseline}, Holm-corrected.",
         "",
         f"| contestant | learning rate | {' | '.join(heads)} | p |",
         f"| --- | --- | {' | '.join('---' for _ in heads)} | --- |",
@@ -68,5 +82,5 @@ def _table(arena: ArenaConfig, task: str, found: dict[tuple[str, str], Entry]) -
         p = f"{against[contestant].adjusted:.3f}" if contestant in against else "baseline"
         failed = sum(result["failed"] is not None for result in entry.results)
         note = f" ({failed} of {len(arena.seeds)} failed)" if failed else ""
-        rows.append(f"| {contestant}{note} | {entry.learning_rate:g} | {' | '.join(shown)} | {p} |")
+        rows.append(f"| {contestant}{note} | {rate_of(arena, entry)} | {' | '.join(shown)} | {p} |")
     return "\n".join(rows)

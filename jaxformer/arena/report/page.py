@@ -8,9 +8,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from jaxformer.arena.config import ArenaConfig
-from jaxformer.arena.report.figures import EFFICIENCY, Figure
-from jaxformer.arena.results import Entry, comparisons, main_metric
-from jaxformer.arena.verdict import reproduction, verdict
+from jaxformer.arena.report.figures import EFFICIENCY, SCALING, Figure
+from jaxformer.arena.results import Entry, accuracies, comparisons, main_metric
+from jaxformer.arena.verdict import rate_of, reproduction, summary, verdict
 
 Entries = dict[tuple[str, str], Entry]
 
@@ -31,14 +31,15 @@ def page(
     data = data.replace("</", "<\\/")  # or a name could end the script
     body = [
         f"<h1>{name}</h1>",
-        f'<p class="verdict">{html.escape(" ".join(verdict(arena, found)))}</p>',
+        f'<div class="verdict">{_paragraphs(verdict(arena, found))}</div>',
+        _paragraphs([summary(arena)]),
         _finding(arena, found),
         *(
             f"<h2>{html.escape(task)}</h2>{_table(arena, task, found)}{_heat(arena, task, found)}"
             f"{_figures(task, figures)}{_samples(samples.get(task, {}))}"
             for task in arena.tasks
         ),
-        _scaling(laws),
+        _scaling(laws, figures),
         f"<h2>Speed and memory</h2>{_figures(EFFICIENCY, figures)}" if arena.efficiency else "",
         f"<h2>Sizes</h2><pre>{html.escape(sizes)}</pre>",
         f"<h2>To repeat it</h2><pre>{html.escape(provenance)}</pre>",
@@ -51,6 +52,10 @@ def page(
         f'<script type="application/json" id="figures">{data}</script>'
         f"<script>{(parts / 'chart.js').read_text(encoding='utf-8')}</script></body></html>\n"
     )
+
+
+def _paragraphs(texts: Sequence[str]) -> str:
+    return "".join(f"<p>{html.escape(text)}</p>" for text in texts)
 
 
 def _finding(arena: ArenaConfig, found: Entries) -> str:
@@ -75,9 +80,9 @@ def _figures(task: str, figures: Sequence[Figure]) -> str:
     return f'<div class="figures">{drawn}</div>'
 
 
-def _scaling(laws: Sequence[str]) -> str:
+def _scaling(laws: Sequence[str], figures: Sequence[Figure]) -> str:
     items = "".join(f"<li>{html.escape(law)}</li>" for law in laws)
-    return f"<h2>Scaling</h2><ul>{items}</ul>" if laws else ""
+    return f"<h2>Scaling</h2><ul>{items}</ul>{_figures(SCALING, figures)}" if laws else ""
 
 
 def _table(arena: ArenaConfig, task: str, found: Entries) -> str:
@@ -90,7 +95,7 @@ def _table(arena: ArenaConfig, task: str, found: Entries) -> str:
         failed = sum(result["failed"] is not None for result in entry.results)
         cells = [
             html.escape(name) + (f" ({failed} of {len(entry.results)} failed)" if failed else ""),
-            f"{entry.learning_rate:g}",
+            rate_of(arena, entry),
             f"{own.mean:.3f}",
             f"{own.low:.3f} to {own.high:.3f}",
         ]
@@ -104,29 +109,28 @@ def _table(arena: ArenaConfig, task: str, found: Entries) -> str:
     return (
         f'<div class="wide"><table><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr>'
         f"{''.join(f'<tr>{row}</tr>' for row in rows)}</table></div>"
-        f"<p>Over {len(arena.seeds)} seeds, at the best of {len(arena.learning_rates)} learning "
-        f"rates for each; p is of the paired test against {html.escape(arena.baseline)}.</p>"
     )
 
 
 def _heat(arena: ArenaConfig, task: str, found: Entries) -> str:
-    """Accuracy by length, coloured."""
-    multiples = arena.tasks[task].lengths
-    if main_metric(arena, task) != "accuracy" or len(multiples) == 1:
+    """Accuracy by length and difficulty, coloured."""
+    grid = accuracies(arena, task, found)
+    if grid is None:
         return ""
     rows = []
-    for name in arena.contestants:
-        cells = []
-        for multiple in multiples:
-            accuracy = found[task, name].interval("accuracy", multiple).mean
-            colour = f"hsl({round(120 * accuracy)} 60% 72%)"
-            cells.append(f'<td class="heat" style="background:{colour}">{accuracy:.0%}</td>')
-        rows.append(f"<tr><td>{html.escape(name)}</td>{''.join(cells)}</tr>")
-    heads = "".join(f"<th>{multiple}×</th>" for multiple in multiples)
+    for name, values in grid.rows.items():
+        cells = "".join(map(_heat_cell, values))
+        rows.append(f"<tr><td>{html.escape(name)}</td>{cells}</tr>")
+    heads = "".join(f"<th>{html.escape(head)}</th>" for head in grid.heads)
     return (
-        f'<h3>Accuracy by length</h3><div class="wide"><table><tr><th>of the trained</th>{heads}'
+        f'<h3>{grid.title}</h3><div class="wide"><table><tr><th>of the trained length</th>{heads}'
         f"</tr>{''.join(rows)}</table></div>"
     )
+
+
+def _heat_cell(share: float) -> str:
+    colour = f"hsl({round(120 * share)} 60% 72%)"
+    return f'<td class="heat" style="background:{colour}">{share:.0%}</td>'
 
 
 def _samples(texts: Mapping[str, str]) -> str:

@@ -1,0 +1,65 @@
+"""What an arena's directory holds decides what may change between two commands."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from arena.test_match import BASE, CONTESTANTS
+
+from jaxformer.arena import commands, run
+from jaxformer.arena.commands import prepare
+from jaxformer.schema import UserError
+
+
+@pytest.fixture
+def file(tmp_path):
+    arena = {
+        "baseline": "attention",
+        "base": BASE,
+        "contestants": CONTESTANTS,
+        "tasks": {"parity": {}},
+        "learning_rates": [1e-3],
+        "dir": str(tmp_path / "arena"),
+    }
+    path = tmp_path / "arena.yaml"
+    path.write_text(yaml.safe_dump(arena))
+    return str(path)
+
+
+def test_more_seeds_and_rates_go_on_with_the_same_sizes(file):
+    _, before = prepare(file, [])
+    config, after = prepare(file, ["seeds=[0,1,2,3]", "learning_rates=[0.001,0.01]"])
+    assert after == before
+    assert config.seeds == (0, 1, 2, 3)
+
+
+def test_a_contestant_that_joins_leaves_the_others_as_they_are(file):
+    config, before = prepare(file, [])
+    kept = Path(config.dir) / "arena.json"  # as if another machine's clock had matched them
+    kept.write_text(
+        kept.read_text().replace('"model.ffn.d_hidden": 96', '"model.ffn.d_hidden": 88')
+    )
+    _, after = prepare(file, ["contestants.joined={model: {mixer: {window: 4}}}"])
+    chosen = {contestant: solved for (_, contestant), solved in after.solved.items()}
+    assert chosen["window"] == {"model.ffn.d_hidden": 88}
+    assert chosen["joined"] == {"model.ffn.d_hidden": 96}
+    assert chosen["retention"] == before.solved["parity", "retention"]
+
+
+def test_other_cells_in_the_same_directory_are_refused(file):
+    prepare(file, [])
+    with pytest.raises(UserError, match="base, match, contestants.window differ; give"):
+        prepare(file, ["base.train.steps=7", "match=null", "contestants.window={}"])
+
+
+def test_an_accelerator_has_one_process(file, monkeypatch):
+    trained = []
+
+    def train(config):
+        trained.append(config.run.dir)
+        return 75 if len(trained) == 3 else 1
+
+    monkeypatch.setattr(run, "train", train)
+    monkeypatch.setattr(commands.jax, "default_backend", lambda: "gpu")
+    assert commands.arena(file, [], dry_run=False, workers=2) == 75
+    assert len(trained) == 3
