@@ -34,7 +34,7 @@ class Afterwards:
         asked = {"efficiency": speed, "samples_of": best}
         if file.exists():
             kept = json.loads(file.read_text(encoding="utf-8"))
-            if kept.pop("asked") == asked:
+            if kept.pop("asked", None) == asked:
                 return cls(**kept)
         measured = cls(_efficiency(arena, matched), _samples(best))
         replace_text(file, json.dumps({"asked": asked, **asdict(measured)}, indent=1) + "\n")

@@ -93,8 +93,8 @@ def _sentence(arena: ArenaConfig, task: str, found: Entries) -> str:
 def outcome(check: Check, found: Entries) -> tuple[bool, str]:
     """Whether a check of a finding holds, and the figures.
 
-    It holds where the difference of the means is at least `by` in the better direction and the two
-    intervals, or the interval and the number, do not overlap; equal perfect scores have none.
+    It holds where the mean is better than the other's, or the number, by at least `by`, and the
+    intervals of two contestants do not overlap.
     """
     sign = 1 if check.metric in HIGHER_IS_BETTER else -1
     better = found[check.task, check.better].interval(check.metric, check.at)
@@ -108,7 +108,9 @@ def outcome(check: Check, found: Entries) -> tuple[bool, str]:
         apart, bound = True, check.than
     far = sign * (better.mean - bound) >= check.by
     at = f" at {check.at}× the trained length" if check.at > 1 else ""
-    if not far:
+    if not far and not check.by:
+        text += "; the mean is on the other side"
+    elif not far:
         text += f"; the means do not differ by {check.by:g} in this direction"
     elif not apart:
         text += "; the intervals over seeds overlap"
