@@ -1,5 +1,7 @@
 """What may be said of an arena, computed from its figures: a winner only where it is sure."""
 
+import math
+
 from jaxformer.arena.config import ArenaConfig, Check, Finding
 from jaxformer.arena.results import HIGHER_IS_BETTER, Entry, comparisons, main_metric
 from jaxformer.arena.statistics import CONFIDENCE, Comparison
@@ -83,8 +85,8 @@ def _sentence(arena: ArenaConfig, task: str, found: Entries) -> str:
     for word, side in (("better", sign), ("worse", -sign)):
         names = [one for one, own in sure.items() if side * own.difference.mean > 0]
         if names:
-            p = max(sure[one].adjusted for one in names)
-            said.append(f"surely {word} than {arena.baseline} (p ≤ {p:.2g}): {', '.join(names)}")
+            p = math.ceil(1000 * max(sure[one].adjusted for one in names)) / 1000
+            said.append(f"surely {word} than {arena.baseline} (p ≤ {p:g}): {', '.join(names)}")
     if not said:
         said = [f"no difference from {arena.baseline} is sure with {len(arena.seeds)} seeds"]
     return f"{lead}; {'; '.join(said)}."
