@@ -84,6 +84,9 @@ class Computation:
         return users
 
 
+END = re.compile(r'\}(, execution_thread="\w+")?')  # of a computation, on whichever core
+
+
 def parse(text: str) -> dict[str, Computation]:
     """The computations of a module by name; the one it starts in is also there as `ENTRY`."""
     computations: dict[str, Computation] = {}
@@ -96,7 +99,7 @@ def parse(text: str) -> dict[str, Computation]:
                 computations[header[2]] = computation
                 if header[1]:
                     computations["ENTRY"] = computation
-        elif line == "}":
+        elif END.fullmatch(line):
             current = None
         elif instruction := _instruction(line):
             current[instruction.name] = instruction
@@ -107,7 +110,11 @@ def _logical_lines(text: str) -> Iterator[str]:
     """Lines, with an attribute that has line breaks in it, as kernels' have, on one."""
     whole = ""
     for line in text.splitlines():
-        if not line or line == "}" or re.match(r"(  )?(ROOT |ENTRY )?%?[\w.\-]+ (=|\()", line):
+        if (
+            not line
+            or END.fullmatch(line)
+            or re.match(r"(  )?(ROOT |ENTRY )?%?[\w.\-]+ (=|\()", line)
+        ):
             yield whole
             whole = line
         else:

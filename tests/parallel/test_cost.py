@@ -39,6 +39,12 @@ def test_a_group_of_a_mesh_may_number_its_devices_in_another_order():
     assert group == (0, 1, 2, 3)
 
 
+def test_a_computation_of_another_core_ends_where_it_says_so():
+    text = LOOPS.replace("\n}\n", '\n}, execution_thread="sparsecore"\n')
+    assert text != LOOPS
+    assert read_cost(text) == read_cost(LOOPS)
+
+
 def test_a_loop_without_a_known_limit_is_named():
     text = LOOPS.replace("%ten = s32[] constant(10)", "%ten = s32[] bitcast-convert(%zero)")
     cost = read_cost(text)
