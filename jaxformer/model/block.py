@@ -10,7 +10,7 @@ from jaxformer.model.dims import Dims
 from jaxformer.model.ffn import FFN
 from jaxformer.model.mixers import Cache, build_mixer
 from jaxformer.model.norms import Norm, NormConfig
-from jaxformer.parallel.rules import constrain_tokens
+from jaxformer.parallel.stream import constrain_stream, gather_tokens, scatter_tokens
 
 
 class Block(nn.Module):
@@ -46,7 +46,10 @@ class Block(nn.Module):
             x = self._add(x, FFN(self.layer.ffn, self.dims, name="ffn"), "ffn_norm")
         return x.reshape(shape), cache
 
-    def _add(self, x: jax.Array, f: Callable[[jax.Array], jax.Array], name: str) -> jax.Array:
+    def _add(self, x: jax.Array, sub: Callable[[jax.Array], jax.Array], name: str) -> jax.Array:
+        def f(x: jax.Array) -> jax.Array:
+            return scatter_tokens(sub(gather_tokens(x)))
+
         match self.norm.placement:
             case "pre":
                 x = x + f(Norm(self.norm, name=name)(x))
@@ -56,7 +59,7 @@ class Block(nn.Module):
                 x = x + Norm(self.norm, name=f"{name}_after")(f(Norm(self.norm, name=name)(x)))
             case "after":
                 x = x + Norm(self.norm, name=name)(f(x))
-        return constrain_tokens(x, "d_model")
+        return constrain_stream(x)
 
 
 class Group(nn.Module):

@@ -193,6 +193,7 @@ class LanguageModel(nn.Module):
         x = constrain_tokens(x, "d_model")
         with adapted(self.lora):
             x, cache = self.stack(x, positions, segment_ids, cache)
+        x = constrain_tokens(x, "d_model")  # no longer cut over `tensor`
         return (x if config.norm.placement == "post" else self.final_norm(x)), cache
 
     def _head(self) -> jax.Array:

@@ -1,5 +1,5 @@
 """Compiles training steps for eight devices; prints the bytes of their weights, of each kind of
-collective, and of those between stages as JSON."""
+collective, those between stages and over `tensor` apart, and their FLOPs as JSON."""
 
 import json
 import sys
@@ -42,19 +42,22 @@ def collectives(mesh: dict, remat: str = "none", **model) -> dict:
         path_name(path): leaf.size * leaf.dtype.itemsize
         for path, leaf in jax.tree.flatten_with_path(program.abstract.params)[0]
     }
-    bytes_of, between_stages = Counter(), Counter()
-    stage_of = np.indices(devices.devices.shape)[AXES.index("stage")].ravel()
-    for collective, times in read_cost(text).collectives.items():
+    cost = read_cost(text)
+    bytes_of, across = Counter(), {"stage": Counter(), "tensor": Counter()}
+    for collective, times in cost.collectives.items():
         bytes_of[collective.kind] += collective.bytes * times
-        if len(set(stage_of[list(collective.group)])) > 1:
-            between_stages[collective.kind] += collective.bytes * times
+        for axis, bytes_across in across.items():
+            place = np.indices(devices.devices.shape)[AXES.index(axis)].ravel()
+            if len(set(place[list(collective.group)])) > 1:
+                bytes_across[collective.kind] += collective.bytes * times
     tokens = BATCH * LENGTH
     return {
         "weights": sizes,
         "token_ids": 4 * tokens,
         "activations": 4 * tokens * MODEL["d_model"] // 8,  # of one device
         "bytes": bytes_of,
-        "between stages": between_stages,
+        "across": across,
+        "flops": cost.flops,
     }
 
 
@@ -65,6 +68,7 @@ if __name__ == "__main__":
         "fsdp": collectives({"fsdp": 8}),
         "fsdp, remat": collectives({"fsdp": 8}, remat="full"),
         "fsdp, tied": collectives({"fsdp": 8}, tie_embeddings=True),
+        "tensor": collectives({"fsdp": 4, "tensor": 2}),
         "context": collectives({"fsdp": 2, "context": 4}),
         "stages": collectives({"data": 1, "stage": 4, "fsdp": 2}, num_layers=4),
     }

@@ -41,6 +41,15 @@ def test_fsdp_gathers_a_layer_twice_the_head_once_and_no_activation(seen, case):
     assert set(bytes_of) == {"all-gather", "all-to-all", "all-reduce", "reduce-scatter"}
 
 
+def test_tensor_parallelism_gathers_the_stream_before_a_sub_layer_and_repeats_no_product(seen):
+    weights, gathered = seen["tensor"]["weights"], seen["tensor"]["across"]["tensor"]["all-gather"]
+    # Before each of two sub-layers and before each gradient of one, in three layers; after the last
+    # layer, and for the gradient of the first.
+    stream, times = 2 * seen["tensor"]["activations"], 4 * 3 + 2
+    assert 0 <= gathered - times * stream <= weights["embedding"] + weights["head"]
+    assert seen["tensor"]["flops"] == seen["fsdp"]["flops"]
+
+
 def test_a_cut_sequence_gathers_the_head_once_and_reduces_its_gradient_once(seen):
     weights, bytes_of = seen["context"]["weights"], seen["context"]["bytes"]
     head, token_ids = weights["head"], seen["context"]["token_ids"] / 4  # of one piece
@@ -50,7 +59,7 @@ def test_a_cut_sequence_gathers_the_head_once_and_reduces_its_gradient_once(seen
 
 def test_stages_hand_micro_batches_on_and_leave_their_weights_where_they_are(seen):
     """16 rows on 2 shards are 8 micro-batches, which take 4 stages 11 turns."""
-    weights, between = seen["stages"]["weights"], seen["stages"]["between stages"]
+    weights, between = seen["stages"]["weights"], seen["stages"]["across"]["stage"]
     turns, activations = 11, seen["stages"]["activations"]
     ids = 2 * seen["stages"]["token_ids"] / 16  # positions and documents of a row
     # A turn passes a micro-batch on and one back, and so does its gradient, without the ids.

@@ -1,0 +1,68 @@
+"""Where the residual stream lies on a mesh with `tensor`: cut over it by tokens.
+
+Between sub-layers nothing is then computed or kept by every device of `tensor`, while as many bytes
+are sent as for sums that all of them keep (sequence parallelism; Korthikanti et al., 2022,
+arXiv:2205.05198). On other meshes, and where `tensor` does not divide the tokens, nothing changes.
+"""
+
+import math
+from functools import partial
+
+import jax
+from jax.lax import with_sharding_constraint
+from jax.sharding import PartitionSpec
+
+from jaxformer.parallel.rules import constrain_tokens, mesh_axes
+
+Axes = tuple[str, ...]
+
+
+def constrain_stream(x: jax.Array) -> jax.Array:
+    """Keep the residual stream [batch · length, d_model] where it lies between sub-layers."""
+    rows = _axes_of_rows(x)
+    return constrain_tokens(x, "d_model") if rows is None else _cut(x, rows)
+
+
+def gather_tokens(x: jax.Array) -> jax.Array:
+    """The stream [batch · length, d_model] as a sub-layer reads it: all tokens of its rows."""
+    rows = _axes_of_rows(x)
+    return x if rows is None else _gather(x, rows)
+
+
+def scatter_tokens(x: jax.Array) -> jax.Array:
+    """What a sub-layer gives [batch · length, d_model], a sum over `tensor`, as the stream lies."""
+    rows = _axes_of_rows(x)
+    return x if rows is None else _scatter(x, rows)
+
+
+def _axes_of_rows(x: jax.Array) -> Axes | None:
+    """The mesh axes that rows are cut over, where `tensor` can cut their tokens further."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    (rows,) = mesh_axes("batch")
+    rows = (rows,) if isinstance(rows, str) else rows or ()
+    parts = math.prod(sizes.get(axis, 1) for axis in (*rows, "tensor"))
+    return rows if sizes.get("tensor", 1) > 1 and x.shape[0] % parts == 0 else None
+
+
+def _cut(x: jax.Array, rows: Axes) -> jax.Array:
+    return with_sharding_constraint(x, PartitionSpec((*rows, "tensor"), None))
+
+
+# Each is the other's gradient. The axes are arguments, for `rules` may be others when it is taken.
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather(x: jax.Array, rows: Axes) -> jax.Array:
+    return with_sharding_constraint(x, PartitionSpec(rows, None))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _scatter(x: jax.Array, rows: Axes) -> jax.Array:
+    # Gathered first, or the compiler gathers the rows as well before it multiplies.
+    return _cut(_gather(x, rows), rows)
+
+
+_gather.defvjp(
+    lambda x, rows: (_gather(x, rows), None), lambda rows, _, d_x: (_scatter(d_x, rows),)
+)
+_scatter.defvjp(
+    lambda x, rows: (_scatter(x, rows), None), lambda rows, _, d_x: (_gather(d_x, rows),)
+)
