@@ -48,7 +48,7 @@ class Crossing(NamedTuple):
 def fit(ladder: Ladder, random: np.random.Generator) -> Law:
     """A straight line through log L against log C by least squares."""
     draws = bootstrap(ladder, random)
-    slope, intercept = _line(np.log(ladder.flops), np.log(ladder.losses).mean(axis=1))
+    slope, intercept = np.polyfit(np.log(ladder.flops), np.log(ladder.losses).mean(axis=1), 1)
     low, high = np.quantile(draws[:, 0], _tails())
     return Law(float(intercept), float(slope), float(low), float(high))
 
@@ -58,7 +58,7 @@ def bootstrap(ladder: Ladder, random: np.random.Generator) -> np.ndarray:
     rungs, seeds = ladder.losses.shape
     picks = random.integers(0, seeds, (BOOTSTRAP, rungs, seeds))
     means = np.log(ladder.losses)[np.arange(rungs)[:, None], picks].mean(axis=2)  # [draws, rungs]
-    return np.array([_line(np.log(ladder.flops), row) for row in means])
+    return np.polyfit(np.log(ladder.flops), means.T, 1).T
 
 
 def crossing(one: Ladder, other: Ladder, random: np.random.Generator) -> Crossing:
@@ -101,11 +101,6 @@ def _about(met: Crossing, baseline: str) -> str:
         f"{met.median:.1e} FLOPs [{met.low:.1e}, {met.high:.1e}]"
         + ("" if met.share > CONFIDENCE else "; that it does is not sure")
     )
-
-
-def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    slope, intercept = np.polyfit(x, y, 1)
-    return slope, intercept
 
 
 def _tails() -> tuple[float, float]:
