@@ -22,7 +22,20 @@ def dt_bias_init(
     key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
 ) -> jax.Array:
     """softplus⁻¹(Δ) of a step Δ that is log-uniform in [0.001, 0.1]."""
-    low, high = jnp.log(SMALLEST_STEP), jnp.log(LARGEST_STEP)
-    step = jnp.exp(jax.random.uniform(key, shape, dtype, low, high))
-    step = jnp.maximum(step, STEP_FLOOR)
+    step = jnp.maximum(jnp.exp(log_step_init(key, shape, dtype)), STEP_FLOOR)
     return step + jnp.log(-jnp.expm1(-step))
+
+
+def log_step_init(
+    key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+) -> jax.Array:
+    """log Δ of the same steps."""
+    low, high = jnp.log(SMALLEST_STEP), jnp.log(LARGEST_STEP)
+    return jax.random.uniform(key, shape, dtype, low, high)
+
+
+def s4d_real_init(
+    key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+) -> jax.Array:
+    """log(1, …, state_size) for every channel [channels, state_size] (arXiv:2206.11893)."""
+    return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[1] + 1, dtype=dtype)), shape)

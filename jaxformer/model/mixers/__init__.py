@@ -23,6 +23,7 @@ from jaxformer.model.mixers.parallel import Parallel, ParallelConfig
 from jaxformer.model.mixers.retention import Retention, RetentionConfig
 from jaxformer.model.mixers.rglru import RGLRU, RGLRUConfig
 from jaxformer.model.mixers.rwkv7 import RWKV7, RWKV7Config
+from jaxformer.model.mixers.s4d import S4D, S4DConfig
 from jaxformer.model.mixers.slstm import SLSTM, SLSTMConfig
 from jaxformer.model.positions import PositionsUnion
 
@@ -43,6 +44,7 @@ MIXERS: dict[type[MixerConfig], type[Mixer]] = {
     MinGRUConfig: MinGRU,
     MambaConfig: Mamba,
     RGLRUConfig: RGLRU,
+    S4DConfig: S4D,
     SLSTMConfig: SLSTM,
     ParallelConfig: Parallel,
 }

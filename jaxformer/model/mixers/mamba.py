@@ -11,7 +11,7 @@ from flax import struct
 from jax.typing import DTypeLike
 from pydantic import PositiveFloat, PositiveInt
 
-from jaxformer.model.decay_init import dt_bias_init
+from jaxformer.model.decay_init import dt_bias_init, s4d_real_init
 from jaxformer.model.mixers.base import Mixer, MixerConfig
 from jaxformer.model.projection import Projection
 from jaxformer.model.short_convolution import ConvolutionCache, ShortConvolution
@@ -83,7 +83,7 @@ class Mamba(Mixer):
         step = Projection((channels,), ("rank", "d_hidden"), uniform, name="dt")(low)
         dt_bias = self.param("dt_bias", names(dt_bias_init, ("d_hidden",)), (channels,))
         dt = nn.softplus(step.astype(wide) + dt_bias.astype(wide))
-        a_log = self.param("a_log", names(_a_log_init, ("d_hidden", "state")), (channels, size))
+        a_log = self.param("a_log", names(s4d_real_init, ("d_hidden", "state")), (channels, size))
         skip = self.param("skip", names(nn.initializers.ones, ("d_hidden",)), (channels,))
 
         h, state = _selective_scan(dt, u, b, c, -jnp.exp(a_log.astype(wide)), segment_ids, start)
@@ -153,10 +153,3 @@ def _selective_scan(
     carried = Carried(start.state, start.segment)
     last, y = in_chunks(advance, carried, (dt, u, b, c, segment_ids), CHUNK)
     return y, last.h
-
-
-def _a_log_init(
-    key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
-) -> jax.Array:
-    """log(1, …, state_size) for every channel (S4D-real)."""
-    return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[1] + 1, dtype=dtype)), shape)
