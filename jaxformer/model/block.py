@@ -46,9 +46,11 @@ class Block(nn.Module):
             x = self._add(x, FFN(self.layer.ffn, self.dims, name="ffn"), "ffn_norm")
         return x.reshape(shape), cache
 
-    def _add(self, x: jax.Array, sub: Callable[[jax.Array], jax.Array], name: str) -> jax.Array:
+    def _add(
+        self, x: jax.Array, sub_layer: Callable[[jax.Array], jax.Array], name: str
+    ) -> jax.Array:
         def f(x: jax.Array) -> jax.Array:
-            return scatter_tokens(sub(gather_tokens(x)))
+            return scatter_tokens(sub_layer(gather_tokens(x)))
 
         match self.norm.placement:
             case "pre":

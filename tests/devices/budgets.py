@@ -44,11 +44,11 @@ def collectives(mesh: dict, remat: str = "none", **model) -> dict:
     }
     cost = read_cost(text)
     bytes_of, across = Counter(), {"stage": Counter(), "tensor": Counter()}
+    places = np.indices(devices.devices.shape).reshape(len(AXES), -1)
     for collective, times in cost.collectives.items():
         bytes_of[collective.kind] += collective.bytes * times
         for axis, bytes_across in across.items():
-            place = np.indices(devices.devices.shape)[AXES.index(axis)].ravel()
-            if len(set(place[list(collective.group)])) > 1:
+            if len(set(places[AXES.index(axis), list(collective.group)])) > 1:
                 bytes_across[collective.kind] += collective.bytes * times
     tokens = BATCH * LENGTH
     return {

@@ -56,9 +56,9 @@ class S4D(Mixer):
         wide = jnp.promote_types(x.dtype, jnp.float32)
         start = self.init_cache(x.shape[0], x.shape[1], x.dtype) if cache is None else cache
 
-        def parameter(name: str, start: nn.initializers.Initializer, *sizes: int) -> jax.Array:
+        def parameter(name: str, first: nn.initializers.Initializer, *sizes: int) -> jax.Array:
             names = ("vector", "state")[: 1 + len(sizes)]
-            boxed = nn.with_logical_partitioning(start, names)
+            boxed = nn.with_logical_partitioning(first, names)
             return self.param(name, boxed, (d_model, *sizes)).astype(wide)
 
         step = jnp.exp(parameter("log_step", log_step_init))
