@@ -30,7 +30,8 @@ signal.pause()
 
 
 def until_done(*arguments: str | Path) -> list[str]:
-    return [str(LAUNCH / "until_done.sh"), sys.executable, "-c", *map(str, arguments)]
+    program = [sys.executable, "-c", *map(str, arguments)]
+    return [sys.executable, str(LAUNCH / "until_done.py"), *program]
 
 
 @pytest.mark.parametrize(("codes", "runs"), [("75 75 0", 3), ("75 1 0", 2), ("0", 1)])
@@ -41,12 +42,18 @@ def test_what_ends_with_75_is_run_again(tmp_path, codes, runs):
     assert finished.returncode == int(codes.split()[runs - 1])
 
 
-def test_a_signal_reaches_the_run_and_ends_it_for_good():
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_the_run_and_ends_it_for_good(signum):
     process = subprocess.Popen(until_done(STOPS), stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "started\n"
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signum)
     assert process.wait(30) == 75
     assert process.stdout.read() == ""
+
+
+def test_a_run_killed_by_a_signal_is_not_run_again():
+    killed = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    assert subprocess.run(until_done(killed), check=False).returncode == 128 + signal.SIGKILL
 
 
 @pytest.mark.parametrize("script", sorted(LAUNCH.glob("*.sh")), ids=lambda script: script.name)
