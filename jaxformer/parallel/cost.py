@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
@@ -39,29 +39,6 @@ NO_WORK = {
 
 
 @dataclass(frozen=True)
-class Collective:
-    """Communication of one kind between the devices of `group`, a step's worth of it.
-
-    `bytes` is the larger side of it on one device: what an all-gather leaves, what a
-    reduce-scatter, an all-reduce, an all-to-all or a permutation takes. Nothing is computed while
-    a `blocking` one runs.
-    """
-
-    kind: str
-    bytes: float
-    group: tuple[int, ...]  # partitions; one of the groups that do the same
-    blocking: bool
-
-    @property
-    def traffic(self) -> float:
-        """Bytes that a device receives, if none is sent twice."""
-        size = len(self.group)
-        if self.kind == "collective-permute":
-            return self.bytes
-        return self.bytes * (size - 1) / size * (2 if self.kind == "all-reduce" else 1)
-
-
-@dataclass(frozen=True)
 class Kernel:
     """A Pallas call, to which the compiler gives no cycles."""
 
@@ -71,6 +48,37 @@ class Kernel:
     flops: float | None  # as its author states them
     bytes: float
     blocks: tuple[int, int] | None = None  # of attention: queries and keys worked on at once
+
+
+@dataclass(frozen=True)
+class Work:
+    """What keeps a device's cores busy."""
+
+    cycles: float = 0.0
+    unestimated: float = 0.0  # bytes from and to HBM that are moved without cycles to their name
+    kernels: tuple[tuple[Kernel, float], ...] = ()  # each with how often
+
+
+@dataclass(frozen=True)
+class Collective:
+    """Communication of one kind between the devices of `group`.
+
+    `bytes` is the larger side of it on one device: what an all-gather leaves, what a
+    reduce-scatter, an all-reduce, an all-to-all or a permutation takes.
+    """
+
+    kind: str
+    bytes: float
+    group: tuple[int, ...]  # partitions; one of the groups that do the same
+    beside: Work = Work()  # what is computed while it runs
+
+    @property
+    def traffic(self) -> float:
+        """Bytes that a device receives, if none is sent twice."""
+        size = len(self.group)
+        if self.kind == "collective-permute":
+            return self.bytes
+        return self.bytes * (size - 1) / size * (2 if self.kind == "all-reduce" else 1)
 
 
 @dataclass
@@ -84,6 +92,10 @@ class Cost:
     collectives: Counter[Collective] = field(default_factory=Counter)
     kernels: Counter[Kernel] = field(default_factory=Counter)
     endless: list[str] = field(default_factory=list)  # loops whose count is not known: counted once
+
+    @property
+    def work(self) -> Work:
+        return Work(self.cycles, self.unestimated, tuple(self.kernels.items()))
 
 
 def read_cost(text: str) -> Cost:
@@ -104,22 +116,41 @@ class _Walk:
         self._walk(Scope(computations["ENTRY"]), 1)
 
     def _walk(self, scope: Scope, times: int) -> None:
-        for instruction in scope.computation.instructions.values():
-            match instruction.opcode:
+        """Count a computation that is executed so often, in the order of its text."""
+        computation = scope.computation
+        under_way: dict[str, tuple[list[Collective], Work]] = {}  # and what was done before
+        hidden = self.cost.work  # as far as work is taken by a collective that has ended
+        for instruction in computation.instructions.values():
+            opcode, name = instruction.opcode, instruction.name
+            match opcode:
                 case "while":
                     (body,) = instruction.called("body")
                     inner = Scope(self._computations[body], instruction, scope)
                     count = trip_count(instruction, inner, self._computations)
                     if count is None:
-                        self.cost.endless.append(instruction.name)
+                        self.cost.endless.append(name)
                     self._walk(inner, times * (1 if count is None else count))
-                case "call" | "async-start":
-                    for name in instruction.called("to_apply", "calls", "called_computations"):
-                        self._walk(Scope(self._computations[name], instruction, scope), times)
+                case "call":
+                    for called in instruction.called("to_apply", "calls"):
+                        self._walk(Scope(self._computations[called], instruction, scope), times)
                 case "conditional":
                     self._walk_longest(instruction, scope, times)
                 case _:
-                    self._count(instruction, scope.computation, times)
+                    self._count(instruction, computation, times)
+            if opcode.endswith("-start"):
+                if started := self._started(instruction, computation, times):
+                    under_way[name] = (started, self.cost.work)
+            elif instruction.operands and (sent := under_way.pop(instruction.operands[0], None)):
+                collectives, begun = sent
+                if opcode.endswith("-update"):
+                    # The core that sends gets its program at the start, and here what to send.
+                    begun = self.cost.work if len(instruction.operands) > 1 else begun
+                    under_way[name] = (collectives, begun)
+                    continue
+                beside = _since(max(begun, hidden, key=_place), self.cost.work, times)
+                hidden = self.cost.work
+                for collective in collectives:
+                    self._send(collective, beside, times)
 
     def _walk_longest(self, conditional: Instruction, scope: Scope, times: int) -> None:
         """Of the branches the one with most cycles: a step that updates, not one that skips."""
@@ -147,8 +178,11 @@ class _Walk:
         cost.cycles += times * (cycles or 0)
         memory = self._memory(instruction, computation)
         cost.memory += times * memory
-        if kind := _collective_kind(opcode):
-            self._communicate(kind, instruction, computation, times, blocking=kind == opcode)
+        if opcode.endswith("-start"):
+            return
+        if opcode in COLLECTIVES:
+            for collective in _collectives(instruction, computation):
+                self._send(collective, Work(), times)
             return
         if opcode == "custom-call":
             if 'custom_call_target="tpu_custom_call"' in instruction.attributes:
@@ -157,45 +191,44 @@ class _Walk:
         if opcode in ("dot", "convolution"):
             cost.flops += times * _flops(instruction, computation)
         sent = cost.collectives.total()
+        whole = Work(unestimated=memory) if cycles is None else Work(cycles)
         for name in instruction.called("calls"):
-            self._inside_fusion(self._computations[name], times, blocking=opcode == "fusion")
-        if cycles is None and not opcode.endswith("-start") and sent == cost.collectives.total():
+            fused = self._computations[name]
+            # Beside a product, communication runs while the product is computed.
+            alone = fused.root.opcode in (*COLLECTIVES, "dynamic-slice")
+            self._inside_fusion(fused, Work() if alone else whole, times)
+        if cycles is None and sent == cost.collectives.total():
             cost.unestimated += times * memory
 
-    def _inside_fusion(self, computation: Computation, times: int, *, blocking: bool) -> None:
+    def _inside_fusion(self, computation: Computation, beside: Work, times: int) -> None:
         """Products and communication; cycles and memory are the fusion's as a whole."""
+        # Of an all-reduce a slice may be all that is kept.
+        sliced = computation.root.opcode == "dynamic-slice"
+        kinds = {"all-reduce": "reduce-scatter"} if sliced else {}
         for instruction in computation.instructions.values():
             opcode = instruction.opcode
             if opcode in ("dot", "convolution"):
                 self.cost.flops += times * _flops(instruction, computation)
-            if kind := _collective_kind(opcode):
-                # Alone in its fusion, an all-reduce of which a slice is kept is a reduce-scatter;
-                # beside a product, communication runs while the product is computed.
-                alone = computation.root.opcode in (opcode, "dynamic-slice")
-                scatters = kind == "all-reduce" and computation.root.opcode == "dynamic-slice"
-                kind = "reduce-scatter" if scatters else kind
-                self._communicate(
-                    kind, instruction, computation, times, blocking=blocking and alone
-                )
+            for one in _collectives(instruction, computation):
+                self._send(replace(one, kind=kinds.get(one.kind, one.kind)), beside, times)
             for name in instruction.called("calls"):
-                self._inside_fusion(self._computations[name], times, blocking=False)
+                self._inside_fusion(self._computations[name], beside, times)
 
-    def _communicate(
-        self,
-        kind: str,
-        instruction: Instruction,
-        computation: Computation,
-        times: int,
-        *,
-        blocking: bool,
-    ) -> None:
-        taken = [computation.instructions[name] for name in instruction.operands]
-        size = sum(shape.bytes for operand in taken for shape in operand.shapes)
-        group = _group(instruction.attributes)
-        if kind == "all-gather":
-            size *= len(group)
-        if len(group) > 1:
-            self.cost.collectives[Collective(kind, size, group, blocking)] += times
+    def _send(self, collective: Collective, beside: Work, times: int) -> None:
+        self.cost.collectives[replace(collective, beside=beside)] += times
+
+    def _started(
+        self, start: Instruction, computation: Computation, times: int
+    ) -> list[Collective]:
+        """What an asynchronous instruction sends, by itself or on another core."""
+        found = _collectives(start, computation)
+        for name in start.called("to_apply", "calls", "called_computations"):
+            called = self._computations[name]
+            for instruction in called.instructions.values():
+                if sent := _collectives(instruction, called):
+                    found += sent
+                    self.cost.memory += times * self._memory(instruction, called)
+        return found
 
     def _memory(self, instruction: Instruction, computation: Computation) -> float:
         """Bytes read from and written to HBM; of what is only sliced or updated, the part."""
@@ -216,9 +249,31 @@ class _Walk:
         return sum(operand.bytes for operand in operands) + instruction.bytes
 
 
-def _collective_kind(opcode: str) -> str | None:
-    kind = opcode.removesuffix("-start")
-    return kind if kind in COLLECTIVES else None
+def _collectives(instruction: Instruction, computation: Computation) -> list[Collective]:
+    """What an instruction sends: one collective, or none."""
+    kind = instruction.opcode.removesuffix("-start")
+    group = _group(instruction.attributes)
+    if kind not in COLLECTIVES or len(group) < 2:
+        return []
+    taken = [computation.instructions[name] for name in instruction.operands]
+    size = sum(shape.bytes for operand in taken for shape in operand.shapes)
+    return [Collective(kind, size * len(group) if kind == "all-gather" else size, group)]
+
+
+def _place(work: Work) -> tuple[float, float, float]:
+    """By which sums of work are in the order in which they were reached."""
+    return work.cycles, work.unestimated, sum(count for _, count in work.kernels)
+
+
+def _since(before: Work, now: Work, times: int) -> Work:
+    """What was done between two sums, in one of so many executions."""
+    kernels = Counter(dict(now.kernels))
+    kernels.subtract(dict(before.kernels))
+    return Work(
+        (now.cycles - before.cycles) / times,
+        (now.unestimated - before.unestimated) / times,
+        tuple((kernel, count / times) for kernel, count in kernels.items() if count),
+    )
 
 
 def _used(parameter: Instruction, fused: Computation) -> float:

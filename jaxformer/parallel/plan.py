@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import jax
 
-from jaxformer.parallel.cost import Collective, Cost, Kernel
-from jaxformer.parallel.topology import Slice
+from jaxformer.parallel.cost import Collective, Cost, Kernel, Work
+from jaxformer.parallel.topology import Chip, Slice
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Traffic:
     count: int
     bytes: float  # received
     seconds: float  # on the links
-    blocking_seconds: float  # of these with nothing computed meanwhile
+    waited: float  # seconds of these with nothing computed meanwhile
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Estimate:
     """Seconds of a step on one chip."""
 
     compute: float  # the compiler's cycles, kernels, and copies without cycles
-    blocking: float  # collectives that nothing is computed beside
+    waiting: float  # for collectives, with nothing computed beside them
     network: float  # all collectives
     memory: float  # bytes from and to HBM at its full bandwidth
     kernel_flops: float
@@ -40,7 +40,7 @@ class Estimate:
 
     @property
     def step(self) -> float:
-        return max(self.compute + self.blocking, self.network, self.memory)
+        return max(self.compute + self.waiting, self.network, self.memory)
 
     @property
     def bound(self) -> str:
@@ -53,36 +53,40 @@ class Estimate:
 def estimate(cost: Cost, where: Slice, devices: Sequence[jax.Device]) -> Estimate:
     """The times of a program whose partitions run on `devices`, in this order."""
     chip = where.chip
-    flops, kernels = 0.0, 0.0
-    for kernel, times in cost.kernels.items():
-        flops += times * kernel_flops(kernel)
-        by_memory = kernel.bytes / chip.memory_bandwidth
-        kernels += times * max(kernel_flops(kernel) / chip.peak_flops, by_memory)
-    compute = cost.cycles / chip.clock + kernels + cost.unestimated / chip.memory_bandwidth
     traffic = []
     for kind in sorted({collective.kind for collective in cost.collectives}):
         of_kind = [(c, times) for c, times in cost.collectives.items() if c.kind == kind]
-        seconds = [
-            (link_seconds(c, where, [devices[partition] for partition in c.group]) * times, c)
-            for c, times in of_kind
-        ]
+        seconds, waited = 0.0, 0.0
+        for c, times in of_kind:
+            once = link_seconds(c, where, [devices[partition] for partition in c.group])
+            seconds += times * once
+            waited += times * max(0.0, once - work_seconds(c.beside, chip))
         traffic.append(
             Traffic(
                 kind,
                 sum(times for _, times in of_kind),
                 sum(times * c.traffic for c, times in of_kind),
-                sum(time for time, _ in seconds),
-                sum(time for time, c in seconds if c.blocking),
+                seconds,
+                waited,
             )
         )
     return Estimate(
-        compute=compute,
-        blocking=sum(part.blocking_seconds for part in traffic),
+        compute=work_seconds(cost.work, chip),
+        waiting=sum(part.waited for part in traffic),
         network=sum(part.seconds for part in traffic),
         memory=cost.memory / chip.memory_bandwidth,
-        kernel_flops=flops,
+        kernel_flops=sum(times * kernel_flops(kernel) for kernel, times in cost.kernels.items()),
         traffic=tuple(sorted(traffic, key=lambda part: -part.seconds)),
     )
+
+
+def work_seconds(work: Work, chip: Chip) -> float:
+    """By the compiler's cycles, the peak for kernels' products, and memory for the rest."""
+    kernels = sum(
+        times * max(kernel_flops(kernel) / chip.peak_flops, kernel.bytes / chip.memory_bandwidth)
+        for kernel, times in work.kernels
+    )
+    return work.cycles / chip.clock + kernels + work.unestimated / chip.memory_bandwidth
 
 
 def kernel_flops(kernel: Kernel) -> float:

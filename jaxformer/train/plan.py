@@ -247,7 +247,7 @@ def describe(made: Plan) -> str:
             (
                 "",
                 f"{part.kind} × {part.count}: {part.bytes / 1e9:.2f} GB, {ms(part.seconds)}, "
-                f"of it {ms(part.blocking_seconds)} with nothing beside it",
+                f"of it {ms(part.waited)} with nothing beside it",
             )
         )
     if made.slices > 1 and parse_slice(made.topology).chip.dimensions == 3:
@@ -261,7 +261,7 @@ def describe(made: Plan) -> str:
         (
             "step",
             f"{ms(made.step_seconds)}, bound by {made.bound}: compute {ms(seconds.compute)} + "
-            f"waiting for the network {ms(seconds.blocking)}",
+            f"waiting for the network {ms(seconds.waiting)}",
         ),
         ("", f"network in all {ms(seconds.network)}, memory {ms(seconds.memory)}"),
         ("speed", f"{made.tokens_per_second_per_chip:,.0f} tokens/s/chip, MFU {made.mfu:.1%}"),

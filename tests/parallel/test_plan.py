@@ -3,7 +3,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from jaxformer.parallel.cost import Collective, Cost, Kernel
+from jaxformer.parallel.cost import Collective, Cost, Kernel, Work
 from jaxformer.parallel.hlo import Shape
 from jaxformer.parallel.plan import estimate, kernel_flops, link_seconds
 from jaxformer.parallel.topology import parse_slice
@@ -20,7 +20,7 @@ def devices(name: str, slices: int = 1) -> list[Device]:
 
 
 def seconds(kind: str, gigabytes: float, name: str, group: list[Device]) -> float:
-    collective = Collective(kind, gigabytes * 1e9, tuple(range(len(group))), blocking=True)
+    collective = Collective(kind, gigabytes * 1e9, tuple(range(len(group))))
     return link_seconds(collective, parse_slice(name), group)
 
 
@@ -51,15 +51,18 @@ def test_the_longest_of_compute_network_and_memory_bounds_the_step():
     where, cube = parse_slice("v5p-128"), devices("v5p-128")
     everyone = tuple(range(64))
     cost = Cost(flops=1e12, cycles=where.chip.clock, memory=2765e9 / 2)
-    cost.collectives[Collective("all-gather", 64e9, everyone, blocking=True)] = 2
-    cost.collectives[Collective("all-gather", 64e9, everyone, blocking=False)] = 3
+    cost.collectives[Collective("all-gather", 64e9, everyone)] = 2
+    # Beside 0.1 s of cycles it is waited for 5 ms; beside more, not at all.
+    beside = {seconds: Work(seconds * where.chip.clock) for seconds in (0.1, 0.2)}
+    cost.collectives[Collective("all-gather", 64e9, everyone, beside[0.1])] = 1
+    cost.collectives[Collective("all-gather", 64e9, everyone, beside[0.2])] = 2
     of_step = estimate(cost, where, cube)  # type: ignore[arg-type]
     assert (of_step.compute, of_step.memory) == (1.0, 0.5)
-    assert of_step.blocking == pytest.approx(2 * 0.105)
+    assert of_step.waiting == pytest.approx(2 * 0.105 + 0.005)
     assert of_step.network == pytest.approx(5 * 0.105)
-    assert of_step.step == pytest.approx(1.21)
+    assert of_step.step == pytest.approx(1.215)
     assert of_step.bound == "compute"
-    cost.collectives[Collective("all-gather", 64e9, everyone, blocking=False)] = 20
+    cost.collectives[Collective("all-gather", 64e9, everyone, beside[0.2])] = 20
     assert estimate(cost, where, cube).bound == "network"  # type: ignore[arg-type]
     cost.memory = 2765e9 * 9
     assert estimate(cost, where, cube).bound == "memory"  # type: ignore[arg-type]
