@@ -12,18 +12,17 @@ from functools import cache
 
 import numpy as np
 
-from jaxformer.parallel.hlo import Computation, Instruction, Shape, parse
-from jaxformer.parallel.loops import Scope, trip_count
-
-COLLECTIVES = (
-    "all-gather",
-    "all-reduce",
-    "reduce-scatter",
-    "all-to-all",
-    "ragged-all-to-all",
-    "collective-permute",
-    "collective-broadcast",
+from jaxformer.parallel.collectives import (
+    COLLECTIVES,
+    Collective,
+    Flight,
+    UnderWay,
+    collectives_of,
 )
+from jaxformer.parallel.hlo import Computation, Instruction, parse
+from jaxformer.parallel.loops import Scope, trip_count
+from jaxformer.parallel.work import Kernel, Work
+
 NO_WORK = {
     "parameter",
     "constant",
@@ -38,49 +37,6 @@ NO_WORK = {
 }
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """A Pallas call, to which the compiler gives no cycles."""
-
-    name: str
-    operands: tuple[Shape, ...]
-    results: tuple[Shape, ...]
-    flops: float | None  # as its author states them
-    bytes: float
-    blocks: tuple[int, int] | None = None  # of attention: queries and keys worked on at once
-
-
-@dataclass(frozen=True)
-class Work:
-    """What keeps a device's cores busy."""
-
-    cycles: float = 0.0
-    unestimated: float = 0.0  # bytes from and to HBM that are moved without cycles to their name
-    kernels: tuple[tuple[Kernel, float], ...] = ()  # each with how often
-
-
-@dataclass(frozen=True)
-class Collective:
-    """Communication of one kind between the devices of `group`.
-
-    `bytes` is the larger side of it on one device: what an all-gather leaves, what a
-    reduce-scatter, an all-reduce, an all-to-all or a permutation takes.
-    """
-
-    kind: str
-    bytes: float
-    group: tuple[int, ...]  # partitions; one of the groups that do the same
-    beside: Work = Work()  # what is computed while it runs
-
-    @property
-    def traffic(self) -> float:
-        """Bytes that a device receives, if none is sent twice."""
-        size = len(self.group)
-        if self.kind == "collective-permute":
-            return self.bytes
-        return self.bytes * (size - 1) / size * (2 if self.kind == "all-reduce" else 1)
-
-
 @dataclass
 class Cost:
     """Of one execution of a program on one device."""
@@ -89,9 +45,18 @@ class Cost:
     cycles: float = 0.0  # as the compiler estimates
     memory: float = 0.0  # bytes from and to HBM
     unestimated: float = 0.0  # the part of `memory` that is moved without cycles to its name
-    collectives: Counter[Collective] = field(default_factory=Counter)
+    flights: Counter[Flight] = field(default_factory=Counter)
     kernels: Counter[Kernel] = field(default_factory=Counter)
     endless: list[str] = field(default_factory=list)  # loops whose count is not known: counted once
+
+    @property
+    def collectives(self) -> Counter[Collective]:
+        counts: Counter[Collective] = Counter()
+        for flight, times in self.flights.items():
+            for event in flight:
+                if isinstance(event, Collective):
+                    counts[event] += times
+        return counts
 
     @property
     def work(self) -> Work:
@@ -118,39 +83,24 @@ class _Walk:
     def _walk(self, scope: Scope, times: int) -> None:
         """Count a computation that is executed so often, in the order of its text."""
         computation = scope.computation
-        under_way: dict[str, tuple[list[Collective], Work]] = {}  # and what was done before
-        hidden = self.cost.work  # as far as work is taken by a collective that has ended
+        under_way = UnderWay(self.cost.flights, times)
         for instruction in computation.instructions.values():
-            opcode, name = instruction.opcode, instruction.name
-            match opcode:
+            match instruction.opcode:
                 case "while":
                     (body,) = instruction.called("body")
                     inner = Scope(self._computations[body], instruction, scope)
                     count = trip_count(instruction, inner, self._computations)
                     if count is None:
-                        self.cost.endless.append(name)
+                        self.cost.endless.append(instruction.name)
                     self._walk(inner, times * (1 if count is None else count))
                 case "call":
-                    for called in instruction.called("to_apply", "calls"):
-                        self._walk(Scope(self._computations[called], instruction, scope), times)
+                    for name in instruction.called("to_apply", "calls"):
+                        self._walk(Scope(self._computations[name], instruction, scope), times)
                 case "conditional":
                     self._walk_longest(instruction, scope, times)
                 case _:
-                    self._count(instruction, computation, times)
-            if opcode.endswith("-start"):
-                if started := self._started(instruction, computation, times):
-                    under_way[name] = (started, self.cost.work)
-            elif instruction.operands and (sent := under_way.pop(instruction.operands[0], None)):
-                collectives, begun = sent
-                if opcode.endswith("-update"):
-                    # The core that sends gets its program at the start, and here what to send.
-                    begun = self.cost.work if len(instruction.operands) > 1 else begun
-                    under_way[name] = (collectives, begun)
-                    continue
-                beside = _since(max(begun, hidden, key=_place), self.cost.work, times)
-                hidden = self.cost.work
-                for collective in collectives:
-                    self._send(collective, beside, times)
+                    self._count(instruction, computation, times, under_way)
+        under_way.close()
 
     def _walk_longest(self, conditional: Instruction, scope: Scope, times: int) -> None:
         """Of the branches the one with most cycles: a step that updates, not one that skips."""
@@ -166,66 +116,84 @@ class _Walk:
         before.cycles += longest.cycles
         before.memory += longest.memory
         before.unestimated += longest.unestimated
-        before.collectives += longest.collectives
+        before.flights += longest.flights
         before.kernels += longest.kernels
         before.endless += longest.endless
 
-    def _count(self, instruction: Instruction, computation: Computation, times: int) -> None:
+    def _count(
+        self, instruction: Instruction, computation: Computation, times: int, under_way: UnderWay
+    ) -> None:
         opcode, cost = instruction.opcode, self.cost
-        if opcode in NO_WORK or opcode.endswith(("-done", "-update")):
+        if opcode in NO_WORK:
             return
-        cycles = instruction.cycles
+        if opcode.endswith(("-start", "-update", "-done")):
+            self._count_part(instruction, computation, times, under_way)
+            return
+        cycles, memory = instruction.cycles, self._memory(instruction, computation)
         cost.cycles += times * (cycles or 0)
-        memory = self._memory(instruction, computation)
         cost.memory += times * memory
-        if opcode.endswith("-start"):
-            return
-        if opcode in COLLECTIVES:
-            for collective in _collectives(instruction, computation):
-                self._send(collective, Work(), times)
-            return
         if opcode == "custom-call":
             if 'custom_call_target="tpu_custom_call"' in instruction.attributes:
                 cost.kernels[_kernel(instruction, computation, memory)] += times
             return
         if opcode in ("dot", "convolution"):
             cost.flops += times * _flops(instruction, computation)
-        sent = cost.collectives.total()
-        whole = Work(unestimated=memory) if cycles is None else Work(cycles)
-        for name in instruction.called("calls"):
-            fused = self._computations[name]
+        fused = [self._computations[name] for name in instruction.called("calls")]
+        sent = [one for inner in fused for one in self._inside_fusion(inner, times)]
+        sent += collectives_of(instruction, computation)
+        if any(inner.root.opcode not in (*COLLECTIVES, "dynamic-slice") for inner in fused):
             # Beside a product, communication runs while the product is computed.
-            alone = fused.root.opcode in (*COLLECTIVES, "dynamic-slice")
-            self._inside_fusion(fused, Work() if alone else whole, times)
-        if cycles is None and sent == cost.collectives.total():
+            for collective in sent:
+                cost.flights[collective, Work(cycles or 0.0), 0] += times
+        elif sent:
+            under_way.begin(instruction.name, sent, cost.work)
+            under_way.end(instruction.name, cost.work)
+        if cycles is None and not sent and opcode not in COLLECTIVES:
             cost.unestimated += times * memory
 
-    def _inside_fusion(self, computation: Computation, beside: Work, times: int) -> None:
-        """Products and communication; cycles and memory are the fusion's as a whole."""
+    def _count_part(
+        self, instruction: Instruction, computation: Computation, times: int, under_way: UnderWay
+    ) -> None:
+        """Of what is asynchronous, the start, a part or the end."""
+        opcode, name, operands = instruction.opcode, instruction.name, instruction.operands
+        if opcode.endswith("-done"):
+            under_way.end(operands[0], self.cost.work)
+            return
+        start = instruction
+        if opcode.endswith("-start"):
+            self.cost.cycles += times * (instruction.cycles or 0)
+            self.cost.memory += times * self._memory(instruction, computation)
+        else:
+            start = computation.instructions[operands[0]]
+        # Another core may get its program at the start, and with an update what to send.
+        if opcode.endswith("-update") and (len(operands) == 1 or start.operands):
+            under_way.hand_over(start.name, name)
+        elif operands:
+            under_way.begin(name, self._started(start, computation, times), self.cost.work)
+
+    def _inside_fusion(self, computation: Computation, times: int) -> list[Collective]:
+        """Count products and return what is sent; cycles and memory are the fusion's as a whole."""
+        found = []
+        for instruction in computation.instructions.values():
+            if instruction.opcode in ("dot", "convolution"):
+                self.cost.flops += times * _flops(instruction, computation)
+            found += collectives_of(instruction, computation)
+            for name in instruction.called("calls"):
+                found += self._inside_fusion(self._computations[name], times)
         # Of an all-reduce a slice may be all that is kept.
         sliced = computation.root.opcode == "dynamic-slice"
         kinds = {"all-reduce": "reduce-scatter"} if sliced else {}
-        for instruction in computation.instructions.values():
-            opcode = instruction.opcode
-            if opcode in ("dot", "convolution"):
-                self.cost.flops += times * _flops(instruction, computation)
-            for one in _collectives(instruction, computation):
-                self._send(replace(one, kind=kinds.get(one.kind, one.kind)), beside, times)
-            for name in instruction.called("calls"):
-                self._inside_fusion(self._computations[name], beside, times)
-
-    def _send(self, collective: Collective, beside: Work, times: int) -> None:
-        self.cost.collectives[replace(collective, beside=beside)] += times
+        return [replace(one, kind=kinds.get(one.kind, one.kind)) for one in found]
 
     def _started(
         self, start: Instruction, computation: Computation, times: int
     ) -> list[Collective]:
         """What an asynchronous instruction sends, by itself or on another core."""
-        found = _collectives(start, computation)
+        found = collectives_of(start, computation)
         for name in start.called("to_apply", "calls", "called_computations"):
             called = self._computations[name]
             for instruction in called.instructions.values():
-                if sent := _collectives(instruction, called):
+                if sent := collectives_of(instruction, called):
                     found += sent
                     self.cost.memory += times * self._memory(instruction, called)
         return found
@@ -247,33 +215,6 @@ class _Walk:
                 ]
                 return sum(read) + _written(instruction, inner)
         return sum(operand.bytes for operand in operands) + instruction.bytes
-
-
-def _collectives(instruction: Instruction, computation: Computation) -> list[Collective]:
-    """What an instruction sends: one collective, or none."""
-    kind = instruction.opcode.removesuffix("-start")
-    group = _group(instruction.attributes)
-    if kind not in COLLECTIVES or len(group) < 2:
-        return []
-    taken = [computation.instructions[name] for name in instruction.operands]
-    size = sum(shape.bytes for operand in taken for shape in operand.shapes)
-    return [Collective(kind, size * len(group) if kind == "all-gather" else size, group)]
-
-
-def _place(work: Work) -> tuple[float, float, float]:
-    """By which sums of work are in the order in which they were reached."""
-    return work.cycles, work.unestimated, sum(count for _, count in work.kernels)
-
-
-def _since(before: Work, now: Work, times: int) -> Work:
-    """What was done between two sums, in one of so many executions."""
-    kernels = Counter(dict(now.kernels))
-    kernels.subtract(dict(before.kernels))
-    return Work(
-        (now.cycles - before.cycles) / times,
-        (now.unestimated - before.unestimated) / times,
-        tuple((kernel, count / times) for kernel, count in kernels.items() if count),
-    )
 
 
 def _used(parameter: Instruction, fused: Computation) -> float:
@@ -368,51 +309,6 @@ def _meetings(
         inside = (index >= 0) & (index % lhs_dilate == 0) & (index // lhs_dilate < size)
         total += int(np.count_nonzero(inside))
     return total
-
-
-def _group(attributes: str) -> tuple[int, ...]:
-    """The partitions of the first group, of a list of groups, an iota, a mesh or of pairs."""
-    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
-        return tuple(int(part) for part in found[1].split(","))
-    iota = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
-    if found := re.search(rf"replica_groups=\[(\d+),(\d+)\]<={iota}", attributes):
-        numbers = _iota(found[3], found[4])
-        return tuple(numbers.reshape(int(found[1]), int(found[2]))[0].tolist())
-    if found := re.search(
-        rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({iota}\))? \{{([^}}]*)\}}", attributes
-    ):
-        mesh, dims, order, chosen = found.groups()
-        places = _mesh_group(mesh, chosen)
-        return tuple(_iota(dims, order)[list(places)].tolist()) if dims else places
-    if found := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes):
-        return int(found[1]), int(found[2])
-    return ()
-
-
-def _iota(dims: str, order: str | None) -> np.ndarray:
-    """Of `2,4` and `1,0` the numbers 0, 4, 1, 5, …: those of a 2 × 4 array, transposed."""
-    sizes = [int(size) for size in dims.split(",")]
-    numbers = np.arange(math.prod(sizes)).reshape(sizes)
-    return (
-        numbers.transpose([int(axis) for axis in order.split(",")]) if order else numbers
-    ).ravel()
-
-
-def _mesh_group(mesh: str, chosen: str) -> tuple[int, ...]:
-    """Of `'data'=2,'fsdp'=4` the group along `'fsdp'`, or along `'fsdp':(1)2`: the 2 of it that
-    have 1 axis of it before them."""
-    sizes: dict[str, int] = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
-    numbers = np.arange(math.prod(sizes.values()))
-    strides, stride = {}, numbers.size
-    for name, size in sizes.items():
-        stride //= size
-        strides[name] = stride
-    group = np.zeros(1, int)
-    for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", chosen):
-        count = int(size) if size else sizes[name]
-        step = strides[name] * sizes[name] // (int(before or 1) * count)
-        group = (group[:, None] + np.arange(count) * step).reshape(-1)
-    return tuple(group.tolist())
 
 
 def _kernel(call: Instruction, computation: Computation, memory: float) -> Kernel:

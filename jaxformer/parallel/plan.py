@@ -7,13 +7,16 @@ some percent more.
 
 import math
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
 
-from jaxformer.parallel.cost import Collective, Cost, Kernel, Work
+from jaxformer.parallel.collectives import Collective, Flight
+from jaxformer.parallel.cost import Cost
 from jaxformer.parallel.topology import Chip, Slice
+from jaxformer.parallel.work import Kernel, Work
 
 
 @dataclass(frozen=True)
@@ -53,21 +56,24 @@ class Estimate:
 def estimate(cost: Cost, where: Slice, devices: Sequence[jax.Device]) -> Estimate:
     """The times of a program whose partitions run on `devices`, in this order."""
     chip = where.chip
+
+    def link(collective: Collective) -> float:
+        return link_seconds(collective, where, [devices[part] for part in collective.group])
+
+    waited: defaultdict[str, float] = defaultdict(float)
+    for flight, times in cost.flights.items():
+        for kind, seconds in waits(flight, link, chip):
+            waited[kind] += times * seconds
     traffic = []
     for kind in sorted({collective.kind for collective in cost.collectives}):
         of_kind = [(c, times) for c, times in cost.collectives.items() if c.kind == kind]
-        seconds, waited = 0.0, 0.0
-        for c, times in of_kind:
-            once = link_seconds(c, where, [devices[partition] for partition in c.group])
-            seconds += times * once
-            waited += times * max(0.0, once - work_seconds(c.beside, chip))
         traffic.append(
             Traffic(
                 kind,
                 sum(times for _, times in of_kind),
                 sum(times * c.traffic for c, times in of_kind),
-                seconds,
-                waited,
+                sum(times * link(c) for c, times in of_kind),
+                waited[kind],
             )
         )
     return Estimate(
@@ -78,6 +84,25 @@ def estimate(cost: Cost, where: Slice, devices: Sequence[jax.Device]) -> Estimat
         kernel_flops=sum(times * kernel_flops(kernel) for kernel, times in cost.kernels.items()),
         traffic=tuple(sorted(traffic, key=lambda part: -part.seconds)),
     )
+
+
+def waits(
+    flight: Flight, link: Callable[[Collective], float], chip: Chip
+) -> Iterator[tuple[str, float]]:
+    """How long each collective of a flight is waited for, by kind. Links serve one at a time."""
+    now, free = 0.0, 0.0
+    sent: list[tuple[str, float]] = []  # kind, and when it has arrived
+    for event in flight:
+        match event:
+            case Collective():
+                free = max(now, free) + link(event)
+                sent.append((event.kind, free))
+            case Work():
+                now += work_seconds(event, chip)
+            case int():
+                kind, arrived = sent[event]
+                yield kind, max(0.0, arrived - now)
+                now = max(now, arrived)
 
 
 def work_seconds(work: Work, chip: Chip) -> float:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.data.loader import Stores
+from jaxformer.parallel.compiler import described
 from jaxformer.parallel.rules import bytes_per_device
 from jaxformer.train.mfu import Peak
 from jaxformer.train.program import Program, unrolls
@@ -31,6 +32,8 @@ def plan_of(program: Program, stores: Stores, peak: Peak) -> str:
     kernels = {"kernels": ", ".join(program.kernels)} if program.kernels else {}
     frozen = program.num_parameters - program.num_trained
     trained = {"trained": f"{program.num_trained:,} parameters, {frozen:,} are frozen"}
+    options = program.compiler_options
+    compiler = {"compiler": described(options)} if options else {}
     pipeline = {"pipeline": str(program.pipeline)} if program.pipeline else {}
     lines = {
         "model": f"{program.num_parameters:,} parameters, layers {layers}{chosen}",
@@ -45,6 +48,7 @@ def plan_of(program: Program, stores: Stores, peak: Peak) -> str:
         f"warm-up, compute in {train.precision}",
         "mesh": f"{axes}: {program.mesh.size} × {device.device_kind}",
         **pipeline,
+        **compiler,
         "memory": f"{in_bytes(state)} of state per device",
         "peak": f"{peak.flops:.3g} FLOP/s ({peak.source}), which MFU refers to",
     }

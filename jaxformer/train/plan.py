@@ -12,6 +12,7 @@ import jax
 
 from jaxformer.config import Config
 from jaxformer.data.tokenizers import load_tokenizer
+from jaxformer.parallel.compiler import Options, described
 from jaxformer.parallel.cost import read_cost
 from jaxformer.parallel.mesh import check_rows, data_shards, make_mesh
 from jaxformer.parallel.plan import Estimate, estimate
@@ -55,6 +56,7 @@ class Plan:
     remat: str
     rows: int
     pipeline: str | None  # of a mesh with stages
+    compiler_options: Options
     tokens: int
     parameters: int
     memory: Memory
@@ -134,6 +136,7 @@ def make_plan(config: Config, where: Slice, devices: Sequence[jax.Device], vocab
         remat=train.remat,
         rows=train.batch_size,
         pipeline=str(program.pipeline) if program.pipeline else None,
+        compiler_options=program.compiler_options,
         tokens=program.tokens_per_step,
         parameters=program.num_parameters,
         memory=_memory(program, compiled, where),
@@ -230,6 +233,7 @@ def describe(made: Plan) -> str:
         ("model", f"{made.parameters:,} parameters, remat {made.remat}"),
         ("batch", f"{made.rows} rows, {made.tokens:,} tokens a step"),
         *([("pipeline", made.pipeline)] if made.pipeline else []),
+        ("compiler", described(made.compiler_options)),
         ("memory", f"{gib(memory.peak)} at the peak of {gib(memory.capacity)} a chip"),
         ("", f"parameters {gib(memory.parameters)}, optimizer {gib(memory.optimizer)}"),
         ("", f"activations and other temporaries {gib(memory.temporary)}"),
@@ -247,7 +251,7 @@ def describe(made: Plan) -> str:
             (
                 "",
                 f"{part.kind} × {part.count}: {part.bytes / 1e9:.2f} GB, {ms(part.seconds)}, "
-                f"of it {ms(part.waited)} with nothing beside it",
+                f"waited for {ms(part.waited)}",
             )
         )
     if made.slices > 1 and parse_slice(made.topology).chip.dimensions == 3:

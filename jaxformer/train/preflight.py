@@ -132,6 +132,7 @@ def manifest_of(config: Config, program: Program, tokenizer: Tokenizer, stores: 
         "tokenizer": {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint},
         "data": stores.manifest(),
         "mesh": dict(program.mesh.shape),
+        "compiler_options": program.compiler_options,
         "versions": versions(),
         "git_revision": git_revision(),
         "source": source_hash(),

@@ -24,6 +24,7 @@ from jaxformer.model.accounting import (
 from jaxformer.model.language_model import LanguageModel, build_model
 from jaxformer.model.parameter_paths import by_path, from_paths, join, split
 from jaxformer.parallel import rules
+from jaxformer.parallel.compiler import Options, compiler_options
 from jaxformer.parallel.context import check_length
 from jaxformer.parallel.pipeline import Pipeline, check_repetitions, make_pipeline
 from jaxformer.schema import UserError
@@ -31,14 +32,6 @@ from jaxformer.train.optimizer import decay_mask, make_optimizer, rates_of
 from jaxformer.train.schedule import make_schedule
 from jaxformer.train.step import Metrics, StepOptions, TrainState, init_state, make_train_step
 from jaxformer.train.trained import trained_paths
-
-# Fusions of matrix products are faster with half of a core's vector memory at their disposal.
-# Products in pieces, each beside the sending of the next, take twice as long as whole ones, by the
-# compiler's own estimate (fsdp 16 × tensor 4 on a v5p-128).
-TPU_OPTIONS: dict[str, str | bool] = {
-    "xla_tpu_scoped_vmem_limit_kib": "65536",
-    "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
-}
 
 PyTree = Any
 
@@ -63,6 +56,10 @@ class Program:
     @property
     def shardings(self) -> TrainState:
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+
+    @property
+    def compiler_options(self) -> Options:
+        return compiler_options(self.mesh.devices.flat[0])
 
     @property
     def num_parameters(self) -> int:
@@ -118,7 +115,7 @@ class Program:
                 out_shardings=(self.shardings, rules.replicated(self.mesh)),
             )
             rows = self.config.train.batch_size
-            options = TPU_OPTIONS if self.mesh.devices.flat[0].platform == "tpu" else None
+            options = self.compiler_options or None
             train = train_step.lower(self.abstract, self._abstract_batch(rows)).compile(options)
             if rows_to_evaluate is None:
                 return Compiled(train, None)

@@ -4,13 +4,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxformer.parallel.cost import Collective, Work, read_cost
+from jaxformer.parallel.collectives import Collective
+from jaxformer.parallel.cost import read_cost
+from jaxformer.parallel.work import Work
 
 # Five turns (i = 0, 2, 4, 6, 8) of a loop whose limit comes in by its tuple, around three turns of
 # another that ends at its limit (j = 6, 5, 4), around a product of 8 × 32 by 32 × 16.
 LOOPS = (Path(__file__).parent / "loops.hlo").read_text()
-# A gathering by another core, which is told after 100 cycles what to gather, and ends after 30 more;
-# then two at once, of two devices and of four, the first over after 60 cycles, the other after 65.
+# Another core gathers: it is told after 100 cycles what, and is done after 30 more. Then two gather
+# at once, among two devices and among four; one is done after 60 cycles, the other after 65.
 ASYNCHRONOUS = (Path(__file__).parent / "asynchronous.hlo").read_text()
 
 
@@ -34,14 +36,16 @@ def test_collectives_have_their_bytes_and_the_devices_of_a_group():
     assert reduce.traffic == 2 * 8 * 32 * 2 * 3 / 4
 
 
-def test_what_is_computed_while_a_collective_runs_is_one_collectives_alone():
+def test_a_flight_lasts_until_nothing_is_under_way():
     whole, four = 32 * 16 * 2, (0, 1, 2, 3)
+    of_four = Collective("all-gather", whole, four)
+    of_two = Collective("all-gather", whole / 2, (0, 1))
     cost = read_cost(ASYNCHRONOUS)
-    assert cost.collectives == {
-        Collective("all-gather", whole, four, Work(30)): 1,
-        Collective("all-gather", whole / 2, (0, 1), Work(60)): 1,
-        Collective("all-gather", whole, four, Work(5)): 1,
+    assert cost.flights == {
+        (of_four, Work(30), 0): 1,
+        (of_two, of_four, Work(60), 0, Work(5), 1): 1,
     }
+    assert cost.collectives == {of_four: 2, of_two: 1}
     assert cost.cycles == 7 + 100 + 30 + 60 + 5
 
 
@@ -51,10 +55,10 @@ def test_a_loop_is_computed_while_a_collective_runs():
         "%summed, %gathered", "%summed, %right"
     )
     text = text.replace(end, f"{end}\n  %done = bf16[32,16] all-gather-done(%gathered)")
-    (gather,) = (one for one in read_cost(text).collectives if one.kind == "all-gather")
+    gather = Collective("all-gather", 4 * 32 * 16 * 2, (0, 2, 4, 6))
+    reduce = Collective("all-reduce", 8 * 32 * 2, (0, 1, 4, 5))
     counters = 3 * 3 * 4  # bytes that three turns read and write to count themselves
-    assert gather.beside == Work(3 * 100, counters)
-    assert read_cost(text).collectives[gather] == 5
+    assert read_cost(text).flights == {(gather, reduce, 1, Work(3 * 100, counters), 0): 5}
 
 
 def test_a_group_of_a_mesh_may_number_its_devices_in_another_order():

@@ -3,10 +3,12 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from jaxformer.parallel.cost import Collective, Cost, Kernel, Work
+from jaxformer.parallel.collectives import Collective
+from jaxformer.parallel.cost import Cost
 from jaxformer.parallel.hlo import Shape
-from jaxformer.parallel.plan import estimate, kernel_flops, link_seconds
+from jaxformer.parallel.plan import estimate, kernel_flops, link_seconds, waits
 from jaxformer.parallel.topology import parse_slice
+from jaxformer.parallel.work import Kernel, Work
 
 
 class Device(NamedTuple):
@@ -51,21 +53,29 @@ def test_the_longest_of_compute_network_and_memory_bounds_the_step():
     where, cube = parse_slice("v5p-128"), devices("v5p-128")
     everyone = tuple(range(64))
     cost = Cost(flops=1e12, cycles=where.chip.clock, memory=2765e9 / 2)
-    cost.collectives[Collective("all-gather", 64e9, everyone)] = 2
-    # Beside 0.1 s of cycles it is waited for 5 ms; beside more, not at all.
-    beside = {seconds: Work(seconds * where.chip.clock) for seconds in (0.1, 0.2)}
-    cost.collectives[Collective("all-gather", 64e9, everyone, beside[0.1])] = 1
-    cost.collectives[Collective("all-gather", 64e9, everyone, beside[0.2])] = 2
+    gather, tenth = Collective("all-gather", 64e9, everyone), Work(0.1 * where.chip.clock)
+    cost.flights[gather, 0] = 2
+    cost.flights[gather, tenth, 0] = 1  # beside 0.1 s of work it is waited for 5 ms
+    cost.flights[gather, tenth, tenth, 0] = 2  # and beside 0.2 s not at all
     of_step = estimate(cost, where, cube)  # type: ignore[arg-type]
     assert (of_step.compute, of_step.memory) == (1.0, 0.5)
     assert of_step.waiting == pytest.approx(2 * 0.105 + 0.005)
     assert of_step.network == pytest.approx(5 * 0.105)
     assert of_step.step == pytest.approx(1.215)
     assert of_step.bound == "compute"
-    cost.collectives[Collective("all-gather", 64e9, everyone, beside[0.2])] = 20
+    cost.flights[gather, tenth, tenth, 0] = 20
     assert estimate(cost, where, cube).bound == "network"  # type: ignore[arg-type]
     cost.memory = 2765e9 * 9
     assert estimate(cost, where, cube).bound == "memory"  # type: ignore[arg-type]
+
+
+def test_links_serve_collectives_one_after_the_other():
+    where = parse_slice("v5p-128")
+    first, second = Collective("all-gather", 3.0, (0, 1)), Collective("reduce-scatter", 5.0, (0, 1))
+    two = Work(2 * where.chip.clock)
+    waited = waits((first, two, second, two, 0, two, 1, two), lambda one: one.bytes, where.chip)
+    # The first takes until 3, the second from then until 8; at 4 and at 6 they are waited for.
+    assert list(waited) == [("all-gather", 0.0), ("reduce-scatter", pytest.approx(2.0))]
 
 
 def splash(name: str, grid: tuple[int, int], results: int, *blocks: int) -> Kernel:

@@ -24,6 +24,7 @@ PLAN = Plan(
     remat="full",
     rows=8,
     pipeline=None,
+    compiler_options={},
     tokens=1,
     parameters=1,
     memory=Memory(0, 0, 0, 0, 0, MEMORY),
