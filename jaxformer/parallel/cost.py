@@ -129,6 +129,15 @@ class _Walk:
         if opcode.endswith(("-start", "-update", "-done")):
             self._count_part(instruction, computation, times, under_way)
             return
+        fused = [self._computations[name] for name in instruction.called("calls")]
+        if fused and (end := re.search(r'"AsyncCollective(Start|Done)"', fused[0].root.attributes)):
+            (chain,) = filter(None, map(_chain, fused[0].instructions.values()))
+            if end[1] == "Start":
+                sent = self._started(instruction, computation, times)
+                under_way.begin(chain, sent, cost.work)
+            else:
+                under_way.end(chain, cost.work)
+            return
         cycles, memory = instruction.cycles, self._memory(instruction, computation)
         cost.cycles += times * (cycles or 0)
         cost.memory += times * memory
@@ -138,7 +147,6 @@ class _Walk:
             return
         if opcode in ("dot", "convolution"):
             cost.flops += times * _flops(instruction, computation)
-        fused = [self._computations[name] for name in instruction.called("calls")]
         sent = [one for inner in fused for one in self._inside_fusion(inner, times)]
         sent += collectives_of(instruction, computation)
         if any(inner.root.opcode not in (*COLLECTIVES, "dynamic-slice") for inner in fused):
@@ -177,7 +185,8 @@ class _Walk:
         for instruction in computation.instructions.values():
             if instruction.opcode in ("dot", "convolution"):
                 self.cost.flops += times * _flops(instruction, computation)
-            found += collectives_of(instruction, computation)
+            if _chain(instruction) is None:
+                found += collectives_of(instruction, computation)
             for name in instruction.called("calls"):
                 found += self._inside_fusion(self._computations[name], times)
         # Of an all-reduce a slice may be all that is kept.
@@ -217,6 +226,13 @@ class _Walk:
         return sum(operand.bytes for operand in operands) + instruction.bytes
 
 
+def _chain(instruction: Instruction) -> str | None:
+    """Which collective of many parts an instruction is a part of: fusions carry it on, between one
+    that only starts it and one that is over when it is done."""
+    found = re.search(r'chain_id="(\d+)"', instruction.attributes)
+    return f"chain {found[1]}" if found else None
+
+
 def _used(parameter: Instruction, fused: Computation) -> float:
     """Bytes of a fusion's parameter that it reads."""
     users = fused.users[parameter.name]
@@ -228,7 +244,7 @@ def _used(parameter: Instruction, fused: Computation) -> float:
             total += user.shapes[0].bytes
         elif user.opcode == "dynamic-update-slice" and len(user.operands) > 1:
             total += 0.0 if user.operands[0] != user.operands[1] else user.shapes[0].bytes
-        else:
+        elif user.opcode != "tuple" and _chain(user) is None:  # not handed on as it is
             return math.inf
     return total
 
@@ -244,7 +260,7 @@ def _written(fusion: Instruction, fused: Computation) -> float:
     for root, shape in zip(roots, fusion.shapes, strict=True):
         while root.opcode == "bitcast":
             root = fused.instructions[root.operands[0]]
-        if shape.on_chip:
+        if shape.on_chip or root.opcode == "parameter" or _chain(root) is not None:
             continue
         if root.opcode == "dynamic-update-slice":
             total += fused.instructions[root.operands[1]].shapes[0].bytes

@@ -12,7 +12,8 @@ from jaxformer.parallel.work import Work
 # another that ends at its limit (j = 6, 5, 4), around a product of 8 × 32 by 32 × 16.
 LOOPS = (Path(__file__).parent / "loops.hlo").read_text()
 # Another core gathers: it is told after 100 cycles what, and is done after 30 more. Then two gather
-# at once, among two devices and among four; one is done after 60 cycles, the other after 65.
+# at once, among two devices and among four; one is done after 60 cycles, the other after 65. The
+# last is a chain: a fusion starts it, another one of 40 cycles carries it on, a third one waits.
 ASYNCHRONOUS = (Path(__file__).parent / "asynchronous.hlo").read_text()
 
 
@@ -44,9 +45,20 @@ def test_a_flight_lasts_until_nothing_is_under_way():
     assert cost.flights == {
         (of_four, Work(30), 0): 1,
         (of_two, of_four, Work(60), 0, Work(5), 1): 1,
+        (of_four, Work(40), 0): 1,
     }
-    assert cost.collectives == {of_four: 2, of_two: 1}
-    assert cost.cycles == 7 + 100 + 30 + 60 + 5
+    assert cost.collectives == {of_four: 3, of_two: 1}
+    assert cost.cycles == 7 + 100 + 30 + 60 + 5 + 40
+
+
+def test_what_is_handed_on_in_a_chain_is_not_moved():
+    """The gathering reads its part and writes the whole, once; the sum beside it reads and writes
+    8 × 16 numbers."""
+    start = next(line for line in ASYNCHRONOUS.splitlines() if "%chain-start = " in line)
+    head = ASYNCHRONOUS.split(start)[0]
+    without = head + "  ROOT %end = bf16[8,16]{1,0} bitcast(%x)\n}\n"
+    part, whole = 8 * 16 * 2, 32 * 16 * 2
+    assert read_cost(ASYNCHRONOUS).memory - read_cost(without).memory == part + whole + 2 * part
 
 
 def test_a_loop_is_computed_while_a_collective_runs():
