@@ -1,6 +1,7 @@
-"""Train steps compiled for four TPU chips that are not there."""
+"""Train steps compiled for TPU chips that are not there."""
 
 import re
+from collections import Counter
 
 import jax
 import pytest
@@ -8,7 +9,9 @@ from contracts.cases import CASES
 from jax.experimental import topologies
 
 from jaxformer.config import Config
+from jaxformer.parallel.cost import read_cost
 from jaxformer.parallel.mesh import make_mesh
+from jaxformer.parallel.topology import compile_only_devices, parse_slice
 from jaxformer.train.program import Program, make_program
 
 # What the cache keeps for a chip is only read by a process that has one.
@@ -32,13 +35,13 @@ def chips() -> list[jax.Device]:
         return topologies.get_topology_desc(platform="tpu", topology_name="v5:2x2x1").devices
 
 
-def make_program_on(chips: list[jax.Device], mesh: dict, **model) -> Program:
+def make_program_on(chips: list[jax.Device], mesh: dict, length=LENGTH, **model) -> Program:
     config = Config.model_validate(
         {
             "model": {"num_layers": mesh.get("stage", 1), **model},
-            "data": {"sequence_length": LENGTH},
+            "data": {"sequence_length": length},
             "train": {
-                "batch_size": 4,
+                "batch_size": max(4, mesh.get("fsdp", 1)),
                 "unroll_layers": False,
                 "precision": "bfloat16",
                 "remat": "dots",
@@ -47,6 +50,29 @@ def make_program_on(chips: list[jax.Device], mesh: dict, **model) -> Program:
         }
     )
     return make_program(config, make_mesh(config.mesh.sizes, devices=chips), vocab_size=32)
+
+
+def test_a_torus_gathers_a_layer_twice_scatters_its_gradient_once_and_computes_meanwhile(chips):
+    mixer = {"kind": "attention", "num_heads": 8}
+    model = {
+        "num_layers": 3,
+        "d_model": 1024,
+        "mixer": mixer,
+        "ffn": {"kind": "swiglu", "d_hidden": 4096},
+    }
+    torus = compile_only_devices(parse_slice("v5p-128"), 1)
+    text = make_program_on(torus, {"fsdp": 64}, length=1024, **model).compile(None).train_step
+    cost = read_cost(text.as_text())
+    large: dict[str, Counter] = {"all-gather": Counter(), "reduce-scatter": Counter()}
+    for collective, times in cost.collectives.items():
+        if collective.bytes >= 2**20 and collective.kind != "all-to-all":
+            large[collective.kind][collective.bytes, len(collective.group)] += times
+    # In bfloat16: four matrices of attention and three of the FFN in each of three layers.
+    matrices = {(2 * 1024 * 1024, 64): 4 * 3, (2 * 1024 * 4096, 64): 3 * 3}
+    assert large["reduce-scatter"] == matrices
+    assert large["all-gather"] == {size: 2 * count for size, count in matrices.items()}
+    together = sum(times for flight, times in cost.flights.items() if len(flight) > 2)
+    assert together >= 3 * 7  # of a layer's backward pass at the least
 
 
 def test_grouped_attention_is_one_kernel_a_device_without_gathers_or_repeated_keys(chips):
