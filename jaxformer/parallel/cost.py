@@ -219,11 +219,59 @@ class _Walk:
                 (name,) = instruction.called("calls")
                 inner = self._computations[name]
                 read = [
-                    min(operand.bytes, _used(parameter, inner))
+                    min(operand.bytes, self._read(parameter, inner))
                     for operand, parameter in zip(operands, inner.parameters, strict=True)
                 ]
-                return sum(read) + _written(instruction, inner)
+                return sum(read) + self._written(instruction, inner)
         return sum(operand.bytes for operand in operands) + instruction.bytes
+
+    def _read(self, parameter: Instruction, fused: Computation) -> float:
+        """Bytes of a fusion's parameter that it reads."""
+        users = fused.users[parameter.name]
+        if len(users) == 1 and users[0].opcode == "bitcast":
+            users = fused.users[users[0].name] or users
+        total = 0.0
+        for user in users:
+            match user.opcode:
+                case "dynamic-slice" | "slice" | "gather":
+                    total += user.shapes[0].bytes
+                case "dynamic-update-slice":
+                    total += 0.0 if user.operands[0] != user.operands[1] else user.shapes[0].bytes
+                case "fusion":
+                    (name,) = user.called("calls")
+                    inner = self._computations[name]
+                    for operand, its in zip(user.operands, inner.parameters, strict=True):
+                        total += self._read(its, inner) if operand == parameter.name else 0.0
+                case "tuple":  # handed on as it is
+                    pass
+                case _ if _chain(user) is None:
+                    return math.inf
+        return total
+
+    def _written(self, fusion: Instruction, fused: Computation) -> float:
+        """Bytes of a fusion's results that it writes."""
+        roots = [fused.root]
+        if fused.root.opcode == "tuple":
+            roots = [fused.instructions[name] for name in fused.root.operands]
+        if len(roots) != len(fusion.shapes):
+            return fusion.bytes
+        return sum(
+            min(shape.bytes, self._of_root(root, fused))
+            for root, shape in zip(roots, fusion.shapes, strict=True)
+            if not shape.on_chip
+        )
+
+    def _of_root(self, root: Instruction, fused: Computation) -> float:
+        """Bytes that one result of a fusion changes of its array."""
+        while root.opcode == "bitcast":
+            root = fused.instructions[root.operands[0]]
+        if root.opcode == "dynamic-update-slice":
+            return fused.instructions[root.operands[1]].shapes[0].bytes
+        if root.opcode == "fusion":
+            (name,) = root.called("calls")
+            inner = self._computations[name]
+            return self._of_root(inner.root, inner)
+        return 0.0 if root.opcode == "parameter" or _chain(root) is not None else math.inf
 
 
 def _chain(instruction: Instruction) -> str | None:
@@ -231,42 +279,6 @@ def _chain(instruction: Instruction) -> str | None:
     that only starts it and one that is over when it is done."""
     found = re.search(r'chain_id="(\d+)"', instruction.attributes)
     return f"chain {found[1]}" if found else None
-
-
-def _used(parameter: Instruction, fused: Computation) -> float:
-    """Bytes of a fusion's parameter that it reads."""
-    users = fused.users[parameter.name]
-    if len(users) == 1 and users[0].opcode == "bitcast":
-        users = fused.users[users[0].name] or users
-    total = 0.0
-    for user in users:
-        if user.opcode in ("dynamic-slice", "slice", "gather"):
-            total += user.shapes[0].bytes
-        elif user.opcode == "dynamic-update-slice" and len(user.operands) > 1:
-            total += 0.0 if user.operands[0] != user.operands[1] else user.shapes[0].bytes
-        elif user.opcode != "tuple" and _chain(user) is None:  # not handed on as it is
-            return math.inf
-    return total
-
-
-def _written(fusion: Instruction, fused: Computation) -> float:
-    """Bytes of a fusion's results that it writes."""
-    roots = [fused.root]
-    if fused.root.opcode == "tuple":
-        roots = [fused.instructions[name] for name in fused.root.operands]
-    if len(roots) != len(fusion.shapes):
-        return fusion.bytes
-    total = 0.0
-    for root, shape in zip(roots, fusion.shapes, strict=True):
-        while root.opcode == "bitcast":
-            root = fused.instructions[root.operands[0]]
-        if shape.on_chip or root.opcode == "parameter" or _chain(root) is not None:
-            continue
-        if root.opcode == "dynamic-update-slice":
-            total += fused.instructions[root.operands[1]].shapes[0].bytes
-        else:
-            total += shape.bytes
-    return total
 
 
 def _flops(product: Instruction, computation: Computation) -> float:

@@ -61,6 +61,45 @@ def test_what_is_handed_on_in_a_chain_is_not_moved():
     assert read_cost(ASYNCHRONOUS).memory - read_cost(without).memory == part + whole + 2 * part
 
 
+NESTED = """HloModule nested, is_scheduled=true
+
+%row (a: f32[64,128], i: s32[]) -> f32[1,128] {
+  %a = f32[64,128]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %slice = f32[1,128]{1,0} dynamic-slice(%a, %i, %zero), dynamic_slice_sizes={1,128}
+}
+
+%put (b: f32[64,128], row: f32[1,128], i: s32[]) -> f32[64,128] {
+  %b = f32[64,128]{1,0} parameter(0)
+  %row = f32[1,128]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  ROOT %update = f32[64,128]{1,0} dynamic-update-slice(%b, %row, %i, %zero)
+}
+
+%both (a: f32[64,128], b: f32[64,128], i: s32[]) -> f32[64,128] {
+  %a = f32[64,128]{1,0} parameter(0)
+  %b = f32[64,128]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %taken = f32[1,128]{1,0} fusion(%a, %i), kind=kLoop, calls=%row
+  ROOT %put = f32[64,128]{1,0} fusion(%b, %taken, %i), kind=kLoop, calls=%put
+}
+
+ENTRY %main (a: f32[64,128], b: f32[64,128], i: s32[]) -> f32[64,128] {
+  %a = f32[64,128]{1,0} parameter(0)
+  %b = f32[64,128]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %copied = f32[64,128]{1,0} fusion(%a, %b, %i), kind=kLoop, calls=%both
+}
+"""
+
+
+def test_a_fusion_in_a_fusion_moves_no_more_than_the_row_it_takes_and_the_row_it_puts():
+    row, index = 128 * 4, 4
+    assert read_cost(NESTED).memory == row + row + index
+
+
 def test_a_loop_is_computed_while_a_collective_runs():
     end = next(line for line in LOOPS.splitlines() if "%inner = " in line)
     text = LOOPS.replace("all-gather(", "all-gather-start(").replace(
