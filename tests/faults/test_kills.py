@@ -14,16 +14,17 @@ def test_killed_at_random_moments_and_within_saves_a_run_ends_as_if_it_had_been_
     moment = random.Random(0)
     within_saves = 0
     for number in range(kills):
-        process = undisturbed.start(run)
+        process, began = undisturbed.start(run), time.monotonic()
         match number % 3:
             case 0:
                 wait_for_rows(run, 2, process)
+                start = time.monotonic() - began
                 wait_for_save(run, process)
             case 1:
                 wait_for_rows(run, 2, process)
                 time.sleep(moment.uniform(0.0, 0.6))
             case 2:
-                time.sleep(moment.uniform(0.0, 8.0))
+                time.sleep(moment.uniform(0.0, start))
         process.kill()
         assert process.wait() == -signal.SIGKILL
         process.stdout.close()
