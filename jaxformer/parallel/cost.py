@@ -131,7 +131,7 @@ class _Walk:
             return
         fused = [self._computations[name] for name in instruction.called("calls")]
         if fused and (end := re.search(r'"AsyncCollective(Start|Done)"', fused[0].root.attributes)):
-            (chain,) = filter(None, map(_chain, fused[0].instructions.values()))
+            chain = next(filter(None, map(_chain, fused[0].instructions.values())), "chain")
             if end[1] == "Start":
                 sent = self._started(instruction, computation, times)
                 under_way.begin(chain, sent, cost.work)
