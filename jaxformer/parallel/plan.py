@@ -64,9 +64,9 @@ def estimate(cost: Cost, where: Slice, devices: Sequence[jax.Device]) -> Estimat
     for flight, times in cost.flights.items():
         for kind, seconds in waits(flight, link, chip):
             waited[kind] += times * seconds
-    traffic = []
-    for kind in sorted({collective.kind for collective in cost.collectives}):
-        of_kind = [(c, times) for c, times in cost.collectives.items() if c.kind == kind]
+    traffic, collectives = [], cost.collectives
+    for kind in sorted({collective.kind for collective in collectives}):
+        of_kind = [(c, times) for c, times in collectives.items() if c.kind == kind]
         traffic.append(
             Traffic(
                 kind,
