@@ -73,6 +73,9 @@ MODELS = {
     "llama_longrope": llama(LONGROPE),
     "smollm": llama(tie_word_embeddings=True),
     "mistral": transformers.MistralConfig(**SIZES, sliding_window=9),
+    "mistral_without_window": transformers.MistralConfig(
+        **{**SIZES, "num_key_value_heads": 4}, sliding_window=None
+    ),
     "qwen2": transformers.Qwen2Config(
         **SIZES, use_sliding_window=True, sliding_window=9, max_window_layers=1
     ),
@@ -83,6 +86,15 @@ MODELS = {
         head_dim=24,
         sliding_window=9,
         query_pre_attn_scalar=20,
+    ),
+    "gemma2_without_caps": transformers.Gemma2Config(
+        **{**SIZES, "num_hidden_layers": 3},
+        head_dim=16,
+        sliding_window=9,
+        layer_types=["full_attention", "full_attention", "sliding_attention"],
+        attn_logit_softcapping=None,
+        final_logit_softcapping=None,
+        tie_word_embeddings=False,
     ),
     "olmo2": transformers.Olmo2Config(**SIZES),
     "phi3": transformers.Phi3Config(**SIZES, sliding_window=9, tie_word_embeddings=True),

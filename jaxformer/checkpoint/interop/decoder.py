@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from jaxformer.checkpoint.interop.hub_config import HubConfig
+from jaxformer.checkpoint.interop.hub_config import HubConfig, shown
 from jaxformer.checkpoint.interop.rules import Linear, Rule, Transform, Vector, row, within
 from jaxformer.model.config import Layer, ModelConfig
 from jaxformer.model.mixers.attention import AttentionConfig
@@ -15,6 +15,7 @@ Json = dict[str, Any]
 ATTENTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj"}
 GATED_FFN = {"gate": "gate_proj", "in": "up_proj", "out": "down_proj"}
 VECTOR = Vector()
+MOST_LAYERS = 10_000
 PRE_NORMS = {"input_layernorm": "mixer_norm", "post_attention_layernorm": "ffn_norm"}
 
 
@@ -79,45 +80,71 @@ def head_rules(model: ModelConfig) -> list[Rule]:
 
 
 def heads(hub: HubConfig) -> Json:
-    """Sizes of attention, as our mixer names them."""
+    """Sizes of attention, as our mixer names them.
+
+    Raises:
+        UserError: a key that is missing or wrong, or heads that key-value heads do not divide.
+    """
     num_heads, d_model = hub.count("num_attention_heads"), hub.count("hidden_size")
+    num_kv_heads = hub.count("num_key_value_heads", num_heads)
+    if num_heads % num_kv_heads:
+        raise UserError(
+            f"{hub.name} has num_attention_heads {num_heads}, which is not divisible by its "
+            f"num_key_value_heads {num_kv_heads}"
+        )
     return {
         "kind": "attention",
         "num_heads": num_heads,
-        "num_kv_heads": hub.take("num_key_value_heads", num_heads),
-        "head_dim": hub.take("head_dim", d_model // num_heads),
+        "num_kv_heads": num_kv_heads,
+        "head_dim": hub.count("head_dim", d_model // num_heads),
     }
 
 
 def gated_ffn(hub: HubConfig, kind: str) -> Json:
-    return {
-        "kind": kind,
-        "d_hidden": hub.take("intermediate_size"),
-        "bias": hub.take("mlp_bias", False),
-    }
+    """Llama alone may have biases in it: the others ignore `mlp_bias`."""
+    bias = hub.flag("mlp_bias") if "mlp_bias" in hub.defaults else hub.need("mlp_bias", False)
+    return {"kind": kind, "d_hidden": hub.count("intermediate_size"), "bias": bias}
 
 
-def windows(hub: HubConfig, default: list[str]) -> list[int | None]:
+def layers_of(hub: HubConfig, key: str = "num_hidden_layers") -> int:
+    """Their number, no larger than lists of them may grow.
+
+    Raises:
+        UserError: it is missing or wrong.
+    """
+    number: int = hub.count(key, most=MOST_LAYERS)
+    return number
+
+
+def windows(hub: HubConfig, window: int | None, default: list[str]) -> list[int | None]:
     """The window of every layer; `default` are the `layer_types` of files that do not say them."""
-    window = hub.take("sliding_window", None)
-    types = hub.take("layer_types", default)
-    if len(types) != hub.count("num_hidden_layers"):
+    switch = " with use_sliding_window true" if "use_sliding_window" in hub.defaults else ""
+    types = hub.listed("layer_types", default)
+    if len(types) != layers_of(hub):
         raise UserError(f"{hub.name} has {len(types)} layer_types, not one for each layer")
     for kind in types:
         if kind not in ("full_attention", "sliding_attention"):
-            raise UserError(f"{hub.name} has a layer of type {kind!r}, which is not supported")
+            raise UserError(
+                f"{hub.name} has layer_types with {shown(kind)}; allowed: full_attention, "
+                f"sliding_attention"
+            )
         if kind == "sliding_attention" and window is None:
-            raise UserError(f"{hub.name} has sliding_attention without a sliding_window")
+            raise UserError(
+                f"{hub.name} has layer_types with sliding_attention, but no sliding_window{switch}"
+            )
     return [window if kind == "sliding_attention" else None for kind in types]
 
 
-def model_section(hub: HubConfig, *, tied: bool, mixers: Sequence[Json], **parts: Any) -> Json:
-    """Our `model:` section, with a mixer for every layer and `parts` of a family's own."""
+def model_section(hub: HubConfig, *, mixers: Sequence[Json], **parts: Any) -> Json:
+    """Our `model:` section, with a mixer for every layer and `parts` of a family's own.
+
+    Families whose classes know no `initializer_range` start here as most others do.
+    """
     return {
         "d_model": hub.count("hidden_size"),
-        "num_layers": hub.count("num_hidden_layers"),
+        "num_layers": layers_of(hub),
         "vocab_size": hub.count("vocab_size"),
-        "tie_embeddings": hub.take("tie_word_embeddings", tied),
+        "tie_embeddings": hub.flag("tie_word_embeddings"),
         "init": {"std": hub.number("initializer_range", 0.02), "output": "plain"},
         **layers_section(mixers),
         **parts,
@@ -136,8 +163,8 @@ def layers_section(mixers: Sequence[Json]) -> Json:
     return {"mixer": mixers[0], "pattern": [{"mixer": mixer} for mixer in mixers[:period]]}
 
 
-def rms_norm(hub: HubConfig, placement: str, eps: float = 1e-6) -> Json:
-    return {"kind": "rms", "placement": placement, "eps": hub.take("rms_norm_eps", eps)}
+def rms_norm(hub: HubConfig, placement: str) -> Json:
+    return {"kind": "rms", "placement": placement, "eps": hub.number("rms_norm_eps")}
 
 
 # To config.json ---------------------------------------------------------------------------------

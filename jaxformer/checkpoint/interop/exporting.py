@@ -69,8 +69,8 @@ def export_model(run: Path, out: Path, dtype: str = "float32") -> Json:
     try:
         building.mkdir(parents=True)
         options = {"architectures": [family.architecture], **options, "dtype": dtype}
-        if options.get("max_position_embeddings", 0) is None:
-            options["max_position_embeddings"] = config.data.sequence_length
+        if "max_position_embeddings" in family.defaults:
+            options.setdefault("max_position_embeddings", config.data.sequence_length)
         ends: Json = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
         if tokenizer.vocab_size <= vocab_size:  # else it stands in for one that was not there
             ends |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}

@@ -1,6 +1,6 @@
 """What a family of models is: its names, its options, and the table of its tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,9 @@ class Family:
     from_config: config.json without names and tokens. It need not see what it cannot express: what
         `to_config` makes of it is compared with the model.
     rules: a row for every tensor.
+    defaults: what transformers' configuration class has for keys that a file leaves out. The main
+        sizes are not among them: a file without one is damaged, and is refused.
+    nullable: the keys of `defaults` for which null is another value than the default.
     prefix: what names of files without a head may lack, such as `model.`.
     unused: a pattern of tensors that hold nothing learned.
     """
@@ -28,5 +31,18 @@ class Family:
     to_config: Callable[[HubConfig], Json]
     from_config: Callable[[ModelConfig], Json]
     rules: Callable[[ModelConfig], list[Rule]]
+    defaults: Json
+    nullable: Collection[str] = ()
     prefix: str = "model."
     unused: str = r".*\.rotary_emb\.inv_freq"
+
+    def read(self, config: Json, name: str = "config.json") -> Json:
+        """Our `model:` section of a config.json, of which no key is ignored.
+
+        Raises:
+            UserError: a key is missing, unknown, or has a value that is not supported.
+        """
+        hub = HubConfig(config, name, self.defaults, self.nullable)
+        section = self.to_config(hub)
+        hub.finish()
+        return section

@@ -6,10 +6,10 @@ from pydantic import ValidationError
 
 from jaxformer.checkpoint.interop.decoder import usual_scale
 from jaxformer.checkpoint.interop.family import Family, Json
-from jaxformer.checkpoint.interop.hub_config import HubConfig
 from jaxformer.checkpoint.run_directory import flat
 from jaxformer.model.config import Layer, ModelConfig
 from jaxformer.model.mixers.attention import AttentionConfig
+from jaxformer.model.mixers.mamba import MambaConfig
 from jaxformer.schema import UserError
 
 
@@ -17,9 +17,7 @@ def fit(family: Family, model: ModelConfig) -> tuple[Json, list[str]]:
     """config.json of `model` as one of `family`, and all in which that would be another model."""
     try:
         options = {"model_type": family.model_type, **family.from_config(model)}
-        hub = HubConfig(options)
-        read = ModelConfig.model_validate(family.to_config(hub))
-        hub.finish()
+        read = ModelConfig.model_validate(family.read(options))
     except UserError as error:
         return {}, [str(error)]
     except ValidationError as error:
@@ -53,5 +51,7 @@ def _layer(layer: Layer, d_model: int) -> Json:
         mixer["scale"] = layer.mixer.scale or usual_scale(head_dim)
         if not layer.mixer.qk_norm:
             mixer.pop("qk_norm_eps")
+    if isinstance(layer.mixer, MambaConfig):
+        mixer["dt_rank"] = layer.mixer.rank(d_model)
     ffn = layer.ffn and layer.ffn.model_dump()
     return {"mixer": mixer, "ffn": ffn, "positions": positions}

@@ -15,7 +15,6 @@ from pydantic import ValidationError
 from jaxformer.checkpoint import integrity
 from jaxformer.checkpoint.interop.checkpoint_files import ParameterWriter, leaf_of
 from jaxformer.checkpoint.interop.families import family_of
-from jaxformer.checkpoint.interop.hub_config import HubConfig
 from jaxformer.checkpoint.interop.rules import Rule
 from jaxformer.checkpoint.interop.source import Source
 from jaxformer.checkpoint.interop.table import Table
@@ -54,9 +53,7 @@ def import_model(source: Source, out: Path) -> Config:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already; give a new folder")
     family = family_of(source.config, source.name)
-    hub = HubConfig(source.config, f"{source.name}: config.json")
-    model = family.to_config(hub)
-    hub.finish()
+    model = family.read(source.config, f"{source.name}: config.json")
 
     building = out.with_name(f".{out.name}.importing")
     shutil.rmtree(building, ignore_errors=True)

@@ -1,9 +1,10 @@
 """Rotary positions, between config.json and ours."""
 
 import math
-from typing import Any
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
-from jaxformer.checkpoint.interop.hub_config import HubConfig
+from jaxformer.checkpoint.interop.hub_config import HubConfig, shown
 from jaxformer.model.positions import (
     DynamicScalingConfig,
     LinearScalingConfig,
@@ -17,94 +18,152 @@ from jaxformer.schema import UserError
 Json = dict[str, Any]
 
 
-def to_rope(hub: HubConfig, head_dim: int, *, partial: float | None = None) -> Json:
-    """Our `positions:`. Newer files have `rope_parameters`, older `rope_theta` and `rope_scaling`.
+class Sizes(NamedTuple):
+    """What scalings depend on: rows in training and at most, and pairs of features of a head."""
 
-    `partial` is the usual fraction of a head that is rotated, where a family knows others than 1.
+    original: int
+    longest: int
+    pairs: int
+
+
+ROPE_DEFAULTS: Json = {"rope_theta": 10000.0, "rope_scaling": None, "rope_parameters": None}
+
+
+def to_rope(hub: HubConfig, head_dim: int, *, kinds: Collection[str] | None = None) -> Json:
+    """Our `positions:`. Newer files have `rope_parameters`, older `rope_theta` and `rope_scaling`;
+    of a file with both, transformers reads `rope_scaling` alone.
+
+    A family that may rotate a part of a head has `partial_rotary_factor` among its defaults, and
+    one that has not every scaling names its `kinds`.
 
     Raises:
         UserError: a scaling that we do not have, or options of it.
     """
-    base = hub.number("rope_theta", 10000.0)
     hub.need("rope_interleaved", False)
-    scaling = {**hub.take("rope_scaling", {}), **hub.take("rope_parameters", {})}
-    options = HubConfig(scaling, f"{hub.name}: rope_parameters")
-    kind = options.take("rope_type", options.take("type", "default"))
-    fraction = 1.0
-    if partial is not None:
-        usual = hub.number("partial_rotary_factor", partial)
-        fraction = options.number("partial_rotary_factor", usual)
-        if int(head_dim * fraction) != round(head_dim * fraction):
-            raise UserError(f"{hub.name} rotates {head_dim * fraction} features of a head")
-    if kind not in SCALINGS:
-        raise UserError(f"{hub.name} has rope_type {kind!r}; supported: {', '.join(SCALINGS)}")
-    longest = hub.take("max_position_embeddings", None)
-    if kind != "default":
+    old, new = hub.section("rope_scaling"), hub.section("rope_parameters")
+    section = old or new
+    theta, fraction = hub.number("rope_theta"), _fraction(hub, hub)
+    longest = hub.count("max_position_embeddings", None)
+    options = HubConfig(
+        section,
+        f"{hub.name}: {'rope_scaling' if old else 'rope_parameters'}",
+        defaults={
+            "rope_type": "default",
+            "type": "default",  # its earlier name
+            "rope_theta": theta,
+            "partial_rotary_factor": fraction,
+            "original_max_position_embeddings": longest,
+            "truncate": True,
+        },
+    )
+    kind = options.take("type")
+    if options.has("rope_type"):
+        kind = options.take("rope_type")
+    supported = [each for each in SCALINGS if kinds is None or each in kinds]
+    if section.keys() - options.defaults.keys() and not {"rope_type", "type"} & section.keys():
+        raise UserError(
+            f"{options.name} has {', '.join(section)}, but no rope_type (or type, as it was named "
+            f"first), without which transformers ignores them; supported: {', '.join(supported)}"
+        )
+    if kind not in supported:
+        raise UserError(
+            f"{options.name} has rope_type {shown(kind)}; supported: {', '.join(supported)}"
+        )
+    if kind not in ("default", "linear"):
         longest = hub.count("max_position_embeddings")
-    own = options.take("original_max_position_embeddings", longest)
-    original = hub.take("original_max_position_embeddings", own)
+    fraction = _fraction(hub, options)
+    rotated = head_dim * fraction
+    if rotated != round(rotated) or rotated % 2 or not rotated:
+        raise UserError(
+            f"{hub.name} rotates {rotated:g} of the {head_dim} features of a head; allowed: an "
+            f"even number"
+        )
+    own = options.count("original_max_position_embeddings", None)
+    original = hub.count("original_max_position_embeddings", own)
     positions = {
         "kind": "rope",
-        "base": options.number("rope_theta", base),
+        "base": options.number("rope_theta"),
         "fraction": fraction,
         "max_length": longest,
-        "scaling": SCALINGS[kind](options, original, longest),
+        "scaling": SCALINGS[kind](options, Sizes(original, longest, int(rotated) // 2)),
     }
     options.finish()
     return positions
 
 
-def _linear(options: HubConfig, original: int, longest: int) -> Json:
+def _fraction(hub: HubConfig, options: HubConfig) -> float:
+    """The part of a head that is rotated, as `options` say it."""
+    if "partial_rotary_factor" not in hub.defaults:
+        return float(options.need("partial_rotary_factor", 1.0))
+    fraction: float = options.number("partial_rotary_factor")
+    return fraction
+
+
+def _linear(options: HubConfig, sizes: Sizes) -> Json:
     return {"kind": "linear", "factor": options.number("factor")}
 
 
-def _dynamic(options: HubConfig, original: int, longest: int) -> Json:
+def _dynamic(options: HubConfig, sizes: Sizes) -> Json:
     factor = options.number("factor")
-    return {"kind": "dynamic", "factor": factor, "original_max_length": longest}
+    return {"kind": "dynamic", "factor": factor, "original_max_length": sizes.longest}
 
 
-def _yarn(options: HubConfig, original: int, longest: int) -> Json:
-    factor = options.number("factor", longest / original)
-    attention = options.take("attention_factor", None)
-    parts = [options.take(key, None) for key in ("mscale", "mscale_all_dim")]
+def _yarn(options: HubConfig, sizes: Sizes) -> Json:
+    factor = options.number("factor")
+    attention = options.number("attention_factor", None)
+    parts = [options.number(key, None) for key in ("mscale", "mscale_all_dim")]
     if attention is None and all(parts):
         one, all_dim = (0.1 * part * math.log(max(factor, 1)) + 1 for part in parts)
         attention = one / all_dim
     return {
         "kind": "yarn",
         "factor": factor,
-        "original_max_length": original,
+        "original_max_length": sizes.original,
         "beta_fast": options.number("beta_fast", 32),
         "beta_slow": options.number("beta_slow", 1),
         "attention_factor": attention,
-        "truncate": options.take("truncate", True),
+        "truncate": options.flag("truncate"),
     }
 
 
-def _llama3(options: HubConfig, original: int, longest: int) -> Json:
+def _llama3(options: HubConfig, sizes: Sizes) -> Json:
     return {
         "kind": "llama3",
         "factor": options.number("factor"),
-        "original_max_length": original,
+        "original_max_length": sizes.original,
         "low_frequency_factor": options.number("low_freq_factor"),
         "high_frequency_factor": options.number("high_freq_factor"),
     }
 
 
-def _longrope(options: HubConfig, original: int, longest: int) -> Json:
-    factor = options.number("factor", longest / original)
-    attention = math.sqrt(1 + math.log(max(factor, 1)) / math.log(original))
+def _longrope(options: HubConfig, sizes: Sizes) -> Json:
+    factor = options.number("factor", sizes.longest / sizes.original)
+    attention = math.sqrt(1 + math.log(max(factor, 1)) / math.log(sizes.original))
     return {
         "kind": "longrope",
-        "short_factors": options.take("short_factor"),
-        "long_factors": options.take("long_factor"),
-        "original_max_length": original,
+        "short_factors": _factors(options, "short_factor", sizes),
+        "long_factors": _factors(options, "long_factor", sizes),
+        "original_max_length": sizes.original,
         "attention_factor": options.number("attention_factor", attention),
     }
 
 
+def _factors(options: HubConfig, key: str, sizes: Sizes) -> list[float]:
+    """One for each pair of features."""
+    factors = options.listed(key)
+    if len(factors) != sizes.pairs:
+        raise UserError(
+            f"{options.name} has {len(factors)} numbers in {key}, but head_dim × "
+            f"partial_rotary_factor / 2 is {sizes.pairs}; give one for each pair"
+        )
+    for factor in factors:
+        if type(factor) not in (int, float):
+            raise UserError(f"{options.name} has {shown(factor)} in {key}; allowed: numbers")
+    return factors
+
+
 SCALINGS = {
-    "default": lambda options, original, longest: None,
+    "default": lambda options, sizes: None,
     "linear": _linear,
     "dynamic": _dynamic,
     "yarn": _yarn,
@@ -163,4 +222,5 @@ def from_rope(positions: Any) -> Json:
             }
         case _:
             raise UserError(f"positions.scaling '{scaling.kind}', which transformers does not have")
-    return {"rope_parameters": options, "max_position_embeddings": longest}
+    lengths = {} if longest is None else {"max_position_embeddings": longest}
+    return {"rope_parameters": options, **lengths}

@@ -9,7 +9,6 @@ import pytest
 from jaxformer.checkpoint.interop.checkpoint_files import leaf_of
 from jaxformer.checkpoint.interop.families import FAMILIES
 from jaxformer.checkpoint.interop.fitting import fit
-from jaxformer.checkpoint.interop.hub_config import HubConfig
 from jaxformer.checkpoint.interop.table import Table
 from jaxformer.model.config import ModelConfig
 from jaxformer.schema import UserError
@@ -54,10 +53,8 @@ MODELS: dict[str, dict[str, Any]] = {
 
 def table_of(name: str) -> Table:
     family = FAMILIES[name.strip()]
-    hub = HubConfig({"model_type": family.model_type, **MODELS[name]})
-    model = ModelConfig.model_validate(family.to_config(hub))
-    hub.finish()
-    return Table(family, model)
+    section = family.read({"model_type": family.model_type, **MODELS[name]})
+    return Table(family, ModelConfig.model_validate(section))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -106,7 +103,7 @@ def test_windows_of_layers_are_the_shortest_pattern() -> None:
 def test_recurrent_gemma_scales_embeddings_by_a_root_in_bfloat16() -> None:
     def scale(d_model: int) -> bool | float:
         options = {**MODELS["recurrent_gemma"], "hidden_size": d_model}
-        return FAMILIES["recurrent_gemma"].to_config(HubConfig(options))["scale_embeddings"]
+        return FAMILIES["recurrent_gemma"].read(options)["scale_embeddings"]
 
     assert scale(2560) == 50.5  # of 50.596
     assert scale(4096) is True
@@ -116,7 +113,7 @@ def test_recurrent_gemma_scales_embeddings_by_a_root_in_bfloat16() -> None:
     ("name", "options", "message"),
     [
         ("mamba", {"use_bias": True}, "use_bias True"),
-        ("mamba2", {"num_heads": 3}, "3 heads of 8"),
+        ("mamba2", {"num_heads": 3}, "num_heads 3 of head_dim 8"),
         ("mamba2", {"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon 1e-06"),
         ("mamba2", {"time_step_limit": [0.0, 0.1]}, "time_step_limit"),
         ("recurrent_gemma", {"block_types": ["recurrent", "atention"]}, "atention"),
@@ -127,4 +124,4 @@ def test_an_option_that_means_another_model_is_refused(
     name: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        FAMILIES[name].to_config(HubConfig({**MODELS[name], **options}))
+        FAMILIES[name].read({**MODELS[name], **options})

@@ -149,7 +149,7 @@ def test_an_unknown_family_is_answered_with_the_nearest_and_the_list(tmp_path: P
         ({"quantization_config": {"bits": 4}}, "quantization_config {'bits': 4}"),
         ({"attn_temperature_tuning": True}, "attn_temperature_tuning True"),
         ({"rope_scaling": {"rope_type": "spiral"}}, "rope_type 'spiral'; supported: default, line"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0, "x": 1}}, "rope_parameters has opti"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "x": 1}}, "rope_scaling has opti"),
         ({"hidden_size": None}, "has no 'hidden_size', which llama needs"),
         ({"hidden_size": "16"}, "hidden_size '16'; allowed: a positive number"),
         ({"num_hidden_layers": 2.5}, "num_hidden_layers 2.5; allowed: a positive whole number"),

@@ -8,6 +8,7 @@ from jaxformer.checkpoint.interop.decoder import (
     gated_ffn,
     heads,
     layer_rules,
+    layers_of,
     model_rules,
     model_section,
     rms_norm,
@@ -17,10 +18,11 @@ from jaxformer.checkpoint.interop.decoder import (
     windows,
 )
 from jaxformer.checkpoint.interop.family import Family, Json
-from jaxformer.checkpoint.interop.hub_config import HubConfig
-from jaxformer.checkpoint.interop.rope import from_rope, to_rope
+from jaxformer.checkpoint.interop.hub_config import HubConfig, shown
+from jaxformer.checkpoint.interop.rope import ROPE_DEFAULTS, from_rope, to_rope
 from jaxformer.checkpoint.interop.rules import OnePlus, Rule
 from jaxformer.model.config import ModelConfig
+from jaxformer.schema import UserError
 
 SANDWICH_NORMS = {
     "input_layernorm": "mixer_norm",
@@ -31,13 +33,36 @@ SANDWICH_NORMS = {
 TANH_GELU = "gelu_pytorch_tanh"
 
 
+_SHARED: Json = {
+    **ROPE_DEFAULTS,
+    "head_dim": 256,
+    "max_position_embeddings": 8192,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "use_bidirectional_attention": None,
+}
+DEFAULTS: Json = {**_SHARED, "num_key_value_heads": 16, "hidden_act": TANH_GELU}
+DEFAULTS2: Json = {
+    **_SHARED,
+    "num_key_value_heads": 4,
+    "hidden_activation": TANH_GELU,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "layer_types": None,  # a window in every other layer, the first among them
+    "attn_logit_softcapping": 50.0,  # null: no cap
+    "final_logit_softcapping": 30.0,  # null: no cap
+}
+NULLABLE2 = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
+
+
 def to_gemma(hub: HubConfig) -> Json:
     hub.need("hidden_act", TANH_GELU, "gelu")  # the first files say gelu, and mean the tanh form
     hub.need("hidden_activation", TANH_GELU)
     mixer = _mixer(hub)
     return model_section(
         hub,
-        tied=True,
         mixers=[mixer],
         ffn=gated_ffn(hub, "geglu"),
         norm=rms_norm(hub, "pre"),
@@ -50,26 +75,30 @@ def to_gemma2(hub: HubConfig) -> Json:
     hub.need("hidden_activation", TANH_GELU)
     hub.need("hidden_act", TANH_GELU)
     mixer = _mixer(hub)
-    mixer["scale"] = hub.number("query_pre_attn_scalar", 256) ** -0.5
-    mixer["logit_softcap"] = hub.take("attn_logit_softcapping", None)
-    hub.need("sliding_window_size", hub.take("sliding_window", None))
+    mixer["scale"] = hub.number("query_pre_attn_scalar") ** -0.5
+    mixer["logit_softcap"] = hub.number("attn_logit_softcapping", None)
+    window = hub.count("sliding_window", None)
+    if (twin := hub.take("sliding_window_size", window)) != window:
+        raise UserError(
+            f"{hub.name} has sliding_window_size {shown(twin)}, but sliding_window {window}; "
+            f"transformers reads sliding_window alone: make them equal, or remove the other"
+        )
     kinds = ["sliding_attention", "full_attention"]
-    types = [kinds[index % 2] for index in range(hub.count("num_hidden_layers"))]
+    types = [kinds[index % 2] for index in range(layers_of(hub))]
     return model_section(
         hub,
-        tied=True,
-        mixers=[{**mixer, "window": window} for window in windows(hub, types)],
+        mixers=[{**mixer, "window": window} for window in windows(hub, window, types)],
         ffn=gated_ffn(hub, "geglu"),
         norm=rms_norm(hub, "sandwich"),
         positions=to_rope(hub, mixer["head_dim"]),
         scale_embeddings=True,
-        logit_softcap=hub.take("final_logit_softcapping", None),
+        logit_softcap=hub.number("final_logit_softcapping", None),
     )
 
 
 def _mixer(hub: HubConfig) -> Json:
     hub.need("use_bidirectional_attention", False)
-    bias = hub.take("attention_bias", False)
+    bias = hub.flag("attention_bias")
     return {**heads(hub), "qkv_bias": bias, "output_bias": bias}
 
 
@@ -110,5 +139,5 @@ def rules(model: ModelConfig) -> list[Rule]:
     return model_rules(model, layers, OnePlus())
 
 
-GEMMA = Family("gemma", "GemmaForCausalLM", to_gemma, from_gemma, rules)
-GEMMA2 = Family("gemma2", "Gemma2ForCausalLM", to_gemma2, from_gemma2, rules)
+GEMMA = Family("gemma", "GemmaForCausalLM", to_gemma, from_gemma, rules, DEFAULTS)
+GEMMA2 = Family("gemma2", "Gemma2ForCausalLM", to_gemma2, from_gemma2, rules, DEFAULTS2, NULLABLE2)

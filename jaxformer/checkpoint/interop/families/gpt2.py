@@ -5,6 +5,7 @@ from jaxformer.checkpoint.interop.decoder import (
     attention_of,
     first_layer,
     head_rules,
+    layers_of,
 )
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.hub_config import HubConfig
@@ -39,6 +40,20 @@ LAYER = [
 ]
 
 
+DEFAULTS: Json = {
+    "n_positions": 1024,
+    "n_inner": None,  # four times n_embd
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "initializer_range": 0.02,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+}
+
+
 def to_config(hub: HubConfig) -> Json:
     hub.need("activation_function", *TANH_GELU)
     hub.need("scale_attn_weights", True)
@@ -49,26 +64,28 @@ def to_config(hub: HubConfig) -> Json:
     ):
         hub.need(key, False)
     d_model, num_heads = hub.count("n_embd"), hub.count("n_head")
+    if d_model % num_heads:
+        raise UserError(f"{hub.name} has n_embd {d_model}, not divisible by its n_head {num_heads}")
     return {
         "d_model": d_model,
-        "num_layers": hub.count("n_layer"),
+        "num_layers": layers_of(hub, "n_layer"),
         "vocab_size": hub.count("vocab_size"),
-        "tie_embeddings": hub.take("tie_word_embeddings", True),
-        "init": {"std": hub.number("initializer_range", 0.02), "output": "scaled"},
+        "tie_embeddings": hub.flag("tie_word_embeddings"),
+        "init": {"std": hub.number("initializer_range"), "output": "scaled"},
         "mixer": {
             "kind": "attention",
             "num_heads": num_heads,
             "qkv_bias": True,
             "output_bias": True,
         },
-        "ffn": {"kind": "gelu", "d_hidden": hub.take("n_inner", 4 * d_model), "bias": True},
+        "ffn": {"kind": "gelu", "d_hidden": hub.count("n_inner", 4 * d_model), "bias": True},
         "norm": {
             "kind": "layer",
             "placement": "pre",
-            "eps": hub.take("layer_norm_epsilon", 1e-5),
+            "eps": hub.number("layer_norm_epsilon"),
             "bias": True,
         },
-        "positions": {"kind": "learned", "max_length": hub.take("n_positions", 1024)},
+        "positions": {"kind": "learned", "max_length": hub.count("n_positions")},
     }
 
 
@@ -105,6 +122,7 @@ GPT2 = Family(
     to_config,
     from_config,
     rules,
+    DEFAULTS,
     prefix="transformer.",
     unused=r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",  # the causal mask
 )

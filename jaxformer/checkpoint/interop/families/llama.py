@@ -16,18 +16,30 @@ from jaxformer.checkpoint.interop.decoder import (
 )
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.hub_config import HubConfig
-from jaxformer.checkpoint.interop.rope import from_rope, to_rope
+from jaxformer.checkpoint.interop.rope import ROPE_DEFAULTS, from_rope, to_rope
 from jaxformer.checkpoint.interop.rules import Rule
 from jaxformer.model.config import ModelConfig
+
+DEFAULTS: Json = {
+    **ROPE_DEFAULTS,
+    "num_key_value_heads": None,  # as many as num_attention_heads
+    "head_dim": None,  # hidden_size / num_attention_heads
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+}
 
 
 def to_config(hub: HubConfig) -> Json:
     hub.need("hidden_act", "silu")
-    bias = hub.take("attention_bias", False)
+    bias = hub.flag("attention_bias")
     mixer = {**heads(hub), "qkv_bias": bias, "output_bias": bias}
     return model_section(
         hub,
-        tied=False,
         mixers=[mixer],
         ffn=gated_ffn(hub, "swiglu"),
         norm=rms_norm(hub, "pre"),
@@ -50,4 +62,4 @@ def rules(model: ModelConfig) -> list[Rule]:
     return model_rules(model, [layer_rules(layer) for layer in model.layers()])
 
 
-LLAMA = Family("llama", "LlamaForCausalLM", to_config, from_config, rules)
+LLAMA = Family("llama", "LlamaForCausalLM", to_config, from_config, rules, DEFAULTS)

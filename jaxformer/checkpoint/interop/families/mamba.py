@@ -5,7 +5,7 @@ from typing import Any
 from jaxformer.checkpoint.interop.convolution import convolution_rules
 from jaxformer.checkpoint.interop.decoder import VECTOR, first_layer, head_rules, model_section
 from jaxformer.checkpoint.interop.family import Family, Json
-from jaxformer.checkpoint.interop.hub_config import HubConfig
+from jaxformer.checkpoint.interop.hub_config import HubConfig, shown
 from jaxformer.checkpoint.interop.rules import Linear, Rule, row, within
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.mixers.mamba import MambaConfig
@@ -33,7 +33,24 @@ UNREAD = (
 )
 
 
-def to_section(hub: HubConfig, mixer: Json, tied: bool) -> Json:
+SHARED_DEFAULTS: Json = {
+    "expand": 2,
+    "conv_kernel": 4,
+    "layer_norm_epsilon": 1e-5,
+    "use_bias": False,
+    "use_conv_bias": True,
+    "hidden_act": "silu",
+    "initializer_range": 0.1,
+}
+DEFAULTS: Json = {
+    **SHARED_DEFAULTS,
+    "state_size": 16,
+    "time_step_rank": "auto",  # hidden_size / 16, rounded up
+    "tie_word_embeddings": True,
+}
+
+
+def to_section(hub: HubConfig, mixer: Json) -> Json:
     """A model of mixers alone, whose convolutions have the only biases."""
     hub.need("hidden_act", "silu")
     hub.need("use_bias", False)
@@ -41,19 +58,23 @@ def to_section(hub: HubConfig, mixer: Json, tied: bool) -> Json:
     hub.need("rms_norm", True)
     for key in UNREAD:
         hub.take(key, None)
-    d_model, expansion = hub.count("hidden_size"), hub.number("expand", 2)
-    hub.need("intermediate_size", round(expansion * d_model))
+    d_model, expansion = hub.count("hidden_size"), hub.number("expand")
+    width = hub.take("intermediate_size", expansion * d_model)
+    if width != expansion * d_model:
+        raise UserError(
+            f"{hub.name} has intermediate_size {shown(width)}, which is not expand {expansion:g} × "
+            f"hidden_size {d_model}"
+        )
     sizes = {
         "expansion": expansion,
-        "state_size": hub.take("state_size"),
-        "conv_width": hub.take("conv_kernel", 4),
+        "state_size": hub.count("state_size"),
+        "conv_width": hub.count("conv_kernel"),
     }
     return model_section(
         hub,
-        tied=tied,
         mixers=[mixer | sizes],
         ffn=None,
-        norm={"eps": hub.take("layer_norm_epsilon", 1e-5)},
+        norm={"eps": hub.number("layer_norm_epsilon")},
         positions={"kind": "none"},
     )
 
@@ -91,8 +112,9 @@ def backbone_rules(model: ModelConfig, mixer: list[Rule]) -> list[Rule]:
 
 
 def to_config(hub: HubConfig) -> Json:
-    rank = hub.take("time_step_rank", "auto")
-    return to_section(hub, {"kind": "mamba", "dt_rank": None if rank == "auto" else rank}, True)
+    is_auto = hub.take("time_step_rank") == "auto"
+    rank = None if is_auto else hub.count("time_step_rank")
+    return to_section(hub, {"kind": "mamba", "dt_rank": rank})
 
 
 def from_config(model: ModelConfig) -> Json:
@@ -116,4 +138,6 @@ def rules(model: ModelConfig) -> list[Rule]:
     return backbone_rules(model, mixer)
 
 
-MAMBA = Family("mamba", "MambaForCausalLM", to_config, from_config, rules, prefix="backbone.")
+MAMBA = Family(
+    "mamba", "MambaForCausalLM", to_config, from_config, rules, DEFAULTS, prefix="backbone."
+)

@@ -4,7 +4,12 @@ import math
 
 from jaxformer.checkpoint.interop.convolution import convolution_rules
 from jaxformer.checkpoint.interop.decoder import VECTOR, first_layer
-from jaxformer.checkpoint.interop.families.mamba import backbone_rules, from_section, to_section
+from jaxformer.checkpoint.interop.families.mamba import (
+    SHARED_DEFAULTS,
+    backbone_rules,
+    from_section,
+    to_section,
+)
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.hub_config import HubConfig
 from jaxformer.checkpoint.interop.rules import Linear, Rule, row
@@ -14,17 +19,33 @@ from jaxformer.schema import UserError
 
 NO_LIMITS = ([0.0, math.inf], [0.0, {"__float__": "Infinity"}])  # JSON knows no infinity
 
+DEFAULTS: Json = {
+    **SHARED_DEFAULTS,
+    "num_heads": 128,
+    "head_dim": 64,
+    "state_size": 128,
+    "n_groups": 8,
+    "time_step_limit": [0.0, math.inf],
+    "tie_word_embeddings": False,
+}
+
 
 def to_config(hub: HubConfig) -> Json:
     for key in ("chunk_size", "time_step_rank", "A_initializer_range"):
         hub.take(key, None)
     hub.need("time_step_limit", *NO_LIMITS)
     num_heads, head_dim = hub.count("num_heads"), hub.count("head_dim")
-    mixer = {"kind": "mamba2", "head_dim": head_dim, "num_groups": hub.take("n_groups", 8)}
-    section = to_section(hub, mixer, tied=False)
+    mixer = {"kind": "mamba2", "head_dim": head_dim, "num_groups": hub.count("n_groups")}
+    section = to_section(hub, mixer)
     if num_heads * head_dim != round(section["mixer"]["expansion"] * section["d_model"]):
         raise UserError(
-            f"{hub.name} has {num_heads} heads of {head_dim}, which are not expand × hidden_size"
+            f"{hub.name} has num_heads {num_heads} of head_dim {head_dim}, whose product is not "
+            f"expand × hidden_size"
+        )
+    if num_heads % mixer["num_groups"]:
+        raise UserError(
+            f"{hub.name} has num_heads {num_heads}, which is not divisible by its n_groups "
+            f"{mixer['num_groups']}"
         )
     if section["norm"]["eps"] != EPSILON:
         raise UserError(
@@ -60,4 +81,6 @@ def rules(model: ModelConfig) -> list[Rule]:
     return backbone_rules(model, mixer)
 
 
-MAMBA2 = Family("mamba2", "Mamba2ForCausalLM", to_config, from_config, rules, prefix="backbone.")
+MAMBA2 = Family(
+    "mamba2", "Mamba2ForCausalLM", to_config, from_config, rules, DEFAULTS, prefix="backbone."
+)

@@ -12,19 +12,28 @@ from jaxformer.checkpoint.interop.decoder import (
 from jaxformer.checkpoint.interop.families.llama import rules
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.hub_config import HubConfig
-from jaxformer.checkpoint.interop.rope import from_rope, to_rope
+from jaxformer.checkpoint.interop.rope import ROPE_DEFAULTS, from_rope, to_rope
 from jaxformer.model.config import ModelConfig
+
+DEFAULTS: Json = {
+    **ROPE_DEFAULTS,
+    "num_key_value_heads": 8,
+    "head_dim": None,  # hidden_size / num_attention_heads
+    "hidden_act": "silu",
+    "max_position_embeddings": 131072,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "sliding_window": 4096,  # null: no window
+}
 
 
 def to_config(hub: HubConfig) -> Json:
     hub.need("hidden_act", "silu")
     hub.need("attention_bias", False)
-    # A file that does not say has 4096, one that says null has none.
-    window = hub.take("sliding_window", None) if hub.has("sliding_window") else 4096
-    mixer = {**heads(hub), "window": window}
+    mixer = {**heads(hub), "window": hub.count("sliding_window", None)}
     return model_section(
         hub,
-        tied=False,
         mixers=[mixer],
         ffn=gated_ffn(hub, "swiglu"),
         norm=rms_norm(hub, "pre"),
@@ -42,4 +51,12 @@ def from_config(model: ModelConfig) -> Json:
     }
 
 
-MISTRAL = Family("mistral", "MistralForCausalLM", to_config, from_config, rules)
+MISTRAL = Family(
+    "mistral",
+    "MistralForCausalLM",
+    to_config,
+    from_config,
+    rules,
+    DEFAULTS,
+    nullable=("sliding_window",),
+)

@@ -13,16 +13,28 @@ from jaxformer.checkpoint.interop.decoder import (
 )
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.hub_config import HubConfig
-from jaxformer.checkpoint.interop.rope import from_rope, to_rope
+from jaxformer.checkpoint.interop.rope import ROPE_DEFAULTS, from_rope, to_rope
 from jaxformer.checkpoint.interop.rules import Rule
 from jaxformer.model.config import ModelConfig
 
 NORMS = {"post_attention_layernorm": "mixer_norm", "post_feedforward_layernorm": "ffn_norm"}
 
 
+DEFAULTS: Json = {
+    **ROPE_DEFAULTS,
+    "num_key_value_heads": None,  # as many as num_attention_heads
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+}
+
+
 def to_config(hub: HubConfig) -> Json:
     hub.need("hidden_act", "silu")
-    bias, norm = hub.take("attention_bias", False), rms_norm(hub, "after", 1e-5)
+    bias, norm = hub.flag("attention_bias"), rms_norm(hub, "after")
     mixer = {
         **heads(hub),
         "qkv_bias": bias,
@@ -32,7 +44,6 @@ def to_config(hub: HubConfig) -> Json:
     }
     return model_section(
         hub,
-        tied=False,
         mixers=[mixer],
         ffn=gated_ffn(hub, "swiglu"),
         norm=norm,
@@ -54,4 +65,4 @@ def rules(model: ModelConfig) -> list[Rule]:
     return model_rules(model, [layer_rules(layer, NORMS) for layer in model.layers()])
 
 
-OLMO2 = Family("olmo2", "Olmo2ForCausalLM", to_config, from_config, rules)
+OLMO2 = Family("olmo2", "Olmo2ForCausalLM", to_config, from_config, rules, DEFAULTS)

@@ -16,7 +16,7 @@ from jaxformer.checkpoint.interop.decoder import (
 )
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.hub_config import HubConfig
-from jaxformer.checkpoint.interop.rope import from_rope, to_rope
+from jaxformer.checkpoint.interop.rope import ROPE_DEFAULTS, from_rope, to_rope
 from jaxformer.checkpoint.interop.rules import Linear, Rule
 from jaxformer.model.config import ModelConfig
 
@@ -33,31 +33,42 @@ LAYER = [
 ]
 
 
+ROPE_TYPES = ("default", "longrope", "su")
+DEFAULTS: Json = {
+    **ROPE_DEFAULTS,
+    "num_key_value_heads": None,  # as many as num_attention_heads
+    "hidden_act": "silu",
+    "max_position_embeddings": 4096,
+    "original_max_position_embeddings": 4096,  # even where rope_scaling has another
+    "partial_rotary_factor": 1.0,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "sliding_window": None,
+}
+
+
 def to_config(hub: HubConfig) -> Json:
     hub.need("hidden_act", "silu")
     hub.need("attention_bias", False)
-    mixer = {**heads(hub), "window": hub.take("sliding_window", None)}
+    mixer = {**heads(hub), "window": hub.count("sliding_window", None)}
     return model_section(
         hub,
-        tied=False,
         mixers=[mixer],
         ffn=gated_ffn(hub, "swiglu"),
-        norm=rms_norm(hub, "pre", 1e-5),
-        positions=to_rope(hub, mixer["head_dim"], partial=1.0),
+        norm=rms_norm(hub, "pre"),
+        positions=to_rope(hub, mixer["head_dim"], kinds=ROPE_TYPES),
     )
 
 
 def from_config(model: ModelConfig) -> Json:
     layer = first_layer(model)
     options = from_rope(layer.positions)
-    scaling = options["rope_parameters"]
-    longest = options["max_position_embeddings"]
+    scaling, original = options["rope_parameters"], "original_max_position_embeddings"
     return {
         **sizes(model),
         **options,
-        "original_max_position_embeddings": scaling.get(
-            "original_max_position_embeddings", longest
-        ),
+        **({original: scaling[original]} if original in scaling else {}),
         "hidden_act": "silu",
         "sliding_window": attention_of(layer).window,
     }
@@ -67,4 +78,4 @@ def rules(model: ModelConfig) -> list[Rule]:
     return model_rules(model, [LAYER] * model.num_layers)
 
 
-PHI3 = Family("phi3", "Phi3ForCausalLM", to_config, from_config, rules)
+PHI3 = Family("phi3", "Phi3ForCausalLM", to_config, from_config, rules, DEFAULTS)

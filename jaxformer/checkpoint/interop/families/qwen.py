@@ -6,6 +6,7 @@ from jaxformer.checkpoint.interop.decoder import (
     first_layer,
     gated_ffn,
     heads,
+    layers_of,
     model_section,
     rms_norm,
     sizes,
@@ -15,8 +16,24 @@ from jaxformer.checkpoint.interop.decoder import (
 from jaxformer.checkpoint.interop.families.llama import rules
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.hub_config import HubConfig
-from jaxformer.checkpoint.interop.rope import from_rope, to_rope
+from jaxformer.checkpoint.interop.rope import ROPE_DEFAULTS, from_rope, to_rope
 from jaxformer.model.config import ModelConfig
+
+DEFAULTS2: Json = {
+    **ROPE_DEFAULTS,
+    "num_key_value_heads": 32,  # null: as many as num_attention_heads
+    "hidden_act": "silu",
+    "max_position_embeddings": 32768,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+    "sliding_window": 4096,  # null: no window
+    "max_window_layers": 28,
+    "layer_types": None,
+}
+DEFAULTS3: Json = {**DEFAULTS2, "head_dim": 128, "attention_bias": False}
+NULLABLE = ("num_key_value_heads", "sliding_window")
 
 
 def to_qwen2(hub: HubConfig) -> Json:
@@ -24,8 +41,8 @@ def to_qwen2(hub: HubConfig) -> Json:
 
 
 def to_qwen3(hub: HubConfig) -> Json:
-    bias = hub.take("attention_bias", False)
-    norm = {"qk_norm": True, "qk_norm_eps": hub.take("rms_norm_eps", 1e-6)}
+    bias = hub.flag("attention_bias")
+    norm = {"qk_norm": True, "qk_norm_eps": hub.number("rms_norm_eps")}
     return _to_config(hub, {"qkv_bias": bias, "output_bias": bias, **norm})
 
 
@@ -35,7 +52,6 @@ def _to_config(hub: HubConfig, options: Json) -> Json:
     mixer = {**heads(hub), **options}
     return model_section(
         hub,
-        tied=False,
         mixers=[{**mixer, "window": window} for window in _windows(hub)],
         ffn=gated_ffn(hub, "swiglu"),
         norm=rms_norm(hub, "pre"),
@@ -44,11 +60,14 @@ def _to_config(hub: HubConfig, options: Json) -> Json:
 
 
 def _windows(hub: HubConfig) -> list[int | None]:
-    num_layers, first = hub.count("num_hidden_layers"), hub.take("max_window_layers", 28)
-    is_used = hub.take("use_sliding_window", False)
-    full = min(first, num_layers) if is_used and hub.take("sliding_window", None) else num_layers
+    """The window counts only where it is said to be used, also beside `layer_types`."""
+    num_layers, first = layers_of(hub), hub.count("max_window_layers", least=0)
+    window = hub.count("sliding_window", None)
+    if not hub.flag("use_sliding_window"):
+        window = None
+    full = num_layers if window is None else min(first, num_layers)
     types = ["full_attention"] * full + ["sliding_attention"] * (num_layers - full)
-    return windows(hub, types)
+    return windows(hub, window, types)
 
 
 def from_qwen2(model: ModelConfig) -> Json:
@@ -67,5 +86,5 @@ def from_qwen3(model: ModelConfig) -> Json:
     return {**from_qwen2(model), "attention_bias": attention_of(first_layer(model)).qkv_bias}
 
 
-QWEN2 = Family("qwen2", "Qwen2ForCausalLM", to_qwen2, from_qwen2, rules)
-QWEN3 = Family("qwen3", "Qwen3ForCausalLM", to_qwen3, from_qwen3, rules)
+QWEN2 = Family("qwen2", "Qwen2ForCausalLM", to_qwen2, from_qwen2, rules, DEFAULTS2, NULLABLE)
+QWEN3 = Family("qwen3", "Qwen3ForCausalLM", to_qwen3, from_qwen3, rules, DEFAULTS3, NULLABLE)

@@ -12,14 +12,15 @@ from jaxformer.checkpoint.interop.decoder import (
     VECTOR,
     attention_rules,
     gated_ffn_rules,
+    layers_of,
     linear_rules,
     model_section,
     norm_rules,
     rms_norm,
 )
 from jaxformer.checkpoint.interop.family import Family, Json
-from jaxformer.checkpoint.interop.hub_config import HubConfig
-from jaxformer.checkpoint.interop.rope import from_rope, to_rope
+from jaxformer.checkpoint.interop.hub_config import HubConfig, shown
+from jaxformer.checkpoint.interop.rope import ROPE_DEFAULTS, from_rope, to_rope
 from jaxformer.checkpoint.interop.rules import OnePlus, Rule, row, within
 from jaxformer.model.config import Layer, ModelConfig
 from jaxformer.model.mixers.attention import AttentionConfig
@@ -30,6 +31,21 @@ M = TypeVar("M")
 
 NORMS = {"temporal_pre_norm": "mixer_norm", "channel_pre_norm": "ffn_norm"}
 GATES = {"input_gate": "input_gate", "recurrent_gate": "recurrence_gate"}  # theirs: ours
+
+DEFAULTS: Json = {
+    **ROPE_DEFAULTS,
+    "partial_rotary_factor": 0.5,
+    "num_key_value_heads": None,  # as many as num_attention_heads
+    "attention_window_size": 2048,
+    "attention_bias": False,
+    "lru_width": None,  # hidden_size
+    "conv1d_width": 4,
+    "block_types": ["recurrent", "recurrent", "attention"],
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rms_norm_eps": 1e-6,
+    "logits_soft_cap": 30.0,
+    "tie_word_embeddings": True,
+}
 
 
 def to_config(hub: HubConfig) -> Json:
@@ -43,31 +59,29 @@ def to_config(hub: HubConfig) -> Json:
     attention = {
         "kind": "attention",
         "num_heads": num_heads,
-        "num_kv_heads": hub.take("num_key_value_heads", num_heads),
-        "window": hub.take("attention_window_size", 2048),
-        "qkv_bias": hub.take("attention_bias", False),
+        "num_kv_heads": hub.count("num_key_value_heads", num_heads),
+        "window": hub.count("attention_window_size"),
+        "qkv_bias": hub.flag("attention_bias"),
         "output_bias": True,
     }
     recurrent = {
         "kind": "rglru",
         "num_heads": num_heads,
         "expansion": hub.count("lru_width", d_model) / d_model,
-        "conv_width": hub.take("conv1d_width", 4),
+        "conv_width": hub.count("conv1d_width"),
     }
     mixers = {"recurrent": recurrent, "attention": attention}
-    num_layers = hub.count("num_hidden_layers")
-    kinds = hub.take("block_types", ["recurrent", "recurrent", "attention"])
-    if unknown := set(kinds) - mixers.keys():
-        raise UserError(f"{hub.name} has block_types {sorted(unknown)}; allowed: {list(mixers)}")
+    kinds = hub.listed("block_types")
+    if unknown := [kind for kind in kinds if kind not in list(mixers)]:
+        raise UserError(f"{hub.name} has block_types {shown(unknown)}; allowed: {list(mixers)}")
     return model_section(
         hub,
-        tied=True,
-        mixers=[mixers[kinds[index % len(kinds)]] for index in range(num_layers)],
+        mixers=[mixers[kinds[index % len(kinds)]] for index in range(layers_of(hub))],
         ffn={"kind": "geglu", "d_hidden": hub.count("intermediate_size") // 2, "bias": True},
         norm=rms_norm(hub, "pre"),
-        positions=to_rope(hub, head_dim, partial=0.5),
+        positions=to_rope(hub, head_dim),
         scale_embeddings=_embedding_scale(d_model),
-        logit_softcap=hub.number("logits_soft_cap", 30.0),
+        logit_softcap=hub.number("logits_soft_cap"),
     )
 
 
@@ -147,5 +161,5 @@ def _recurrence_rules() -> list[Rule]:
 
 
 RECURRENT_GEMMA = Family(
-    "recurrent_gemma", "RecurrentGemmaForCausalLM", to_config, from_config, rules
+    "recurrent_gemma", "RecurrentGemmaForCausalLM", to_config, from_config, rules, DEFAULTS
 )

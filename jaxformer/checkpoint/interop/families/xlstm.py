@@ -4,6 +4,7 @@ from jaxformer.checkpoint.interop.decoder import (
     VECTOR,
     first_layer,
     head_rules,
+    layers_of,
     linear_rules,
     model_section,
     norm_rules,
@@ -33,6 +34,23 @@ QUERIES_AND_GATES = {"query": "q", "key": "k", "value": "v", "gate": "ogate_prea
 FFN = {"gate": "proj_up_gate", "in": "proj_up", "out": "proj_down"}
 NORMS = {"norm_mlstm": "mixer_norm", "norm_ffn": "ffn_norm"}
 
+DEFAULTS: Json = {
+    "embedding_dim": None,  # hidden_size
+    "num_blocks": None,  # num_hidden_layers
+    "num_heads": 8,
+    "use_bias": False,
+    "norm_eps": 1e-6,
+    "qk_dim_factor": 0.5,
+    "v_dim_factor": 1.0,
+    "eps": 1e-6,
+    "ffn_proj_factor": 2.667,
+    "ffn_round_up_to_multiple_of": 64,
+    "gate_soft_cap": 15.0,
+    "output_logit_soft_cap": 30.0,
+    "weight_mode": "single",
+    "tie_word_embeddings": False,
+}
+
 
 def to_config(hub: HubConfig) -> Json:
     hub.need("use_bias", False)
@@ -42,24 +60,23 @@ def to_config(hub: HubConfig) -> Json:
         hub.take(key, None)
     d_model = hub.count("hidden_size")
     hub.need("embedding_dim", d_model)
-    hub.need("num_blocks", hub.count("num_hidden_layers"))
-    width = d_model * hub.number("ffn_proj_factor", 2.667)
-    multiple = hub.count("ffn_round_up_to_multiple_of", 64)
+    hub.need("num_blocks", layers_of(hub))
+    width = d_model * hub.number("ffn_proj_factor")
+    multiple = hub.count("ffn_round_up_to_multiple_of")
     mixer = {
         "kind": "mlstm",
-        "num_heads": hub.take("num_heads", 8),
-        "key_expansion": int(d_model * hub.number("qk_dim_factor", 0.5)) / d_model,
-        "value_expansion": int(d_model * hub.number("v_dim_factor", 1.0)) / d_model,
-        "gate_softcap": hub.number("gate_soft_cap", 15.0),
+        "num_heads": hub.count("num_heads"),
+        "key_expansion": int(d_model * hub.number("qk_dim_factor")) / d_model,
+        "value_expansion": int(d_model * hub.number("v_dim_factor")) / d_model,
+        "gate_softcap": hub.number("gate_soft_cap"),
     }
     return model_section(
         hub,
-        tied=False,
         mixers=[mixer],
         ffn={"kind": "swiglu", "d_hidden": int((width + multiple - 1) // multiple) * multiple},
         norm={"eps": hub.need("norm_eps", 1e-6)},  # mLSTM's own norm has it too
         positions={"kind": "none"},
-        logit_softcap=hub.number("output_logit_soft_cap", 30.0),
+        logit_softcap=hub.number("output_logit_soft_cap"),
     )
 
 
@@ -113,4 +130,6 @@ def _mixer_rules() -> list[Rule]:
     return [*rules, *linear_rules("out_proj", "output", inputs=2)]
 
 
-XLSTM = Family("xlstm", "xLSTMForCausalLM", to_config, from_config, rules, prefix="backbone.")
+XLSTM = Family(
+    "xlstm", "xLSTMForCausalLM", to_config, from_config, rules, DEFAULTS, prefix="backbone."
+)
