@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -15,7 +16,11 @@ from jaxformer.schema import UserError
 
 AHEAD = 1 << 26  # bytes
 INDEX = "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
+ADAPTER = "adapter_config.json"
+ADAPTED = r"(^|\.)(lora_\w+|base_model|base_layer|modules_to_save)\."
+SHARD = r"(.*-)(\d+)-of-(\d+)(\.safetensors)"
+MOST_SHARDS = 10_000
+PICKLES = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 TOKENIZER, TOKENIZER_CONFIG, TEMPLATE = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -35,11 +40,17 @@ class HuggingFaceFolder:
         self.name = str(folder)
         self._folder = folder
         self._root = (root or folder).resolve()
+        self._refuse_adapter()
         self.config: dict[str, Any] = _read_json(self._file("config.json"))
         self._places = self._find()
         self.tensors: Mapping[str, TensorInfo] = {
             name: place.info for name, place in self._places.items()
         }
+        if adapter := next((name for name in self.tensors if re.search(ADAPTED, name)), None):
+            raise UserError(
+                f"{self._folder} has {adapter}, a part of an adapter of PEFT, among its weights; "
+                f"merge it with merge_and_unload() in peft, and save_pretrained(FOLDER) the result"
+            )
         self._after = dict(zip(self._places, itertools.count(1), strict=False))
 
     def read(self, name: str) -> np.ndarray:
@@ -69,14 +80,19 @@ class HuggingFaceFolder:
             return self._indexed()
         files = sorted(self._folder.glob("*.safetensors"))
         if not files:
-            pickles = [file.name for kind in PICKLES for file in self._folder.glob(kind)]
+            pickles = [file.name for kind in PICKLES for file in sorted(self._folder.glob(kind))]
             if pickles:
                 raise UserError(
                     f"{self._folder} has its weights in {pickles[0]}, a pickle: reading one runs "
                     f"whatever program is in it, so none is ever read; get the model's "
                     f"*.safetensors, or save them with save_pretrained(FOLDER) in transformers"
                 )
-            raise UserError(f"{self._folder} has no *.safetensors file, and no {INDEX}")
+            held = ", ".join(sorted(file.name for file in self._folder.iterdir())[:10])
+            raise UserError(
+                f"{self._folder} has no *.safetensors file, and no {INDEX}; there are only {held}. "
+                f"In transformers, save_pretrained(FOLDER) writes them"
+            )
+        self._refuse_missing_shards({file.name for file in files})
         places: dict[str, Place] = {}
         for file in files:
             for name, place in read_header(self._file(file.name)).items():
@@ -85,12 +101,41 @@ class HuggingFaceFolder:
                 places[name] = place
         return places
 
+    def _refuse_adapter(self) -> None:
+        """With an adapter beside it, transformers would have another model than the folder's."""
+        if not (self._folder / ADAPTER).exists():
+            return
+        base = _read_json(self._file(ADAPTER)).get("base_model_name_or_path")
+        raise UserError(
+            f"{self._folder} holds an adapter of PEFT ({ADAPTER}), trained on "
+            f"{base if isinstance(base, str) else 'a model that it does not name'}: it is a change "
+            f"of that model, and no model. Merge them, and import the result: in Python, "
+            f"peft.AutoPeftModelForCausalLM.from_pretrained({str(self._folder)!r})"
+            f".merge_and_unload().save_pretrained('merged'), with the tokenizer beside it; or "
+            f"import the model that it was trained on"
+        )
+
+    def _refuse_missing_shards(self, files: set[str]) -> None:
+        """Files that say how many there are, where no index does."""
+        for name in files:
+            if match := re.fullmatch(SHARD, name):
+                stem, number, count, end = match.groups()
+                wanted = {
+                    f"{stem}{index:0{len(number)}}-of-{count}{end}"
+                    for index in range(1, min(int(count), MOST_SHARDS) + 1)
+                }
+                if missing := sorted(wanted - files):
+                    raise UserError(_missing(self._folder, missing))
+
     def _indexed(self) -> dict[str, Place]:
         index = _read_json(self._file(INDEX)).get("weight_map")
         if not isinstance(index, dict) or not all(isinstance(at, str) for at in index.values()):
             raise UserError(f"{self._folder / INDEX} has no weight_map of names to files")
         places: dict[str, Place] = {}
-        for shard in sorted(set(index.values())):
+        shards = sorted(set(index.values()))
+        if missing := [shard for shard in shards if not self._inside(shard).is_file()]:
+            raise UserError(_missing(self._folder, missing))
+        for shard in shards:
             held = read_header(self._file(shard))
             wanted = [name for name, at in index.items() if at == shard]
             for name in [*wanted, *held]:
@@ -101,11 +146,18 @@ class HuggingFaceFolder:
         return places
 
     def _file(self, name: str) -> Path:
-        """A file of the folder, which may not lead out of it.
+        """A file of the folder.
 
         Raises:
-            UserError: it does, or is not there.
+            UserError: it is not there, or leads out of the folder.
         """
+        file = self._inside(name)
+        if not file.is_file():
+            raise UserError(_missing(self._folder, [name]))
+        return file
+
+    def _inside(self, name: str) -> Path:
+        """Where a file of that name is to be, in the folder and nowhere else."""
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name:
             raise UserError(
@@ -117,16 +169,26 @@ class HuggingFaceFolder:
                 f"{file} is a link to {file.resolve()}, outside of {self._root}; put the file "
                 f"itself there, or give the name that the model has on the Hub"
             )
-        if not file.is_file():
-            raise UserError(f"{file} is missing; fetch the whole model")
         return file
+
+
+def _missing(folder: Path, files: list[str]) -> str:
+    shown = ", ".join(str(folder / file) for file in files[:5])
+    more = f" and {len(files) - 5} more" if len(files) > 5 else ""
+    return f"{shown}{more} {'is' if len(files) == 1 else 'are'} missing; fetch the whole model"
 
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is not JSON: {error}") from None
+    except RecursionError:
+        raise UserError(f"{file} is not JSON of a model: it is nested too deep") from None
+    except ValueError:  # Python's limit for numbers
+        raise UserError(
+            f"{file} is not JSON of a model: a number is thousands of digits long"
+        ) from None
     if not isinstance(content, dict):
         raise UserError(f"{file} is not a JSON object")
     return content

@@ -130,10 +130,18 @@ def _decimal(value: float) -> float:
 def _rope_scaling(
     metadata: Metadata, name: str, head_dim: int, base: float, factors: np.ndarray | None
 ) -> dict[str, Any] | None:
+    # llama.cpp's defaults: linear, and a factor of 0, which stands for none.
+    kind = metadata.get(f"{name}.rope.scaling.type", str, "linear")
+    factor = metadata.get(f"{name}.rope.scaling.factor", float, 0.0)
     if factors is not None:
+        if kind != "none" and factor != 0:
+            raise UserError(
+                f"{metadata.path}: it has {name}.rope.scaling.factor {factor:g} beside "
+                f"rope_freqs.weight, and only one of them can be imported; import the Hugging Face "
+                f"folder"
+            )
         return _llama3_scaling(metadata, head_dim, base, factors)
-    kind = metadata.get(f"{name}.rope.scaling.type", str, "none")
-    if kind == "none":
+    if kind == "none" or (kind == "linear" and factor == 0):
         return None
     if kind not in ("linear", "yarn"):
         raise UserError(
@@ -142,7 +150,8 @@ def _rope_scaling(
         )
     scaling = {"rope_type": kind, "factor": metadata.require(f"{name}.rope.scaling.factor", float)}
     if kind == "yarn":
-        length = metadata.require(f"{name}.rope.scaling.original_context_length", int)
+        context = metadata.require(f"{name}.context_length", int)
+        length = metadata.get(f"{name}.rope.scaling.original_context_length", int, context)
         scaling["original_max_position_embeddings"] = length
     return scaling
 

@@ -23,7 +23,8 @@ HARMLESS = re.compile(
     r"|min_length|early_stopping|num_beams|num_beam_groups|(diversity|length)_penalty|typical_p"
     r"|(encoder_)?no_repeat_ngram_size|exponential_decay_length_penalty"
 )
-LARGEST = 2**53  # of a number: no size of a model comes near it, and float64 holds all below it
+LARGEST = 2**53  # of a number: float64 holds every whole one below it
+WIDEST = 2**24  # of a size: arrays of a few times as many numbers are made before weights are read
 ABSENT: Any = object()
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 80, 80
@@ -92,7 +93,7 @@ class HubConfig:
             raise self._refusal(key, value, "a positive number")
         return float(value)
 
-    def count(self, key: str, derived: Any = ABSENT, least: int = 1, most: int = LARGEST) -> Any:
+    def count(self, key: str, derived: Any = ABSENT, least: int = 1, most: int = WIDEST) -> Any:
         """Like `take`, for a whole number from `least` to `most`.
 
         Raises:

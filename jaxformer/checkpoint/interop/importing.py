@@ -21,7 +21,7 @@ from jaxformer.checkpoint.interop.table import Table
 from jaxformer.checkpoint.manifest import git_revision, source_hash, versions
 from jaxformer.config import Config
 from jaxformer.data.progress import progress, say
-from jaxformer.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
+from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.paths import is_remote
 from jaxformer.schema import UserError
 from jaxformer.validation import explain
@@ -60,7 +60,7 @@ def import_model(source: Source, out: Path) -> Config:
     try:
         building.mkdir(parents=True)
         config = _config(model, out, source.write_tokenizer(building), source.name)
-        tokenizer = _tokenizer(config, building)
+        tokenizer = _tokenizer(config, building, source.name)
         table = Table(family, config.model)
         rules = table.rules_of(source.tensors, source.name)
         _check_tied(source, table)
@@ -82,23 +82,40 @@ def _config(model: dict[str, Any], out: Path, has_tokenizer: bool, name: str) ->
     longest = model["positions"].get("max_length") or LONGEST_ROW
     tokenizer = str(out.absolute() / "tokenizer.json") if has_tokenizer else "bytes"
     if not has_tokenizer:
-        say(f"{name} has no tokenizer.json: data.tokenizer of {out} is 'bytes', set the right one")
+        say(
+            f"{name} has no tokenizer.json: data.tokenizer of {out} is 'bytes'; set the right one "
+            f"in its config.yaml"
+        )
     data = {"tokenizer": tokenizer, "sequence_length": min(longest, LONGEST_ROW)}
     sections = {"model": model, "data": data, "run": {"dir": str(out)}, **FINE_TUNING}
     try:
         return Config.model_validate(sections)
     except ValidationError as error:
         lines = [mistake.text for mistake in explain(error, Config)]
-        raise UserError(f"{name} cannot be a model here:\n  " + "\n  ".join(lines)) from error
+        raise UserError(
+            f"{name}: its config.json makes a model that is not possible here (the keys are those "
+            f"of the run's configuration):\n  " + "\n  ".join(lines)
+        ) from error
 
 
-def _tokenizer(config: Config, building: Path) -> Tokenizer:
+def _tokenizer(config: Config, building: Path, source: str) -> Tokenizer:
     """The run's tokenizer, from where it lies now."""
     name = config.data.tokenizer
     tokenizer = load_tokenizer(name if name == "bytes" else str(building / "tokenizer.json"))
     if name != "bytes":
-        check_vocabulary(tokenizer, config.model.vocab_size or 0)
+        _check_vocabulary(tokenizer, config.model.vocab_size or 0, source)
     return tokenizer
+
+
+def _check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: str) -> None:
+    """Refuses a tokenizer whose ids the embedding does not hold."""
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"{source}: its tokenizer has {tokenizer.vocab_size} ids, but vocab_size of its "
+            f"config.json is {vocab_size}: tokens were added, or it is another model's. In "
+            f"transformers, model.resize_token_embeddings({tokenizer.vocab_size}) makes room for "
+            f"them; without a tokenizer.json, the model is imported alone"
+        )
 
 
 def _write_parameters(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from jaxformer.checkpoint.interop.hub_config import HubConfig, shown
+from jaxformer.checkpoint.interop.hub_config import LARGEST, HubConfig, shown
 from jaxformer.model.positions import (
     DynamicScalingConfig,
     LinearScalingConfig,
@@ -26,6 +26,7 @@ class Sizes(NamedTuple):
     pairs: int
 
 
+MOST_ROTATED = 4096  # features of a head: a matrix of so many squared is made
 ROPE_DEFAULTS: Json = {"rope_theta": 10000.0, "rope_scaling": None, "rope_parameters": None}
 
 
@@ -43,7 +44,7 @@ def to_rope(hub: HubConfig, head_dim: int, *, kinds: Collection[str] | None = No
     old, new = hub.section("rope_scaling"), hub.section("rope_parameters")
     section = old or new
     theta, fraction = hub.number("rope_theta"), _fraction(hub, hub)
-    longest = hub.count("max_position_embeddings", None)
+    longest = hub.count("max_position_embeddings", None, most=LARGEST)
     options = HubConfig(
         section,
         f"{hub.name}: {'rope_scaling' if old else 'rope_parameters'}",
@@ -70,16 +71,16 @@ def to_rope(hub: HubConfig, head_dim: int, *, kinds: Collection[str] | None = No
             f"{options.name} has rope_type {shown(kind)}; supported: {', '.join(supported)}"
         )
     if kind not in ("default", "linear"):
-        longest = hub.count("max_position_embeddings")
+        longest = hub.count("max_position_embeddings", most=LARGEST)
     fraction = _fraction(hub, options)
     rotated = head_dim * fraction
-    if rotated != round(rotated) or rotated % 2 or not rotated:
+    if not 0 < rotated <= MOST_ROTATED or rotated % 2:
         raise UserError(
             f"{hub.name} rotates {rotated:g} of the {head_dim} features of a head; allowed: an "
-            f"even number"
+            f"even number up to {MOST_ROTATED}"
         )
-    own = options.count("original_max_position_embeddings", None)
-    original = hub.count("original_max_position_embeddings", own)
+    own = options.count("original_max_position_embeddings", None, most=LARGEST)
+    original = hub.count("original_max_position_embeddings", own, most=LARGEST)
     positions = {
         "kind": "rope",
         "base": options.number("rope_theta"),

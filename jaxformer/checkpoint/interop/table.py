@@ -44,7 +44,7 @@ class Table:
         """
         found = {self._name(rule.theirs, tensors): rule for rule in self.rules}
         faults = [
-            f"missing   {name}{did_you_mean(name, tensors.keys() - found.keys())}"
+            f"missing   {name}{self._hint(name)}{did_you_mean(name, tensors.keys() - found.keys())}"
             for name in found
             if name not in tensors
         ]
@@ -74,6 +74,11 @@ class Table:
     def _name(self, name: str, tensors: Mapping[str, TensorInfo]) -> str:
         short = name.removeprefix(self.family.prefix)
         return short if name not in tensors and short in tensors else name
+
+    def _hint(self, name: str) -> str:
+        if name == "lm_head.weight" and not self.model.tie_embeddings:
+            return " (tie_word_embeddings is false in config.json, or left out)"
+        return ""
 
     def _is_unused(self, name: str) -> bool:
         tied = self.model.tie_embeddings and name == "lm_head.weight"

@@ -220,6 +220,60 @@ def test_yarn_is_read_from_the_metadata(tmp_path):
     }
 
 
+def test_the_original_length_of_yarn_is_the_context_where_nothing_else_is_said(tmp_path):
+    def scale(writer):
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(4.0)
+
+    source = GGUFFile(write(tmp_path / "model.gguf", weights(), edit=scale))
+    assert source.config["rope_scaling"]["original_max_position_embeddings"] == 64
+
+
+def test_a_factor_without_a_type_is_linear_as_in_llama_cpp(tmp_path):
+    def scale(writer):
+        writer.add_rope_scaling_factor(4.0)
+
+    path = tmp_path / "model.gguf"
+    assert GGUFFile(write(path, weights(), edit=scale)).config["rope_scaling"] == {
+        "rope_type": "linear",
+        "factor": 4.0,
+    }
+    stored = weights() | {"rope_freqs.weight": np.ones(HEAD_DIM // 2, np.float32)}
+    with pytest.raises(UserError, match="rope.scaling.factor 4 beside rope_freqs.weight"):
+        GGUFFile(write(path, stored, edit=scale))
+
+
+def test_a_type_without_a_factor_scales_nothing_as_in_llama_cpp(tmp_path):
+    for kind in (gguf.RopeScalingType.NONE, gguf.RopeScalingType.LINEAR):
+        path = tmp_path / f"{kind.value}.gguf"
+        write(path, weights(), edit=lambda writer, kind=kind: writer.add_rope_scaling_type(kind))
+        assert GGUFFile(path).config["rope_scaling"] is None
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("attention.head_count_kv", {"num_key_value_heads": HEADS}),
+        ("rope.freq_base", {"rope_theta": 10000.0}),
+        ("rope.dimension_count", {"head_dim": HEAD_DIM}),
+        ("context_length", None),
+        ("embedding_length", None),
+        ("feed_forward_length", None),
+        ("block_count", None),
+        ("attention.head_count", None),
+        ("attention.layer_norm_rms_epsilon", None),
+    ],
+)
+def test_a_key_left_out_is_llama_cpps_default_or_is_named(tmp_path, key, expected):
+    path = tmp_path / "model.gguf"
+    write(path, weights(), edit=lambda writer: writer.kv_data[0].pop(f"llama.{key}"))
+    if expected is None:
+        with pytest.raises(UserError, match=f"its metadata lacks 'llama.{key}'"):
+            GGUFFile(path)
+    else:
+        assert GGUFFile(path).config.items() >= expected.items()
+
+
 def test_the_tokenizer_merges_as_its_file_says(tmp_path):
     found = tokenizer(tmp_path / "model.gguf")
     assert [TOKENS[i] for i in found.encode("hello hello12")] == ["hello", "Ġhello", "1", "2"]

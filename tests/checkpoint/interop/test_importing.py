@@ -151,10 +151,14 @@ def test_an_unknown_family_is_answered_with_the_nearest_and_the_list(tmp_path: P
         ({"rope_scaling": {"rope_type": "spiral"}}, "rope_type 'spiral'; supported: default, line"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0, "x": 1}}, "rope_scaling has opti"),
         ({"hidden_size": None}, "has no 'hidden_size', which llama needs"),
-        ({"hidden_size": "16"}, "hidden_size '16'; allowed: a positive number"),
+        ({"hidden_size": "16"}, "hidden_size '16'; allowed: a positive whole number"),
         ({"num_hidden_layers": 2.5}, "num_hidden_layers 2.5; allowed: a positive whole number"),
-        ({"num_attention_heads": 0}, "num_attention_heads 0; allowed: a positive number"),
-        ({"num_attention_heads": 3}, "num_heads 3 is not divisible by num_kv_heads 2"),
+        ({"num_attention_heads": 0}, "num_attention_heads 0; allowed: a positive whole number"),
+        (
+            {"num_attention_heads": 3},
+            "num_attention_heads 3, which is not divisible by its",
+        ),
+        ({"vocab_size": 301}, "shape     model.embed_tokens.weight: [300, 16], not [301, 16]"),
     ],
 )
 def test_options_that_would_make_another_model_are_refused(
@@ -198,7 +202,7 @@ def test_a_used_folder_is_not_written_into(tmp_path: Path) -> None:
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
     config = {**CONFIG, "vocab_size": 20}
     message = refusal(tmp_path, vocab_size=20, tensors=llama_tensors(config))
-    assert "has 27 ids, but model.vocab_size is 20" in message
+    assert "its tokenizer has 27 ids, but vocab_size of its config.json is 20" in message
 
 
 def test_without_a_tokenizer_the_run_has_bytes_and_says_so(tmp_path: Path, capsys) -> None:

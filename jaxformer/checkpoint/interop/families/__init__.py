@@ -13,6 +13,8 @@ from jaxformer.checkpoint.interop.families.recurrent_gemma import RECURRENT_GEMM
 from jaxformer.checkpoint.interop.families.xlstm import XLSTM
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.fitting import fit
+from jaxformer.checkpoint.interop.hub_config import shown
+from jaxformer.checkpoint.interop.other_models import refuse_other_models
 from jaxformer.model.config import ModelConfig
 from jaxformer.schema import UserError, did_you_mean
 
@@ -24,16 +26,18 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in TABLE}
 
 
 def family_of(config: Json, name: str) -> Family:
-    """That of a config.json.
+    """That of the config.json of `name`.
 
     Raises:
-        UserError: none that is known.
+        UserError: none that is known, or no plain language model.
     """
+    refuse_other_models(config, name)
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        nearest = did_you_mean(model_type, FAMILIES) if isinstance(model_type, str) else ""
         raise UserError(
-            f"{name} has model_type {model_type!r}, which cannot be imported; families: "
-            f"{', '.join(FAMILIES)}.{did_you_mean(str(model_type), FAMILIES)}"
+            f"{name}: config.json has model_type {shown(model_type)}, which cannot be imported; "
+            f"families: {', '.join(FAMILIES)}.{nearest}"
         )
     return FAMILIES[model_type]
 

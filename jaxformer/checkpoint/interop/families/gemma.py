@@ -18,7 +18,7 @@ from jaxformer.checkpoint.interop.decoder import (
     windows,
 )
 from jaxformer.checkpoint.interop.family import Family, Json
-from jaxformer.checkpoint.interop.hub_config import HubConfig, shown
+from jaxformer.checkpoint.interop.hub_config import LARGEST, HubConfig, shown
 from jaxformer.checkpoint.interop.rope import ROPE_DEFAULTS, from_rope, to_rope
 from jaxformer.checkpoint.interop.rules import OnePlus, Rule
 from jaxformer.model.config import ModelConfig
@@ -77,7 +77,7 @@ def to_gemma2(hub: HubConfig) -> Json:
     mixer = _mixer(hub)
     mixer["scale"] = hub.number("query_pre_attn_scalar") ** -0.5
     mixer["logit_softcap"] = hub.number("attn_logit_softcapping", None)
-    window = hub.count("sliding_window", None)
+    window = hub.count("sliding_window", None, most=LARGEST)
     if (twin := hub.take("sliding_window_size", window)) != window:
         raise UserError(
             f"{hub.name} has sliding_window_size {shown(twin)}, but sliding_window {window}; "

@@ -11,7 +11,7 @@ from jaxformer.checkpoint.interop.decoder import (
 )
 from jaxformer.checkpoint.interop.families.llama import rules
 from jaxformer.checkpoint.interop.family import Family, Json
-from jaxformer.checkpoint.interop.hub_config import HubConfig
+from jaxformer.checkpoint.interop.hub_config import LARGEST, HubConfig
 from jaxformer.checkpoint.interop.rope import ROPE_DEFAULTS, from_rope, to_rope
 from jaxformer.model.config import ModelConfig
 
@@ -31,7 +31,7 @@ DEFAULTS: Json = {
 def to_config(hub: HubConfig) -> Json:
     hub.need("hidden_act", "silu")
     hub.need("attention_bias", False)
-    mixer = {**heads(hub), "window": hub.count("sliding_window", None)}
+    mixer = {**heads(hub), "window": hub.count("sliding_window", None, most=LARGEST)}
     return model_section(
         hub,
         mixers=[mixer],

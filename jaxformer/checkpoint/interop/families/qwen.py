@@ -15,7 +15,7 @@ from jaxformer.checkpoint.interop.decoder import (
 )
 from jaxformer.checkpoint.interop.families.llama import rules
 from jaxformer.checkpoint.interop.family import Family, Json
-from jaxformer.checkpoint.interop.hub_config import HubConfig
+from jaxformer.checkpoint.interop.hub_config import LARGEST, HubConfig
 from jaxformer.checkpoint.interop.rope import ROPE_DEFAULTS, from_rope, to_rope
 from jaxformer.model.config import ModelConfig
 
@@ -62,7 +62,7 @@ def _to_config(hub: HubConfig, options: Json) -> Json:
 def _windows(hub: HubConfig) -> list[int | None]:
     """The window counts only where it is said to be used, also beside `layer_types`."""
     num_layers, first = layers_of(hub), hub.count("max_window_layers", least=0)
-    window = hub.count("sliding_window", None)
+    window = hub.count("sliding_window", None, most=LARGEST)
     if not hub.flag("use_sliding_window"):
         window = None
     full = num_layers if window is None else min(first, num_layers)

@@ -19,7 +19,7 @@ from jaxformer.checkpoint.interop.decoder import (
     rms_norm,
 )
 from jaxformer.checkpoint.interop.family import Family, Json
-from jaxformer.checkpoint.interop.hub_config import HubConfig, shown
+from jaxformer.checkpoint.interop.hub_config import LARGEST, HubConfig, shown
 from jaxformer.checkpoint.interop.rope import ROPE_DEFAULTS, from_rope, to_rope
 from jaxformer.checkpoint.interop.rules import OnePlus, Rule, row, within
 from jaxformer.model.config import Layer, ModelConfig
@@ -60,7 +60,7 @@ def to_config(hub: HubConfig) -> Json:
         "kind": "attention",
         "num_heads": num_heads,
         "num_kv_heads": hub.count("num_key_value_heads", num_heads),
-        "window": hub.count("attention_window_size"),
+        "window": hub.count("attention_window_size", most=LARGEST),
         "qkv_bias": hub.flag("attention_bias"),
         "output_bias": True,
     }

@@ -1,0 +1,51 @@
+"""What is no language model of one stack in plain numbers, told by its config.json."""
+
+import re
+from typing import Any
+
+from jaxformer.checkpoint.interop.hub_config import shown
+from jaxformer.schema import UserError
+
+Json = dict[str, Any]
+
+QUANTIZED = ("quantization_config", "compression_config")
+OTHER_HEAD = r"\w+For(Sequence|Token)Classification|\w+ForQuestionAnswering|\w+RewardModel"
+
+
+def refuse_other_models(config: Json, name: str) -> None:
+    """Raises:
+    UserError: the config.json of `name` is of an encoder and a decoder, of several models, of one
+        that names classes, or of weights that are quantized.
+    """
+    if config.get("is_encoder_decoder"):
+        raise UserError(
+            f"{name}: config.json has is_encoder_decoder true; only models of one stack, which "
+            f"predict the next token, can be imported"
+        )
+    parts = {key: value for key, value in config.items() if _is_a_model(key, value)}
+    if parts:
+        kinds = ", ".join(f"{key} {shown(part.get('model_type'))}" for key, part in parts.items())
+        raise UserError(
+            f"{name}: config.json is of several models in one ({kinds}), as those of images and "
+            f"text are; only a model of text alone can be imported. Import the text model that it "
+            f"was made from, or save its text model as a folder of its own in transformers"
+        )
+    for key in QUANTIZED:
+        if config.get(key):
+            raise UserError(
+                f"{name}: config.json has {key} {shown(config[key])}: its weights are quantized, "
+                f"and are not read. Import the model that it was made from, or a GGUF file of it, "
+                f"of any quantization"
+            )
+    heads = config.get("architectures")
+    for head in heads if isinstance(heads, list) else []:
+        if isinstance(head, str) and re.fullmatch(OTHER_HEAD, head):
+            raise UserError(
+                f"{name}: config.json has architectures [{head!r}], which gives classes or spans, "
+                f"not tokens; import the language model that it was made from"
+            )
+
+
+def _is_a_model(key: str, value: Any) -> bool:
+    names = key.endswith("_config") or key in ("encoder", "decoder")
+    return names and isinstance(value, dict) and bool({"model_type", "hidden_size"} & value.keys())
