@@ -97,17 +97,3 @@ def load_tokenizer(name: str) -> Tokenizer:
             f"{did_you_mean(path.name, siblings)}"
         )
     return HuggingFaceTokenizer(name, path.read_bytes(), read_config(path.parent, name))
-
-
-def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Refuses a tokenizer whose ids the model's embedding does not hold.
-
-    Raises:
-        UserError: `vocab_size`, the model's, is smaller than the tokenizer's.
-    """
-    if tokenizer.vocab_size > vocab_size:
-        raise UserError(
-            f"data.tokenizer '{tokenizer.name}' has {tokenizer.vocab_size} ids, but "
-            f"model.vocab_size is {vocab_size}; make it at least {tokenizer.vocab_size}, or leave "
-            f"it out"
-        )

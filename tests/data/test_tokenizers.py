@@ -11,7 +11,7 @@ from tokenizers import decoders, models, normalizers
 from jaxformer.config import DataConfig
 from jaxformer.data.commands import train_tokenizer
 from jaxformer.data.huggingface_tokenizer import HuggingFaceTokenizer
-from jaxformer.data.tokenizers import check_vocabulary, load_tokenizer
+from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.schema import UserError
 
 TEXTS = [
@@ -140,18 +140,6 @@ def test_streamed_noise_equals_noise_decoded_at_once(bpe: HuggingFaceTokenizer) 
             decoder = tokenizer.stream_decoder()
             pieces = [decoder.push(token) for token in ids]
             assert "".join(pieces) + decoder.finish() == tokenizer.decode(ids)
-
-
-def test_a_tokenizer_larger_than_the_embedding_is_refused() -> None:
-    tokenizer = load_tokenizer("bytes")
-    check_vocabulary(tokenizer, 257)
-    check_vocabulary(tokenizer, 512)
-    message = (
-        r"data.tokenizer 'bytes' has 257 ids, but model.vocab_size is 256; make it at least 257, "
-        r"or leave it out"
-    )
-    with pytest.raises(UserError, match=message):
-        check_vocabulary(tokenizer, 256)
 
 
 def test_a_missing_tokenizer_is_named(tmp_path: Path, bpe_folder: Path) -> None:

@@ -87,11 +87,7 @@ def heads(hub: HubConfig) -> Json:
     """
     num_heads, d_model = hub.count("num_attention_heads"), hub.count("hidden_size")
     num_kv_heads = hub.count("num_key_value_heads", num_heads)
-    if num_heads % num_kv_heads:
-        raise UserError(
-            f"{hub.name} has num_attention_heads {num_heads}, which is not divisible by its "
-            f"num_key_value_heads {num_kv_heads}"
-        )
+    hub.need_divisible("num_attention_heads", num_heads, "num_key_value_heads", num_kv_heads)
     return {
         "kind": "attention",
         "num_heads": num_heads,

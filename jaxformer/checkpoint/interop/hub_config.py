@@ -156,6 +156,13 @@ class HubConfig:
             )
         return value
 
+    def need_divisible(self, key: str, value: int, by: str, divisor: int) -> None:
+        """Raises UserError unless the value of `key` is divisible by that of the key `by`."""
+        if value % divisor:
+            raise UserError(
+                f"{self.name} has {key} {value}, which is not divisible by its {by} {divisor}"
+            )
+
     def finish(self) -> None:
         """Refuse what nobody has taken.
 

@@ -74,10 +74,11 @@ def to_rope(hub: HubConfig, head_dim: int, *, kinds: Collection[str] | None = No
         longest = hub.count("max_position_embeddings", most=LARGEST)
     fraction = _fraction(hub, options)
     rotated = head_dim * fraction
-    if not 0 < rotated <= MOST_ROTATED or rotated % 2:
+    most = min(head_dim, MOST_ROTATED)
+    if int(rotated) != round(rotated) or int(rotated) % 2 or not 0 < int(rotated) <= most:
         raise UserError(
             f"{hub.name} rotates {rotated:g} of the {head_dim} features of a head; allowed: an "
-            f"even number up to {MOST_ROTATED}"
+            f"even number up to {most}"
         )
     own = options.count("original_max_position_embeddings", None, most=LARGEST)
     original = hub.count("original_max_position_embeddings", own, most=LARGEST)

@@ -64,8 +64,7 @@ def to_config(hub: HubConfig) -> Json:
     ):
         hub.need(key, False)
     d_model, num_heads = hub.count("n_embd"), hub.count("n_head")
-    if d_model % num_heads:
-        raise UserError(f"{hub.name} has n_embd {d_model}, not divisible by its n_head {num_heads}")
+    hub.need_divisible("n_embd", d_model, "n_head", num_heads)
     return {
         "d_model": d_model,
         "num_layers": layers_of(hub, "n_layer"),

@@ -35,18 +35,15 @@ def to_config(hub: HubConfig) -> Json:
         hub.take(key, None)
     hub.need("time_step_limit", *NO_LIMITS)
     num_heads, head_dim = hub.count("num_heads"), hub.count("head_dim")
-    mixer = {"kind": "mamba2", "head_dim": head_dim, "num_groups": hub.count("n_groups")}
+    num_groups = hub.count("n_groups")
+    mixer = {"kind": "mamba2", "head_dim": head_dim, "num_groups": num_groups}
     section = to_section(hub, mixer)
     if num_heads * head_dim != round(section["mixer"]["expansion"] * section["d_model"]):
         raise UserError(
             f"{hub.name} has num_heads {num_heads} of head_dim {head_dim}, whose product is not "
             f"expand × hidden_size"
         )
-    if num_heads % mixer["num_groups"]:
-        raise UserError(
-            f"{hub.name} has num_heads {num_heads}, which is not divisible by its n_groups "
-            f"{mixer['num_groups']}"
-        )
+    hub.need_divisible("num_heads", num_heads, "n_groups", num_groups)
     if section["norm"]["eps"] != EPSILON:
         raise UserError(
             f"{hub.name} has layer_norm_epsilon {section['norm']['eps']}; only {EPSILON} is "

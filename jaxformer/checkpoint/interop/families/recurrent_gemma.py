@@ -56,10 +56,14 @@ def to_config(hub: HubConfig) -> Json:
     d_model, num_heads = hub.count("hidden_size"), hub.count("num_attention_heads")
     head_dim = d_model // num_heads
     hub.need("head_dim", head_dim)
+    num_kv_heads = hub.count("num_key_value_heads", num_heads)
+    hub.need_divisible("num_attention_heads", num_heads, "num_key_value_heads", num_kv_heads)
+    width = hub.count("lru_width", d_model)
+    hub.need_divisible("lru_width", width, "num_attention_heads", num_heads)
     attention = {
         "kind": "attention",
         "num_heads": num_heads,
-        "num_kv_heads": hub.count("num_key_value_heads", num_heads),
+        "num_kv_heads": num_kv_heads,
         "window": hub.count("attention_window_size", most=LARGEST),
         "qkv_bias": hub.flag("attention_bias"),
         "output_bias": True,
@@ -67,7 +71,7 @@ def to_config(hub: HubConfig) -> Json:
     recurrent = {
         "kind": "rglru",
         "num_heads": num_heads,
-        "expansion": hub.count("lru_width", d_model) / d_model,
+        "expansion": width / d_model,
         "conv_width": hub.count("conv1d_width"),
     }
     mixers = {"recurrent": recurrent, "attention": attention}

@@ -63,11 +63,15 @@ def to_config(hub: HubConfig) -> Json:
     hub.need("num_blocks", layers_of(hub))
     width = d_model * hub.number("ffn_proj_factor")
     multiple = hub.count("ffn_round_up_to_multiple_of")
+    num_heads, widths = hub.count("num_heads"), []
+    for key in ("qk_dim_factor", "v_dim_factor"):
+        widths.append(int(d_model * hub.number(key)))
+        hub.need_divisible(f"hidden_size × {key}", widths[-1], "num_heads", num_heads)
     mixer = {
         "kind": "mlstm",
-        "num_heads": hub.count("num_heads"),
-        "key_expansion": int(d_model * hub.number("qk_dim_factor")) / d_model,
-        "value_expansion": int(d_model * hub.number("v_dim_factor")) / d_model,
+        "num_heads": num_heads,
+        "key_expansion": widths[0] / d_model,
+        "value_expansion": widths[1] / d_model,
         "gate_softcap": hub.number("gate_soft_cap"),
     }
     return model_section(
