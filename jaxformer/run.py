@@ -72,11 +72,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
 
     weights = find_weights(path, overrides)
     config = weights.config
-    tokenizer = load_tokenizer(config.data.tokenizer)
+    tokenizer = load_tokenizer(config.data.tokenizer, config.data.add_bos)
     model = build_model(
         config.model, vocab_size=tokenizer.vocab_size, dtype=jnp.dtype(config.train.precision)
     )
-    _check_tokenizer(weights.where, tokenizer, weights.manifest["tokenizer"])
+    _check_tokenizer(weights.where, config, tokenizer, weights.manifest["tokenizer"])
     mesh = make_mesh(config.mesh.sizes, config.mesh.preset)
     boxed = abstract_parameters(model)
     abstract = placed(meta.unbox(boxed), parameter_shardings(mesh, boxed, config.mesh.table))
@@ -84,8 +84,18 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     return Run(config, model, params, tokenizer, weights.step, mesh)
 
 
-def _check_tokenizer(where: Path, tokenizer: Tokenizer, saved: dict[str, str]) -> None:
+def _check_tokenizer(
+    where: Path, config: Config, tokenizer: Tokenizer, saved: dict[str, str]
+) -> None:
     if tokenizer.fingerprint != saved["fingerprint"]:
+        for add_bos in (True, False):
+            other = load_tokenizer(config.data.tokenizer, add_bos)
+            if other.fingerprint == saved["fingerprint"]:
+                raise UserError(
+                    f"{where} was trained {'with' if add_bos else 'without'} a beginning of text "
+                    f"before every text, but data.add_bos is {config.data.add_bos}; give "
+                    f"data.add_bos={str(add_bos).lower()}, or write it into the run's config.yaml"
+                )
         raise UserError(
             f"{where} was trained with the tokenizer {saved['name']} of fingerprint "
             f"{saved['fingerprint'][:12]}; data.tokenizer now has {tokenizer.fingerprint[:12]}: "

@@ -75,7 +75,7 @@ def _trainer(config: Config, length: int) -> tuple[Callable[[], float], Measured
             "train": config.train.model_copy(update={"batch_size": max(1, tokens // length)}),
         }
     )
-    tokenizer = load_tokenizer(config.data.tokenizer)
+    tokenizer = load_tokenizer(config.data.tokenizer, config.data.add_bos)
     mesh = make_mesh(config.mesh.sizes, config.mesh.preset)
     program = make_program(config, mesh, tokenizer.vocab_size)
     began = time.perf_counter()

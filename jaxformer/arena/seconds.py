@@ -16,7 +16,7 @@ STEPS = 10
 
 def seconds_per_step(config: Config) -> float:
     """The median of ten steps after the first one, on the first batch."""
-    tokenizer = load_tokenizer(config.data.tokenizer)
+    tokenizer = load_tokenizer(config.data.tokenizer, config.data.add_bos)
     mesh = make_mesh(config.mesh.sizes, config.mesh.preset)
     program = make_program(config, mesh, tokenizer.vocab_size)
     train_step = program.compile(None).train_step

@@ -45,6 +45,10 @@ class DataConfig(Schema):
     tokenizer: str = Field(
         "bytes", description="bytes, ids:N for a task, a tokenizer.json file, or a Hub name"
     )
+    add_bos: bool | Literal["auto"] = Field(
+        "auto",
+        description="a beginning of text before every text; auto: as the tokenizer's files say",
+    )
     sequence_length: Annotated[int, Field(ge=2)] = 256
     format: Format = Field("text", description="what a row of jsonl, parquet and hf sources holds")
     column: str | ColumnPair = Field(

@@ -25,6 +25,7 @@ from jaxformer.loading import read_text
 from jaxformer.schema import UserError
 
 Message = Mapping[str, Any]
+Tools = Sequence[Mapping[str, Any]] | None
 Span = tuple[int, int]
 
 FILE = "chat_template.jinja"
@@ -55,15 +56,18 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as error:
             raise UserError(f"{where}: line {error.lineno}: {error.message}") from None
 
-    def prompt(self, messages: Sequence[Message], place: str) -> str:
-        """The text of `messages` up to where the assistant's next answer begins.
+    def prompt(self, messages: Sequence[Message], place: str, tools: Tools = None) -> str:
+        """The text of `messages` up to where the assistant's next answer begins; `tools` are those
+        that it may call.
 
         Raises:
             UserError: the template refuses the messages, which are those of `place`.
         """
-        return re.sub(f"[{OPEN}{CLOSE}]", "", self._render(messages, place, asks=True))
+        return re.sub(f"[{OPEN}{CLOSE}]", "", self._render(messages, place, tools, asks=True))
 
-    def conversation(self, messages: Sequence[Message], place: str) -> tuple[str, list[Span]]:
+    def conversation(
+        self, messages: Sequence[Message], place: str, tools: Tools = None
+    ) -> tuple[str, list[Span]]:
         """The text of `messages`, and the characters [from, to) of each answer in it.
 
         An answer is what `{% generation %}` marks, or else what follows the prompt before it,
@@ -72,14 +76,14 @@ class ChatTemplate:
         Raises:
             UserError: the template refuses the messages, or rewrites what came before an answer.
         """
-        text = self._render(messages, place)
+        text = self._render(messages, place, tools)
         if self._is_marked:
             return _without_marks(text)
         answers = []
         for number, message in enumerate(messages):
             if message["role"] == "assistant":
-                before = self._render(messages[:number], place, asks=True)
-                after = self._render(messages[: number + 1], place)
+                before = self._render(messages[:number], place, tools, asks=True)
+                after = self._render(messages[: number + 1], place, tools)
                 if not (after.startswith(before) and text.startswith(after)):
                     raise UserError(
                         f"{place}: message {number + 1}, an answer, cannot be told from its "
@@ -105,10 +109,18 @@ class ChatTemplate:
         end = len(text.rstrip())
         return end if end > start and text[:end].endswith(self._specials) else len(text)
 
-    def _render(self, messages: Sequence[Message], place: str, *, asks: bool = False) -> str:
+    def _render(
+        self, messages: Sequence[Message], place: str, tools: Tools = None, *, asks: bool = False
+    ) -> str:
+        """Tools and documents that are not given are None, as in transformers: a template may ask
+        whether they are none, which what is undefined is not."""
         try:
             return self._template.render(
-                messages=messages, add_generation_prompt=asks, **self._named
+                messages=messages,
+                tools=tools,
+                documents=None,
+                add_generation_prompt=asks,
+                **self._named,
             )
         except ERRORS as error:
             raise UserError(f"{place}: the chat template ({self._where}) says: {error}") from None
@@ -126,7 +138,7 @@ def load_chat_template(tokenizer: Tokenizer) -> ChatTemplate:
             source: Any = read_text(file)
             where = str(file)
         else:
-            source = _default(tokenizer.config.get("chat_template"))
+            source = _default(tokenizer.settings.get("chat_template"))
             where = f"tokenizer_config.json of {tokenizer.name}"
         if isinstance(source, str):
             return ChatTemplate(source, where, list(tokenizer.specials), tokenizer.named_specials)

@@ -30,7 +30,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 def prepare(config: Config) -> None:
     """Makes every token store that the configuration needs, and says what is there."""
-    tokenizer = load_tokenizer(config.data.tokenizer)
+    tokenizer = load_tokenizer(config.data.tokenizer, config.data.add_bos)
     stores = open_stores(config.data, tokenizer)
     if config.data.task is not None:
         say(f"task {config.data.task.kind}: its rows are made while training; nothing to prepare")
@@ -52,7 +52,7 @@ def inspect(config: Config) -> None:
     from rich.console import Console
 
     console = Console()
-    tokenizer = load_tokenizer(config.data.tokenizer)
+    tokenizer = load_tokenizer(config.data.tokenizer, config.data.add_bos)
     stores = open_stores(config.data, tokenizer)
     if config.data.task is not None:
         console.print(_task_row(stores.training[0], tokenizer), markup=False, highlight=False)

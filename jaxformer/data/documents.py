@@ -6,16 +6,17 @@ completion alone of a prompt. A token that holds any character of an answer is l
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from jaxformer.config import SourceConfig
-from jaxformer.data.chat_template import ChatTemplate, Message, Span, load_chat_template
+from jaxformer.data.chat_template import ChatTemplate, Span, load_chat_template
+from jaxformer.data.conversations import TOOLS, is_answered, read_messages, read_tools
 from jaxformer.data.plain_tokenizers import byte_offsets
-from jaxformer.data.rows import Column, Row, named_kind
+from jaxformer.data.rows import Column, Row
 from jaxformer.data.tokenizers import Tokenizer
-from jaxformer.schema import Schema, UserError, did_you_mean
+from jaxformer.schema import Schema
 
 
 class Document(NamedTuple):
@@ -31,8 +32,8 @@ class Document(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """The tokens of a document, which of them are learnt (None: all but the first), and the UTF-8
-    bytes of the text that the learnt ones stand for."""
+    """The tokens of a document, which of them are learnt (None: all but the first, which nothing
+    is before to tell it from), and the UTF-8 bytes of the text that the learnt ones stand for."""
 
     ids: np.ndarray  # unsigned [length]
     loss_mask: np.ndarray | None  # bool [length]
@@ -63,7 +64,7 @@ class Format(Protocol):
 
 @dataclass(frozen=True)
 class TextFormat:
-    """A text a row, as [bos] tokens [eos]."""
+    """A text per row, as [bos] tokens [eos]; without bos where the tokenizer adds none."""
 
     column: str
     instructions = None
@@ -80,12 +81,15 @@ class TextFormat:
         written = [document.text or "" for document in texts]
         for text, ids in zip(written, tokenizer.encode_documents(written), strict=True):
             size = len(text) if text.isascii() else len(text.encode("utf-8"))
+            if not tokenizer.prefix_ids:
+                size -= min(size, tokenizer.count_bytes(ids[:1]))
             yield Encoded(_between_ends(ids, tokenizer), None, size)
 
 
 @dataclass(frozen=True)
 class CompletionFormat:
-    """A prompt and its completion, as [bos] tokens [eos]; the completion and eos are learnt.
+    """A prompt and its completion, as [bos] tokens [eos]; the completion and eos are learnt, but
+    not a first token that nothing is before.
 
     Without a completion, a row is left out.
     """
@@ -111,15 +115,17 @@ class CompletionFormat:
                 yield Document(text, row.done, ((len(prompt), len(text)),))
 
     def encode(self, texts: Sequence[Document], tokenizer: Tokenizer) -> Iterator[Encoded]:
-        for ids, answer, size in _encode_answers(texts, tokenizer):
-            mask = np.concatenate([[False], answer, [True]])
+        prefix = len(tokenizer.prefix_ids)
+        for ids, answer, size in _encode_answers(texts, tokenizer, begun=prefix > 0):
+            mask = np.concatenate([np.zeros(prefix, bool), answer, [True]])
             yield Encoded(_between_ends(ids, tokenizer), mask, size)
 
 
 @dataclass(frozen=True)
 class MessagesFormat:
-    """A conversation `[{role, content}, ...]`, rendered by the chat template; nothing is put before
-    or after it. A conversation in which the assistant says nothing is left out.
+    """A conversation `[{role, content}, ...]`, rendered by the chat template with the tools of the
+    column `tools` where the row has them; nothing is put before or after it. A conversation in
+    which the assistant says nothing and calls nothing is left out.
 
     Raises:
         UserError: a row is no conversation, or the template refuses it.
@@ -130,28 +136,25 @@ class MessagesFormat:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        return (Column(self.column, list),)
+        return (Column(self.column, list), Column(TOOLS, None))
 
     @property
     def instructions(self) -> Instructions:
-        return Instructions(format="messages", columns=(self.column,), template=self.template.hash)
+        columns = (self.column, TOOLS)
+        return Instructions(format="messages", columns=columns, template=self.template.hash)
 
     def documents(self, rows: Iterable[Row]) -> Iterator[Document]:
         for row in rows:
             if row.values is None:
                 yield Document(None, row.done)
                 continue
-            messages = _messages(row.values[0], f"{row.place}, column '{self.column}'")
-            text, answers = self.template.conversation(messages, row.place)
-            answered = any(
-                message["role"] == "assistant" and message["content"].strip()
-                for message in messages
-            )
-            yield Document(text if answered else "", row.done, tuple(answers))
+            messages = read_messages(row.values[0], f"{row.place}, column '{self.column}'")
+            tools = read_tools(row.values[1], f"{row.place}, column '{TOOLS}'")
+            text, answers = self.template.conversation(messages, row.place, tools)
+            yield Document(text if is_answered(messages) else "", row.done, tuple(answers))
 
     def encode(self, texts: Sequence[Document], tokenizer: Tokenizer) -> Iterator[Encoded]:
-        for ids, mask, size in _encode_answers(texts, tokenizer):
-            mask[:1] = False  # nothing is before it to tell it from
+        for ids, mask, size in _encode_answers(texts, tokenizer, begun=False):
             yield Encoded(ids, mask, size)
 
 
@@ -171,40 +174,24 @@ def format_of(source: SourceConfig, tokenizer: Tokenizer) -> Format:
     raise ValueError(f"format {source.format} with column {source.column}")
 
 
-def _messages(value: list[Any], place: str) -> list[Message]:
-    """Fields that are null, as a table gives them where a row has none, are left out."""
-    if not value:
-        raise UserError(f"{place}: there are no messages; mend or remove the row")
-    for number, message in enumerate(value, start=1):
-        where = f"{place}: message {number}"
-        if not isinstance(message, dict):
-            raise UserError(f"{where} is {named_kind(message)}, not {{role, content}}")
-        for key in ("role", "content"):
-            if key not in message:
-                keys = [str(name) for name in message]
-                raise UserError(
-                    f"{where} has no {key}; keys: {', '.join(keys)}.{did_you_mean(key, keys)}"
-                )
-            if not isinstance(message[key], str):
-                raise UserError(f"{where}: its {key} is {named_kind(message[key])}, not text")
-    return [{key: part for key, part in message.items() if part is not None} for message in value]
-
-
 def _between_ends(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-    return np.concatenate([[tokenizer.bos_id], ids, [tokenizer.eos_id]]).astype(np.uint32)
+    prefix = np.array(tokenizer.prefix_ids, np.uint32)
+    return np.concatenate([prefix, ids, [tokenizer.eos_id]]).astype(np.uint32)
 
 
 def _encode_answers(
-    texts: Sequence[Document], tokenizer: Tokenizer
+    texts: Sequence[Document], tokenizer: Tokenizer, *, begun: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """Ids, which of them hold a part of an answer, and the UTF-8 bytes of these. Whole texts are
-    tokenised, as in inference, and answers found by the places of tokens."""
+    """Ids, which of them are learnt because they hold a part of an answer, and the UTF-8 bytes of
+    these. Whole texts are tokenised, as in inference, and answers found by the places of tokens.
+    Where nothing is put before a text (not `begun`), its first token is not learnt."""
     specials = list(tokenizer.specials.values())
     encodings = tokenizer.encode_places([document.text or "" for document in texts])
     for document, (ids, places) in zip(texts, encodings, strict=True):
         mask = np.zeros(len(ids), bool)
         for start, end in document.answers:
             mask |= (places[:, 0] < end) & (places[:, 1] > start)
+        mask[:1] &= begun
         spoken = places[mask & ~np.isin(ids, specials)]
         yield ids, mask, _bytes_of(document.text or "", spoken)
 

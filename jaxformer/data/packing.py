@@ -51,12 +51,19 @@ class PackedRows:
         """
         store = self.store
         document = int(np.searchsorted(store.offsets, self.begin, side="left"))
-        whole = int(store.text_bytes[-1] - store.text_bytes[document])
-        cut = slice(self.begin + 1, store.offsets[document])
-        rest = store.tokens[cut]
+        total = int(store.text_bytes[-1] - store.text_bytes[document])
+        if store.offsets[document] == self.begin:
+            return total
+        first, end = store.offsets[document - 1], store.offsets[document]
+        rest = np.arange(self.begin + 1, end)
         if store.loss_mask is not None:
-            rest = rest[store.loss_mask[cut]]
-        return whole + tokenizer.count_bytes(rest)
+            rest = rest[store.loss_mask[rest]]
+        runs = np.split(rest, np.flatnonzero(np.diff(rest) != 1) + 1)
+        return total + sum(
+            tokenizer.count_bytes(store.tokens[run], store.tokens[first : run[0]])
+            for run in runs
+            if len(run)
+        )
 
     def __len__(self) -> int:
         return max(0, -(-(self.end - self.begin - 1) // self.length))

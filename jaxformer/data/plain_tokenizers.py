@@ -19,10 +19,15 @@ class ByteTokenizer:
 
     name = "bytes"
     vocab_size = 257
-    bos_id = 256
+    bos_id: int | None = 256
     eos_id = 256
-    fingerprint = hashlib.sha256(b"jaxformer bytes: 0-255 bytes, 256 bos and eos").hexdigest()
     specials: Mapping[str, int] = MappingProxyType({})
+
+    def __init__(self, add_bos: bool = True) -> None:
+        self.prefix_ids: tuple[int, ...] = (self.eos_id,) if add_bos else ()
+        ends = "bos and eos" if add_bos else "eos"
+        text = f"jaxformer bytes: 0-255 bytes, 256 {ends}"
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
@@ -36,17 +41,17 @@ class ByteTokenizer:
             first = np.repeat(np.arange(len(text)), sizes)
             yield self.encode(text), np.stack([first, first + 1], axis=1)
 
-    def decode(self, ids: ArrayLike) -> str:
+    def decode(self, ids: ArrayLike, after: ArrayLike = ()) -> str:
         return self._bytes(ids).decode("utf-8", errors="replace")
 
     def decode_whole(self, ids: ArrayLike) -> str:
         ends = np.flatnonzero(np.asarray(ids) == self.eos_id)
         return END_OF_TEXT.join(self.decode(part) for part in np.split(np.asarray(ids), ends))
 
-    def count_bytes(self, ids: ArrayLike) -> int:
+    def count_bytes(self, ids: ArrayLike, after: ArrayLike = ()) -> int:
         return len(self._bytes(ids))
 
-    def stream_decoder(self) -> "_ByteStream":
+    def stream_decoder(self, after: ArrayLike = ()) -> "_ByteStream":
         return _ByteStream()
 
     def _bytes(self, ids: ArrayLike) -> bytes:
@@ -70,11 +75,14 @@ class IdsTokenizer:
 
     specials: Mapping[str, int] = MappingProxyType({})
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, add_bos: bool = True) -> None:
         self.name = f"ids:{vocab_size}"
         self.vocab_size = vocab_size
-        self.bos_id = self.eos_id = vocab_size - 1
-        self.fingerprint = hashlib.sha256(f"jaxformer {self.name}".encode()).hexdigest()
+        self.eos_id = vocab_size - 1
+        self.bos_id: int | None = self.eos_id
+        self.prefix_ids: tuple[int, ...] = (self.eos_id,) if add_bos else ()
+        text = f"jaxformer {self.name}" + ("" if add_bos else " without bos")
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
 
     def encode(self, text: str) -> np.ndarray:
         return next(self.encode_places([text]))[0]
@@ -97,22 +105,28 @@ class IdsTokenizer:
     def _has(self, word: str) -> bool:
         return word.isdecimal() and int(word) < self.vocab_size
 
-    def decode(self, ids: ArrayLike) -> str:
-        return " ".join(str(number) for number in np.asarray(ids).reshape(-1))
+    def decode(self, ids: ArrayLike, after: ArrayLike = ()) -> str:
+        numbers = [str(number) for number in np.asarray(ids).reshape(-1)]
+        return " ".join(["", *numbers] if numbers and np.size(after) else numbers)
 
     def decode_whole(self, ids: ArrayLike) -> str:
         return self.decode(ids)
 
-    def count_bytes(self, ids: ArrayLike) -> int:
-        return len(self.decode(ids))
+    def count_bytes(self, ids: ArrayLike, after: ArrayLike = ()) -> int:
+        return len(self.decode(ids, after))
 
-    def stream_decoder(self) -> "_IdsStream":
-        return _IdsStream()
+    def stream_decoder(self, after: ArrayLike = ()) -> "_IdsStream":
+        return _IdsStream(bool(np.size(after)))
 
 
 class _IdsStream:
+    def __init__(self, begun: bool) -> None:
+        self._begun = begun
+
     def push(self, token: int) -> str:
-        return f"{token} "
+        piece = f" {token}" if self._begun else str(token)
+        self._begun = True
+        return piece
 
     def finish(self) -> str:
         return ""

@@ -22,10 +22,11 @@ Readable = IO[bytes] | gzip.GzipFile
 
 
 class Column(NamedTuple):
-    """A column to read, and what its values are: texts, or lists."""
+    """A column to read, and what its values are: texts, or lists, or (None) anything, in a column
+    that may be missing."""
 
     name: str
-    holds: type[str] | type[list]
+    holds: type[str] | type[list] | None
 
 
 class Row(NamedTuple):
@@ -139,11 +140,13 @@ def _json_values(
             raise UserError(
                 f"{place}: {named_kind(row)}, not an object with a column '{column.name}'"
             )
+        if column.holds is None:
+            continue
         if column.name not in row:
             raise _wrong_column(place, column.name, row)
         if not isinstance(row[column.name], column.holds):
             raise _wrong_value(place, column, row[column.name])
-    return decode_utf8(tuple(row[column.name] for column in columns), invalid_utf8, place)
+    return decode_utf8(tuple(row.get(column.name) for column in columns), invalid_utf8, place)
 
 
 def parquet_rows(
@@ -153,12 +156,11 @@ def parquet_rows(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = [column.name for column in columns]
     before = 0
     for file in files:
         try:
             parquet = pq.ParquetFile(file)
-            _check_arrow_columns(parquet.schema_arrow, columns, str(file))
+            names = _check_arrow_columns(parquet.schema_arrow, columns, str(file))
             size, rows = file.stat().st_size, max(parquet.metadata.num_rows, 1)
             batches = parquet.iter_batches(batch_size=ROWS_AT_ONCE, columns=names)
             for row in _arrow_rows(batches, columns, invalid_utf8, str(file)):
@@ -175,8 +177,8 @@ def hf_rows(
     dataset: Any, columns: Sequence[Column], invalid_utf8: str, place: str
 ) -> Iterator[Row]:
     """A row of a `datasets.Dataset` a row; `done` counts rows."""
-    _check_arrow_columns(dataset.features.arrow_schema, columns, place)
-    selected = dataset.select_columns([column.name for column in columns]).with_format("arrow")
+    names = _check_arrow_columns(dataset.features.arrow_schema, columns, place)
+    selected = dataset.select_columns(names).with_format("arrow")
     batches = (
         batch for table in selected.iter(batch_size=ROWS_AT_ONCE) for batch in table.to_batches()
     )
@@ -192,14 +194,30 @@ def _arrow_rows(
     """Numbers the rows from 1, which is also what is `done`."""
     row = 0
     for batch in batches:
-        arrays = [_texts_as_bytes(batch.column(column.name)).to_pylist() for column in columns]
+        arrays = [
+            _texts_as_bytes(batch.column(column.name)).to_pylist()
+            if column.name in batch.schema.names
+            else [None] * batch.num_rows
+            for column in columns
+        ]
         for values in zip(*arrays, strict=True):
             row += 1
             where = f"{place}, row {row}"
             for column, value in zip(columns, values, strict=True):
-                if value is None:
+                if value is None and column.holds is not None:
                     raise _wrong_value(where, column, None)
-            yield Row(decode_utf8(values, invalid_utf8, where), where, row)
+            present = tuple(_without_nulls(value) for value in values)
+            yield Row(decode_utf8(present, invalid_utf8, where), where, row)
+
+
+def _without_nulls(value: Any) -> Any:
+    """Without the fields of structures that are null: a table has every field in every row."""
+    match value:
+        case list():
+            return [_without_nulls(item) for item in value]
+        case dict():
+            return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return value
 
 
 def _texts_as_bytes(array: "pa.Array") -> "pa.Array":
@@ -223,10 +241,13 @@ def _texts_as_bytes(array: "pa.Array") -> "pa.Array":
     return array.cast(of(array.type))
 
 
-def _check_arrow_columns(schema: "pa.Schema", columns: Sequence[Column], place: str) -> None:
+def _check_arrow_columns(schema: "pa.Schema", columns: Sequence[Column], place: str) -> list[str]:
+    """The names of those that are there; the others may be missing."""
     import pyarrow as pa
 
     for column in columns:
+        if column.holds is None:
+            continue
         if column.name not in schema.names:
             raise _wrong_column(place, column.name, schema.names)
         kind = schema.field(column.name).type
@@ -237,6 +258,7 @@ def _check_arrow_columns(schema: "pa.Schema", columns: Sequence[Column], place: 
                 f"{place}: column '{column.name}' holds {kind}, not {_holds(column)}; choose "
                 f"data.column"
             )
+    return [column.name for column in columns if column.name in schema.names]
 
 
 def _is_text(kind: "pa.DataType") -> bool:

@@ -10,11 +10,12 @@ from numpy.typing import ArrayLike
 
 from jaxformer.data.huggingface_tokenizer import (
     HuggingFaceTokenizer,
+    file_of,
     from_hub,
     is_hub_name,
-    read_config,
 )
 from jaxformer.data.plain_tokenizers import ByteTokenizer, IdsTokenizer
+from jaxformer.data.text_ends import AddBos, read_settings
 from jaxformer.schema import UserError, did_you_mean
 
 
@@ -30,11 +31,16 @@ class StreamDecoder(Protocol):
 
 
 class Tokenizer(Protocol):
-    """Ids are below `vocab_size`; `fingerprint` is a SHA-256 of all that decides the ids."""
+    """Ids are below `vocab_size`; `fingerprint` is a SHA-256 of all that decides the ids.
+
+    `prefix_ids` stand before every text: bos where the tokenizer adds one, else nothing. `bos_id`
+    is the token called so, added or not, and None where there is none.
+    """
 
     name: str
     vocab_size: int
-    bos_id: int
+    prefix_ids: tuple[int, ...]
+    bos_id: int | None
     eos_id: int
     fingerprint: str
 
@@ -58,36 +64,41 @@ class Tokenizer(Protocol):
         """
         ...
 
-    def decode(self, ids: ArrayLike) -> str:
-        """The text without special tokens; invalid UTF-8 becomes U+FFFD."""
+    def decode(self, ids: ArrayLike, after: ArrayLike = ()) -> str:
+        """The text that `ids` add to that of the tokens `after` which they come, without special
+        tokens; invalid UTF-8 becomes U+FFFD."""
         ...
 
     def decode_whole(self, ids: ArrayLike) -> str:
-        """Like `decode`, with special tokens."""
+        """Like `decode` after nothing, with special tokens."""
         ...
 
-    def count_bytes(self, ids: ArrayLike) -> int:
+    def count_bytes(self, ids: ArrayLike, after: ArrayLike = ()) -> int:
         """UTF-8 bytes of the text that these ids stand for."""
         ...
 
-    def stream_decoder(self) -> StreamDecoder: ...
+    def stream_decoder(self, after: ArrayLike = ()) -> StreamDecoder: ...
 
 
-def load_tokenizer(name: str) -> Tokenizer:
+def load_tokenizer(name: str, add_bos: AddBos = "auto") -> Tokenizer:
     """`bytes`, `ids:N`, a tokenizer.json file, a folder that holds one, or a name on the Hub.
+
+    Args:
+        add_bos: whether a beginning of text stands before every text; `auto` is what the
+            tokenizer's files say.
 
     Raises:
         UserError: missing, not a tokenizer, or without an end of text.
     """
     if name == "bytes":
-        return ByteTokenizer()
+        return ByteTokenizer(add_bos is not False)
     if re.fullmatch(r"ids:[1-9]\d*", name):
-        return IdsTokenizer(int(name.removeprefix("ids:")))
+        return IdsTokenizer(int(name.removeprefix("ids:")), add_bos is not False)
     path = Path(name).expanduser()
     if path.is_dir():
         path = path / "tokenizer.json"
     elif not path.exists() and is_hub_name(name):
-        return from_hub(name)
+        return from_hub(name, add_bos)
     if not path.is_file():
         folder = path.parent
         siblings = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
@@ -96,4 +107,19 @@ def load_tokenizer(name: str) -> Tokenizer:
             f"file, a folder that holds one, or a name on the Hub."
             f"{did_you_mean(path.name, siblings)}"
         )
-    return HuggingFaceTokenizer(name, path.read_bytes(), read_config(path.parent, name))
+    settings = read_settings(name, lambda file: file_of(path.parent, file))
+    return HuggingFaceTokenizer(name, path.read_bytes(), settings, add_bos)
+
+
+def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """A text as a model is to continue it: the tokenizer's prefix, which is not put before a text
+    that is written with it, and the text. The end of text is for documents alone."""
+    ids = tokenizer.encode(text).tolist()
+    prefix = list(tokenizer.prefix_ids)
+    return ids if ids[: len(prefix)] == prefix else prefix + ids
+
+
+def start_id(tokenizer: Tokenizer) -> int:
+    """What is continued where there is no text and nothing to put before one: bos although it is
+    not added, or else the end of text, as models without bos tell one document from the next."""
+    return tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id

@@ -12,6 +12,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from jaxformer.data.progress import progress
+from jaxformer.data.tokenizers import prompt_ids, start_id
 from jaxformer.evaluate.scoring import Continuation, Score, rows_at_once, score
 from jaxformer.generate.sampling import Sampling
 from jaxformer.generate.text import until_end
@@ -54,8 +55,10 @@ def generation_of(kwargs: dict[str, Any], task: str) -> Generation:
 class HarnessModel(TemplateLM):
     """Answers from the run's own compiled programs, on its mesh, in batches of its evaluation.
 
-    A text begins with the tokenizer's bos, as every document does in training. The longest input
-    is `data.sequence_length`; what is longer loses its first tokens, and `shortened` counts that.
+    A text begins as every document does in training, with bos where the tokenizer adds one. Where
+    there is no text before what is asked for, it is asked for after `prefix_token_id`. The longest
+    input is `data.sequence_length`; what is longer loses its first tokens, and `shortened` counts
+    that.
     """
 
     def __init__(self, run: Run, check: Callable[[], None] = lambda: None) -> None:
@@ -86,14 +89,14 @@ class HarnessModel(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        return self._run.tokenizer.bos_id
+        return start_id(self._run.tokenizer)
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        ids = self._run.tokenizer.encode(string).tolist()
-        begun = add_special_tokens is False or ids[:1] == [self.prefix_token_id]
-        return ids if begun else [self.prefix_token_id, *ids]
+        if add_special_tokens is False:
+            return self._run.tokenizer.encode(string).tolist()
+        return prompt_ids(self._run.tokenizer, string)
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = True
@@ -132,7 +135,10 @@ class HarnessModel(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
     ) -> list[Score]:
-        return self._score([Continuation(context, tokens) for _, context, tokens in requests])
+        start = [self.prefix_token_id]
+        return self._score(
+            [Continuation(context or start, tokens) for _, context, tokens in requests]
+        )
 
     def _score(self, continuations: Sequence[Continuation]) -> list[Score]:
         sizes = (len(each.context) + len(each.tokens) - 1 for each in continuations)
@@ -145,7 +151,8 @@ class HarnessModel(TemplateLM):
         return [Continuation(*make_disjoint_window(window)) for window in windows]
 
     def _prompt(self, request: Instance, generation: Generation) -> list[int]:
-        tokens, room = self.tok_encode(request.args[0]), self._length - generation.max_new_tokens
+        tokens = self.tok_encode(request.args[0]) or [self.prefix_token_id]
+        room = self._length - generation.max_new_tokens
         self.shortened += len(tokens) > room
         return tokens[-room:]
 
@@ -166,16 +173,22 @@ class HarnessModel(TemplateLM):
         for piece in pieces:
             self._check()
             rows = np.concatenate([rows, piece[: len(prompts)]], axis=1)
-            read = [self._text(row, generation.stops) for row in rows]
+            read = [
+                self._text(row, prompt, generation.stops)
+                for row, prompt in zip(rows, prompts, strict=True)
+            ]
             texts = [text for _, text in read]
             if all(ended for ended, _ in read):
                 break
         return texts
 
-    def _text(self, row: np.ndarray, stops: Sequence[str]) -> tuple[bool, str]:
-        """Whether a row has come to its end, and its text up to there."""
+    def _text(
+        self, row: np.ndarray, prompt: Sequence[int], stops: Sequence[str]
+    ) -> tuple[bool, str]:
+        """Whether a row has come to its end, and the text that it adds to its prompt's up to
+        there."""
         tokenizer = self._run.tokenizer
-        text = tokenizer.decode(until_end(row, tokenizer.eos_id))
+        text = tokenizer.decode(until_end(row, tokenizer.eos_id), prompt)
         found = [place for stop in stops if (place := text.find(stop)) >= 0]
         ended = bool(found) or tokenizer.eos_id in row
         return ended, text[: min(found)] if found else text

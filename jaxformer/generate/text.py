@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from jaxformer.data.chat_template import ChatTemplate
-from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.data.tokenizers import StreamDecoder, Tokenizer, prompt_ids, start_id
 from jaxformer.generate.decode import Decoder, Stats
 from jaxformer.generate.sampling import Sampling
 
@@ -29,10 +29,11 @@ def generate_text(
 ) -> str | list[str]:
     """Continue a prompt (→ its continuation), or several in one batch (→ a list of them).
 
-    A document begins with the tokenizer's bos, so an empty prompt starts one. A continuation stops
-    before end-of-text. With a chat template, a prompt is what a user says, and the continuation an
-    answer that stops before the end of the assistant's turn. `temperature`, `top_k`, `top_p` and
-    `min_p` are those of `Sampling`.
+    A prompt begins as documents do, with bos where the tokenizer adds one; an empty one without
+    goes on from what `start_id` says. A continuation is the text that the new tokens add to the
+    prompt's, and stops before end-of-text. With a chat template, a prompt is what a user says, and
+    the continuation an answer that stops before the end of the assistant's turn. `temperature`,
+    `top_k`, `top_p` and `min_p` are those of `Sampling`.
 
     Args:
         stream: print prompts and continuations; a single one as it comes.
@@ -44,7 +45,7 @@ def generate_text(
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     sampling = Sampling(temperature, top_k, top_p, min_p)
     if template is None:
-        ids = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in prompts]
+        ids = [prompt_ids(tokenizer, text) or [start_id(tokenizer)] for text in prompts]
     else:
         ids = [tokenizer.encode(_asked(template, text)).tolist() for text in prompts]
         end = template.end_of_turn()
@@ -55,9 +56,12 @@ def generate_text(
         ids, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stats=measured
     )
     if stream and len(prompts) == 1:
-        pieces = _print_as_it_comes(prompts[0], pieces, tokenizer, decoder.eos_id)
+        pieces = _print_as_it_comes(prompts[0], pieces, tokenizer.stream_decoder(ids[0]), decoder)
     rows = np.concatenate(list(pieces), axis=1)
-    texts = [tokenizer.decode(until_end(row, decoder.eos_id)) for row in rows]
+    texts = [
+        tokenizer.decode(until_end(row, decoder.eos_id), after)
+        for row, after in zip(rows, ids, strict=True)
+    ]
     if stream and len(prompts) > 1:
         for text, continuation in zip(prompts, texts, strict=True):
             print(f"{text}{continuation}\n{'-' * 40}")
@@ -77,14 +81,13 @@ def until_end(row: np.ndarray, eos_id: int) -> np.ndarray:
 
 
 def _print_as_it_comes(
-    prompt: str, pieces: Iterator[np.ndarray], tokenizer: Tokenizer, eos_id: int
+    prompt: str, pieces: Iterator[np.ndarray], text: StreamDecoder, decoder: Decoder
 ) -> Iterator[np.ndarray]:
     """Passes the pieces of one row on, and prints them."""
-    decoder = tokenizer.stream_decoder()
     print(prompt, end="", flush=True)
     for piece in pieces:
-        for token in until_end(piece[0], eos_id):
-            print(decoder.push(int(token)), end="")
+        for token in until_end(piece[0], decoder.eos_id):
+            print(text.push(int(token)), end="")
         sys.stdout.flush()
         yield piece
-    print(decoder.finish())
+    print(text.finish())

@@ -68,7 +68,7 @@ def train(config: Config) -> int:
         suites = suites_of(config)
 
         # Then the mesh and what will be compiled, which only compute shapes; then the data.
-        tokenizer = load_tokenizer(config.data.tokenizer)
+        tokenizer = load_tokenizer(config.data.tokenizer, config.data.add_bos)
         check_vocabulary(config, tokenizer)
         mesh = make_mesh(config.mesh.sizes, config.mesh.preset)
         check_rows(

@@ -46,7 +46,7 @@ def export_model(run: Path, out: Path, dtype: str = "float32") -> Json:
         raise UserError(f"{out} is in a bucket or there already; give a new folder")
     weights = find_weights(run)
     config = weights.config
-    tokenizer = load_tokenizer(config.data.tokenizer)
+    tokenizer = load_tokenizer(config.data.tokenizer, config.data.add_bos)
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
     model = config.model.model_copy(update={"vocab_size": vocab_size})
     family, options = choose_family(model, weights.manifest.get("imported"))

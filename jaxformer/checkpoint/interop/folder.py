@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxformer.checkpoint.interop.safetensors import Place, read_header
 from jaxformer.checkpoint.interop.source import TensorInfo
+from jaxformer.data.text_ends import read_settings
 from jaxformer.schema import UserError
 
 AHEAD = 1 << 26  # bytes
@@ -67,13 +68,14 @@ class HuggingFaceFolder:
         if not (self._folder / TOKENIZER).exists():
             return False
         shutil.copyfile(self._file(TOKENIZER), folder / TOKENIZER)
-        settings: dict[str, Any] = {}
-        if (self._folder / TOKENIZER_CONFIG).exists():
-            settings = _read_json(self._file(TOKENIZER_CONFIG))
+        settings = read_settings(self.name, self._found)
         if (self._folder / TEMPLATE).exists():
             settings["chat_template"] = self._file(TEMPLATE).read_text("utf-8")
         (folder / TOKENIZER_CONFIG).write_text(json.dumps(settings, indent=2), "utf-8")
         return True
+
+    def _found(self, name: str) -> Path | None:
+        return self._file(name) if (self._folder / name).exists() else None
 
     def _find(self) -> dict[str, Place]:
         if (self._folder / INDEX).exists():

@@ -22,6 +22,7 @@ class PreTokenizer(NamedTuple):
     split: dict[str, Any]
     ignore_merges: bool = False  # a piece that is a token is that token, whatever the merges say
     normalizer: dict[str, Any] | None = None
+    add_bos: bool = False  # where the file does not say, as llama.cpp does
 
 
 def _byte_level(use_regex: bool) -> dict[str, Any]:
@@ -59,7 +60,7 @@ PRE_TOKENIZERS = {
     "smollm": PreTokenizer(
         _sequence({"type": "Digits", "individual_digits": True}, use_regex=True)
     ),
-    "llama-bpe": PreTokenizer(_cut_by(r"\p{N}{1,3}"), ignore_merges=True),
+    "llama-bpe": PreTokenizer(_cut_by(r"\p{N}{1,3}"), ignore_merges=True, add_bos=True),
     "qwen2": PreTokenizer(_cut_by(r"\p{N}"), normalizer={"type": "NFC"}),
 }
 
@@ -163,6 +164,7 @@ def _config(metadata: Metadata, tokens: list[str]) -> dict[str, Any]:
                 f"tokens; convert the model anew"
             )
         config[{"unknown": "unk", "padding": "pad"}.get(name, name) + "_token"] = tokens[index]
-    config["add_bos_token"] = metadata.get("tokenizer.ggml.add_bos_token", bool, False)
+    add_bos = _pre_tokenizer(metadata).add_bos
+    config["add_bos_token"] = metadata.get("tokenizer.ggml.add_bos_token", bool, add_bos)
     template = metadata.get("tokenizer.chat_template", str)
     return config if template is None else config | {"chat_template": template}

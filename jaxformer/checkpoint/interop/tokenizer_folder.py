@@ -1,30 +1,35 @@
 """A run's tokenizer as the files that transformers reads."""
 
 import json
-import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jaxformer.checkpoint.interop.folder import TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from jaxformer.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxformer.data.plain_tokenizers import ByteTokenizer
+from jaxformer.data.text_ends import added_by
 from jaxformer.data.tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
 
 END_OF_TEXT = "<|endoftext|>"
 
 
 def write_tokenizer_folder(tokenizer: Tokenizer, folder: Path) -> None:
-    """tokenizer.json, tokenizer_config.json, and the chat template if there is one."""
+    """tokenizer.json, tokenizer_config.json, and the chat template if there is one.
+
+    They name the ends of text that the run has, and put before a text what the run puts there.
+    """
     if isinstance(tokenizer, HuggingFaceTokenizer):
-        given = Path(tokenizer.name).expanduser()
-        files = {TOKENIZER: given if given.is_file() else tokenizer.find(TOKENIZER)}
-        files[TEMPLATE] = tokenizer.find(TEMPLATE)
-        for name, file in files.items():
-            if file is not None:
-                shutil.copyfile(file, folder / name)
-        settings = dict(tokenizer.config)
+        definition = tokenizer.definition.decode("utf-8")
+        settings: dict[str, Any] = dict(tokenizer.settings)
+        template = tokenizer.find(TEMPLATE)
+        if template is not None:
+            (folder / TEMPLATE).write_bytes(template.read_bytes())
     else:
-        (folder / TOKENIZER).write_text(byte_tokenizer(), "utf-8")
-        settings = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
+        definition, settings = byte_tokenizer(), {"bos_token": END_OF_TEXT}
+    (folder / TOKENIZER).write_text(_with_ends(definition, settings, tokenizer), "utf-8")
     settings.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
     text = json.dumps(settings, indent=2, ensure_ascii=False)
     (folder / TOKENIZER_CONFIG).write_text(text, "utf-8")
@@ -45,3 +50,40 @@ def byte_tokenizer() -> str:
     tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True)])
     assert tokenizer.token_to_id(END_OF_TEXT) == ByteTokenizer.eos_id
     return tokenizer.to_str()
+
+
+def _with_ends(text: str, settings: dict[str, Any], tokenizer: Tokenizer) -> str:
+    """The tokenizer.json with the run's prefix, and in `settings` the names of the ends of text.
+
+    Newer versions of transformers go by the post-processor, older ones by add_bos_token.
+    """
+    from tokenizers import Tokenizer as Definition
+
+    definition = Definition.from_str(text)
+    settings.pop("eos_token_id", None)
+    if settings.get("eos_token") is None:
+        settings["eos_token"] = definition.id_to_token(tokenizer.eos_id)
+    # Templates are not told of an end of text that stands in for a missing beginning.
+    bos = None if tokenizer.bos_id == tokenizer.eos_id else tokenizer.bos_id
+    if settings.get("bos_token") is None and bos is not None:
+        settings["bos_token"] = definition.id_to_token(bos)
+    before, after = added_by(definition.post_processor)
+    if before == tokenizer.prefix_ids:
+        return text
+    settings["add_bos_token"] = bool(tokenizer.prefix_ids)
+    definition.post_processor = _processor(tokenizer.prefix_ids, after, definition)
+    return definition.to_str()
+
+
+def _processor(
+    before: tuple[int, ...], after: tuple[int, ...], definition: "tokenizers.Tokenizer"
+) -> "tokenizers.processors.PostProcessor":
+    from tokenizers import processors
+
+    names = {index: definition.id_to_token(index) for index in (*before, *after)}
+    single = [*(names[index] for index in before), "$A", *(names[index] for index in after)]
+    return processors.TemplateProcessing(
+        single=single,
+        pair=[*single, "$B:1"],
+        special_tokens=[(token, index) for index, token in names.items()],
+    )

@@ -1,0 +1,158 @@
+"""Which tokens stand before a text and after it, as the files of a tokenizer say.
+
+The files are tokenizer.json with its post-processor, and beside it tokenizer_config.json,
+special_tokens_map.json, and for the end of text generation_config.json and config.json.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from jaxformer.schema import UserError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+AddBos = bool | Literal["auto"]
+KNOWN_BOS = ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>")
+KNOWN_EOS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
+
+
+class Ends(NamedTuple):
+    """`prefix` is put before a text, and may be empty; `bos` is the token that is called so, put
+    before texts or not; `eos` ends a document."""
+
+    prefix: tuple[int, ...]
+    bos: int | None
+    eos: int
+
+
+def read_settings(name: str, find: Callable[[str], Path | None]) -> dict[str, Any]:
+    """tokenizer_config.json, completed by the other files; `find` gives the path of a file.
+
+    Raises:
+        UserError: a file is not a JSON object.
+    """
+
+    def read(file: str) -> dict[str, Any]:
+        path = find(file)
+        return {} if path is None else _read_object(path, name)
+
+    settings, tokens = read("tokenizer_config.json"), read("special_tokens_map.json")
+    # transformers takes the older file's word, unless the newer one lists the added tokens.
+    settings = tokens | settings if "added_tokens_decoder" in settings else settings | tokens
+    if settings.get("eos_token") is None:
+        for file in ("generation_config.json", "config.json"):
+            ids = read(file).get("eos_token_id")
+            first = ids[0] if isinstance(ids, list) and ids else ids
+            if isinstance(first, int):
+                return settings | {"eos_token_id": first}
+    return settings
+
+
+def named_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
+    """`eos_token` and its like, which are texts or objects in the files."""
+    named = {}
+    for key, token in settings.items():
+        content = token.get("content") if isinstance(token, dict) else token
+        if key.endswith("_token") and isinstance(content, str):
+            named[key] = content
+    return named
+
+
+def ends_of(
+    name: str, settings: Mapping[str, Any], definition: "tokenizers.Tokenizer", add_bos: AddBos
+) -> Ends:
+    """The ends of texts. `add_bos` true or false overrules the files.
+
+    Where they say nothing at all of a beginning (no add_bos_token, no bos_token, no
+    post-processor), a document begins with a token known by its name, or else the end of text.
+
+    Raises:
+        UserError: no end of text, or a token that is not in the vocabulary.
+    """
+    ids = definition.get_vocab(with_added_tokens=True)
+    before, after = added_by(definition.post_processor)
+    eos = _token_id(name, "eos_token", settings, ids)
+    if eos is None and after:
+        eos = after[0]
+    if eos is None and settings.get("eos_token_id") in ids.values():
+        eos = settings["eos_token_id"]
+    if eos is None:
+        eos = _known(KNOWN_EOS, ids)
+    if eos is None:
+        raise UserError(
+            f"data.tokenizer '{name}': no eos_token in tokenizer_config.json, "
+            f"special_tokens_map.json or the post-processor, no eos_token_id in "
+            f"generation_config.json or config.json, and none of {', '.join(KNOWN_EOS)} in the "
+            f"vocabulary; name it as eos_token in tokenizer_config.json"
+        )
+    bos = _token_id(name, "bos_token", settings, ids)
+    if bos is None and "bos_token" not in settings:
+        bos = _known(KNOWN_BOS, ids)
+    if not _begins(settings, definition, add_bos, bool(before), bos is not None):
+        return Ends((), bos, eos)
+    if before:
+        return Ends(before, bos, eos)
+    if bos is None:
+        bos = _known(KNOWN_BOS, ids)
+    bos = eos if bos is None else bos
+    return Ends((bos,), bos, eos)
+
+
+def _begins(
+    settings: Mapping[str, Any],
+    definition: "tokenizers.Tokenizer",
+    add_bos: AddBos,
+    processed: bool,
+    named: bool,
+) -> bool:
+    """Whether anything is put before a text. `processed`: the post-processor does so; `named`:
+    there is a beginning of text."""
+    if add_bos != "auto":
+        return add_bos
+    if isinstance(said := settings.get("add_bos_token"), bool):
+        return said and (named or processed)
+    if definition.post_processor is not None or "bos_token" in settings:
+        return processed
+    return True
+
+
+def added_by(post_processor: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that a post-processor puts before a text and after it."""
+    from tokenizers import Tokenizer, models
+
+    if post_processor is None:
+        return (), ()
+    probe = Tokenizer(models.WordLevel({"x": 0}, unk_token="x"))
+    probe.post_processor = post_processor
+    encoding = probe.encode("x")
+    at = encoding.special_tokens_mask.index(0)
+    return tuple(encoding.ids[:at]), tuple(encoding.ids[at + 1 :])
+
+
+def _token_id(
+    name: str, key: str, settings: Mapping[str, Any], ids: Mapping[str, int]
+) -> int | None:
+    token = named_tokens({key: settings.get(key)}).get(key)
+    if token is not None and token not in ids:
+        raise UserError(
+            f"data.tokenizer '{name}': tokenizer_config.json or special_tokens_map.json names "
+            f"{key} '{token}', which is not in the vocabulary"
+        )
+    return None if token is None else ids[token]
+
+
+def _known(tokens: tuple[str, ...], ids: Mapping[str, int]) -> int | None:
+    return next((ids[token] for token in tokens if token in ids), None)
+
+
+def _read_object(file: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"data.tokenizer '{name}': {file} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"data.tokenizer '{name}': {file} is not a JSON object")
+    return content
