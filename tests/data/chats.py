@@ -58,7 +58,8 @@ def write_tokenizer(folder: Path, template: str | None, **config: Any) -> str:
     definition.add_special_tokens(SPECIALS)
     folder.mkdir(exist_ok=True)
     definition.save(str(folder / "tokenizer.json"))
-    config = {"bos_token": "<|begin_of_text|>", "eos_token": "<|endoftext|>"} | config
+    ends = {"bos_token": "<|begin_of_text|>", "eos_token": "<|endoftext|>", "add_bos_token": True}
+    config = ends | config
     if template is not None:
         config["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(config))

@@ -98,7 +98,7 @@ def test_begin_and_end_of_text_are_found_by_known_names() -> None:
     assert (tokenizer.bos_id, tokenizer.eos_id) == (3, 1)
     without_bos = HuggingFaceTokenizer("t", word_level(["<unk>", "</s>"]), {})
     assert without_bos.bos_id == without_bos.eos_id == 1
-    with pytest.raises(UserError, match=r"no eos_token in tokenizer_config.json, and none of <\|"):
+    with pytest.raises(UserError, match=r"no eos_token in tokenizer_config.json, .* none of <\|"):
         HuggingFaceTokenizer("t", word_level(["<unk>", "x"]), {})
 
 
