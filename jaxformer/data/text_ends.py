@@ -89,34 +89,28 @@ def ends_of(
             f"vocabulary; name it as eos_token in tokenizer_config.json"
         )
     bos = _token_id(name, "bos_token", settings, ids)
-    if bos is None and "bos_token" not in settings:
-        bos = _known(KNOWN_BOS, ids)
-    if not _begins(settings, definition, add_bos, bool(before), bos is not None):
+    if not _begins(settings, definition, add_bos):
         return Ends((), bos, eos)
     if before:
         return Ends(before, bos, eos)
-    if bos is None:
+    if bos is None and (add_bos is True or "bos_token" not in settings):
         bos = _known(KNOWN_BOS, ids)
-    bos = eos if bos is None else bos
-    return Ends((bos,), bos, eos)
+    if bos is None and (add_bos is True or not isinstance(settings.get("add_bos_token"), bool)):
+        bos = eos
+    return Ends(() if bos is None else (bos,), bos, eos)
 
 
 def _begins(
-    settings: Mapping[str, Any],
-    definition: "tokenizers.Tokenizer",
-    add_bos: AddBos,
-    processed: bool,
-    named: bool,
+    settings: Mapping[str, Any], definition: "tokenizers.Tokenizer", add_bos: AddBos
 ) -> bool:
-    """Whether anything is put before a text. `processed`: the post-processor does so; `named`:
-    there is a beginning of text."""
+    """Whether anything is put before a text, if there is such a token."""
     if add_bos != "auto":
         return add_bos
     if isinstance(said := settings.get("add_bos_token"), bool):
-        return said and (named or processed)
-    if definition.post_processor is not None or "bos_token" in settings:
-        return processed
-    return True
+        return said
+    if definition.post_processor is None:
+        return "bos_token" not in settings
+    return added_by(definition.post_processor)[0] != ()
 
 
 def added_by(post_processor: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

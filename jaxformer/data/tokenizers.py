@@ -120,6 +120,8 @@ def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def start_id(tokenizer: Tokenizer) -> int:
-    """What is continued where there is no text and nothing to put before one: bos although it is
-    not added, or else the end of text, as models without bos tell one document from the next."""
-    return tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    """What is continued where there is no text at all: bos, added to texts or not, or else the end
+    of text, which is what lm-evaluation-harness takes."""
+    if tokenizer.bos_id is not None:
+        return tokenizer.bos_id
+    return [tokenizer.eos_id, *tokenizer.prefix_ids][-1]

@@ -19,7 +19,7 @@ def test_a_conversation_has_the_text_tokens_and_mask_of_transformers(tmp_path, t
     theirs = PreTrainedTokenizerFast.from_pretrained(folder)
     tokenizer = load_tokenizer(folder)
     ours = MessagesFormat("messages", load_chat_template(tokenizer))
-    [document] = ours.documents([Row((TALK,), "row 1", 1)])
+    [document] = ours.documents([Row((TALK, None), "row 1", 1)])
     [encoded] = ours.encode([document], tokenizer)
 
     marked = template == MARKED
