@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from jaxformer.data.progress import progress, say
 from jaxformer.data.rows import Column
 from jaxformer.data.sources import open_source
 from jaxformer.data.store import TOKENS, UnusableStoreError, verify
+from jaxformer.data.text_of_ids import added_text
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.schema import UserError
 
@@ -205,10 +207,11 @@ def _example(part: PackedRows, tokenizer: Tokenizer) -> str:
     end = store.offsets[1]
     assert store.loss_mask is not None
     ids, learnt = store.tokens[:end], store.loss_mask[:end]
-    cuts = np.flatnonzero(np.diff(learnt)) + 1
+    ends = [*(np.flatnonzero(np.diff(learnt)) + 1), end]
+    texts = pairwise(["", *(tokenizer.decode_whole(ids[:cut]) for cut in ends)])
     pieces = [
-        f"⟦{tokenizer.decode_whole(piece)}⟧" if mask[0] else tokenizer.decode_whole(piece)
-        for piece, mask in zip(np.split(ids, cuts), np.split(learnt, cuts), strict=True)
+        f"⟦{added_text(*texts_of)}⟧" if learnt[cut - 1] else added_text(*texts_of)
+        for texts_of, cut in zip(texts, ends, strict=True)
     ]
     head = f"document 0: {np.count_nonzero(learnt)} of {end} tokens are learnt, between ⟦ and ⟧"
     return "\n".join([head, *(f"  | {line}" for line in "".join(pieces).splitlines()), ""])
