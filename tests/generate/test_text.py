@@ -10,6 +10,7 @@ from jaxformer.data.chat_template import ChatTemplate, load_chat_template
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.generate.text import generate_text
 from tests.data.chats import CHATML, write_tokenizer
+from tests.data.tokenizer_kinds import write_kind
 
 
 @dataclass(frozen=True)
@@ -60,3 +61,28 @@ def test_an_answer_is_printed_as_it_comes(tokenizer, template, capsys) -> None:
     parrot = Parrot(tokenizer, "Hé!<|im_end|>noise", tokenizer.eos_id)
     assert generate_text(parrot, tokenizer, "Hello", template=template, stream=True) == "Hé!"
     assert capsys.readouterr().out == "Hello\n\nHé!\n"
+
+
+def test_the_first_space_of_a_continuation_is_kept(tmp_path, capsys) -> None:
+    tokenizer = load_tokenizer(write_kind("metaspace", tmp_path))
+    parrot = Parrot(tokenizer, "yes no</s>", tokenizer.eos_id)
+    assert generate_text(parrot, tokenizer, "yes no", stream=True) == " yes no"
+    assert generate_text(parrot, tokenizer, ["yes", "no"]) == [" yes no"] * 2
+    assert capsys.readouterr().out == "yes no yes no\n"
+
+
+def test_nothing_is_put_before_a_prompt_where_the_tokenizer_puts_nothing(tmp_path) -> None:
+    tokenizer = load_tokenizer(write_kind("qwen", tmp_path))
+    parrot = Parrot(tokenizer, "yes<|im_end|>", tokenizer.eos_id)
+    generate_text(parrot, tokenizer, ["the cat", ""])
+    assert [asked for _, asked in parrot.asked] == [["the cat", "<|im_end|>"]]
+    told = load_tokenizer(str(tmp_path), add_bos=True)
+    parrot = Parrot(told, "yes<|im_end|>", told.eos_id)
+    generate_text(parrot, told, "the cat")
+    assert parrot.asked == [(told.eos_id, ["<|im_end|>the cat"])]
+
+
+def test_a_prompt_that_a_template_has_written_has_one_beginning(tokenizer) -> None:
+    parrot = Parrot(tokenizer, "x<|endoftext|>", tokenizer.eos_id)
+    generate_text(parrot, tokenizer, "<|begin_of_text|>some")
+    assert parrot.asked == [(tokenizer.eos_id, ["<|begin_of_text|>some"])]
