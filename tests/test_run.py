@@ -76,6 +76,11 @@ def test_another_tokenizer_is_refused(finished, monkeypatch):
         load(finished)
 
 
+def test_texts_that_began_otherwise_in_training_name_the_key_to_give(finished):
+    with pytest.raises(UserError, match=r"was trained with a beginning .* data.add_bos=true"):
+        load(finished, ["data.add_bos=false"])
+
+
 @pytest.mark.parametrize(
     ("there", "why"),
     [

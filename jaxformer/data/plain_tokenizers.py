@@ -25,9 +25,12 @@ class ByteTokenizer:
 
     def __init__(self, add_bos: bool = True) -> None:
         self.prefix_ids: tuple[int, ...] = (self.eos_id,) if add_bos else ()
-        ends = "bos and eos" if add_bos else "eos"
+
+    @property
+    def fingerprint(self) -> str:
+        ends = "bos and eos" if self.prefix_ids else "eos"
         text = f"jaxformer bytes: 0-255 bytes, 256 {ends}"
-        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)

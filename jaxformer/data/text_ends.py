@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 AddBos = bool | Literal["auto"]
 KNOWN_BOS = ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>")
+NAMING = {"add_bos_token", "bos_token", "eos_token", "eos_token_id"}
 KNOWN_EOS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
 
 
@@ -66,8 +67,8 @@ def ends_of(
 ) -> Ends:
     """The ends of texts. `add_bos` true or false overrules the files.
 
-    Where they say nothing at all of a beginning (no add_bos_token, no bos_token, no
-    post-processor), a document begins with a token known by its name, or else the end of text.
+    Where they name no end and have no post-processor, as `data train-tokenizer` leaves it, a text
+    begins with a token known by its name, or else with the end of text.
 
     Raises:
         UserError: no end of text, or a token that is not in the vocabulary.
@@ -89,28 +90,21 @@ def ends_of(
             f"vocabulary; name it as eos_token in tokenizer_config.json"
         )
     bos = _token_id(name, "bos_token", settings, ids)
-    if not _begins(settings, definition, add_bos):
+    said = settings.get("add_bos_token")
+    silent = definition.post_processor is None and not (NAMING & settings.keys())
+    if add_bos == "auto":
+        begins = said if isinstance(said, bool) else bool(before) or silent
+    else:
+        begins = add_bos
+    if not begins:
         return Ends((), bos, eos)
     if before:
         return Ends(before, bos, eos)
     if bos is None and (add_bos is True or "bos_token" not in settings):
         bos = _known(KNOWN_BOS, ids)
-    if bos is None and (add_bos is True or not isinstance(settings.get("add_bos_token"), bool)):
+    if bos is None and (add_bos is True or silent):
         bos = eos
     return Ends(() if bos is None else (bos,), bos, eos)
-
-
-def _begins(
-    settings: Mapping[str, Any], definition: "tokenizers.Tokenizer", add_bos: AddBos
-) -> bool:
-    """Whether anything is put before a text, if there is such a token."""
-    if add_bos != "auto":
-        return add_bos
-    if isinstance(said := settings.get("add_bos_token"), bool):
-        return said
-    if definition.post_processor is None:
-        return "bos_token" not in settings
-    return added_by(definition.post_processor)[0] != ()
 
 
 def added_by(post_processor: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -42,7 +42,9 @@ class Tokenizer(Protocol):
     prefix_ids: tuple[int, ...]
     bos_id: int | None
     eos_id: int
-    fingerprint: str
+
+    @property
+    def fingerprint(self) -> str: ...
 
     @property
     def specials(self) -> Mapping[str, int]:

@@ -44,7 +44,7 @@ NAMED = {"bos_token": "<s>", "eos_token": {"content": "</s>"}}
     [
         # Nothing at all is said: as `data train-tokenizer` leaves it.
         (SILENT, {}, (BOS,), BOS, EOS),
-        (SILENT, {"eos_token": "<end>"}, (BOS,), BOS, END),
+        (SILENT, {"chat_template": "..."}, (BOS,), BOS, EOS),
         # add_bos_token decides where there is one.
         (SILENT, {**NAMED, "add_bos_token": True}, (BOS,), BOS, EOS),
         (SILENT, {**NAMED, "add_bos_token": False}, (), BOS, EOS),
@@ -55,13 +55,15 @@ NAMED = {"bos_token": "<s>", "eos_token": {"content": "</s>"}}
         (SILENT, {"bos_token": None, "eos_token": "</s>", "add_bos_token": True}, (), None, EOS),
         # Then the post-processor does.
         (SILENT, NAMED, (), BOS, EOS),
+        (SILENT, {"eos_token": "<end>"}, (), None, END),
         (definition(), {}, (), None, EOS),
         (definition("<s>"), NAMED, (BOS,), BOS, EOS),
         (definition("<end>"), NAMED, (END,), BOS, EOS),
         # An end of text without a name is the post-processor's, or that of an id.
         (definition("<s>", "<end>"), {}, (BOS,), None, END),
-        (SILENT, {"eos_token_id": END}, (BOS,), BOS, END),
-        (SILENT, {"eos_token": "</s>", "eos_token_id": END}, (BOS,), BOS, EOS),
+        (SILENT, {"eos_token_id": END}, (), None, END),
+        (SILENT, {"eos_token": "</s>", "eos_token_id": END}, (), None, EOS),
+        (SILENT, {"eos_token": "</s>", "add_bos_token": True}, (BOS,), BOS, EOS),
     ],
 )
 def test_the_files_say_what_stands_before_and_after_a_text(file, settings, prefix, bos, eos):

@@ -12,7 +12,7 @@ import pytest
 from jaxformer.cli import main
 from jaxformer.config import EvalConfig
 from jaxformer.data.batch import Batch
-from jaxformer.data.tokenizers import Tokenizer, load_tokenizer, prompt_ids
+from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.evaluate.perplexity import evaluate, make_eval_step, validate
 from jaxformer.evaluate.scoring import Continuation
 from jaxformer.evaluate.suites import Options, find_suite
@@ -25,6 +25,7 @@ from jaxformer.yaml_reader import read_yaml
 from tests.data.tokenizer_kinds import write_kind
 from tests.devices.test_processes import finish_all, start
 from tests.evaluate.test_scoring import BOS, LENGTH, naive, small_run
+from tests.generate.test_text import Parrot
 from tests.runs import REPOSITORY, make_config
 from tests.test_readme import blocks
 
@@ -35,7 +36,6 @@ import jax
 from lm_eval.api.instance import Instance
 
 from jaxformer.evaluate.harness_model import HarnessModel
-from jaxformer.generate.text import until_end
 
 TASKS = {
     "choice.yaml": """\
@@ -189,31 +189,18 @@ def test_a_prompt_that_leaves_no_room_for_the_answer_loses_its_beginning(run):
     assert model.shortened == 1
 
 
-def with_tokenizer(run: Run, tokenizer: Tokenizer) -> Run:
-    """The same model, which reads and writes ids by another tokenizer."""
-    assert tokenizer.vocab_size <= run.tokenizer.vocab_size
-    other = replace(run, tokenizer=tokenizer)
-    other.__dict__["decoder"] = run.decoder
-    return other
-
-
 def test_the_first_space_of_a_generated_text_is_kept(run, tmp_path):
     tokenizer = load_tokenizer(write_kind("metaspace", tmp_path))
-    other = with_tokenizer(run, tokenizer)
-    prompts = ["yes no", "the cat", "hello"]
-    texts = generated(HarnessModel(other), prompts)
-    assert texts == other.generate(prompts, max_new_tokens=12, temperature=0)
-    for prompt, text in zip(prompts, texts, strict=True):
-        asked_ids = prompt_ids(tokenizer, prompt)
-        pieces = run.decoder.decode([asked_ids], max_new_tokens=12, sampling=Sampling(0.0))
-        row = until_end(np.concatenate(list(pieces), axis=1)[0], tokenizer.eos_id)
-        whole = tokenizer.decode([*asked_ids, *row])
-        assert whole == prompt + text
+    other = replace(run, tokenizer=tokenizer)
+    other.__dict__["decoder"] = Parrot(tokenizer, "yes no yes</s>", tokenizer.eos_id)
+    model = HarnessModel(other)
+    assert generated(model, ["yes no", "the cat"]) == [" yes no yes"] * 2
+    assert generated(model, ["yes no"], until=[[" no"]]) == [" yes"]
 
 
 def test_without_a_beginning_only_what_has_no_text_before_it_is_asked_after_one(run, tmp_path):
     tokenizer = load_tokenizer("bytes", add_bos=False)
-    found = HarnessModel(with_tokenizer(run, tokenizer)).loglikelihood(
+    found = HarnessModel(replace(run, tokenizer=tokenizer)).loglikelihood(
         asked("loglikelihood", ("ab", "cd"), ("", "cd"), (" ", "cd"))
     )
     expected = [

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import tokenizers
 from flax.core import meta
 
 import jaxformer as jf
@@ -16,13 +17,17 @@ from jaxformer.checkpoint.interop.checkpoint_files import ParameterReader
 from jaxformer.checkpoint.interop.exporting import export_model
 from jaxformer.checkpoint.interop.folder import INDEX, HuggingFaceFolder
 from jaxformer.checkpoint.interop.importing import import_model
+from jaxformer.checkpoint.interop.tokenizer_folder import write_tokenizer_folder
 from jaxformer.checkpoint.manager import Checkpoints
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.cli import main
+from jaxformer.config import DataConfig
+from jaxformer.data.commands import train_tokenizer
 from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.schema import UserError
 from jaxformer.train.loop import train
 from tests.checkpoint.interop.models import llama_tensors, write_model
+from tests.data.tokenizer_kinds import KINDS, write_kind
 from tests.runs import assert_same_arrays, make_config, saved_arrays
 
 WINDOWS = {
@@ -191,3 +196,34 @@ def test_a_used_folder_is_not_written_into(tmp_path: Path, capsys) -> None:
     run = make_run(tmp_path)
     assert main(["export", str(run), str(tmp_path)]) == 2
     assert "give a new folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exported_tokenizer_begins_and_ends_texts_as_the_run_did(kind: str, tmp_path) -> None:
+    for add_bos in ("auto", True, False):
+        ours = load_tokenizer(write_kind(kind, tmp_path / "from"), add_bos)
+        out = tmp_path / str(add_bos)
+        out.mkdir()
+        write_tokenizer_folder(ours, out)
+        definition = tokenizers.Tokenizer.from_file(str(out / "tokenizer.json"))
+        ids = definition.encode("yes no").ids
+        assert ids[: len(ours.prefix_ids)] == list(ours.prefix_ids)
+        assert ids[len(ours.prefix_ids)] == ours.encode("yes no")[0]
+        settings = json.loads((out / "tokenizer_config.json").read_text())
+        assert settings["eos_token"] == definition.id_to_token(ours.eos_id)
+        again = load_tokenizer(str(out))
+        assert (again.prefix_ids, again.eos_id) == (ours.prefix_ids, ours.eos_id)
+
+
+def test_a_trained_tokenizer_is_exported_with_the_ends_that_training_had(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("the cat sat on the mat " * 9)
+    data = DataConfig(source=f"text:{tmp_path}/a.txt")
+    train_tokenizer(data, tmp_path / "mine", 270)
+    ours = load_tokenizer(str(tmp_path / "mine"))
+    for tokenizer, name in ((ours, "one"), (load_tokenizer("bytes"), "other")):
+        (tmp_path / name).mkdir()
+        write_tokenizer_folder(tokenizer, tmp_path / name)
+        written = tokenizers.Tokenizer.from_file(str(tmp_path / name / "tokenizer.json"))
+        assert written.encode("the 🎉").ids == [tokenizer.eos_id, *tokenizer.encode("the 🎉")]
+        settings = json.loads((tmp_path / name / "tokenizer_config.json").read_text())
+        assert settings["eos_token"] == "<|endoftext|>"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxformer.checkpoint.interop.folder import INDEX, HuggingFaceFolder
+from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.schema import UserError
 from tests.checkpoint.interop.models import (
     CONFIG,
@@ -164,3 +165,20 @@ def test_the_chat_template_joins_the_tokenizers_configuration(tmp_path: Path) ->
     assert HuggingFaceFolder(folder).write_tokenizer(tmp_path)
     written = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert written == {"eos_token": "<eos>", "chat_template": "{{ messages }}"}
+
+
+def test_ends_of_text_that_other_files_name_come_along(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "special_tokens_map.json").write_text('{"pad_token": {"content": "<eos>"}}')
+    (folder / "generation_config.json").write_text('{"eos_token_id": [256, 7]}')
+    out = tmp_path / "out"
+    out.mkdir()
+    assert HuggingFaceFolder(folder).write_tokenizer(out)
+    assert load_tokenizer(str(out)).eos_id == load_tokenizer(str(folder)).eos_id == 256
+    (folder / "generation_config.json").unlink()
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "eos_token_id": 9}))
+    assert HuggingFaceFolder(folder).write_tokenizer(out)
+    assert load_tokenizer(str(out)).eos_id == load_tokenizer(str(folder)).eos_id == 9
+    written = json.loads((out / "tokenizer_config.json").read_text())
+    assert written["pad_token"] == {"content": "<eos>"}

@@ -290,6 +290,26 @@ def test_special_tokens_are_single_ids_unless_in_documents(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("pre", "said", "added"),
+    [
+        ("smollm", None, False),
+        ("smollm", True, True),
+        ("llama-bpe", None, True),  # as llama.cpp has it where a file does not say
+        ("llama-bpe", False, False),
+    ],
+)
+def test_a_beginning_of_text_is_added_as_the_file_says(tmp_path, pre, said, added):
+    def edit(writer):
+        writer.add_bos_token_id(THINK)
+        if said is not None:
+            writer.add_add_bos_token(said)
+
+    found = tokenizer(tmp_path / "model.gguf", pre=pre, edit=edit)
+    assert found.prefix_ids == ((THINK,) if added else ())
+    assert found.bos_id == THINK
+
+
+@pytest.mark.parametrize(
     ("pre", "pieces"),
     [
         ("gpt-2", ["I", "'", "LL", "Ġpay", "Ġ1234", "ĠĊ", "Ġnow"]),
