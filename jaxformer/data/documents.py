@@ -33,7 +33,7 @@ class Document(NamedTuple):
 
 class Encoded(NamedTuple):
     """The tokens of a document, which of them are learnt (None: all but the first, which nothing
-    is before to tell it from), and the UTF-8 bytes of the text that the learnt ones stand for."""
+    predicts), and the UTF-8 bytes of the text that the learnt ones stand for."""
 
     ids: np.ndarray  # unsigned [length]
     loss_mask: np.ndarray | None  # bool [length]
@@ -88,8 +88,8 @@ class TextFormat:
 
 @dataclass(frozen=True)
 class CompletionFormat:
-    """A prompt and its completion, as [bos] tokens [eos]; the completion and eos are learnt, but
-    not a first token that nothing is before.
+    """A prompt and its completion, as [bos] tokens [eos]; the completion and eos are learnt, except
+    for a first token, which nothing predicts.
 
     Without a completion, a row is left out.
     """

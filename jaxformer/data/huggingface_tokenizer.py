@@ -153,8 +153,8 @@ def _parse(name: str, definition: bytes) -> "tokenizers.Tokenizer":
 
 
 def _mark_special(tokenizer: "tokenizers.Tokenizer", named: Iterable[str]) -> list[str]:
-    """Makes tokens special that the settings name and the file does not call so, as transformers
-    does; and which these are. A name that is not in the vocabulary gets no id."""
+    """Makes special what the settings name and tokenizer.json does not mark, as transformers does,
+    and returns these tokens. A name that is not in the vocabulary gets no id."""
     from tokenizers import AddedToken
 
     added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}

@@ -5,8 +5,8 @@ A store is a folder of files and a manifest:
 - `tokens.bin`: every document as [bos] tokens [eos], without bos where the tokenizer adds none, in
   the smallest unsigned type that holds the vocabulary;
 - `documents.bin`: int64 [documents + 1], where each document starts in `tokens.bin`;
-- `text_bytes.bin`: int64 [documents + 1], UTF-8 bytes of learnt text before each document: all but
-  those of a first token that nothing is before;
+- `text_bytes.bin`: int64 [documents + 1], UTF-8 bytes of text before each document, without those
+  of a document's first token where there is no bos, since nothing predicts it;
 - `loss_mask.bin`: of instructions alone, bool [tokens], which tokens are learnt. A document is then
   whatever its format makes of a row, its first token is not learnt, and the bytes are those of the
   learnt text;

@@ -21,8 +21,8 @@ KNOWN_EOS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
 
 
 class Ends(NamedTuple):
-    """`prefix` is put before a text, and may be empty; `bos` is the token that is called so, put
-    before texts or not; `eos` ends a document."""
+    """`prefix` is put before every text, and may be empty. `bos` is the token of that name, whether
+    or not it is in the prefix. `eos` ends a document."""
 
     prefix: tuple[int, ...]
     bos: int | None
@@ -67,8 +67,8 @@ def ends_of(
 ) -> Ends:
     """The ends of texts. `add_bos` true or false overrules the files.
 
-    Where they name no end and have no post-processor, as `data train-tokenizer` leaves it, a text
-    begins with a token known by its name, or else with the end of text.
+    Where the files name no end and have no post-processor, as `data train-tokenizer` writes them, a
+    text begins with a token that is known by its name, or else with the end of text.
 
     Raises:
         UserError: no end of text, or a token that is not in the vocabulary.

@@ -14,7 +14,8 @@ import numpy as np
 if TYPE_CHECKING:
     import tokenizers
 
-# Tokens of context: enough for a visible one, and for all bytes of the character it may begin with.
+# Tokens of context. One decides whether a space is dropped; the others keep a character of several
+# tokens, with which the context may begin, away from the tokens that follow.
 CONTEXT = 16
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 HALF = "\ufffd"  # what stands for a character whose bytes are not all there
@@ -33,9 +34,9 @@ class TextOfIds:
         )
 
     def of(self, ids: np.ndarray, after: np.ndarray) -> str:
-        """The text that `ids` add to that of the tokens `after` which they come.
+        """The text that `ids` add when they follow the tokens `after`.
 
-        A character that both have bytes of counts as the new tokens'.
+        A character whose bytes are in both belongs to `ids`.
         """
         context = self.context(after)
         return added_text(self.decode(context), self.decode([*context, *ids.reshape(-1).tolist()]))
@@ -44,7 +45,7 @@ class TextOfIds:
         return self._tokenizer.decode(ids)
 
     def context(self, ids: np.ndarray) -> list[int]:
-        """The last visible ones, as many as decide what follows them."""
+        """The last visible tokens of `ids`: enough of them to decide the text of what follows."""
         ids = ids.reshape(-1)
         visible = self.visible(ids[-4 * CONTEXT :])
         if len(visible) < CONTEXT or visible[0] in self.bytes:
@@ -67,9 +68,9 @@ def added_text(before: str, whole: str) -> str:
 
 
 class TextStream:
-    """The text of tokens that come one at a time: what `push` and then `finish` give, joined, is
-    the text of them all. What a later token may change is held back: half a character, and byte
-    tokens up to the end of their run, which is decoded whole."""
+    """The text of tokens that come one at a time: what `push` and then `finish` return, joined, is
+    the text of all of them. What a later token may still change is held back: half a character,
+    and byte tokens until their run ends, since the library decodes a run as a whole."""
 
     def __init__(self, text: TextOfIds, after: np.ndarray) -> None:
         self._text = text

@@ -67,8 +67,8 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: ArrayLike, after: ArrayLike = ()) -> str:
-        """The text that `ids` add to that of the tokens `after` which they come, without special
-        tokens; invalid UTF-8 becomes U+FFFD."""
+        """The text that `ids` add when they follow the tokens `after`, without special tokens;
+        invalid UTF-8 becomes U+FFFD."""
         ...
 
     def decode_whole(self, ids: ArrayLike) -> str:
@@ -114,16 +114,16 @@ def load_tokenizer(name: str, add_bos: AddBos = "auto") -> Tokenizer:
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """A text as a model is to continue it: the tokenizer's prefix, which is not put before a text
-    that is written with it, and the text. The end of text is for documents alone."""
+    """The ids of a text that a model is to continue: the tokenizer's prefix, unless the text is
+    written with it, and then the text. Only a document has an end of text."""
     ids = tokenizer.encode(text).tolist()
     prefix = list(tokenizer.prefix_ids)
     return ids if ids[: len(prefix)] == prefix else prefix + ids
 
 
 def start_id(tokenizer: Tokenizer) -> int:
-    """What is continued where there is no text at all: bos, added to texts or not, or else the end
-    of text, which is what lm-evaluation-harness takes."""
+    """The token to continue where there is no text at all: bos, whether or not it is added to
+    texts, or else the end of text. lm-evaluation-harness takes the same."""
     if tokenizer.bos_id is not None:
         return tokenizer.bos_id
     return [tokenizer.eos_id, *tokenizer.prefix_ids][-1]
