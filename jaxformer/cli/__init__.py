@@ -6,27 +6,24 @@ from collections.abc import Sequence
 
 import jaxformer
 from jaxformer.cli import arena, checkpoints, choices, data, interop, models, training
-from jaxformer.cli.arguments import BAD_INPUT, DONE, FAILED, INTERRUPTED, Parser, tell
-from jaxformer.schema import RunFailed, UserError, did_you_mean
+from jaxformer.cli.arguments import Parser
+from jaxformer.cli.guard import guarded
+from jaxformer.schema import did_you_mean
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0 done, 1 failed, 2 bad input, 75 stopped by a signal after saving (run it again to go on).
+    0 done, 1 failed, 2 bad input, 75 stopped by a signal after saving (run it again to go on), 130
+    interrupted, 141 nobody reads the output any more.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    try:
+
+    def command() -> int:
         arguments = _parse(argv)
         return arguments.handler(arguments)
-    except (UserError, RunFailed) as error:
-        tell(error, debug="--debug" in argv)
-        return BAD_INPUT if isinstance(error, UserError) else FAILED
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except SystemExit as stop:  # argparse, after it printed help or the version
-        return int(stop.code or DONE)
+
+    return guarded(command, debug="--debug" in argv)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

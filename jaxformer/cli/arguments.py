@@ -1,14 +1,13 @@
 """How every command takes its arguments, and how it complains."""
 
 import argparse
-import sys
-import traceback
+import os
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
-from jaxformer.schema import UserError, did_you_mean
+from jaxformer.schema import UserError, did_you_mean, shorten
 
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED = 0, 1
 
 
 class Parser(argparse.ArgumentParser):
@@ -69,11 +68,16 @@ def takes_processes(parser: Parser) -> None:
     )
 
 
-def tell(error: Exception, *, debug: bool) -> None:
-    """What went wrong, and where if asked for."""
-    if debug:
-        traceback.print_exception(error)
-    print(f"error: {error}", file=sys.stderr)
+def text(word: str) -> str:
+    """An argument that is text, whatever encoding the terminal's settings name.
+
+    Raises:
+        ArgumentTypeError: its bytes are not UTF-8.
+    """
+    try:
+        return os.fsencode(word).decode("utf-8")
+    except UnicodeError:
+        raise argparse.ArgumentTypeError(f"{shorten(ascii(word))} is not text in UTF-8") from None
 
 
 def joined_processes(arguments: argparse.Namespace) -> AbstractContextManager[None]:

@@ -10,6 +10,7 @@ from jaxformer.cli.arguments import (
     joined_processes,
     takes_overrides,
     takes_processes,
+    text,
 )
 from jaxformer.paths import locate_path
 
@@ -71,6 +72,7 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument(
         "--prompt",
         action="append",
+        type=text,
         required=True,
         metavar="TEXT",
         help="repeat it for several prompts in one batch",

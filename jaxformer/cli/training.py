@@ -11,8 +11,8 @@ from jaxformer.cli.arguments import (
     joined_processes,
     takes_overrides,
     takes_processes,
-    tell,
 )
+from jaxformer.cli.guard import output_may_close, tell
 from jaxformer.schema import RunFailed
 
 
@@ -36,16 +36,17 @@ def _add_train(commands: Any) -> None:
 
 def _train(arguments: argparse.Namespace) -> int:
     config = jaxformer.load_config(arguments.config, arguments.overrides)
-    try:
-        with joined_processes(arguments):
-            from jaxformer.train.loop import train
+    with output_may_close():
+        try:
+            with joined_processes(arguments):
+                from jaxformer.train.loop import train
 
-            return train(config)
-    except RunFailed as error:
-        from jaxformer.parallel.processes import leave
+                return train(config)
+        except RunFailed as error:
+            from jaxformer.parallel.processes import leave
 
-        tell(error, debug=arguments.debug)
-        leave(FAILED)  # at once: threads may still try to write
+            tell(error, debug=arguments.debug)
+            leave(FAILED)  # at once: threads may still try to write
 
 
 def _add_plan(commands: Any) -> None:

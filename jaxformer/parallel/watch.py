@@ -234,8 +234,10 @@ class Watch:
     def _leave(self, text: str, code: int) -> None:
         if self._over.is_set():
             return
-        sys.stdout.flush()
         again = "; run the same commands again to go on from the newest checkpoint"
         line = f"error: {text}{again if code == FAILED else ''}\n"
-        os.write(sys.stderr.fileno(), line.encode())
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            os.write(sys.stderr.fileno(), line.encode())
         os._exit(code)
