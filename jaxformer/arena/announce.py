@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-import jax
-
 from jaxformer.arena.cells import Cell
 from jaxformer.arena.config import ArenaConfig, MatchConfig
 from jaxformer.arena.match import Matched, sizes
+from jaxformer.parallel.mesh import find_devices
 from jaxformer.train.mfu import peak_flops
 
 UTILISATION = 0.17  # of the measured peak, by the small models of quick.yaml
@@ -52,7 +51,7 @@ def predicted_seconds(arena: ArenaConfig, left: Sequence[Cell]) -> float:
     if not left:
         return 0.0
     programs = {(cell.task, cell.contestant): cell.config for cell in left}
-    peak = peak_flops(jax.devices(), left[0].config.train.precision).flops
+    peak = peak_flops(find_devices(), left[0].config.train.precision).flops
     flops = 0.0
     for (task, contestant), config in programs.items():
         tokens = config.train.batch_size * config.data.sequence_length * config.train.steps

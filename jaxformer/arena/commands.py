@@ -19,6 +19,8 @@ from jaxformer.arena.match import Matched, match
 from jaxformer.arena.report import write_report
 from jaxformer.arena.seconds import seconds_per_step
 from jaxformer.data.progress import progress, say
+from jaxformer.json_reader import read_json_object
+from jaxformer.parallel.mesh import find_devices
 from jaxformer.paths import replace_text
 from jaxformer.schema import UserError
 
@@ -70,7 +72,7 @@ def _run(every: Sequence[Cell], command: Sequence[str], workers: int) -> bool:
     from jaxformer.arena.run import run_cells
     from jaxformer.arena.workers import run_workers
 
-    if jax.default_backend() == "cpu":
+    if find_devices()[0].platform == "cpu":
         return run_workers(command, workers, every)
     with progress("cells", len(every)) as report:
         return run_cells(every, report=report)
@@ -125,7 +127,7 @@ def prepare(path: str, overrides: Sequence[str]) -> tuple[ArenaConfig, Matched]:
     said = config.model_dump(mode="json", include=DECIDE_CELLS)
     known = Matched({}, {})
     if file.exists():
-        kept = json.loads(file.read_text(encoding="utf-8"))
+        kept = read_json_object(file.read_bytes(), str(file))
         changed = _changed(kept["arena"], said)
         if changed:
             raise UserError(

@@ -17,6 +17,7 @@ from jaxformer.checkpoint.integrity import DamagedError, Json
 from jaxformer.checkpoint.manifest import Description
 from jaxformer.checkpoint.run_directory import flat
 from jaxformer.data.progress import progress
+from jaxformer.parallel.mesh import find_devices
 from jaxformer.parallel.rules import path_name
 
 PIECE = 1 << 22  # numbers compared at once
@@ -90,6 +91,7 @@ def compare(a: np.ndarray, b: np.ndarray) -> tuple[bool, float]:
 def _reader(folder: Path) -> Callable[[str], np.ndarray]:
     """Reads one array of a saved tree, by its path; the others stay on the disk."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # it misses a file that no item has
+    find_devices()  # Orbax asks for them
     checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     tree = checkpointer.metadata(folder).item_metadata.tree
     leaves, structure = jax.tree.flatten(tree)

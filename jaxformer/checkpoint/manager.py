@@ -21,6 +21,7 @@ from jaxformer.checkpoint.integrity import ASIDE, DamagedError, Fault, read_mani
 from jaxformer.checkpoint.manifest import check_same_tree, describe
 from jaxformer.data.progress import say
 from jaxformer.parallel import processes
+from jaxformer.parallel.mesh import find_devices
 from jaxformer.paths import is_remote
 from jaxformer.schema import RunFailed, UserError
 
@@ -69,6 +70,7 @@ class Checkpoints:
             lightweight_initialize=True,  # the manifests say it
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
+        find_devices()  # Orbax asks for them
         manager = ocp.CheckpointManager(self.directory, options=options)
         for step in manager.all_steps():
             self._look_at(step)

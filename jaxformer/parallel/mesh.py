@@ -1,17 +1,41 @@
 """The device mesh: one device is a mesh of ones."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 
 import jax
 from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh
 
-from jaxformer.schema import UserError
+from jaxformer.schema import UserError, did_you_mean
 
 AXES = ("data", "stage", "fsdp", "expert", "tensor", "context")
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 ROWS_OF_STAGE = ("data", "fsdp", "expert")  # a micro-batch's rows are split over these
 DATA_AXES = ("stage", *ROWS_OF_STAGE)  # and a batch's over all these
+
+
+def find_devices() -> list[jax.Device]:
+    """All devices, of every process.
+
+    Raises:
+        UserError: the platform that `JAX_PLATFORMS` names is not there, or in use by another.
+    """
+    try:
+        return jax.devices()
+    # An assertion is what JAX says of a platform that it knows and has no plugin for.
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS")
+        if not asked:
+            raise UserError(f"JAX finds no device: {error}") from error
+        reason = str(error).partition(". (set JAX")[0] or "its plugin is not installed"
+        raise UserError(
+            f"JAX_PLATFORMS is '{asked}', which JAX cannot use here: {reason}. Allowed: "
+            f"{', '.join(PLATFORMS)}, as far as they are installed (pip install 'jaxformer[cuda]' "
+            f"or 'jaxformer[tpu]'); without JAX_PLATFORMS, JAX takes the best that is there."
+            f"{'' if asked in PLATFORMS else did_you_mean(asked, PLATFORMS)}"
+        ) from error
 
 
 def preset_sizes(preset: str, devices: Sequence[jax.Device]) -> dict[str, int]:
@@ -76,9 +100,9 @@ def make_mesh(
 
     Raises:
         UserError: the sizes do not multiply to the number of devices, or the slices do not divide
-            `data`.
+            `data`, or there are no devices.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = find_devices() if devices is None else devices
     given = {axis: size for axis, size in sizes.items() if size is not None}
     preset_gives = preset_sizes(preset, devices)
     if -1 in given.values():

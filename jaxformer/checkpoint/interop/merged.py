@@ -1,11 +1,10 @@
 """Adapters merged into what they adapt, for export."""
 
-import jax
 import numpy as np
 
 from jaxformer.checkpoint.weights import Weights, abstract_leaves
 from jaxformer.model.parameter_paths import by_path, from_paths
-from jaxformer.parallel.mesh import make_mesh
+from jaxformer.parallel.mesh import find_devices, make_mesh
 from jaxformer.parallel.rules import replicated
 
 
@@ -13,7 +12,7 @@ class MergedParameters:
     """Read as `ParameterReader` is; but the whole model is in memory."""
 
     def __init__(self, weights: Weights) -> None:
-        here = replicated(make_mesh({}, devices=jax.devices()[:1]))
+        here = replicated(make_mesh({}, devices=find_devices()[:1]))
         wanted = from_paths(abstract_leaves(weights.description(), here))
         self._leaves = by_path(weights.restore(wanted).params)
 
