@@ -8,9 +8,16 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from jaxformer.config import Config
+from jaxformer.file_formats import (
+    HEAD,
+    binary_format_of,
+    compression_of,
+    encoding_of,
+    irregular,
+)
 from jaxformer.overrides import apply_overrides, parse_override
-from jaxformer.paths import locate_path
-from jaxformer.schema import Schema, UserError
+from jaxformer.paths import is_remote, locate_path
+from jaxformer.schema import Schema, UserError, shorten
 from jaxformer.validation import Mistake, dotted, explain, show
 from jaxformer.yaml_reader import Document, read_yaml
 
@@ -51,18 +58,38 @@ def read_text(path: Path) -> str:
     Raises:
         UserError: no such file (with the nearest name), a folder, unreadable, or not UTF-8.
     """
+    if not is_remote(path) and (kind := irregular(path)):
+        raise UserError(f"{path} is {kind}; give a file")
     try:
-        return path.read_bytes().decode("utf-8")
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist.{_nearest_file(path)}") from error
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise UserError(f"{path} is not UTF-8: byte {error.start} is {byte:#x}") from error
     except IsADirectoryError as error:
         files = ", ".join(sorted(file.name for file in path.glob("*.yaml"))) or "none"
         raise UserError(f"{path} is a folder; name a file (YAML files in it: {files})") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # no path of a file has a NUL byte
+        reason = getattr(error, "strerror", error)
+        raise UserError(f"{str(path)!r} cannot be read: {reason}") from error
+    return _decoded(content, path)
+
+
+def _decoded(content: bytes, path: Path) -> str:
+    """UTF-8, with or without a byte order mark; what else it is, is named."""
+    head = content[:HEAD]
+    if packed := compression_of(head):
+        raise UserError(f"{path} is compressed by {packed}; unpack it, and give the file itself")
+    if encoding := encoding_of(head):
+        raise UserError(
+            f"{path} is {encoding}, by its byte order mark; save it as UTF-8, as with: "
+            f"iconv -f {encoding} -t UTF-8 OLD > NEW"
+        )
+    if kind := binary_format_of(head):
+        raise UserError(f"{path} is {kind}, not a text in UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise UserError(f"{path} is not UTF-8: byte {error.start} is {byte:#x}") from error
 
 
 def _nearest_file(path: Path) -> str:
@@ -92,11 +119,11 @@ def _origin(mistake: Mistake, document: Document, overrides: Sequence[str]) -> s
     given = {dotted(parse_override(override)[0]): override for override in overrides}
     for end in range(len(mistake.path), 0, -1):
         if (key := dotted(mistake.path[:end])) in given:
-            return f" (given as {given[key]})"
+            return f" (given as {shorten(given[key])})"
     line = document.line_of(mistake.path)
     if line is None:
         through = [given[key] for key in given if key.startswith(dotted(mistake.path) + ".")]
-        return f" (given as {through[-1]})" if through else ""
+        return f" (given as {shorten(through[-1])})" if through else ""
     section = dotted(mistake.path[:-1])
     if kind := given.get(f"{section}.kind"):
         fresh = f"{section}={{kind: {kind.partition('=')[2]}}}"

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from jaxformer.schema import UserError
+from jaxformer.schema import UserError, shorten
 from jaxformer.schema_tree import fields_of, item_type, select
 from jaxformer.yaml_reader import read_yaml
 
@@ -31,14 +31,14 @@ def parse_override(override: str) -> tuple[tuple[str, ...], Any]:
     key, equals, text = override.partition("=")
     path = tuple(key.strip().split("."))
     if not equals or not all(path):
-        raise UserError(f"'{override}' is no override; allowed: key.path=value")
+        raise UserError(f"'{shorten(override)}' is no override; allowed: key.path=value")
     if not text.strip():
-        raise UserError(f"{override} has no value; write {key}=null for none")
+        raise UserError(f"{shorten(override)} has no value; write {key}=null for none")
     try:
         return path, read_yaml(text, "its value").data
     except UserError as error:
         mend = f"put text in quotes: {key}='\"...\"'"
-        raise UserError(f"override {override}: {error}; {mend}") from error
+        raise UserError(f"override {shorten(override)}: {error}; {mend}") from error
 
 
 def _put(
@@ -53,10 +53,10 @@ def _put(
         return value
     head, place = rest[0], ".".join(done)
     if isinstance(node, list):
-        if not head.isdecimal() or int(head) >= len(node):
+        if head not in map(str, range(len(node))):
             raise UserError(
-                f"override {override}: {place} is a list of {len(node)}, its items are 0 to "
-                f"{len(node) - 1}, not '{head}'; to change its length give it whole, "
+                f"override {shorten(override)}: {place} is a list of {len(node)}, its items are 0 "
+                f"to {len(node) - 1}, not '{head}'; to change its length give it whole, "
                 f"{place}=[...]"
             )
         index = int(head)
@@ -64,7 +64,10 @@ def _put(
         return [*node[:index], item, *node[index + 1 :]]
     section = {} if node is None else node
     if not isinstance(section, dict):
-        raise UserError(f"override {override}: {place} is {section!r}, which has no key '{head}'")
+        raise UserError(
+            f"override {shorten(override)}: {place} is {shorten(repr(section))}, which has no key "
+            f"'{head}'"
+        )
     schema = select(annotation, section.get("kind"))
     field = fields_of(schema).get(head) if schema else None
     child = section[head] if head in section else _start_of(field)

@@ -61,8 +61,5 @@ def read_curve(run: Path, metric: str) -> Curve:
     file = run / "metrics.jsonl"
     if not file.is_file():
         raise UserError(f"{file} does not exist; give a run directory, such as runs/quickstart")
-    try:
-        rows = [row for row in read_rows(file) if row.get(metric) is not None]
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: {error}") from error
+    rows = [row for row in read_rows(file) if row.get(metric) is not None]
     return [row["step"] for row in rows], [row[metric] for row in rows]

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 from pydantic import BaseModel, ConfigDict
 
+LONGEST_SHOWN = 200
+
 
 class UserError(Exception):
     """A mistake in what the user gave: the commands print its message and exit with code 2."""
@@ -21,6 +23,11 @@ class Schema(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True
     )
+
+
+def shorten(text: str) -> str:
+    """A text for a message: its beginning, where it is long."""
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]} ..."
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:

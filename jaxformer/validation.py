@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from jaxformer.schema import did_you_mean
+from jaxformer.schema import did_you_mean, shorten
 from jaxformer.schema_tree import (
     alternatives,
     choices,
@@ -150,7 +150,7 @@ def show(value: Any) -> str:
             return "a section"
         case list() | tuple():
             return "a list"
-    return repr(value)
+    return shorten(repr(value))
 
 
 def dotted(path: Sequence[str | int]) -> str:

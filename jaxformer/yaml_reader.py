@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import yaml
 from yaml.constructor import ConstructorError
 
-from jaxformer.schema import UserError
+from jaxformer.schema import UserError, shorten
 
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {  # in the order in which they are tried
@@ -35,9 +35,10 @@ class _Loader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep=deep)
         except (ValueError, KeyError) as error:  # such as `!!int "ten"`
-            raise ConstructorError(
-                None, None, f"'{node.value}' does not fit its tag {node.tag}", node.start_mark
-            ) from error
+            text = f"'{shorten(str(node.value))}' does not fit its tag {node.tag}"
+            if "integer string conversion" in str(error):
+                text = f"an integer of {len(node.value):,} digits is too long"
+            raise ConstructorError(None, None, text, node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
         first_lines: dict[str, int] = {}
@@ -112,6 +113,8 @@ def read_yaml(text: str, name: str) -> Document:
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         context = f" ({error.context})" if error.context else ""
         raise UserError(f"{name}{place}: {error.problem}{context}") from error
+    except RecursionError as error:
+        raise UserError(f"{name}: its lists and sections are nested too deeply") from error
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
         line, column = before.count("\n") + 1, error.position - (before.rfind("\n") + 1) + 1

@@ -43,7 +43,7 @@ def test_the_picture_has_the_format_of_its_name(name, first, run, tmp_path, caps
         (["small"], "loss.gifx", "'.gifx' is no image format; allowed: "),
         (["small"], "no/loss.png", "/no does not exist"),
         (["none"], "loss.png", "none/metrics.jsonl does not exist; give a run directory"),
-        (["broken"], "loss.png", "broken/metrics.jsonl is damaged: "),
+        (["broken"], "loss.png", "broken/metrics.jsonl, line 1 is not JSON: "),
         (["young"], "loss.png", "young/metrics.jsonl has no losses yet"),
     ],
 )

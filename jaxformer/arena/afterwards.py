@@ -11,6 +11,7 @@ from jaxformer.arena.config import ArenaConfig
 from jaxformer.arena.efficiency import Measured, efficiency
 from jaxformer.arena.match import Matched
 from jaxformer.arena.results import value_of
+from jaxformer.json_reader import read_json_object
 from jaxformer.paths import replace_text
 from jaxformer.run import load
 
@@ -33,7 +34,7 @@ class Afterwards:
         speed = arena.efficiency.model_dump(mode="json") if arena.efficiency else None
         asked = {"efficiency": speed, "samples_of": best}
         if file.exists():
-            kept = json.loads(file.read_text(encoding="utf-8"))
+            kept = read_json_object(file.read_bytes(), str(file))
             if kept.pop("asked", None) == asked:
                 return cls(**kept)
         measured = cls(_efficiency(arena, matched), _samples(best))

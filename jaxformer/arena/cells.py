@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from jaxformer.arena.config import ArenaConfig
 from jaxformer.arena.match import Matched
 from jaxformer.config import Config, DataConfig
+from jaxformer.json_reader import read_json_object
 from jaxformer.paths import replace_text
 from jaxformer.schema import UserError, did_you_mean
 
@@ -53,7 +54,7 @@ class Cell:
         """What the cell came to; None while it has not ended."""
         if not self.result_file.exists():
             return None
-        return json.loads(self.result_file.read_text(encoding="utf-8"))
+        return read_json_object(self.result_file.read_bytes(), str(self.result_file))
 
     def write_result(self, result: Result) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,5 @@
 """The page of findings: what was published, what is seen here, and whether it is the same."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from jaxformer.arena.config import ArenaConfig
 from jaxformer.arena.match import Matched
 from jaxformer.arena.results import entries
 from jaxformer.arena.verdict import reproduction
+from jaxformer.json_reader import read_json_object
 
 HEAD = """# Findings
 
@@ -25,7 +25,8 @@ def findings_page(arenas: Sequence[tuple[Path, ArenaConfig]]) -> str:
     for file, arena in arenas:
         if arena.finding is None:
             continue
-        kept = json.loads((Path(arena.dir) / "arena.json").read_text(encoding="utf-8"))
+        matched = Path(arena.dir) / "arena.json"
+        kept = read_json_object(matched.read_bytes(), str(matched))
         found = entries(arena, cells(arena, Matched.from_json(kept["matched"])))
         word, lines = reproduction(arena.finding, found)
         parts.append(

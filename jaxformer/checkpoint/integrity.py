@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxformer.data.progress import progress
+from jaxformer.json_reader import read_json
 from jaxformer.paths import file_sizes, replace_text
 from jaxformer.schema import UserError
 
@@ -71,7 +72,7 @@ def read_manifest(folder: Path) -> Json:
         UserError: it is of a format that this version does not read.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json((folder / MANIFEST).read_bytes(), MANIFEST)
     except FileNotFoundError:
         if (folder / "manifest").is_dir():
             raise UserError(
@@ -80,7 +81,7 @@ def read_manifest(folder: Path) -> Json:
             ) from None
         fault = Fault(MANIFEST, "the file that is written last", "none, the step is incomplete")
         raise DamagedError(folder, [fault]) from None
-    except ValueError:  # no JSON, or no UTF-8
+    except UserError:
         raise DamagedError(folder, [Fault(MANIFEST, "JSON", "something else")]) from None
     if not isinstance(manifest, dict):
         raise DamagedError(folder, [Fault(MANIFEST, "JSON of a manifest", "something else")])

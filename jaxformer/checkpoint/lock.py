@@ -25,6 +25,7 @@ from typing import NamedTuple, Self
 
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.data.progress import say
+from jaxformer.json_reader import read_json
 from jaxformer.parallel import processes
 from jaxformer.paths import is_remote, replace_text
 from jaxformer.schema import RunFailed, UserError
@@ -144,10 +145,10 @@ class RunLock:
 def read_owner(directory: Path) -> Owner | None:
     """Who writes there, or wrote when it was killed; None after an end that freed the lock."""
     try:
-        return Owner(**json.loads((directory / OWNER).read_text(encoding="utf-8")))
+        return Owner(**read_json((directory / OWNER).read_bytes(), OWNER))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError):  # not ours, or cut short
+    except (UserError, TypeError):  # not ours, or cut short
         return Owner("an unknown host", 0, "an unknown user", "an unknown time", 0)
 
 

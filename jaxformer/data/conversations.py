@@ -1,11 +1,11 @@
 """Checks that a row holds a conversation, and the tools that its assistant may call."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from jaxformer.data.chat_template import Message, Tools
 from jaxformer.data.rows import named_kind
+from jaxformer.json_reader import read_json
 from jaxformer.schema import UserError, did_you_mean
 
 TOOLS = "tools"  # the column beside the messages
@@ -46,10 +46,7 @@ def read_tools(value: Any, place: str) -> Tools:
         UserError: something else.
     """
     if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{place} is a string, and not JSON: {error}") from None
+        value = read_json(value, f"{place}, a string,")
     if value is None or value == "":
         return None
     if not isinstance(value, list):

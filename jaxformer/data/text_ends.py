@@ -4,11 +4,11 @@ The files are tokenizer.json with its post-processor, and beside it tokenizer_co
 special_tokens_map.json, and for the end of text generation_config.json and config.json.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from jaxformer.json_reader import read_json_object
 from jaxformer.schema import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +38,9 @@ def read_settings(name: str, find: Callable[[str], Path | None]) -> dict[str, An
 
     def read(file: str) -> dict[str, Any]:
         path = find(file)
-        return {} if path is None else _read_object(path, name)
+        if path is None:
+            return {}
+        return read_json_object(path.read_bytes(), f"data.tokenizer '{name}': {path}")
 
     settings, tokens = read("tokenizer_config.json"), read("special_tokens_map.json")
     # transformers takes the older file's word, unless the newer one lists the added tokens.
@@ -134,13 +136,3 @@ def _token_id(
 
 def _known(tokens: tuple[str, ...], ids: Mapping[str, int]) -> int | None:
     return next((ids[token] for token in tokens if token in ids), None)
-
-
-def _read_object(file: Path, name: str) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"data.tokenizer '{name}': {file} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"data.tokenizer '{name}': {file} is not a JSON object")
-    return content

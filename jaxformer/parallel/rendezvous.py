@@ -5,6 +5,7 @@ import json
 import socket
 import time
 
+from jaxformer.json_reader import read_json
 from jaxformer.schema import UserError
 
 RETRY_SECONDS = 0.2
@@ -63,7 +64,7 @@ def _receive(coordinator: str, port: int, count: int, deadline: float, seconds: 
                 break
             try:
                 index, host = _hello(waiting[-1])
-            except (OSError, ValueError):  # no process of a run
+            except (OSError, ValueError, TypeError, UserError):  # no process of a run
                 continue
             if index in hosts or not 0 < index < count:
                 error = (
@@ -97,5 +98,5 @@ def _listen(coordinator: str, port: int) -> socket.socket:
 def _hello(connection: socket.socket) -> tuple[int, str]:
     connection.settimeout(5)
     with connection.makefile("r", encoding="utf-8") as lines:
-        index, host = json.loads(lines.readline())
+        index, host = read_json(lines.readline(), "the greeting")
     return int(index), str(host)

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from jaxformer.json_reader import read_json_object
 from jaxformer.paths import is_remote, replace_text
-from jaxformer.schema import RunFailed
+from jaxformer.schema import RunFailed, UserError
 
 Row = Mapping[str, float | int | None]
 
@@ -97,14 +98,21 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """All rows of a metrics file; a last line that a kill cut short is left out.
 
     Raises:
-        ValueError: a line before the last one is no JSON.
+        UserError: a line before the last one is no row.
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
+    lines = path.read_bytes().splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):
         lines.pop()
-    return [json.loads(line) for line in lines]
+    return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def _row(line: bytes, place: str) -> dict[str, Any]:
+    row = read_json_object(line, place)
+    if type(row.get("step")) is not int:
+        raise UserError(f"{place} has no step, as every line of a run's metrics; remove the line")
+    return row
 
 
 def _line(row: Row) -> str:

@@ -1,8 +1,8 @@
-import json
 import warnings
 
 import pytest
 
+from jaxformer.schema import UserError
 from jaxformer.train.metrics import MetricsLog, read_rows
 from jaxformer.train.trackers import Guarded, TensorBoard
 
@@ -41,7 +41,10 @@ def test_a_line_cut_short_by_a_kill_is_dropped(path):
 
 def test_a_damaged_line_inside_is_an_error(path):
     path.write_text('{"step": 1\n{"step": 2}\n')
-    with pytest.raises(json.JSONDecodeError):
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 1 is not JSON: Expecting ',' delim"):
+        read_rows(path)
+    path.write_text('{"step": 1}\n{"loss": 2.0}\n{"step": 3}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2 has no step"):
         read_rows(path)
 
 

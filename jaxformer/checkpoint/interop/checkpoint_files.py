@@ -19,6 +19,7 @@ import tensorstore
 
 from jaxformer.checkpoint.interop.blocks import contiguous_blocks
 from jaxformer.checkpoint.interop.rules import Shape
+from jaxformer.json_reader import read_json_object
 from jaxformer.model.config import ModelConfig
 from jaxformer.paths import is_remote
 
@@ -126,7 +127,8 @@ class ParameterReader:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._in_one_store = json.loads((folder / "_METADATA").read_text())["use_ocdbt"]
+        metadata = folder / "_METADATA"
+        self._in_one_store = read_json_object(metadata.read_bytes(), str(metadata))["use_ocdbt"]
         self._open = lru_cache(maxsize=4)(self._open_array)
 
     def read(self, path: str, place: int | None) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxformer.checkpoint.interop.safetensors import Place, read_header
 from jaxformer.checkpoint.interop.source import TensorInfo
 from jaxformer.data.text_ends import read_settings
+from jaxformer.json_reader import read_json_object
 from jaxformer.schema import UserError
 
 AHEAD = 1 << 26  # bytes
@@ -42,7 +43,7 @@ class HuggingFaceFolder:
         self._folder = folder
         self._root = (root or folder).resolve()
         self._refuse_adapter()
-        self.config: dict[str, Any] = _read_json(self._file("config.json"))
+        self.config: dict[str, Any] = self._json("config.json")
         self._places = self._find()
         self.tensors: Mapping[str, TensorInfo] = {
             name: place.info for name, place in self._places.items()
@@ -107,7 +108,7 @@ class HuggingFaceFolder:
         """With an adapter beside it, transformers would have another model than the folder's."""
         if not (self._folder / ADAPTER).exists():
             return
-        base = _read_json(self._file(ADAPTER)).get("base_model_name_or_path")
+        base = self._json(ADAPTER).get("base_model_name_or_path")
         raise UserError(
             f"{self._folder} holds an adapter of PEFT ({ADAPTER}), trained on "
             f"{base if isinstance(base, str) else 'a model that it does not name'}: it is a change "
@@ -130,7 +131,7 @@ class HuggingFaceFolder:
                     raise UserError(_missing(self._folder, missing))
 
     def _indexed(self) -> dict[str, Place]:
-        index = _read_json(self._file(INDEX)).get("weight_map")
+        index = self._json(INDEX).get("weight_map")
         if not isinstance(index, dict) or not all(isinstance(at, str) for at in index.values()):
             raise UserError(f"{self._folder / INDEX} has no weight_map of names to files")
         places: dict[str, Place] = {}
@@ -146,6 +147,10 @@ class HuggingFaceFolder:
                     raise UserError(f"{self._folder / INDEX}: '{name}' of {shard} {lacks}")
             places |= held
         return places
+
+    def _json(self, name: str) -> dict[str, Any]:
+        file = self._file(name)
+        return read_json_object(file.read_bytes(), str(file))
 
     def _file(self, name: str) -> Path:
         """A file of the folder.
@@ -178,19 +183,3 @@ def _missing(folder: Path, files: list[str]) -> str:
     shown = ", ".join(str(folder / file) for file in files[:5])
     more = f" and {len(files) - 5} more" if len(files) > 5 else ""
     return f"{shown}{more} {'is' if len(files) == 1 else 'are'} missing; fetch the whole model"
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not JSON: {error}") from None
-    except RecursionError:
-        raise UserError(f"{file} is not JSON of a model: it is nested too deep") from None
-    except ValueError:  # Python's limit for numbers
-        raise UserError(
-            f"{file} is not JSON of a model: a number is thousands of digits long"
-        ) from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file} is not a JSON object")
-    return content

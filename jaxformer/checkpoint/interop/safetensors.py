@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxformer.checkpoint.interop.source import TensorInfo
+from jaxformer.json_reader import read_json
 from jaxformer.schema import UserError
 
 LONGEST_HEADER = 100_000_000
@@ -82,9 +83,9 @@ def read_header(file: Path) -> dict[str, Place]:
             raise _lie(file, f"a header of {length} bytes in a file of {size}")
         text = stream.read(length)
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_no_name_twice)
-    except (ValueError, RecursionError) as error:
-        raise _lie(file, f"a header that is not JSON: {error}") from None
+        header = read_json(text, "a header that", object_of=_no_name_twice)
+    except UserError as error:
+        raise _lie(file, str(error)) from None
     if not isinstance(header, dict):
         raise _lie(file, "a header that is not a JSON object")
     header.pop("__metadata__", None)
