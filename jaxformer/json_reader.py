@@ -25,7 +25,7 @@ def read_json(
         decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         return json.loads(decoded, object_pairs_hook=object_of)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{name} is not JSON: {_reason(error)}") from error
+        raise not_json(name, error) from error
 
 
 def read_json_object(text: str | bytes, name: str) -> dict[str, Any]:
@@ -34,6 +34,11 @@ def read_json_object(text: str | bytes, name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{name} is not a JSON object")
     return content
+
+
+def not_json(name: str, error: ValueError | RecursionError) -> UserError:
+    """What to say of what the parser raised."""
+    return UserError(f"{name} is not JSON: {_reason(error)}")
 
 
 def _reason(error: ValueError | RecursionError) -> str:

@@ -1,6 +1,8 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import jax
@@ -14,13 +16,12 @@ from jaxformer.schema import UserError
 REPOSITORY = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def closed_pipe(monkeypatch, capsys):
+@contextmanager
+def closed_pipe() -> Iterator[None]:
     """Standard output whose reader is gone."""
     reader, writer = os.pipe()
     os.close(reader)
-    with os.fdopen(writer, "w", encoding="utf-8") as stream:
-        monkeypatch.setattr(sys, "stdout", stream)
+    with os.fdopen(writer, "w", encoding="utf-8") as stream, redirect_stdout(stream):
         yield
 
 
@@ -81,19 +82,21 @@ def test_a_reader_that_closes_the_pipe_ends_a_command_quietly():
 
 
 @pytest.mark.parametrize("flush", [False, True])
-def test_a_closed_pipe_is_quiet_however_the_command_prints(closed_pipe, capsys, flush):
-    assert guarded(lambda: print("text", flush=flush) or 0, debug=False) == 141
+def test_a_closed_pipe_is_quiet_however_the_command_prints(capsys, flush):
+    with closed_pipe():
+        assert guarded(lambda: print("text", flush=flush) or 0, debug=False) == 141
     assert capsys.readouterr().err == ""
 
 
-def test_a_run_goes_on_without_its_output_and_keeps_its_exit_code(closed_pipe):
+def test_a_run_goes_on_without_its_output_and_keeps_its_exit_code():
     def command() -> int:
         with output_may_close():
             print("saving", flush=True)
             print("saved")
         return 75
 
-    assert guarded(command, debug=False) == 75
+    with closed_pipe():
+        assert guarded(command, debug=False) == 75
 
 
 def test_output_that_has_no_room_is_named(monkeypatch, capsys):

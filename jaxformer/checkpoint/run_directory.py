@@ -31,6 +31,7 @@ ACCEPTABLE = {
     "data.format": "data",
     "data.column": "data",
     "data.invalid_utf8": "data",
+    "data.missing_text": "data",
     "data.validation_fraction": "data",
     "data.validation_source": "data",
     "train.seed": "seed",

@@ -55,6 +55,9 @@ class DataConfig(Schema):
         "text", description="where it is: text, messages, or [prompt, completion] if not given"
     )
     invalid_utf8: Literal["error", "replace", "skip"] = "error"
+    missing_text: Literal["error", "skip"] = Field(
+        "error", description="of a row whose column is null, or not there"
+    )
     cache_dir: str = Field("~/.cache/jaxformer", description="where token stores are kept")
     prefetch: NonNegativeInt = Field(4, description="batches made ahead of the step")
 

@@ -122,7 +122,7 @@ def _texts(data: DataConfig) -> Iterator[str]:
                 f"data source '{entry.source}': its format is {entry.format}, and a tokenizer is "
                 f"trained on text; give data.format=text and a column of text as data.column"
             )
-        source = open_source(entry.source, data.invalid_utf8)
+        source = open_source(entry.source, data.invalid_utf8, data.missing_text)
         with progress(f"reading {source.name} to train a tokenizer", source.size) as report:
             for row in source.rows([Column(entry.column, str)]):
                 report(row.done)
@@ -168,7 +168,7 @@ def _table(part: PackedRows, stores: Stores) -> "Table":
     rows = {
         "documents": f"{manifest.documents:,}",
         "left out": f"{manifest.empty_documents:,} {empty}, {manifest.skipped_documents:,} "
-        f"not UTF-8",
+        f"not UTF-8, {manifest.missing_documents:,} null or missing",
         "tokens": f"{manifest.tokens:,} ({manifest.dtype}, {manifest.tokenizer})",
         **({} if learnt is None else {"learnt": f"{learnt:,} ({learnt / manifest.tokens:.1%})"}),
         f"bytes of {text}": f"{manifest.text_bytes:,}",

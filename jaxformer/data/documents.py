@@ -23,12 +23,14 @@ class Document(NamedTuple):
     """A text to tokenise, and the characters [from, to) of the answers in it; `done` counts what
     of the source is read.
 
-    The text is None where the policy skipped the row, and empty where there is nothing to learn.
+    The text is None where a policy skipped the row (`is_missing` says which), and empty where there
+    is nothing to learn.
     """
 
     text: str | None
     done: int
     answers: tuple[Span, ...] = ()
+    is_missing: bool = False
 
 
 class Encoded(NamedTuple):
@@ -75,7 +77,8 @@ class TextFormat:
 
     def documents(self, rows: Iterable[Row]) -> Iterator[Document]:
         for row in rows:
-            yield Document(row.values[0] if row.values else None, row.done)
+            text = row.values[0] if row.values else None
+            yield Document(text, row.done, is_missing=row.is_missing)
 
     def encode(self, texts: Sequence[Document], tokenizer: Tokenizer) -> Iterator[Encoded]:
         written = [document.text or "" for document in texts]
@@ -108,7 +111,7 @@ class CompletionFormat:
     def documents(self, rows: Iterable[Row]) -> Iterator[Document]:
         for row in rows:
             if row.values is None:
-                yield Document(None, row.done)
+                yield Document(None, row.done, is_missing=row.is_missing)
             else:
                 prompt, completion = row.values
                 text = prompt + completion if completion else ""
@@ -146,7 +149,7 @@ class MessagesFormat:
     def documents(self, rows: Iterable[Row]) -> Iterator[Document]:
         for row in rows:
             if row.values is None:
-                yield Document(None, row.done)
+                yield Document(None, row.done, is_missing=row.is_missing)
                 continue
             messages = read_messages(row.values[0], f"{row.place}, column '{self.column}'")
             tools = read_tools(row.values[1], f"{row.place}, column '{TOOLS}'")

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jaxformer.data.rows import Column, Row, hf_rows
+from jaxformer.data.rows import Column, Policies, Row, hf_rows
 from jaxformer.schema import UserError, did_you_mean
 
 DEFAULT_SPLIT = "train"
@@ -22,7 +22,7 @@ class HubSource:
 
     name: str
     where: str
-    invalid_utf8: str
+    policies: Policies
 
     def __post_init__(self) -> None:
         if self.folder is None and not re.fullmatch(rf"{PART}(/{PART}){{0,2}}", self.path):
@@ -64,7 +64,7 @@ class HubSource:
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     def rows(self, columns: Sequence[Column]) -> Iterator[Row]:
-        return hf_rows(self._dataset, columns, self.invalid_utf8, self.name)
+        return hf_rows(self._dataset, columns, self.policies, self.name)
 
     @cached_property
     def _dataset(self) -> Any:

@@ -53,9 +53,10 @@ def recipe_of(source: SourceConfig, data: DataConfig, tokenizer: Tokenizer) -> R
     Raises:
         UserError: the source is wrong, or the tokenizer has no chat template for its messages.
     """
-    opened = open_source(source.source, data.invalid_utf8)
+    opened = open_source(source.source, data.invalid_utf8, data.missing_text)
     form = format_of(source, tokenizer)
-    return Recipe(opened, tokenizer, form, data.invalid_utf8, data.cache_dir)
+    policies = (data.invalid_utf8, data.missing_text)
+    return Recipe(opened, tokenizer, form, *policies, data.cache_dir)
 
 
 def open_store(recipe: Recipe) -> TokenStore:
@@ -204,6 +205,7 @@ class _Writer:
     text_bytes: array = field(default_factory=lambda: array("q", [0]))
     empty: int = 0
     skipped: int = 0
+    missing: int = 0
     largest: int = 0
     learnt: int = 0
 
@@ -212,7 +214,8 @@ class _Writer:
 
     def add(self, batch: list[Document]) -> None:
         texts = [document for document in batch if document.text]
-        self.skipped += sum(document.text is None for document in batch)
+        self.missing += sum(document.is_missing for document in batch)
+        self.skipped += sum(each.text is None and not each.is_missing for each in batch)
         self.empty += sum(document.text == "" for document in batch)
         ids: list[np.ndarray] = []
         masks: list[np.ndarray] = []
@@ -242,7 +245,8 @@ class _Writer:
                 f"data source '{recipe.source.name}' holds no "
                 f"{'answer to learn' if instructions else 'text'}: {self.empty} "
                 f"{'rows have none' if instructions else 'documents are empty'}, {self.skipped} "
-                f"were skipped as not UTF-8 (data.invalid_utf8)"
+                f"were skipped as not UTF-8 (data.invalid_utf8), {self.missing} as null or missing "
+                f"(data.missing_text)"
             )
         if self.largest >= recipe.tokenizer.vocab_size:
             raise ValueError(f"tokenizer '{recipe.tokenizer.name}' gave id {self.largest}")
@@ -260,6 +264,7 @@ class _Writer:
             source_fingerprint=source_fingerprint,
             column=recipe.column,
             invalid_utf8=recipe.invalid_utf8,
+            missing_text=recipe.missing_text,
             tokenizer=recipe.tokenizer.name,
             tokenizer_fingerprint=recipe.tokenizer.fingerprint,
             vocab_size=recipe.tokenizer.vocab_size,
@@ -267,6 +272,7 @@ class _Writer:
             documents=documents,
             empty_documents=self.empty,
             skipped_documents=self.skipped,
+            missing_documents=self.missing,
             tokens=self.offsets[-1],
             text_bytes=self.text_bytes[-1],
             largest_id=self.largest,
@@ -302,6 +308,8 @@ def _announce(manifest: Manifest, path: Path, seconds: float) -> None:
         left_out += f", {manifest.empty_documents:,} {kind} left out"
     if manifest.skipped_documents:
         left_out += f", {manifest.skipped_documents:,} that are not UTF-8 skipped"
+    if manifest.missing_documents:
+        left_out += f", {manifest.missing_documents:,} that are null or missing skipped"
     if manifest.learnt_tokens is not None:
         learnt = f" ({manifest.learnt_tokens / manifest.tokens:.1%} learnt)"
     say(

@@ -1,24 +1,29 @@
-"""Rows read from files, one reader a format, each naming file and row of what is wrong.
+"""Rows read from files, each reader naming file and row of what is wrong; JSON has its own module.
 
 jsonl and parquet are read directly, and only hf: goes through `datasets`, which would keep a second
 copy of the text, guesses types (a column of dates stops being text) and hides row numbers.
 """
 
-import gzip
-import json
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jaxformer.data.unpacking import open_text
+from jaxformer.file_formats import HEAD, binary_format_of, compression_of
 from jaxformer.schema import UserError, did_you_mean
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS_AT_ONCE = 1024
-Readable = IO[bytes] | gzip.GzipFile
+PARQUET = (b"PAR1", b"PARE")
+
+
+class Policies(NamedTuple):
+    """`data.invalid_utf8` and `data.missing_text`: what becomes of a row that has no good text."""
+
+    invalid_utf8: str = "error"
+    missing_text: str = "error"
 
 
 class Column(NamedTuple):
@@ -30,12 +35,13 @@ class Column(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A value of every column asked for, or None where the policy skipped the row; `place` names
-    the row, `done` counts what of the source is read."""
+    """A value of every column asked for, or None where a policy skipped the row, `is_missing` says
+    which; `place` names the row, `done` counts what of the source is read."""
 
     values: tuple[Any, ...] | None
     place: str
     done: int
+    is_missing: bool = False
 
 
 def decode_utf8(value: Any, policy: str, place: str) -> Any:
@@ -73,84 +79,18 @@ def _decoded(value: Any, errors: str) -> Any:
     return value
 
 
-def _open(file: Path) -> IO[bytes]:
-    try:
-        return file.open("rb")
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
-
-
-def text_rows(files: Sequence[Path], invalid_utf8: str) -> Iterator[Row]:
-    """A row a file, its value the whole text; `done` counts bytes."""
+def text_rows(files: Sequence[Path], policies: Policies) -> Iterator[Row]:
+    """A row a file, its value the whole text; `done` counts bytes of the files as they lie."""
     done = 0
     for file in files:
-        with _open(file) as raw:
-            data = raw.read()
-        done += len(data)
-        yield Row(decode_utf8((data,), invalid_utf8, str(file)), str(file), done)
-
-
-def jsonl_rows(
-    files: Sequence[Path], columns: Sequence[Column], invalid_utf8: str
-) -> Iterator[Row]:
-    """A row a line, from plain or gzip files; `done` counts bytes of the files as they lie."""
-    before = 0
-    for file in files:
-        with _open(file) as raw, _unpacked(raw, file) as lines:
-            for number, line in _numbered_lines(lines, file):
-                if line.strip():
-                    place = f"{file}, line {number}"
-                    values = _json_values(line, columns, invalid_utf8, place)
-                    yield Row(values, place, before + raw.tell())
-        before += file.stat().st_size
-
-
-def _unpacked(raw: IO[bytes], file: Path) -> AbstractContextManager[Readable]:
-    return gzip.GzipFile(fileobj=raw) if file.suffix == ".gz" else nullcontext(raw)
-
-
-def _numbered_lines(lines: Readable, file: Path) -> Iterator[tuple[int, bytes]]:
-    number = 0
-    while True:
-        try:
-            line = lines.readline()
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise UserError(
-                f"{file}: truncated or damaged gzip after line {number} ({error}); "
-                f"copy the file again, or leave it out of the pattern"
-            ) from None
-        if not line:
-            return
-        number += 1
-        yield number, line
-
-
-def _json_values(
-    line: bytes, columns: Sequence[Column], invalid_utf8: str, place: str
-) -> tuple[Any, ...] | None:
-    decoded = decode_utf8(line, invalid_utf8, place)
-    if decoded is None:
-        return None
-    try:
-        row = json.loads(decoded)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{place}: not JSON: {error.msg} at character {error.pos}") from None
-    for column in columns:
-        if not isinstance(row, dict):
-            raise UserError(
-                f"{place}: {named_kind(row)}, not an object with a column '{column.name}'"
-            )
-        if column.holds is None:
-            continue
-        if column.name not in row:
-            raise _wrong_column(place, column.name, row)
-        if not isinstance(row[column.name], column.holds):
-            raise _wrong_value(place, column, row[column.name])
-    return decode_utf8(tuple(row.get(column.name) for column in columns), invalid_utf8, place)
+        with open_text(file) as text:
+            data = text.read()
+        done += file.stat().st_size
+        yield Row(decode_utf8((data,), policies.invalid_utf8, str(file)), str(file), done)
 
 
 def parquet_rows(
-    files: Sequence[Path], columns: Sequence[Column], invalid_utf8: str
+    files: Sequence[Path], columns: Sequence[Column], policies: Policies
 ) -> Iterator[Row]:
     """A row of the files a row; `done` counts bytes of the files, by the rows read of each."""
     import pyarrow as pa
@@ -159,11 +99,12 @@ def parquet_rows(
     before = 0
     for file in files:
         try:
+            _check_parquet(file)
             parquet = pq.ParquetFile(file)
-            names = _check_arrow_columns(parquet.schema_arrow, columns, str(file))
+            names = _check_arrow_columns(parquet.schema_arrow, columns, policies, str(file))
             size, rows = file.stat().st_size, max(parquet.metadata.num_rows, 1)
             batches = parquet.iter_batches(batch_size=ROWS_AT_ONCE, columns=names)
-            for row in _arrow_rows(batches, columns, invalid_utf8, str(file)):
+            for row in _arrow_rows(batches, columns, policies, str(file)):
                 yield row._replace(done=before + size * row.done // rows)
         except (pa.ArrowException, OSError) as error:
             raise UserError(
@@ -174,21 +115,21 @@ def parquet_rows(
 
 
 def hf_rows(
-    dataset: Any, columns: Sequence[Column], invalid_utf8: str, place: str
+    dataset: Any, columns: Sequence[Column], policies: Policies, place: str
 ) -> Iterator[Row]:
     """A row of a `datasets.Dataset` a row; `done` counts rows."""
-    names = _check_arrow_columns(dataset.features.arrow_schema, columns, place)
+    names = _check_arrow_columns(dataset.features.arrow_schema, columns, policies, place)
     selected = dataset.select_columns(names).with_format("arrow")
     batches = (
         batch for table in selected.iter(batch_size=ROWS_AT_ONCE) for batch in table.to_batches()
     )
-    return _arrow_rows(batches, columns, invalid_utf8, place)
+    return _arrow_rows(batches, columns, policies, place)
 
 
 def _arrow_rows(
     batches: Iterable["pa.RecordBatch"],
     columns: Sequence[Column],
-    invalid_utf8: str,
+    policies: Policies,
     place: str,
 ) -> Iterator[Row]:
     """Numbers the rows from 1, which is also what is `done`."""
@@ -203,11 +144,18 @@ def _arrow_rows(
         for values in zip(*arrays, strict=True):
             row += 1
             where = f"{place}, row {row}"
-            for column, value in zip(columns, values, strict=True):
-                if value is None and column.holds is not None:
-                    raise _wrong_value(where, column, None)
-            present = tuple(_without_nulls(value) for value in values)
-            yield Row(decode_utf8(present, invalid_utf8, where), where, row)
+            missing = [
+                column
+                for column, value in zip(columns, values, strict=True)
+                if value is None and column.holds is not None
+            ]
+            if not missing:
+                present = tuple(_without_nulls(value) for value in values)
+                yield Row(decode_utf8(present, policies.invalid_utf8, where), where, row)
+            elif policies.missing_text == "skip":
+                yield Row(None, where, row, is_missing=True)
+            else:
+                raise wrong_value(where, missing[0], None)
 
 
 def _without_nulls(value: Any) -> Any:
@@ -241,7 +189,21 @@ def _texts_as_bytes(array: "pa.Array") -> "pa.Array":
     return array.cast(of(array.type))
 
 
-def _check_arrow_columns(schema: "pa.Schema", columns: Sequence[Column], place: str) -> list[str]:
+def _check_parquet(file: Path) -> None:
+    with file.open("rb") as stream:
+        head = stream.read(HEAD)
+    if head and not head.startswith(PARQUET):
+        packed = compression_of(head)
+        kind = f"compressed by {packed}" if packed else binary_format_of(head) or "another file"
+        raise UserError(
+            f"{file} is {kind}, and no Parquet file; read text as text:GLOB, lines of JSON as "
+            f"jsonl:GLOB"
+        )
+
+
+def _check_arrow_columns(
+    schema: "pa.Schema", columns: Sequence[Column], policies: Policies, place: str
+) -> list[str]:
     """The names of those that are there; the others may be missing."""
     import pyarrow as pa
 
@@ -249,9 +211,11 @@ def _check_arrow_columns(schema: "pa.Schema", columns: Sequence[Column], place: 
         if column.holds is None:
             continue
         if column.name not in schema.names:
-            raise _wrong_column(place, column.name, schema.names)
+            raise wrong_column(place, column.name, schema.names)
         kind = schema.field(column.name).type
         value = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if pa.types.is_null(value) and policies.missing_text == "skip":
+            continue
         is_list = pa.types.is_list(value) or pa.types.is_large_list(value)
         if not (_is_text(value) if column.holds is str else is_list):
             raise UserError(
@@ -268,7 +232,7 @@ def _is_text(kind: "pa.DataType") -> bool:
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
-def _wrong_column(place: str, column: str, columns: Any) -> UserError:
+def wrong_column(place: str, column: str, columns: Any) -> UserError:
     names = [str(name) for name in columns]
     return UserError(
         f"{place}: no column '{column}'; columns: {', '.join(names)}. Set data.column."
@@ -276,10 +240,11 @@ def _wrong_column(place: str, column: str, columns: Any) -> UserError:
     )
 
 
-def _wrong_value(place: str, column: Column, value: object) -> UserError:
+def wrong_value(place: str, column: Column, value: object) -> UserError:
+    skip = ", or skip all such rows by data.missing_text=skip" if value is None else ""
     return UserError(
         f"{place}: column '{column.name}' is {named_kind(value)}, not {_holds(column)}; mend or "
-        f"remove the row"
+        f"remove the row{skip}"
     )
 
 

@@ -2,7 +2,7 @@
 
 - `builtin:python`: the Python standard library's source, on every machine.
 - `text:GLOB`: a file a document, in sorted order.
-- `jsonl:GLOB`: a line a document, from `data.column`; `.gz` files are unpacked.
+- `jsonl:GLOB`: a line a document, from `data.column`; or an item, where a file is one array.
 - `parquet:GLOB`: a row a document, from `data.column`.
 - `hf:FOLDER`: a dataset or dataset dictionary saved by `datasets.save_to_disk`.
 - `hf:NAME`, `hf:ORG/NAME` or `hf:ORG/NAME/CONFIG`: a dataset of the Hugging Face Hub. One slash
@@ -11,7 +11,9 @@
   `:SPLIT` may follow either hf form (`hf:FOLDER:validation`, `hf:ORG/NAME:train[:10%]`); the split
   is `train` if not given. Parts of a split are for the Hub's alone.
 
-Files are relative to the working directory, `~` is the home directory, `**` crosses folders.
+Files are relative to the working directory, `~` is the home directory, `**` crosses folders, and
+`{a,b}` is a or b. Files of text and jsonl that gzip, bzip2, xz or Zstandard has compressed are
+unpacked as they are read, whatever their names; a UTF-8 byte order mark is no part of the text.
 """
 
 import glob
@@ -26,7 +28,9 @@ from pathlib import Path
 from typing import Protocol
 
 from jaxformer.data.hub import HubSource
-from jaxformer.data.rows import Column, Row, jsonl_rows, parquet_rows, text_rows
+from jaxformer.data.json_rows import jsonl_rows
+from jaxformer.data.rows import Column, Policies, Row, parquet_rows, text_rows
+from jaxformer.file_formats import irregular
 from jaxformer.schema import UserError, did_you_mean
 
 KINDS = ("builtin", "text", "jsonl", "parquet", "hf")
@@ -69,7 +73,7 @@ class FileSource:
     kind: str
     identity: str
     files: tuple[Path, ...]
-    invalid_utf8: str
+    policies: Policies
 
     @property
     def size(self) -> int:
@@ -82,28 +86,29 @@ class FileSource:
 
     def rows(self, columns: Sequence[Column]) -> Iterator[Row]:
         if self.kind == "jsonl":
-            return jsonl_rows(self.files, columns, self.invalid_utf8)
+            return jsonl_rows(self.files, columns, self.policies)
         if self.kind == "parquet":
-            return parquet_rows(self.files, columns, self.invalid_utf8)
-        return text_rows(self.files, self.invalid_utf8)
+            return parquet_rows(self.files, columns, self.policies)
+        return text_rows(self.files, self.policies)
 
 
-def open_source(name: str, invalid_utf8: str) -> Source:
+def open_source(name: str, invalid_utf8: str, missing_text: str = "error") -> Source:
     """The source that `name` describes, its files found but not read.
 
     Raises:
         UserError: unknown kind, missing file, or a pattern that matches nothing.
     """
+    policies = Policies(invalid_utf8, missing_text)
     kind, colon, where = name.partition(":")
     if not colon or not where or kind not in KINDS:
         raise UserError(f"data source '{name}': allowed are {GRAMMAR}.{did_you_mean(kind, KINDS)}")
     if kind == "builtin":
         return _builtin(name, where)
     if kind == "hf":
-        return HubSource(name, where, invalid_utf8)
+        return HubSource(name, where, policies)
     pattern = os.path.abspath(os.path.expanduser(where))
     files = tuple(_find(name, where, pattern))
-    return FileSource(name, kind, f"{kind}:{pattern}", files, invalid_utf8)
+    return FileSource(name, kind, f"{kind}:{pattern}", files, policies)
 
 
 def _builtin(name: str, corpus: str) -> FileSource:
@@ -128,11 +133,25 @@ def _builtin(name: str, corpus: str) -> FileSource:
         raise UserError(f"data source '{name}': no .py files in {root}; use text:GLOB instead")
     files.sort(key=lambda f: hashlib.sha256(f.relative_to(root).as_posix().encode()).digest())
     identity = f"{name}:{platform.python_version()}:{root}"
-    return FileSource(name, "text", identity, tuple(files), "skip")
+    return FileSource(name, "text", identity, tuple(files), Policies("skip"))
 
 
 def _find(name: str, where: str, pattern: str) -> list[Path]:
     """The files of a path or pattern, sorted. A file of exactly that name wins over a pattern."""
+    if Path(pattern).is_file():
+        return [Path(pattern)]
+    patterns = expand_braces(pattern)
+    found = {file for each in patterns for file in _matches(name, where, each)}
+    if not found:
+        raise UserError(
+            f"data source '{name}': the pattern matches no file (working directory {os.getcwd()}; "
+            f"** crosses folders, {{a,b}} is a or b)"
+        )
+    return sorted(found)
+
+
+def _matches(name: str, where: str, pattern: str) -> list[Path]:
+    """The files of a pattern without braces; none, if only its stars match nothing."""
     path = Path(pattern)
     if path.is_file():
         return [path]
@@ -141,17 +160,37 @@ def _find(name: str, where: str, pattern: str) -> list[Path]:
             f"data source '{name}': {where} is a folder; name its files, as in "
             f"{name.rstrip('/')}/**/*.txt"
         )
+    if kind := irregular(path):
+        raise UserError(f"data source '{name}': {where} is {kind}; name files")
     if not glob.has_magic(pattern):
         siblings = os.listdir(path.parent) if path.parent.is_dir() else []
         raise UserError(
             f"data source '{name}': no such file in {path.parent}."
             f"{did_you_mean(path.name, siblings)}"
         )
-    files = sorted(Path(match) for match in glob.glob(pattern, recursive=True))
-    files = [file for file in files if file.is_file()]
-    if not files:
-        raise UserError(
-            f"data source '{name}': the pattern matches no file (working directory {os.getcwd()}; "
-            f"** crosses folders)"
-        )
-    return files
+    matches = (Path(match) for match in glob.glob(pattern, recursive=True))
+    return [file for file in matches if file.is_file()]
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """`a{b,c}d` → `abd`, `acd`, and so on inside; braces without a comma stand for themselves."""
+    depth, start, commas = 0, 0, []
+    for place, character in enumerate(pattern):
+        if character == "{":
+            depth += 1
+            if depth == 1:
+                start, commas = place, [place]
+        elif character == "," and depth == 1:
+            commas.append(place)
+        elif character == "}" and depth:
+            depth -= 1
+            if depth == 0 and len(commas) > 1:
+                cuts = zip(commas, [*commas[1:], place], strict=True)
+                choices = [pattern[begin + 1 : end] for begin, end in cuts]
+                before, after = pattern[:start], pattern[place + 1 :]
+                return [
+                    expanded
+                    for choice in choices
+                    for expanded in expand_braces(before + choice + after)
+                ]
+    return [pattern]

@@ -29,7 +29,7 @@ from jaxformer.data.sources import Source
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.schema import Schema
 
-FORMAT = 1
+FORMAT = 2  # 1 kept byte order marks, and compressed bytes as text
 TOKENS, DOCUMENTS, TEXT_BYTES, LOSS_MASK, MANIFEST = (
     "tokens.bin",
     "documents.bin",
@@ -56,6 +56,7 @@ class Manifest(Schema):
     source_fingerprint: str
     column: str
     invalid_utf8: str
+    missing_text: str
     tokenizer: str
     tokenizer_fingerprint: str
     vocab_size: int
@@ -63,6 +64,7 @@ class Manifest(Schema):
     documents: int
     empty_documents: int
     skipped_documents: int
+    missing_documents: int
     tokens: int
     text_bytes: int
     largest_id: int
@@ -79,6 +81,7 @@ class Recipe:
     tokenizer: Tokenizer
     format: Format
     invalid_utf8: str
+    missing_text: str
     cache_dir: str
 
     @property
@@ -88,6 +91,8 @@ class Recipe:
     @property
     def path(self) -> Path:
         key = [self.source.identity, self.column, self.tokenizer.fingerprint, self.invalid_utf8]
+        if self.missing_text != "error":
+            key.append(f"missing text: {self.missing_text}")
         if self.format.instructions is not None:
             key.append(self.format.instructions.model_dump_json())
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
@@ -173,8 +178,10 @@ def _compare(manifest: Manifest, recipe: Recipe) -> None:
         raise UnusableStoreError(f"its format is {manifest.format}, not {FORMAT}")
     if manifest.source_fingerprint != recipe.source.fingerprint():
         raise UnusableStoreError("the source's files have changed")
-    made_of = (manifest.identity, manifest.column, manifest.invalid_utf8)
-    if made_of != (recipe.source.identity, recipe.column, recipe.invalid_utf8):
+    policies = (manifest.invalid_utf8, manifest.missing_text)
+    made_of = (manifest.identity, manifest.column, *policies)
+    asked = (recipe.source.identity, recipe.column, recipe.invalid_utf8, recipe.missing_text)
+    if made_of != asked:
         raise UnusableStoreError("it is of another source")
     if manifest.instructions != recipe.format.instructions:
         raise UnusableStoreError("it is of another format or chat template")

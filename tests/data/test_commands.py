@@ -46,7 +46,7 @@ def test_inspect_prints_a_table_and_a_row_of_each_store(
     digest = hashlib.sha256((part.store.path / TOKENS).read_bytes()).hexdigest()
     for line in (
         "│ documents           │ 20 ",
-        "│ left out            │ 0 empty, 0 not UTF-8 ",
+        "│ left out            │ 0 empty, 0 not UTF-8, 0 null or missing ",
         "│ tokens              │ 560 (uint16, bytes) ",
         "│ bytes of text       │ 520 ",
         "│ bytes per token     │ 0.929 ",

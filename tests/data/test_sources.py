@@ -1,6 +1,7 @@
 import gzip
 import json
 import os
+import re
 import sysconfig
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxformer.data.rows import Column
-from jaxformer.data.sources import open_source
+from jaxformer.data.sources import expand_braces, open_source
 from jaxformer.schema import UserError
 
 
-def texts(source: str, column: str = "text", invalid_utf8: str = "error") -> list[str | None]:
-    rows = open_source(source, invalid_utf8).rows([Column(column, str)])
+def texts(
+    source: str, column: str = "text", invalid_utf8: str = "error", missing_text: str = "error"
+) -> list[str | None]:
+    rows = open_source(source, invalid_utf8, missing_text).rows([Column(column, str)])
     return [row.values and row.values[0] for row in rows]
 
 
@@ -52,6 +55,29 @@ def test_a_file_named_like_a_pattern_is_that_file(tmp_path: Path) -> None:
     (tmp_path / "a[1].txt").write_text("brackets")
     (tmp_path / "a1.txt").write_text("plain")
     assert texts(f"text:{tmp_path}/a[1].txt") == ["brackets"]
+
+
+def test_braces_name_several_files(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    for name in ("one/a.txt", "one/b.md", "c.txt", "odd{name}.txt"):
+        (tmp_path / name).write_text(name)
+    assert texts(f"text:{tmp_path}/{{one/*.{{md,txt}},c.txt}}") == [
+        "c.txt",
+        "one/a.txt",
+        "one/b.md",
+    ]
+    assert texts(f"text:{tmp_path}/odd{{name}}.txt") == ["odd{name}.txt"]
+    assert texts(f"text:{tmp_path}/{{*.md,*.txt}}") == ["c.txt", "odd{name}.txt"]
+    with pytest.raises(UserError, match=r"no such file in .*\. Did you mean 'c.txt'\?"):
+        texts(f"text:{tmp_path}/{{c.txt,c.tx}}")
+    assert expand_braces("a{b,c{1,2}}d{,e}") == ["abd", "abde", "ac1d", "ac1de", "ac2d", "ac2de"]
+    assert expand_braces("{a}{,b") == ["{a}{,b"]
+
+
+def test_a_pipe_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(UserError, match=r"a\.txt is a named pipe; name files"):
+        texts(f"text:{tmp_path}/a.txt")
 
 
 def test_jsonl_reads_plain_and_gzip_files_and_passes_blank_lines(tmp_path: Path) -> None:
@@ -180,8 +206,11 @@ def test_a_wrong_source_says_what_is_allowed(
         (b'{"text": "a"}\n\n{"text": null}', r"line 3: column 'text' is null, not text"),
         (b'{"text": 5}', r"line 1: column 'text' is a number, not text"),
         (b'{"text": ["a"]}', r"line 1: column 'text' is a list, not text"),
-        (b"[1]", r"line 1: a list, not an object with a column 'text'"),
-        (b'{"text": "a"', r"line 1: not JSON: .* at character 12"),
+        (b'{"text": "a"}\n[1]', r"line 2: a list, not an object with a column 'text'"),
+        (b'{"text": "a"', r"line 1 is not JSON: .* at character 12"),
+        (b'{\n "text": "a"\n}', r"line 1 is not JSON: .*its end\. A row is one line: .* jq -c \."),
+        (b'{"text": ' + b"1" * 5000 + b"}", r"line 1 is not JSON: an integer has more than 4,300"),
+        (b'{"text": ' + b"[" * 99999, r"line 1 is not JSON: it is nested too deeply"),
         (b'{"text": "a\xff"}', r"line 1: byte 0xff at offset 11 is not UTF-8. .*error, replace"),
         (b'{"text": "a\\ud800"}', r"line 1: byte 0xed at offset 1 is not UTF-8"),
     ],
@@ -222,6 +251,40 @@ def test_bytes_that_are_not_utf8_follow_the_policy(tmp_path: Path) -> None:
     assert texts(source, invalid_utf8="skip") == ["good", None]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "array", "parquet", "hf"])
+def test_null_and_missing_text_follow_the_policy(kind: str, tmp_path: Path) -> None:
+    import datasets
+
+    rows = [{"text": "a", "n": 1}, {"text": None, "n": 2}, {"text": "c", "n": 3}]
+    source, place = f"{kind}:{tmp_path}/rows", f"{tmp_path}/rows, row 2"
+    match kind:
+        case "jsonl":
+            lines = [*map(json.dumps, rows), '{"n": 4}']
+            (tmp_path / "rows").write_text("\n".join(lines))
+            place = f"{tmp_path}/rows, line 2"
+        case "array":
+            (tmp_path / "rows").write_text(json.dumps([*rows, {"n": 4}]))
+            source = f"jsonl:{tmp_path}/rows"
+        case "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows")
+        case "hf":
+            datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "rows")
+            place = f"{source}, row 2"
+    found = list(open_source(source, "error", "skip").rows([Column("text", str)]))
+    assert [row.values for row in found[:3]] == [("a",), None, ("c",)]
+    assert [row.is_missing for row in found] == [False, True, False, True][: len(found)]
+    message = f"{place}: column 'text' is null, not text; mend or remove the row, or skip all such"
+    with pytest.raises(UserError, match=re.escape(message)):
+        texts(source)
+
+
+def test_a_column_of_nothing_but_null_is_missing_text(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", {"text": pa.nulls(2)})
+    with pytest.raises(UserError, match=r"column 'text' holds null, not text"):
+        texts(f"parquet:{tmp_path}/a.parquet")
+    assert texts(f"parquet:{tmp_path}/a.parquet", missing_text="skip") == [None, None]
+
+
 def test_truncated_gzip_is_named(tmp_path: Path) -> None:
     rows = "\n".join(json.dumps({"text": os.urandom(20).hex()}) for _ in range(500))
     whole = gzip.compress(rows.encode())
@@ -230,7 +293,7 @@ def test_truncated_gzip_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.jsonl\.gz: truncated or damaged gzip after line \d+"):
         texts(f"jsonl:{file}")
     file.write_bytes(rows.encode())
-    with pytest.raises(UserError, match=r"damaged gzip after line 0 \(Not a gzipped file"):
+    with pytest.raises(UserError, match=r"damaged gzip \(it does not begin as gzip does\); copy"):
         texts(f"jsonl:{file}")
 
 

@@ -269,6 +269,26 @@ def test_a_source_without_text_says_what_was_left_out(make_data, write_texts, tm
         open_store(make_data(source=f"jsonl:{tmp_path}/empty.jsonl"))
 
 
+def test_rows_with_null_or_missing_text_are_skipped_and_counted(make_data, tmp_path, capfd) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "a"}\n{"text": null}\n{"n": 1}\n{"text": ""}\n')
+    store = open_store(make_data(source=f"jsonl:{file}", missing_text="skip"))
+    counts = store.manifest.documents, store.manifest.empty_documents
+    assert (*counts, store.manifest.missing_documents, store.manifest.skipped_documents) == (
+        1,
+        1,
+        2,
+        0,
+    )
+    said = "1 documents, 1 empty ones left out, 2 that are null or missing skipped, 3 tokens"
+    assert said in capfd.readouterr().err
+    file.write_text('{"n": 1}\n')
+    with pytest.raises(UserError, match=r"no text: .*, 1 as null or missing \(data.missing_text\)"):
+        open_store(make_data(source=f"jsonl:{file}", missing_text="skip"))
+    with pytest.raises(UserError, match=r"line 1: no column 'text'; columns: n"):
+        open_store(make_data(source=f"jsonl:{file}"))
+
+
 def test_a_folder_that_cannot_be_written_is_named(make_data, write_texts, tmp_path) -> None:
     (tmp_path / "file").write_text("")
     data = make_data(source=write_texts(["text"]), cache_dir=str(tmp_path / "file" / "cache"))

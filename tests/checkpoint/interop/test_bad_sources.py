@@ -84,12 +84,12 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "a list": (text("[1, 2]"), "config.json is not a JSON object"),
     "nothing": (text(""), "config.json is not JSON"),
     "other bytes": (text(b"\x1f\x8b\x08\x00\xff"), "config.json is not JSON"),
-    "deep nesting": (text('{"a":' * 99_999 + "1" + "}" * 99_999), "nested too deep"),
+    "deep nesting": (text('{"a":' * 99_999 + "1" + "}" * 99_999), "nested too deeply"),
     "nesting that is read": (
         text(json.dumps(CONFIG)[:-1] + ',"a":' + "[" * 700 + "]" * 700 + "}"),
         "config.json has options that are not supported for llama: a [[[[...]]]];",
     ),
-    "5,000 digits": (text('{"hidden_size": 1' + "0" * 5000 + "}"), "thousands of digits"),
+    "5,000 digits": (text('{"hidden_size": 1' + "0" * 5000 + "}"), "more than 4,300 digits"),
     "4,000 digits": (config(hidden_size=10**4000), "has hidden_size 1000"),
     "a size beyond all": (config(hidden_size=2**40), "has hidden_size 1099511627776; allowed"),
     "the largest sizes": (
