@@ -31,6 +31,11 @@ def is_remote(path: str | os.PathLike) -> bool:
     return str(path).startswith(BUCKET)
 
 
+def nearest_existing(path: Path) -> Path:
+    """The path on a disk, or the nearest folder above it that is there, to see what may be made."""
+    return next(each for each in (path, *path.absolute().parents) if each.exists())
+
+
 def file_sizes(folder: Path) -> dict[str, int]:
     """Bytes of every file under the folder, by its path there; of one that is being written or
     removed, what there is."""

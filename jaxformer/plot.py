@@ -33,13 +33,18 @@ def plot_losses(runs: Sequence[Path], out: Path) -> None:
         raise UserError(f"{out}: '{out.suffix}' is no image format; allowed: {', '.join(formats)}")
     if not out.parent.is_dir():
         raise UserError(f"{out}: the folder {out.parent} does not exist")
+    if out.is_dir():
+        raise UserError(f"{out} is a folder; name a file in it, such as {out / 'loss.png'}")
     axes = figure.add_subplot(xlabel="step", ylabel="loss, nats per token")
     for index, run in enumerate(runs):
         _draw(axes, run, f"C{index}")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(out, dpi=150)
+    try:
+        figure.savefig(out, dpi=150)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}") from error
 
 
 def _draw(axes: "Axes", run: Path, color: str) -> None:

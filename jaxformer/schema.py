@@ -2,8 +2,9 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 LONGEST_SHOWN = 200
 
@@ -18,11 +19,25 @@ class RunFailed(Exception):
 
 
 class Schema(BaseModel):
-    """Frozen, strict about types, no unknown keys, no NaN or infinity."""
+    """Frozen, strict about types, no unknown keys, no NaN or infinity, no integer beyond what
+    arrays are counted in."""
+
+    largest_integer: ClassVar[int] = 2**32 - 1
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True
     )
+
+    @field_validator("*")
+    @classmethod
+    def _no_larger(cls, value: Any) -> Any:
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, int) and abs(item) > cls.largest_integer:
+                raise ValueError(
+                    f"{shorten(str(item))} is too large; allowed: whole numbers up to "
+                    f"{cls.largest_integer:,}"
+                )
+        return value
 
 
 def shorten(text: str) -> str:

@@ -115,14 +115,18 @@ def _describe_bounds(metadata: Sequence[Any]) -> str:
         for bound in getattr(item, "metadata", [item]):  # a Field keeps its bounds in a list
             match bound:
                 case annotated_types.Gt(gt=value):
-                    low = f" above {value:g}"
+                    low = f" above {_number(value)}"
                 case annotated_types.Ge(ge=value):
-                    low = f" of at least {value:g}"
+                    low = f" of at least {_number(value)}"
                 case annotated_types.Lt(lt=value):
-                    high = f" below {value:g}"
+                    high = f" below {_number(value)}"
                 case annotated_types.Le(le=value):
-                    high = f" of at most {value:g}"
+                    high = f" of at most {_number(value)}"
     return f"{low} and{high}" if low and high else low + high
+
+
+def _number(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def one_of(words: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """Pydantic's errors in the user's words: the key, its value, what is allowed, how to mend it."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -121,8 +122,10 @@ def _allowed_keys(owner: type[BaseModel], key: str) -> str:
 def _hint(value: Any, place: _Place) -> str:
     """How to mend a value of the wrong type, where that is plain."""
     wanted = place.allowed
-    if isinstance(value, str) and "number" in wanted and _finite(value):
+    if isinstance(value, str) and "number" in wanted and _is_number(value):
         return f" It is text, because of its quotes: write {value.strip()} without them."
+    if isinstance(value, str) and "number" in wanted and (number := _python_number(value)):
+        return f" Write {number}: a number has no underscores, and no base but ten."
     if isinstance(value, float) and "number" in wanted and not math.isfinite(value):
         return " It must be finite."
     if isinstance(value, float) and "whole number" in wanted and value.is_integer():
@@ -132,11 +135,18 @@ def _hint(value: Any, place: _Place) -> str:
     return ""
 
 
-def _finite(text: str) -> bool:
+def _is_number(text: str) -> bool:
+    return (
+        re.fullmatch(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?", text.strip(), re.ASCII) is not None
+    )
+
+
+def _python_number(text: str) -> str | None:
+    """The usual spelling of what Python would take for a whole number, such as 1_000 or 0x10."""
     try:
-        return math.isfinite(float(text))
+        return str(int(text, 0))
     except ValueError:
-        return False
+        return None
 
 
 def show(value: Any) -> str:

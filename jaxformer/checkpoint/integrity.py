@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxformer.data.progress import progress
+from jaxformer.file_formats import irregular
 from jaxformer.json_reader import read_json
-from jaxformer.paths import file_sizes, replace_text
+from jaxformer.paths import file_sizes, is_remote, replace_text
 from jaxformer.schema import UserError
 
 FORMAT = 2  # 1 had no hashes
@@ -71,6 +72,8 @@ def read_manifest(folder: Path) -> Json:
         DamagedError: there is none, or it is not as it was written.
         UserError: it is of a format that this version does not read.
     """
+    if not is_remote(folder) and (kind := irregular(folder / MANIFEST)):
+        raise DamagedError(folder, [Fault(MANIFEST, "a file", kind)])
     try:
         manifest = read_json((folder / MANIFEST).read_bytes(), MANIFEST)
     except FileNotFoundError:
@@ -81,6 +84,8 @@ def read_manifest(folder: Path) -> Json:
             ) from None
         fault = Fault(MANIFEST, "the file that is written last", "none, the step is incomplete")
         raise DamagedError(folder, [fault]) from None
+    except IsADirectoryError:
+        raise DamagedError(folder, [Fault(MANIFEST, "a file", "a folder")]) from None
     except UserError:
         raise DamagedError(folder, [Fault(MANIFEST, "JSON", "something else")]) from None
     if not isinstance(manifest, dict):

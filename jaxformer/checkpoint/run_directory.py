@@ -9,7 +9,7 @@ import yaml
 
 from jaxformer.config import Config
 from jaxformer.loading import load_config
-from jaxformer.paths import is_remote, locate_path, replace_text
+from jaxformer.paths import is_remote, locate_path, nearest_existing, replace_text
 from jaxformer.schema import UserError
 
 # Keys that may change when a run goes on: they decide cadence, place or speed, not results.
@@ -96,7 +96,7 @@ class RunDirectory:
             self._check_writable()
 
     def _check_writable(self) -> None:
-        there = next(each for each in (self.path, *self.path.absolute().parents) if each.exists())
+        there = nearest_existing(self.path)
         if not there.is_dir():
             raise self._unwritable(f"{there} is a file")
         if not os.access(there, os.W_OK | os.X_OK):
@@ -199,7 +199,8 @@ def locate(path: str | Path) -> tuple[RunDirectory, int | None]:
         return RunDirectory(given), None
     if given.name.isdecimal() and (given.parent.parent / "config.yaml").is_file():
         if not given.is_dir():
-            raise UserError(f"{given} does not exist; look into {given.parent}")
+            state = "is no folder, as a checkpoint is" if given.exists() else "does not exist"
+            raise UserError(f"{given} {state}; look into {given.parent}")
         return RunDirectory(given.parent.parent), int(given.name)
     state = "is no run" if given.exists() else "does not exist"
     raise UserError(

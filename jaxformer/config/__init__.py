@@ -50,12 +50,15 @@ __all__ = [
 ]
 
 
+NumRows = Annotated[int, Field(ge=1, le=1 << 24)]
+
+
 class TrainConfig(Schema):
     """The step and how often it is taken. `batch_size` counts rows of one update, all
     micro-batches together; `precision` is that of activations, parameters stay float32."""
 
     steps: PositiveInt = 1000
-    batch_size: PositiveInt = 32
+    batch_size: NumRows = 32
     accumulation: PositiveInt = 1
     seed: NonNegativeInt = 0
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -98,7 +101,7 @@ class EvalConfig(Schema):
 
     every: PositiveInt = 250
     batches: PositiveInt | None = Field(20, description="null: the whole validation text")
-    batch_size: PositiveInt | None = Field(
+    batch_size: NumRows | None = Field(
         None, description="rows at once; train.batch_size if not given"
     )
     suites: Annotated[tuple[str, ...], Field(strict=False)] = Field(

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from jaxformer.schema import Schema
 from jaxformer.tasks import TaskUnion
@@ -59,7 +59,9 @@ class DataConfig(Schema):
         "error", description="of a row whose column is null, or not there"
     )
     cache_dir: str = Field("~/.cache/jaxformer", description="where token stores are kept")
-    prefetch: NonNegativeInt = Field(4, description="batches made ahead of the step")
+    prefetch: Annotated[int, Field(ge=0, le=1024)] = Field(
+        4, description="batches made ahead of the step"
+    )
 
     @model_validator(mode="after")
     def _task_fits_its_rows(self) -> "DataConfig":

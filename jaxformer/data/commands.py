@@ -18,7 +18,8 @@ from jaxformer.data.sources import open_source
 from jaxformer.data.store import TOKENS, UnusableStoreError, verify
 from jaxformer.data.text_of_ids import added_text
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
-from jaxformer.schema import UserError
+from jaxformer.paths import nearest_existing
+from jaxformer.schema import Schema, UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -92,6 +93,12 @@ def train_tokenizer(data: DataConfig, out: Path, vocab_size: int) -> None:
             f"vocab_size {vocab_size} is too small; allowed: at least {BYTE_VALUES + 1}, every "
             f"byte and {END_OF_TEXT}"
         )
+    if vocab_size > Schema.largest_integer:
+        raise UserError(
+            f"vocab_size {vocab_size} is too large; allowed: at most {Schema.largest_integer:,}"
+        )
+    if not (there := nearest_existing(file)).is_dir():
+        raise UserError(f"'{file}' cannot be written: {there} is a file; choose another place")
     definition = Definition(models.BPE())
     definition.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     definition.decoder = decoders.ByteLevel()

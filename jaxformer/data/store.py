@@ -43,12 +43,16 @@ HASHED_ON_OPENING = 1 << 30
 
 
 class FileRecord(Schema):
+    largest_integer = 2**63 - 1
+
     bytes: int
     sha256: str
 
 
 class Manifest(Schema):
     """What a store holds and what it was made of; of texts, the last two fields are not written."""
+
+    largest_integer = 2**63 - 1
 
     format: int
     source: str

@@ -1,6 +1,7 @@
 """What a model is made of: the `model:` section of a configuration."""
 
 import math
+from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -27,8 +28,8 @@ class ModelConfig(Schema):
     repetition stops early, and a pattern of `num_layers` entries is an explicit list of layers.
     """
 
-    d_model: PositiveInt
-    num_layers: PositiveInt
+    d_model: Annotated[int, Field(ge=1, le=1 << 24)]
+    num_layers: Annotated[int, Field(ge=1, le=10_000)]
     vocab_size: PositiveInt | None = Field(None, description="the tokenizer's when left out")
     mixer: MixerUnion
     ffn: FFNConfig | None = Field(description="null for layers of a mixer alone, as in Mamba")

@@ -93,6 +93,8 @@ def _place(coordinator: str | None, count: int | None, index: int | None) -> Pla
             f"{', '.join(given)} go together, and {' and '.join(missing)} is missing; give all, or "
             f"none where the cluster is detected, or --processes 1 to stay alone"
         )
+    if count < 1:
+        raise UserError(f"--processes is {count}; allowed: 1 or more")
     if not 0 <= index < count:
         raise UserError(f"--process is {index}; allowed: 0 to {count - 1}, for --processes {count}")
     if not coordinator.rpartition(":")[0] or not coordinator.rpartition(":")[2].isdecimal():

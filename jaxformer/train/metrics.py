@@ -109,9 +109,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _row(line: bytes, place: str) -> dict[str, Any]:
-    row = read_json_object(line, place)
+    try:
+        row = read_json_object(line, place)
+    except UserError as error:
+        raise UserError(f"{error}; mend or remove the line") from None
     if type(row.get("step")) is not int:
         raise UserError(f"{place} has no step, as every line of a run's metrics; remove the line")
+    for key, value in row.items():
+        if not isinstance(value, int | float | None):
+            raise UserError(f"{place}: {key} is no number; mend or remove the line")
     return row
 
 

@@ -17,7 +17,7 @@ from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.parallel import processes
 from jaxformer.parallel.memory import device_memory
 from jaxformer.parallel.rules import bytes_per_device
-from jaxformer.paths import file_sizes, is_remote
+from jaxformer.paths import file_sizes, is_remote, nearest_existing
 from jaxformer.schema import UserError
 from jaxformer.train.announce import in_bytes
 from jaxformer.train.metrics import read_rows
@@ -50,8 +50,7 @@ def check_room(directory: RunDirectory, program: Program) -> None:
     """
     if is_remote(directory.path):
         return
-    here = directory.path.absolute()
-    there = next(each for each in (here, *here.parents) if each.exists())
+    there = nearest_existing(directory.path)
     left = directory.checkpoints.glob(f"*{TMP_DIR_SUFFIX}")  # cleared away before the first save
     free = shutil.disk_usage(there).free + sum(sum(file_sizes(each).values()) for each in left)
     arrays = jax.tree.leaves(trees(program.abstract))

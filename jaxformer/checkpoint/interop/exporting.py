@@ -22,7 +22,7 @@ from jaxformer.checkpoint.manifest import differences
 from jaxformer.checkpoint.weights import find_weights
 from jaxformer.data.progress import progress
 from jaxformer.data.tokenizers import load_tokenizer
-from jaxformer.paths import is_remote
+from jaxformer.paths import is_remote, nearest_existing
 from jaxformer.schema import UserError
 
 SHARD_BYTES = 5_000_000_000
@@ -64,6 +64,8 @@ def export_model(run: Path, out: Path, dtype: str = "float32") -> Json:
     else:
         reader = MergedParameters(weights)
 
+    if not (there := nearest_existing(out)).is_dir():
+        raise UserError(f"{out} cannot be made: {there} is a file; give another folder")
     building = out.with_name(f".{out.name}.exporting")
     shutil.rmtree(building, ignore_errors=True)
     try:

@@ -22,7 +22,7 @@ from jaxformer.checkpoint.manifest import git_revision, source_hash, versions
 from jaxformer.config import Config
 from jaxformer.data.progress import progress, say
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
-from jaxformer.paths import is_remote
+from jaxformer.paths import is_remote, nearest_existing
 from jaxformer.schema import UserError
 from jaxformer.validation import explain
 
@@ -52,6 +52,8 @@ def import_model(source: Source, out: Path) -> Config:
         raise UserError(f"{out} is in a bucket; import into a folder, and copy it there")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already; give a new folder")
+    if not (there := nearest_existing(out)).is_dir():
+        raise UserError(f"{out} cannot be made: {there} is a file; give another folder")
     family = family_of(source.config, source.name)
     model = family.read(source.config, f"{source.name}: config.json")
 
