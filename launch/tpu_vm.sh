@@ -2,13 +2,30 @@
 # Trains on a TPU VM slice, all hosts at once, and goes on after preemptions.
 #
 #     NAME=run1 ZONE=us-east5-a TYPE=v5p-128 VERSION=v2-alpha-tpuv5 \
+#       REPOSITORY=https://github.com/OWNER/jaxformer REVISION=COMMIT \
 #       launch/tpu_vm.sh configs/recipes/llama3_8b_v5p_128.yaml run.dir=gs://BUCKET/run1
 #
-# The repository must be reachable from the hosts: REPOSITORY is a Git address, REVISION a commit.
-# run.dir lies in a bucket, or on a file system that all hosts have mounted.
+# The hosts clone REPOSITORY, a Git address. REVISION is a commit, or a branch whose newest commit
+# every start takes; main if not given. run.dir lies in a bucket, or on a file system that all hosts
+# have mounted. The same command goes on from wherever it ended: with the slice there or gone, its
+# hosts set up or not.
 set -eu
 : "${NAME:?a name for the slice}" "${ZONE:?its zone}" "${TYPE:?such as v5p-128}"
 : "${VERSION:?the runtime version for TYPE}" "${REPOSITORY:?a Git address}" "${REVISION:=main}"
+
+# The hosts' own Python may be older than 3.11: uv brings one.
+setup="
+set -e
+[ -d jaxformer ] || git clone --quiet '$REPOSITORY' jaxformer
+cd jaxformer
+git fetch --quiet --tags origin
+git checkout --quiet --detach 'origin/$REVISION' 2>/dev/null ||
+  git checkout --quiet --detach '$REVISION'
+PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
+[ -x .venv/bin/python ] || python3 -m uv venv --quiet --python 3.12 .venv
+python3 -m uv pip install --quiet --python .venv/bin/python --editable '.[tpu,gcs]'"
+training="cd jaxformer && exec .venv/bin/python launch/until_done.py .venv/bin/python train.py \
+  $(printf '%q ' "$@")"
 
 on_all_hosts() {
   gcloud compute tpus tpu-vm ssh "$NAME" --zone "$ZONE" --worker=all --command "$1"
@@ -19,27 +36,25 @@ state() {
     echo MISSING
 }
 
-start_slice() {
+create_slice() {
   gcloud compute tpus tpu-vm delete "$NAME" --zone "$ZONE" --quiet 2>/dev/null || true
   until gcloud compute tpus tpu-vm create "$NAME" --zone "$ZONE" \
     --accelerator-type "$TYPE" --version "$VERSION" --spot; do
-    echo "no capacity; another try in a minute" >&2
+    echo "the slice was not created, for the reason above; another try in a minute" >&2
     sleep 60
   done
-  on_all_hosts "git clone '$REPOSITORY' jaxformer && cd jaxformer && git checkout '$REVISION' &&
-    python3 -m venv .venv && .venv/bin/pip install -e '.[tpu,gcs]'"
 }
 
-[ "$(state)" = READY ] || start_slice
 while true; do
+  [ "$(state)" = READY ] || create_slice
   code=0
-  on_all_hosts "cd jaxformer && launch/until_done.sh .venv/bin/python train.py $(printf '%q ' "$@")" ||
-    code=$?
-  [ "$code" -ne 0 ] || exit 0
+  { on_all_hosts "$setup" && on_all_hosts "$training"; } || code=$?
+  if [ "$code" -eq 0 ]; then
+    echo "done; the slice runs on: gcloud compute tpus tpu-vm delete $NAME --zone $ZONE" >&2
+    exit 0
+  fi
   # The slice is gone, or a host was told to stop: both go on from the newest checkpoint.
-  if [ "$(state)" != READY ]; then
-    start_slice
-  elif [ "$code" -ne 75 ]; then
+  if [ "$code" -ne 75 ] && [ "$(state)" = READY ]; then
     exit "$code"
   fi
 done
