@@ -13,6 +13,11 @@ class UserError(Exception):
     """A mistake in what the user gave: the commands print its message and exit with code 2."""
 
 
+class DoesNotFit(UserError):
+    """A model that these devices cannot hold, or whose shape they cannot share: the same on every
+    try, whatever else goes wrong."""
+
+
 class RunFailed(Exception):
     """What went wrong for no mistake of the user's: the commands print its message and exit with
     code 1."""

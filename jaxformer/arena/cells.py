@@ -1,6 +1,7 @@
 """The cells of an arena: one run directory for every task, contestant, learning rate and seed."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,8 @@ from jaxformer.paths import replace_text
 from jaxformer.schema import UserError, did_you_mean
 
 Result = dict[str, Any]
+
+DIVERGED, IMPOSSIBLE = "diverged", "impossible: "
 
 
 class HeldOut(NamedTuple):
@@ -50,15 +53,30 @@ class Cell:
     def name(self) -> str:
         return f"{self.task}/{self.contestant}/lr_{self.learning_rate:g}/seed_{self.seed}"
 
+    @property
+    def tried_file(self) -> Path:
+        """Marks a cell that this command has begun: the workers that come by later leave it."""
+        return self.directory.parent / f".{self.directory.name}.tried"
+
     def result(self) -> Result | None:
-        """What the cell came to; None while it has not ended."""
+        """What the cell came to; None while it has not ended, or where what ended it says nothing
+        of its contestant."""
         if not self.result_file.exists():
             return None
-        return read_json_object(self.result_file.read_bytes(), str(self.result_file))
+        result = read_json_object(self.result_file.read_bytes(), str(self.result_file))
+        return result if _is_of_contestant(result["failed"]) else None
 
     def write_result(self, result: Result) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         replace_text(self.result_file, json.dumps(result, indent=1) + "\n")
+
+
+def without_result(cells: Sequence[Cell]) -> list[Cell]:
+    return [cell for cell in cells if cell.result() is None]
+
+
+def _is_of_contestant(failed: str | None) -> bool:
+    return failed is None or failed == DIVERGED or failed.startswith(IMPOSSIBLE)
 
 
 def cells(arena: ArenaConfig, matched: Matched) -> list[Cell]:

@@ -12,7 +12,7 @@ import jax
 
 from jaxformer.arena.afterwards import Afterwards
 from jaxformer.arena.announce import describe_match, predicted_seconds, readable_time
-from jaxformer.arena.cells import Cell, cells
+from jaxformer.arena.cells import Cell, cells, without_result
 from jaxformer.arena.config import ArenaConfig, load_arena
 from jaxformer.arena.findings import findings_page
 from jaxformer.arena.match import Matched, match
@@ -25,6 +25,7 @@ from jaxformer.paths import replace_text
 from jaxformer.schema import UserError
 
 DONE, FAILED, STOPPED = 0, 1, 75
+NAMED = 5  # cells in a message
 DECIDE_CELLS = {"baseline", "base", "contestants", "tasks", "match"}  # keys of an arena's file
 
 
@@ -32,7 +33,8 @@ def arena(path: str, overrides: Sequence[str], *, dry_run: bool, workers: int) -
     """Match the contestants, run all cells that have no result yet, and write the report.
 
     Returns:
-        The exit code: 0 done, 75 stopped by a signal or others are at cells (run it again).
+        The exit code: 0 done, 1 cells failed for reasons that say nothing of their contestants, 75
+        stopped by a signal or others are at cells. The same command goes on.
 
     Raises:
         UserError: a mistake in the file, or a directory that holds another arena.
@@ -40,7 +42,7 @@ def arena(path: str, overrides: Sequence[str], *, dry_run: bool, workers: int) -
     config, matched = prepare(path, overrides)
     every = cells(config, matched)
     print(describe_match(config, matched))
-    left = [cell for cell in every if cell.result() is None]
+    left = without_result(every)
     seconds = predicted_seconds(config, left)
     print(
         f"{len(every)} cells, {len(left)} of them to run: about {readable_time(seconds)} on this "
@@ -50,15 +52,12 @@ def arena(path: str, overrides: Sequence[str], *, dry_run: bool, workers: int) -
         return DONE
     began = time.monotonic()
     command = ["arena", path, *overrides]
-    if left and not _run(every, command, workers):
-        say(f"stopped: {_ended(every)} of {len(every)} cells have ended; the same command goes on")
-        return STOPPED
-    if _ended(every) < len(every):
-        say(
-            f"other processes are at {len(every) - _ended(every)} of {len(every)} cells; once they "
-            f"have ended, the same command writes the report"
-        )
-        return STOPPED
+    for cell in left:
+        cell.tried_file.unlink(missing_ok=True)
+    code = _run(every, command, workers) if left else DONE
+    if left := without_result(every):
+        say(_unfinished(code, left, len(every)))
+        return code or STOPPED
     after = Afterwards.of(config, matched, every)
     for file in write_report(config, matched, every, after, shlex.join(["jaxformer", *command])):
         print(f"wrote {file}")
@@ -66,9 +65,27 @@ def arena(path: str, overrides: Sequence[str], *, dry_run: bool, workers: int) -
     return DONE
 
 
-def _run(every: Sequence[Cell], command: Sequence[str], workers: int) -> bool:
+def _unfinished(code: int, left: Sequence[Cell], count: int) -> str:
+    """What cells without a result are waiting for."""
+    some = f"{len(left)} of {count} cells"
+    if code == STOPPED:
+        return f"stopped: {some} have not ended; the same command goes on"
+    if code == FAILED:
+        names = ", ".join(cell.name for cell in left[:NAMED])
+        more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
+        return (
+            f"{some} have no result: {names}{more}. What ended them, said above and in their "
+            f"log.txt, says nothing of their contestants: mend it, and the same command tries them "
+            f"again"
+        )
+    return (
+        f"other processes are at {some}; once they have ended, the same command writes the report"
+    )
+
+
+def _run(every: Sequence[Cell], command: Sequence[str], workers: int) -> int:
     """All cells, by workers on the cores of a CPU; an accelerator belongs to one process, which
-    then is this one. False where something stopped it."""
+    then is this one. The exit code is that of `run_cells`."""
     from jaxformer.arena.run import run_cells
     from jaxformer.arena.workers import run_workers
 
@@ -110,8 +127,7 @@ def work(path: str, overrides: Sequence[str], worker: int, workers: int) -> int:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # an interrupted arena compiles nothing twice
         jax.config.update("jax_compilation_cache_dir", str(Path(config.dir).resolve() / "compiled"))
     every = cells(config, matched)
-    whole = run_cells(every, worker * len(every) // workers)
-    return DONE if whole else STOPPED
+    return run_cells(every, worker * len(every) // workers)
 
 
 def prepare(path: str, overrides: Sequence[str]) -> tuple[ArenaConfig, Matched]:
@@ -153,7 +169,3 @@ def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
             if now[section].get(name) != keys
         ]
     return changed
-
-
-def _ended(every: Sequence[Cell]) -> int:
-    return sum(cell.result_file.exists() for cell in every)

@@ -5,36 +5,59 @@ import io
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
-from jaxformer.arena.cells import Cell, Result
+import jax
+
+import jaxformer
+from jaxformer.arena.cells import DIVERGED, IMPOSSIBLE, Cell, Result
 from jaxformer.checkpoint.lock import RunLocked
+from jaxformer.data.progress import say
 from jaxformer.evaluate.by_position import measure_on
 from jaxformer.run import load
-from jaxformer.schema import UserError
-from jaxformer.train.ending import FAILED
+from jaxformer.schema import DoesNotFit, RunFailed, UserError
+from jaxformer.train.ending import DONE, FAILED
 from jaxformer.train.interrupt import STOPPED
 from jaxformer.train.loop import train
 from jaxformer.train.metrics import read_rows
 
+PACKAGE = Path(jaxformer.__file__).parent
+
 
 def run_cells(
     cells: Sequence[Cell], first: int = 0, report: Callable[[int], None] = lambda done: None
-) -> bool:
+) -> int:
     """Train and measure every cell that has no result and that no other process is at, beginning
     with number `first` and going round; `report` gets the number of those that are behind it.
 
     Returns:
-        False where a signal ended it: what was begun is saved, and goes on when run again.
+        The exit code: 0 done; 1 a cell failed for a reason that says nothing of its contestant,
+        which is said, and the others were run; 75 stopped by a signal: what was begun is saved, and
+        goes on when run again.
     """
+    code = DONE
     for done, cell in enumerate((*cells[first:], *cells[:first])):
         report(done)
-        with _claimed(cell) as mine:
-            if mine and cell.result() is None:
-                with contextlib.suppress(RunLocked):  # a process of another host is at it
-                    result = _result_of(cell)
-                    if result is None:
-                        return False
-                    cell.write_result(result)
+        try:
+            if not _ran(cell):
+                return STOPPED
+        except Exception as error:  # a full disk, a bug: no result, and no reason to stop
+            say(f"{cell.name} failed: {_described(error)}")
+            code = FAILED
+    return code
+
+
+def _ran(cell: Cell) -> bool:
+    """Give the cell its result, where that is for this process to do; False where a signal stopped
+    it."""
+    with _claimed(cell) as mine:
+        if mine and cell.result() is None and not cell.tried_file.exists():
+            cell.tried_file.touch()
+            with contextlib.suppress(RunLocked):  # a process of another host is at it
+                result = _result_of(cell)
+                if result is None:
+                    return False
+                cell.write_result(result)
     return True
 
 
@@ -57,8 +80,8 @@ def _claimed(cell: Cell) -> Iterator[bool]:
 
 
 def _result_of(cell: Cell) -> Result | None:
-    """The cell's result, or None if a signal stopped it. A cell that cannot be trained is a result
-    as well: `failed` says why."""
+    """The cell's result, or None if a signal stopped it. That a contestant diverges, or fits no
+    device, is a result as well: `failed` says so. Whatever else goes wrong is raised."""
     began = time.monotonic()
     said = io.StringIO()
     try:
@@ -67,18 +90,23 @@ def _result_of(cell: Cell) -> Result | None:
             if code == STOPPED:
                 return None
             if code == FAILED:
-                return {"failed": "diverged", "tests": []}
+                return {"failed": DIVERGED, "tests": []}
             run = load(cell.directory)
             tests = [
                 {"multiple": test.multiple, "level": test.level, **measure_on(run, test.data)}
                 for test in cell.held_out
             ]
+    except DoesNotFit as error:
+        return {"failed": f"{IMPOSSIBLE}{error}", "tests": []}
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return {"failed": f"{IMPOSSIBLE}out of memory: {error}", "tests": []}
     except RunLocked:
         raise
-    except UserError as error:
-        return {"failed": str(error), "tests": []}
     except Exception:
-        return {"failed": traceback.format_exc(limit=4), "tests": []}
+        said.write(traceback.format_exc())
+        raise
     finally:
         cell.directory.mkdir(parents=True, exist_ok=True)
         with (cell.directory / "log.txt").open("a", encoding="utf-8") as log:
@@ -91,6 +119,16 @@ def _result_of(cell: Cell) -> Result | None:
         tokens_per_second=trained[-1]["tokens_per_second"],
         seconds=time.monotonic() - began,
     )
+
+
+def _described(error: Exception) -> str:
+    """Its message, and where in this package it was raised, if it is none of our own."""
+    if isinstance(error, UserError | RunFailed):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
+    place = (ours or frames)[-1]
+    return f"{type(error).__name__}: {error} ({place.filename}:{place.lineno} in {place.name})"
 
 
 def ended(tests: list[Result], curve: list[list[float]], **speed: float) -> Result:

@@ -8,9 +8,10 @@ import threading
 import time
 from collections.abc import Sequence
 
-from jaxformer.arena.cells import Cell
-from jaxformer.data.progress import progress
+from jaxformer.arena.cells import Cell, without_result
+from jaxformer.data.progress import progress, say
 
+DONE, FAILED, STOPPED = 0, 1, 75
 LOOK_SECONDS = 0.5
 
 
@@ -34,21 +35,22 @@ def stop_with(parent: int) -> None:
     threading.Thread(target=look, name="parent", daemon=True).start()
 
 
-def _share(worker: int, workers: int) -> list[str]:
-    return ["--worker", str(worker), "--workers", str(workers), "--parent", str(os.getpid())]
+def _command(command: Sequence[str], worker: int, workers: int) -> list[str]:
+    share = ["--worker", str(worker), "--workers", str(workers), "--parent", str(os.getpid())]
+    return [sys.executable, "-m", "jaxformer", *command, *share]
 
 
-def run_workers(command: Sequence[str], workers: int, cells: Sequence[Cell]) -> bool:
+def run_workers(command: Sequence[str], workers: int, cells: Sequence[Cell]) -> int:
     """Start `command --worker I` for every I, and show how many cells have ended.
 
     A signal is handed on: workers save what they are at.
 
     Returns:
-        Whether every worker ended well.
+        The exit code: 75 where a worker was stopped, else 1 where one failed or was killed, else 0.
     """
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "jaxformer", *command, *_share(worker, workers)],
+            _command(command, worker, workers),
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
@@ -56,10 +58,11 @@ def run_workers(command: Sequence[str], workers: int, cells: Sequence[Cell]) -> 
     ]
     try:
         with progress("cells", len(cells)) as report:
+            left = without_result(cells)
             while any(process.poll() is None for process in processes):
-                report(sum(cell.result_file.exists() for cell in cells))
                 time.sleep(LOOK_SECONDS)
-            report(sum(cell.result_file.exists() for cell in cells))
+                left = without_result(left)
+                report(len(cells) - len(left))
     except BaseException:
         for process in processes:
             if process.poll() is None:
@@ -67,4 +70,12 @@ def run_workers(command: Sequence[str], workers: int, cells: Sequence[Cell]) -> 
         for process in processes:
             process.wait()
         raise
-    return all(process.returncode == 0 for process in processes)
+    codes = [process.returncode for process in processes]
+    for worker, code in enumerate(codes):
+        if code < 0:
+            memory = " (by the system, for want of memory? Fewer --workers take less)"
+            name = signal.Signals(-code).name
+            say(f"worker {worker} was killed by {name}{memory if name == 'SIGKILL' else ''}")
+    if STOPPED in codes:
+        return STOPPED
+    return FAILED if any(codes) else DONE

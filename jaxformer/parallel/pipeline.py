@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxformer.parallel.mesh import ROWS_OF_STAGE
-from jaxformer.schema import UserError
+from jaxformer.schema import DoesNotFit, UserError
 
 AXIS = "stage"
 MOST_OF_STAGE = 4  # micro-batches a stage that are chosen: their bubble is below a fifth
@@ -87,12 +87,12 @@ def check_repetitions(stages: int, num_layers: int, pattern_length: int) -> None
     """Refuse layers that stages cannot share evenly.
 
     Raises:
-        UserError: the repetitions of the pattern are not divisible by the stages.
+        DoesNotFit: the repetitions of the pattern are not divisible by the stages.
     """
     repetitions = num_layers // pattern_length
     if repetitions % stages:
         nearest = max(stages, round(repetitions / stages) * stages) * pattern_length
-        raise UserError(
+        raise DoesNotFit(
             f"mesh.stage is {stages}, but model.num_layers {num_layers} repeats the pattern of "
             f"{pattern_length} {repetitions} times, which {stages} does not divide; the nearest "
             f"model.num_layers that fits: {nearest}"

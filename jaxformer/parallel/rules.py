@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxformer.parallel.mesh import DATA_AXES, data_shards
-from jaxformer.schema import UserError
+from jaxformer.schema import DoesNotFit
 
 MeshAxes = str | tuple[str, ...] | None
 Rules = tuple[tuple[str, MeshAxes], ...]
@@ -94,7 +94,7 @@ def parameter_shardings(mesh: Mesh, boxed: PyTree, rules: Rules = RULES) -> PyTr
     """The sharding of every parameter, for the (abstract) parameters as `init` returns them.
 
     Raises:
-        UserError: dimensions that their mesh axes do not divide, all of them listed.
+        DoesNotFit: dimensions that their mesh axes do not divide, all of them listed.
     """
     shardings = nn.logical_to_mesh_sharding(logical_axes(boxed), mesh, rules)
     faults = []
@@ -102,7 +102,7 @@ def parameter_shardings(mesh: Mesh, boxed: PyTree, rules: Rules = RULES) -> PyTr
     for (path, leaf), sharding in zip(shapes, jax.tree.leaves(shardings), strict=True):
         faults += _uneven(path_name(path), leaf, sharding)
     if faults:
-        raise UserError(
+        raise DoesNotFit(
             "the mesh does not divide these parameters; change the mesh or the model's widths:\n  "
             + "\n  ".join(faults)
         )

@@ -18,7 +18,7 @@ from jaxformer.parallel import processes
 from jaxformer.parallel.memory import device_memory
 from jaxformer.parallel.rules import bytes_per_device
 from jaxformer.paths import file_sizes, is_remote, nearest_existing
-from jaxformer.schema import UserError
+from jaxformer.schema import DoesNotFit, UserError
 from jaxformer.train.announce import in_bytes
 from jaxformer.train.metrics import read_rows
 from jaxformer.train.program import Compiled, Program, trees
@@ -66,7 +66,7 @@ def check_state(program: Program) -> None:
     """Whether the state fits into a device; nothing is allocated yet.
 
     Raises:
-        UserError: it does not.
+        DoesNotFit: it does not.
     """
     _check_memory(
         program.mesh,
@@ -80,7 +80,7 @@ def check_step(program: Program, compiled: Compiled) -> None:
     """Whether a step, as it was compiled, fits into a device.
 
     Raises:
-        UserError: it does not.
+        DoesNotFit: it does not.
     """
     _check_memory(
         program.mesh,
@@ -94,7 +94,7 @@ def _check_memory(mesh: Mesh, needed: float, what: str, mend: str) -> None:
     device = mesh.local_devices[0]
     there = device_memory(device)
     if there is not None and needed > there:
-        raise UserError(
+        raise DoesNotFit(
             f"{what} {in_bytes(needed)} per device, but a {device.device_kind} device here has "
             f"{in_bytes(there)}; {mend}"
         )
@@ -103,7 +103,7 @@ def _check_memory(mesh: Mesh, needed: float, what: str, mend: str) -> None:
 def check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
     size = config.model.vocab_size
     if size is not None and size < tokenizer.vocab_size:
-        raise UserError(
+        raise DoesNotFit(
             f"model.vocab_size is {size}, smaller than the tokenizer {config.data.tokenizer}'s "
             f"{tokenizer.vocab_size}; leave it out, or give at least {tokenizer.vocab_size}"
         )

@@ -27,7 +27,7 @@ from jaxformer.parallel import rules
 from jaxformer.parallel.compiler import Options, compiler_options
 from jaxformer.parallel.context import check_length
 from jaxformer.parallel.pipeline import Pipeline, check_repetitions, make_pipeline
-from jaxformer.schema import UserError
+from jaxformer.schema import DoesNotFit, UserError
 from jaxformer.train.optimizer import decay_mask, make_optimizer, rates_of
 from jaxformer.train.schedule import make_schedule
 from jaxformer.train.step import Metrics, StepOptions, TrainState, init_state, make_train_step
@@ -297,7 +297,7 @@ def _chosen_kernels(model: LanguageModel, mesh: Mesh, length: int) -> tuple[str,
         with rules.use_mesh(mesh):
             return kernels(model, length)
     except ValueError as error:
-        raise UserError(
+        raise DoesNotFit(
             f"train.attention_kernel is {model.attention_kernel}, but {error}; auto takes a kernel "
             f"where it can serve"
         ) from None

@@ -1,5 +1,6 @@
 """What an arena's directory holds decides what may change between two commands."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,26 @@ def test_an_accelerator_has_one_process(file, monkeypatch):
     monkeypatch.setattr(commands.jax, "default_backend", lambda: "gpu")
     assert commands.arena(file, [], dry_run=False, workers=2) == 75
     assert len(trained) == 3
+
+
+def test_a_cell_that_fails_ends_the_command_with_1_and_the_same_command_tries_it_again(
+    file, monkeypatch, capsys
+):
+    trained = []
+
+    def train(config):
+        trained.append(config.run.dir)
+        if len(trained) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return 75 if len(trained) == 10 else 1
+
+    monkeypatch.setattr(run, "train", train)
+    monkeypatch.setattr(commands.jax, "default_backend", lambda: "gpu")
+    assert commands.arena(file, [], dry_run=False, workers=1) == 1
+    assert len(trained) == 9
+    failed = "parity/attention/lr_0.001/seed_1"
+    said = capsys.readouterr().err
+    assert f"{failed} failed: OSError: [Errno 28] No space left on device (" in said
+    assert f"1 of 9 cells have no result: {failed}. What ended them, said above" in said
+    assert commands.arena(file, [], dry_run=False, workers=1) == 75
+    assert trained[9] == trained[1]
