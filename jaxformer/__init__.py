@@ -10,6 +10,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from jaxformer.xla_flags import set_xla_flags
+
 if TYPE_CHECKING:
     from jaxformer.loading import load_config
     from jaxformer.model.language_model import build_model
@@ -26,6 +28,8 @@ _HOMES = {
 }
 
 __all__ = ["UserError", "__version__", "build_model", "load", "load_config"]
+
+set_xla_flags()
 
 
 def __getattr__(name: str) -> Any:
