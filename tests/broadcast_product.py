@@ -9,7 +9,6 @@ import numpy as np
 
 from tests.guarded import guarded
 
-
 ROWS, WIDTH, COLUMNS = 64, 128, 32  # smaller products are computed in a way that is right
 
 

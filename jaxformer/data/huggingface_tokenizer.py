@@ -1,6 +1,7 @@
 """A Hugging Face `tokenizer.json`, from a folder or from the Hub."""
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
