@@ -68,9 +68,10 @@ def _with_ends(text: str, settings: dict[str, Any], tokenizer: Tokenizer) -> str
     if settings.get("bos_token") is None and bos is not None:
         settings["bos_token"] = definition.id_to_token(bos)
     before, after = added_by(definition.post_processor)
+    if before != tokenizer.prefix_ids or "add_bos_token" in settings:
+        settings["add_bos_token"] = bool(tokenizer.prefix_ids)
     if before == tokenizer.prefix_ids:
         return text
-    settings["add_bos_token"] = bool(tokenizer.prefix_ids)
     definition.post_processor = _processor(tokenizer.prefix_ids, after, definition)
     return definition.to_str()
 

@@ -198,10 +198,15 @@ def test_a_used_folder_is_not_written_into(tmp_path: Path, capsys) -> None:
     assert "give a new folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "a contradiction"])
 def test_an_exported_tokenizer_begins_and_ends_texts_as_the_run_did(kind: str, tmp_path) -> None:
+    folder = write_kind("llama2" if kind == "a contradiction" else kind, tmp_path / "from")
+    if kind == "a contradiction":
+        config = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": False}
+        (tmp_path / "from" / "tokenizer_config.json").write_text(json.dumps(config))
+        assert load_tokenizer(folder).prefix_ids == ()
     for add_bos in ("auto", True, False):
-        ours = load_tokenizer(write_kind(kind, tmp_path / "from"), add_bos)
+        ours = load_tokenizer(folder, add_bos)
         out = tmp_path / str(add_bos)
         out.mkdir()
         write_tokenizer_folder(ours, out)
@@ -211,6 +216,7 @@ def test_an_exported_tokenizer_begins_and_ends_texts_as_the_run_did(kind: str, t
         assert ids[len(ours.prefix_ids)] == ours.encode("yes no")[0]
         settings = json.loads((out / "tokenizer_config.json").read_text())
         assert settings["eos_token"] == definition.id_to_token(ours.eos_id)
+        assert settings.get("add_bos_token", bool(ours.prefix_ids)) == bool(ours.prefix_ids)
         again = load_tokenizer(str(out))
         assert (again.prefix_ids, again.eos_id) == (ours.prefix_ids, ours.eos_id)
 
