@@ -184,6 +184,7 @@ def sizes(model: ModelConfig) -> Json:
         "num_attention_heads": mixer.num_heads,
         "num_key_value_heads": mixer.kv_heads,
         "head_dim": mixer.head_size(model.d_model),
+        "initializer_range": model.init.std,
         "rms_norm_eps": model.norm.eps,
         "tie_word_embeddings": model.tie_embeddings,
     }

@@ -76,6 +76,14 @@ def test_the_start_of_weights_has_its_default_too(family: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "family", [each for each in MINIMAL if "initializer_range" in FAMILIES[each].defaults]
+)
+def test_the_start_of_weights_goes_back_as_it_came(family: str) -> None:
+    options, _ = fit(FAMILIES[family], read(family, initializer_range=0.03))
+    assert options["initializer_range"] == 0.03
+
+
+@pytest.mark.parametrize(
     ("family", "longest"),
     [("llama", 2048), ("mistral", 131072), ("qwen3", 32768), ("gemma2", 8192), ("phi3", 4096)],
 )

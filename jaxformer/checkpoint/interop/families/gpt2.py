@@ -101,6 +101,7 @@ def from_config(model: ModelConfig) -> Json:
         "n_inner": layer.ffn.d_hidden,
         "activation_function": "gelu_new",
         "layer_norm_epsilon": model.norm.eps,
+        "initializer_range": model.init.std,
         "tie_word_embeddings": model.tie_embeddings,
     }
 

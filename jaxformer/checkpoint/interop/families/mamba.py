@@ -97,6 +97,7 @@ def from_section(model: ModelConfig, mixer: Any) -> Json:
         "state_size": mixer.state_size,
         "conv_kernel": mixer.conv_width,
         "layer_norm_epsilon": model.norm.eps,
+        "initializer_range": model.init.std,
         "tie_word_embeddings": model.tie_embeddings,
     }
 
