@@ -56,7 +56,7 @@ def _put(
         if head not in map(str, range(len(node))):
             raise UserError(
                 f"override {shorten(override)}: {place} is a list of {len(node)}, its items are 0 "
-                f"to {len(node) - 1}, not '{head}'; to change its length give it whole, "
+                f"to {len(node) - 1}, not '{shorten(head)}'; to change its length give it whole, "
                 f"{place}=[...]"
             )
         index = int(head)

@@ -25,7 +25,7 @@ class RunFailed(Exception):
 
 class Schema(BaseModel):
     """Frozen, strict about types, no unknown keys, no NaN or infinity, no integer beyond what
-    arrays are counted in."""
+    arrays are counted in, no NUL byte in text."""
 
     largest_integer: ClassVar[int] = 2**32 - 1
 
@@ -35,13 +35,15 @@ class Schema(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _no_larger(cls, value: Any) -> Any:
+    def _fits(cls, value: Any) -> Any:
         for item in value if isinstance(value, tuple) else (value,):
             if isinstance(item, int) and abs(item) > cls.largest_integer:
                 raise ValueError(
                     f"{shorten(str(item))} is too large; allowed: whole numbers up to "
                     f"{cls.largest_integer:,}"
                 )
+            if isinstance(item, str) and "\0" in item:
+                raise ValueError(f"{shorten(repr(item))} has a NUL byte, which no name can have")
         return value
 
 

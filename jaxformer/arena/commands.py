@@ -144,6 +144,8 @@ def prepare(path: str, overrides: Sequence[str]) -> tuple[ArenaConfig, Matched]:
     known = Matched({}, {})
     if file.exists():
         kept = read_json_object(file.read_bytes(), str(file))
+        if not {"arena", "matched"} <= kept.keys():
+            raise UserError(f"{file} is not what an arena keeps there; give another dir")
         changed = _changed(kept["arena"], said)
         if changed:
             raise UserError(

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from jaxformer.cli.arguments import add_command, takes_overrides
+from jaxformer.cli.arguments import add_command, takes_overrides, whole_number
 
 
 def add(commands: Any) -> None:
@@ -22,7 +22,10 @@ def add(commands: Any) -> None:
         "--dry-run", action="store_true", help="only print what is matched, and the time it takes"
     )
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="on a CPU, cells at once; one a core if not given"
+        "--workers",
+        type=whole_number(1),
+        metavar="N",
+        help="on a CPU, cells at once; one a core if not given",
     )
     parser.add_argument("--all", action="store_true", help="run every arena of a folder")
     parser.add_argument(

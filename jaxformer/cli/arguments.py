@@ -2,10 +2,11 @@
 
 import argparse
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
-from jaxformer.schema import UserError, did_you_mean, shorten
+from jaxformer.schema import Schema, UserError, did_you_mean, shorten
 
 DONE, FAILED = 0, 1
 
@@ -66,6 +67,23 @@ def takes_processes(parser: Parser) -> None:
         metavar="SECONDS",
         help="without an answer from a process until all others end (30)",
     )
+
+
+def whole_number(least: int, most: int = Schema.largest_integer) -> Callable[[str], int]:
+    """The type of an argument."""
+
+    def parse(word: str) -> int:
+        try:
+            number = int(word)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"invalid int value: {shorten(repr(word))}") from None
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(
+                f"{shorten(word)} is out of range; allowed: {least:,} to {most:,}"
+            )
+        return number
+
+    return parse
 
 
 def text(word: str) -> str:

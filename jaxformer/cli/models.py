@@ -11,6 +11,7 @@ from jaxformer.cli.arguments import (
     takes_overrides,
     takes_processes,
     text,
+    whole_number,
 )
 from jaxformer.paths import locate_path
 
@@ -82,14 +83,16 @@ def _add_generate(commands: Any) -> None:
         action="store_true",
         help="a prompt is what a user says; answer it by the tokenizer's chat template",
     )
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
+    parser.add_argument("--max-new-tokens", type=whole_number(1), default=256, metavar="N")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy")
-    parser.add_argument("--top-k", type=int, metavar="K", help="only the K likeliest tokens")
+    parser.add_argument(
+        "--top-k", type=whole_number(1), metavar="K", help="only the K likeliest tokens"
+    )
     parser.add_argument("--top-p", type=float, metavar="P", help="only the likeliest, P in sum")
     parser.add_argument(
         "--min-p", type=float, metavar="P", help="only those of at least P times the likeliest's"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S")
+    parser.add_argument("--seed", type=whole_number(0), default=0, metavar="S")
     parser.add_argument("--stats", action="store_true", help="print tokens per second")
 
 

@@ -58,10 +58,13 @@ def _value_of(line: str, place: str) -> Any:
         return read_json(line, place)
     except UserError as error:
         cause = error.__cause__
-        if isinstance(cause, json.JSONDecodeError) and cause.pos >= len(line.rstrip()) > 0:
+        if not isinstance(cause, json.JSONDecodeError):
+            raise
+        ends, goes_on = cause.pos >= len(line.rstrip()), cause.msg == "Extra data"
+        if ends or goes_on:
             raise UserError(
-                f"{error}, its end. A row is one line: if objects go over several lines here, "
-                f"join each with: jq -c . OLD > NEW"
+                f"{error}{', its end' if ends else ''}. A row is one line; where objects go over "
+                f"several lines, or share one, this makes a line of each: jq -c . OLD > NEW"
             ) from None
         raise
 

@@ -31,7 +31,7 @@ from jaxformer.data.hub import HubSource
 from jaxformer.data.json_rows import jsonl_rows
 from jaxformer.data.rows import Column, Policies, Row, parquet_rows, text_rows
 from jaxformer.file_formats import irregular
-from jaxformer.schema import UserError, did_you_mean
+from jaxformer.schema import UserError, did_you_mean, shorten
 
 KINDS = ("builtin", "text", "jsonl", "parquet", "hf")
 NOT_STANDARD = ("site-packages", "dist-packages", "__pycache__")
@@ -138,10 +138,15 @@ def _builtin(name: str, corpus: str) -> FileSource:
 
 def _find(name: str, where: str, pattern: str) -> list[Path]:
     """The files of a path or pattern, sorted. A file of exactly that name wins over a pattern."""
-    if Path(pattern).is_file():
-        return [Path(pattern)]
-    patterns = expand_braces(pattern)
-    found = {file for each in patterns for file in _matches(name, where, each)}
+    try:
+        if Path(pattern).is_file():
+            return [Path(pattern)]
+        patterns = expand_braces(pattern)
+        found = {file for each in patterns for file in _matches(name, where, each)}
+    except OSError as error:  # such as a name that is too long
+        raise UserError(
+            f"data source '{shorten(name)}' cannot be looked for: {error.strerror}"
+        ) from None
     if not found:
         raise UserError(
             f"data source '{name}': the pattern matches no file (working directory {os.getcwd()}; "
@@ -162,6 +167,8 @@ def _matches(name: str, where: str, pattern: str) -> list[Path]:
         )
     if kind := irregular(path):
         raise UserError(f"data source '{name}': {where} is {kind}; name files")
+    if path.is_symlink():
+        raise UserError(f"data source '{name}': {where} is a link that leads to no file")
     if not glob.has_magic(pattern):
         siblings = os.listdir(path.parent) if path.parent.is_dir() else []
         raise UserError(

@@ -1,5 +1,6 @@
 """Text from text: prompts in, continuations out, streamed to the terminal if asked."""
 
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -84,8 +85,9 @@ def _print_as_it_comes(
     prompt: str, pieces: Iterator[np.ndarray], text: StreamDecoder, decoder: Decoder
 ) -> Iterator[np.ndarray]:
     """Passes the pieces of one row on, and prints them."""
+    first = next(pieces)  # what is wrong with the prompt is found before anything is printed
     print(prompt, end="", flush=True)
-    for piece in pieces:
+    for piece in itertools.chain([first], pieces):
         for token in until_end(piece[0], decoder.eos_id):
             print(text.push(int(token)), end="")
         sys.stdout.flush()

@@ -432,7 +432,7 @@ def test_inspect_shows_the_learnt_share_and_an_example_with_answers_marked(
     commands.inspect(Config.model_validate({"model": model, "data": data.model_dump()}))
     out = capsys.readouterr().out
     for line in (
-        "│ left out            │ 9 without an answer, 0 not UTF-8 ",
+        "│ left out            │ 9 without an answer, 0 not UTF-8, 0 null or missing ",
         f"│ learnt              │ 54 ({6 / 46:.1%}) ",
         "│ bytes of answers    │ 45 ",
         f"│ bytes per token     │ {45 / 54:.3f} ",

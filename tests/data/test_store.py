@@ -157,7 +157,7 @@ def remove_offsets(path: Path) -> None:
 
 def newer_format(path: Path) -> None:
     manifest = json.loads((path / MANIFEST).read_text())
-    (path / MANIFEST).write_text(json.dumps({**manifest, "format": 2}))
+    (path / MANIFEST).write_text(json.dumps({**manifest, "format": 3}))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def newer_format(path: Path) -> None:
         (halve_manifest, "its manifest is not one of this version"),
         (garble_manifest, "its manifest is damaged"),
         (remove_offsets, "documents.bin is missing"),
-        (newer_format, "its format is 2, not 1"),
+        (newer_format, "its format is 3, not 2"),
     ],
 )
 def test_a_damaged_store_is_made_again_and_the_reason_said(
