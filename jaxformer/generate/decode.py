@@ -103,7 +103,7 @@ class Decoder:
         tokens = np.zeros((len(prompts), padded), np.int32)
         for row, prompt in enumerate(prompts):
             tokens[row, padded - len(prompt) :] = prompt  # ends align, so that all go on at once
-        starts = np.array([padded - len(prompt) for prompt in prompts])
+        starts = np.array([padded - len(prompt) for prompt in prompts], np.int32)
         max_length = _round_up(padded + max_new_tokens + TOKENS_AT_ONCE)
 
         prefill = partial(_prefill, self.model, max_length, sampling, self.eos_id)
@@ -174,7 +174,7 @@ def _prefill(
     key: jax.Array,
 ) -> DecodingState:
     """Read prompts [batch, length] that begin at `starts` [batch], and draw a token of each."""
-    offsets = jnp.arange(tokens.shape[1]) - starts[:, None]  # [batch, length]
+    offsets = jnp.arange(tokens.shape[1], dtype=jnp.int32) - starts[:, None]  # [batch, length]
     segment_ids = (offsets >= 0).astype(jnp.int32)
     positions = jnp.maximum(offsets, 0)
     cache = model.init_cache(tokens.shape[0], max_length)

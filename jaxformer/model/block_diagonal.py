@@ -16,9 +16,11 @@ class BlockDiagonal(nn.Module):
         heads, head_dim = x.shape[2:]
         names = ("heads", "head_input", "head_dim")
         init = nn.with_logical_partitioning(self.kernel_init, names)
-        kernel = self.param("kernel", init, (heads, head_dim, head_dim)).astype(x.dtype)
+        kernel = self.param("kernel", init, (heads, head_dim, head_dim), jnp.float32).astype(
+            x.dtype
+        )
         y = jnp.einsum("blhi,hio->blho", x, kernel)
         if self.use_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("heads", "head_dim"))
-            y += self.param("bias", zeros, (heads, head_dim)).astype(x.dtype)
+            y += self.param("bias", zeros, (heads, head_dim), jnp.float32).astype(x.dtype)
         return y

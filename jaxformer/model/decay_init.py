@@ -30,7 +30,7 @@ def log_step_init(
     key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
 ) -> jax.Array:
     """log Δ of the same steps."""
-    low, high = jnp.log(SMALLEST_STEP), jnp.log(LARGEST_STEP)
+    low, high = (jnp.log(jnp.asarray(step, dtype)) for step in (SMALLEST_STEP, LARGEST_STEP))
     return jax.random.uniform(key, shape, dtype, low, high)
 
 

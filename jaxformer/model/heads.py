@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from jaxformer.model.dims import Dims
 from jaxformer.model.norms import rms_normalize
@@ -42,7 +43,7 @@ class HeadsOutput(nn.Module):
         y = rms_normalize(o, self.eps)
         if self.scale:
             ones = nn.with_logical_partitioning(nn.initializers.ones, ("head_dim",))
-            y *= self.param("scale", ones, (head_dim,)).astype(y.dtype)
+            y *= self.param("scale", ones, (head_dim,), jnp.float32).astype(y.dtype)
         if self.gate is not None:
             y *= self.gate(project_heads(x, self.dims, "gate", num_heads, head_dim))
         return Projection(

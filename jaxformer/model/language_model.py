@@ -55,12 +55,14 @@ class LanguageModel(nn.Module):
             "embedding",
             nn.with_logical_partitioning(nn.initializers.normal(std), ("vocab", "d_model")),
             (self.vocab_size, d_model),
+            jnp.float32,
         )
         if isinstance(config.positions, LearnedPositionsConfig):
             self.position_embedding = self.param(
                 "position_embedding",
                 nn.with_logical_partitioning(nn.initializers.normal(std), ("length", "d_model")),
                 (config.positions.max_length, d_model),
+                jnp.float32,
             )
         self.stack = self._stack()
         if config.norm.placement != "post":
@@ -72,6 +74,7 @@ class LanguageModel(nn.Module):
                 "head",
                 nn.with_logical_partitioning(init, ("d_model", "vocab")),
                 (d_model, self.vocab_size),
+                jnp.float32,
             )
 
     @property
@@ -180,7 +183,7 @@ class LanguageModel(nn.Module):
         """tokens [batch, length] → what the head reads [batch, length, d_model], and the cache."""
         config = self.config
         if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
         x = self.embedding.at[tokens].get(mode="clip").astype(self.dtype)

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from jaxformer.model.parameter_paths import by_path, matches
@@ -88,14 +89,17 @@ class Adapter(nn.Module):
         into, out_of = self.names[:num_inputs], self.names[num_inputs:]
         bound = math.prod(inputs) ** -0.5
 
-        def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-            return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+        def uniform(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
 
         named, zeros = nn.with_logical_partitioning, nn.initializers.zeros
-        a = self.param("a", named(uniform, (*into, "adapter")), (*inputs, config.rank))
-        b = self.param("b", named(zeros, ("adapter", *out_of)), (config.rank, *self.features))
+        a = self.param("a", named(uniform, (*into, "adapter")), (*inputs, config.rank), jnp.float32)
+        b = self.param(
+            "b", named(zeros, ("adapter", *out_of)), (config.rank, *self.features), jnp.float32
+        )
         if config.dropout and self.has_rng("dropout"):
-            kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - config.dropout, x.shape)
+            share = jnp.float32(1 - config.dropout)
+            kept = jax.random.bernoulli(self.make_rng("dropout"), share, x.shape)
             x = jnp.where(kept, x / (1 - config.dropout), 0)
         low = checkpoint_name(jnp.tensordot(x, a.astype(x.dtype), num_inputs), "projection")
         return config.scale * jnp.tensordot(low, b.astype(x.dtype), 1)

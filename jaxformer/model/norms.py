@@ -61,12 +61,15 @@ class Norm(nn.Module):
         normalize = {"rms": rms_normalize, "layer": layer_normalize}[self.config.kind]
         names, shape = (self.axis_name,), (x.shape[-1],)
         scale = self.param(
-            "scale", nn.with_logical_partitioning(nn.initializers.ones, names), shape
+            "scale", nn.with_logical_partitioning(nn.initializers.ones, names), shape, jnp.float32
         )
         y = normalize(x, self.config.eps) * scale.astype(x.dtype)
         if self.config.bias:
             bias = self.param(
-                "bias", nn.with_logical_partitioning(nn.initializers.zeros, names), shape
+                "bias",
+                nn.with_logical_partitioning(nn.initializers.zeros, names),
+                shape,
+                jnp.float32,
             )
             y = y + bias.astype(x.dtype)
         return y

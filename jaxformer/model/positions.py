@@ -235,7 +235,9 @@ def _document_lengths(positions: jax.Array, segment_ids: jax.Array) -> jax.Array
     length = positions.shape[1]
     differs = segment_ids[:, 1:] != segment_ids[:, :-1]
     is_last = jnp.pad(differs, [(0, 0), (0, 1)], constant_values=True)
-    last = jax.lax.cummin(jnp.where(is_last, jnp.arange(length), length), axis=1, reverse=True)
+    last = jax.lax.cummin(
+        jnp.where(is_last, jnp.arange(length, dtype=jnp.int32), length), axis=1, reverse=True
+    )
     return jnp.take_along_axis(positions, last, axis=1) + 1
 
 

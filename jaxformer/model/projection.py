@@ -26,6 +26,7 @@ class Projection(nn.Module):
             "kernel",
             nn.with_logical_partitioning(self.kernel_init, self.names),
             (*x.shape[x.ndim - num_inputs :], *self.features),
+            jnp.float32,
         )
         y = checkpoint_name(jnp.tensordot(x, kernel.astype(x.dtype), num_inputs), "projection")
         if self.use_bias:
@@ -33,6 +34,7 @@ class Projection(nn.Module):
                 "bias",
                 nn.with_logical_partitioning(nn.initializers.zeros, self.names[num_inputs:]),
                 self.features,
+                jnp.float32,
             )
             y += bias.astype(x.dtype)
         return y

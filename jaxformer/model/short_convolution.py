@@ -55,6 +55,7 @@ class ShortConvolution(nn.Module):
             "kernel",
             nn.with_logical_partitioning(_uniform(width**-0.5), ("width", self.axis_name)),
             (width, channels),
+            jnp.float32,
         ).astype(x.dtype)
         if cache is None:
             cache = ConvolutionCache.empty(batch, width, channels, x.dtype)
@@ -63,7 +64,7 @@ class ShortConvolution(nn.Module):
         if self.use_bias:
             names = (self.axis_name,)
             init = nn.with_logical_partitioning(_uniform(width**-0.5), names)
-            y += self.param("bias", init, (channels,)).astype(x.dtype)
+            y += self.param("bias", init, (channels,), jnp.float32).astype(x.dtype)
         return y, ConvolutionCache(inputs[:, length:], segments[:, length:])
 
 

@@ -58,7 +58,7 @@ def causal_attention(
         earlier = window - 1
         k, v, positions = (_with_end_before(x, earlier, 0) for x in (k, v, positions))
         segment_ids = _with_end_before(segment_ids, earlier, -1)
-    tokens = Tokens(jnp.arange(earlier + length)[None], positions, segment_ids)
+    tokens = Tokens(jnp.arange(earlier + length, dtype=jnp.int32)[None], positions, segment_ids)
     block = max(SMALLEST_BLOCK, -(-length // MOST_BLOCKS))
     stops = [*range(block, length, block), length]
     starts = [0, *stops[:-1]]
@@ -128,7 +128,7 @@ def _join(parts: tuple[jax.Array, jax.Array]) -> jax.Array:
 def _earlier_sinks(tokens: Tokens, first: int, count: int) -> tuple[Tokens, jax.Array]:
     """The sinks that lie before token `first`, of the document that goes on there, and their
     indices [batch, count]. Only that document can have both sinks before and queries after."""
-    wanted = first - tokens.positions[:, first, None] + jnp.arange(count)
+    wanted = first - tokens.positions[:, first, None] + jnp.arange(count, dtype=jnp.int32)
     before = (wanted >= 0) & (wanted < first)
     where = jnp.where(before, wanted, 0)
     segments = jnp.where(before, _take(tokens.segment_ids, where), -1)

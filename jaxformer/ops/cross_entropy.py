@@ -104,7 +104,9 @@ def logits_of(
     if logit_softcap is not None:
         logits = logit_softcap * jnp.tanh(logits / logit_softcap)
     if num_tokens is not None:
-        logits = jnp.where(jnp.arange(head.shape[1]) < num_tokens, logits, -jnp.inf)
+        logits = jnp.where(
+            jnp.arange(head.shape[1], dtype=jnp.int32) < num_tokens, logits, -jnp.inf
+        )
     return logits
 
 
@@ -167,7 +169,7 @@ def _chunk_gradient(
     logit_softcap: float | None,
 ) -> jax.Array:
     """d(cross-entropy + z-loss)/d(x · head): [tokens, vocab], in x's type."""
-    is_target = jnp.arange(logits.shape[-1]) == chunk.targets[:, None]
+    is_target = jnp.arange(logits.shape[-1], dtype=jnp.int32) == chunk.targets[:, None]
     gradient = jnp.exp(logits - log_z) * (1.0 + 2.0 * z_weight * log_z) - is_target
     if logit_softcap is not None:
         slope = 1.0 - jnp.square(logits / logit_softcap)

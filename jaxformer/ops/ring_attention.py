@@ -64,7 +64,7 @@ def ring_attention(
             f"a shard of {length} tokens has no halves; the sequence length must be divisible by "
             f"2 × mesh.context = {2 * shards.count()}"
         )
-    order = jax.lax.axis_index(shards.AXIS) * length + jnp.arange(length)
+    order = jax.lax.axis_index(shards.AXIS) * length + jnp.arange(length, dtype=jnp.int32)
     tokens = Tokens(jnp.broadcast_to(order, positions.shape), positions, segment_ids)
     q, k, v, tokens = jax.tree.map(_deal, (q, k, v, tokens))
     around = jax.custom_vjp(lambda *rows: _forward(options, *rows)[0])

@@ -43,6 +43,30 @@ def make_optimizer(config: OptimizerConfig, axes: PyTree) -> optax.GradientTrans
     Args:
         axes: the tree of logical axis names, PartitionSpec leaves (`rules.logical_axes`).
     """
+    return _without_x64(_rule(config, axes))
+
+
+def _without_x64(
+    optimizer: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """The same whatever JAX_ENABLE_X64 says. Optax computes bias corrections and Muon's
+    coefficients in JAX's default float type."""
+    inner = optax.with_extra_args_support(optimizer)
+
+    def init(params: PyTree) -> PyTree:
+        with jax.enable_x64(False):
+            return inner.init(params)
+
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        with jax.enable_x64(False):
+            return inner.update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _rule(config: OptimizerConfig, axes: PyTree) -> optax.GradientTransformation:
     if isinstance(config, MuonConfig):
         return _muon(config, axes)
     match config:

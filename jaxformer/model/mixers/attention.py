@@ -192,7 +192,9 @@ class Attention(Mixer):
     ) -> tuple[jax.Array, KVCache]:
         """Attention of new tokens to the cached ones and to themselves, and the longer cache."""
         batch, length = positions.shape
-        order = jnp.broadcast_to(cache.length + jnp.arange(length), (batch, length))
+        order = jnp.broadcast_to(
+            cache.length + jnp.arange(length, dtype=jnp.int32), (batch, length)
+        )
         new = Tokens(order, positions, segment_ids)
         longer = self._write(cache, k, v, new)
 

@@ -91,8 +91,8 @@ class ConvolvedMemory(Mixer):
     def _log_decay(self, x: jax.Array) -> jax.Array:
         """−e^{A} softplus(W_α x + b) [batch, length, heads], inside the compact call."""
         heads, names = (self.config.num_heads,), nn.with_logical_partitioning
-        a_log = self.param("a_log", names(a_log_init(0.0, 16.0), ("heads",)), heads)
-        dt_bias = self.param("dt_bias", names(dt_bias_init, ("heads",)), heads)
+        a_log = self.param("a_log", names(a_log_init(0.0, 16.0), ("heads",)), heads, jnp.float32)
+        dt_bias = self.param("dt_bias", names(dt_bias_init, ("heads",)), heads, jnp.float32)
         return -jnp.exp(a_log) * nn.softplus(self._per_head(x, "decay") + dt_bias)
 
     def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> ConvolvedMemoryCache:

@@ -52,9 +52,9 @@ class KDA(ConvolvedMemory):
         q, k, v, convolution = self._queries_keys_values(x, segment_ids, start.convolution)
 
         names = nn.with_logical_partitioning
-        a_log = self.param("a_log", names(a_log_init(1.0, 16.0), ("heads",)), (heads,))
+        a_log = self.param("a_log", names(a_log_init(1.0, 16.0), ("heads",)), (heads,), jnp.float32)
         dt_bias = self.param(
-            "dt_bias", names(dt_bias_init, ("heads", "head_dim")), (heads, sizes.key)
+            "dt_bias", names(dt_bias_init, ("heads", "head_dim")), (heads, sizes.key), jnp.float32
         )
         step = nn.softplus(self._low_rank(x, "decay", sizes.key).astype(wide) + dt_bias)
         log_decay = -jnp.exp(a_log)[:, None] * step

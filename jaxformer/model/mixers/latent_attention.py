@@ -96,7 +96,9 @@ class LatentAttention(Mixer):
             key = rope(key, rotation)
         if cache is not None:
             is_empty = cache.length == 0
-            order = jnp.broadcast_to(cache.length + jnp.arange(x.shape[1]), positions.shape)
+            order = jnp.broadcast_to(
+                cache.length + jnp.arange(x.shape[1], dtype=jnp.int32), positions.shape
+            )
             new = Tokens(order, positions, segment_ids)
             cache = _write(cache, latent, key[:, :, 0], new)
             latent, key = cache.latent.astype(x.dtype), cache.key[:, :, None].astype(x.dtype)

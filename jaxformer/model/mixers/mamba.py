@@ -81,10 +81,16 @@ class Mamba(Mixer):
         # Uniform in ±1/√rank.
         uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         step = Projection((channels,), ("rank", "d_hidden"), uniform, name="dt")(low)
-        dt_bias = self.param("dt_bias", names(dt_bias_init, ("d_hidden",)), (channels,))
+        dt_bias = self.param(
+            "dt_bias", names(dt_bias_init, ("d_hidden",)), (channels,), jnp.float32
+        )
         dt = nn.softplus(step.astype(wide) + dt_bias.astype(wide))
-        a_log = self.param("a_log", names(s4d_real_init, ("d_hidden", "state")), (channels, size))
-        skip = self.param("skip", names(nn.initializers.ones, ("d_hidden",)), (channels,))
+        a_log = self.param(
+            "a_log", names(s4d_real_init, ("d_hidden", "state")), (channels, size), jnp.float32
+        )
+        skip = self.param(
+            "skip", names(nn.initializers.ones, ("d_hidden",)), (channels,), jnp.float32
+        )
 
         h, state = _selective_scan(dt, u, b, c, -jnp.exp(a_log.astype(wide)), segment_ids, start)
         h = (h + skip * u).astype(x.dtype) * nn.silu(project_in("gate"))

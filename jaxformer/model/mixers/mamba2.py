@@ -98,7 +98,9 @@ class Mamba2(Mixer):
         b, c = (part.reshape(*x.shape[:2], groups, -1) for part in (b, c))
 
         def per_head(name: str, init: nn.initializers.Initializer) -> jax.Array:
-            return self.param(name, nn.with_logical_partitioning(init, ("heads",)), (heads,))
+            return self.param(
+                name, nn.with_logical_partitioning(init, ("heads",)), (heads,), jnp.float32
+            )
 
         dt = Projection((heads,), ("d_model", "heads"), matrix, name="dt")(x).astype(wide)
         dt = nn.softplus(dt + per_head("dt_bias", dt_bias_init))  # [batch, length, heads]
@@ -114,6 +116,7 @@ class Mamba2(Mixer):
             "scale",
             nn.with_logical_partitioning(nn.initializers.ones, ("heads", "head_dim")),
             (heads, sizes.value),
+            jnp.float32,
         )
         y = Projection(
             (self.dims.d_model,),

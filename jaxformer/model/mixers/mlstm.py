@@ -111,6 +111,7 @@ class MLSTM(Mixer):
             "scale",
             nn.with_logical_partitioning(nn.initializers.ones, ("heads", "head_dim")),
             (heads, value),
+            jnp.float32,
         )
         gate = nn.sigmoid(project_heads(x, self.dims, "gate", heads, value))
         y = Projection(
@@ -129,7 +130,7 @@ class MLSTM(Mixer):
         logits = Projection((heads,), ("d_model", "heads"), nn.initializers.zeros, name=name)(x)
         bias_init = nn.with_logical_partitioning(bias_init, ("heads",))
         logits = logits.astype(self._sizes.wide(x.dtype))
-        logits += self.param(f"{name}_bias", bias_init, (heads,))
+        logits += self.param(f"{name}_bias", bias_init, (heads,), jnp.float32)
         cap = self.config.gate_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 

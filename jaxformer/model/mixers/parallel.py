@@ -52,6 +52,7 @@ class Parallel(Mixer):
             "beta",
             nn.with_logical_partitioning(equal, ("branch", "d_model")),
             (count, self.dims.d_model),
+            jnp.float32,
         ).astype(x.dtype)
         total, longer = jnp.zeros_like(x), []
         for index, config in enumerate(self.config.mixers):

@@ -84,7 +84,10 @@ class RGLRU(Mixer):
             return nn.sigmoid(logits.reshape(u.shape).astype(wide))
 
         decay = self.param(
-            "decay", nn.with_logical_partitioning(_decay_init, ("d_hidden",)), (channels,)
+            "decay",
+            nn.with_logical_partitioning(_decay_init, ("d_hidden",)),
+            (channels,),
+            jnp.float32,
         )
         log_a = -GATE_POWER * nn.softplus(decay.astype(wide)) * gate("recurrence_gate")
         # Kept off zero, where a root has no gradient.

@@ -79,7 +79,7 @@ class RWKV7(Mixer):
 
         def mixed(name: str, power: float, extra: float = 0.0) -> jax.Array:
             init = nn.with_logical_partitioning(_mix_init(power, extra), ("vector",))
-            mix = self.param(f"mix_{name}", init, (d_model,)).astype(x.dtype)
+            mix = self.param(f"mix_{name}", init, (d_model,), jnp.float32).astype(x.dtype)
             return x + mix * (before - x)
 
         def projected(name: str, bound: float, inputs: jax.Array) -> jax.Array:
@@ -92,7 +92,7 @@ class RWKV7(Mixer):
 
         def per_head(name: str, init: nn.initializers.Initializer) -> jax.Array:
             names = nn.with_logical_partitioning(init, ("heads", "head_dim"))
-            return self.param(name, names, (heads, size)).astype(wide)
+            return self.param(name, names, (heads, size), jnp.float32).astype(wide)
 
         ranks, zeros, ones = self._ranks, nn.initializers.zeros, nn.initializers.ones
         r = projected("receptance", 0.5, mixed("receptance", 0.2))

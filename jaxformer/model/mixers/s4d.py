@@ -59,7 +59,7 @@ class S4D(Mixer):
         def parameter(name: str, first: nn.initializers.Initializer, *sizes: int) -> jax.Array:
             names = ("vector", "state")[: 1 + len(sizes)]
             boxed = nn.with_logical_partitioning(first, names)
-            return self.param(name, boxed, (d_model, *sizes)).astype(wide)
+            return self.param(name, boxed, (d_model, *sizes), jnp.float32).astype(wide)
 
         step = jnp.exp(parameter("log_step", log_step_init))
         a = -jnp.exp(parameter("a_log", s4d_real_init, size))

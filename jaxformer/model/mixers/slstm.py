@@ -88,17 +88,24 @@ class SLSTM(Mixer):
             block = BlockDiagonal(self.dims.init.matrix(head_dim), name=name)
             inputs.append(block(u.reshape(*u.shape[:2], heads, head_dim)))
         bias = self.param(
-            "bias", names(_bias_init, ("gates", "heads", "head_dim")), (4, heads, head_dim)
+            "bias",
+            names(_bias_init, ("gates", "heads", "head_dim")),
+            (4, heads, head_dim),
+            jnp.float32,
         )
         recurrent = self.param(
             "recurrent",
             names(nn.initializers.zeros, ("gates", "heads", "head_input", "head_dim")),
             (4, heads, head_dim, head_dim),
+            jnp.float32,
         )
         gates = jnp.stack(inputs).astype(wide) + bias.astype(wide)[:, None, None]
         h, cells = _recurrence(gates, recurrent.astype(wide), segment_ids, start.cells)
         scale = self.param(
-            "scale", names(nn.initializers.ones, ("heads", "head_dim")), (heads, head_dim)
+            "scale",
+            names(nn.initializers.ones, ("heads", "head_dim")),
+            (heads, head_dim),
+            jnp.float32,
         )
         y = layer_normalize(h, 1e-6) * scale
         y = y.reshape(x.shape).astype(x.dtype)

@@ -50,7 +50,7 @@ def attend(
     Documents, windows and sinks enter as a bias [batch, 1, length, length] in q's type: cuDNN has
     no window beside a bias.
     """
-    tokens = Tokens(jnp.arange(q.shape[1])[None], positions, segment_ids)
+    tokens = Tokens(jnp.arange(q.shape[1], dtype=jnp.int32)[None], positions, segment_ids)
     visible = visibility.mask(tokens, tokens)[:, None]
     return jax.nn.dot_product_attention(
         q, k, v, mask=visible, is_causal=True, scale=scale, implementation="cudnn"
