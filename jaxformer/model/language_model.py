@@ -25,7 +25,7 @@ from jaxformer.ops.cross_entropy import (
 from jaxformer.ops.kernels.choice import Kernel
 from jaxformer.parallel.context import over_context
 from jaxformer.parallel.rows import by_rows, over_rows
-from jaxformer.parallel.rules import constrain_tokens
+from jaxformer.parallel.rules import constrain_tokens, pad_vocabulary
 
 
 class LanguageModel(nn.Module):
@@ -111,6 +111,7 @@ class LanguageModel(nn.Module):
     ) -> LossSums:
         """Sums of the token losses over [batch, length], without ever holding all logits."""
         x = self._read(inputs, positions, segment_ids)
+        head, num_tokens = self._padded_head()
 
         def sums(
             head: jax.Array, x: jax.Array, targets: jax.Array, loss_mask: jax.Array
@@ -122,10 +123,10 @@ class LanguageModel(nn.Module):
                 loss_mask,
                 z_loss=z_loss,
                 logit_softcap=self.config.logit_softcap,
-                num_tokens=self.num_tokens,
+                num_tokens=num_tokens,
             )
 
-        return over_rows(sums)(self._head(), x, targets, loss_mask)
+        return over_rows(sums)(head, x, targets, loss_mask)
 
     def scores(
         self,
@@ -137,12 +138,13 @@ class LanguageModel(nn.Module):
     ) -> TokenScores:
         """Of every target [batch, length]; where loss_mask is not set, 0 and True."""
         x = self._read(inputs, positions, segment_ids)
+        head, tokens = self._padded_head()
 
         def of_rows(head: jax.Array, x: jax.Array, targets: jax.Array) -> TokenScores:
-            softcap, tokens = self.config.logit_softcap, self.num_tokens
+            softcap = self.config.logit_softcap
             return token_scores(x, head, targets, logit_softcap=softcap, num_tokens=tokens)
 
-        scores = by_rows(of_rows)(self._head(), x, targets)
+        scores = by_rows(of_rows)(head, x, targets)
         return TokenScores(jnp.where(loss_mask, scores.log_probs, 0.0), scores.greedy | ~loss_mask)
 
     def _read(self, *rows: jax.Array) -> jax.Array:
@@ -201,6 +203,12 @@ class LanguageModel(nn.Module):
 
     def _head(self) -> jax.Array:
         return self.embedding.T if self.config.tie_embeddings else self.head
+
+    def _padded_head(self) -> tuple[jax.Array, int | None]:
+        """The head as the mesh splits it, and the first of its entries that is padding, if any."""
+        head = pad_vocabulary(self._head())
+        is_padded = head.shape[1] > self.vocab_size
+        return head, self.num_tokens or (self.vocab_size if is_padded else None)
 
     @nn.nowrap
     def _stack(self, **place: None) -> Stack:

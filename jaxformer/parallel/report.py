@@ -4,18 +4,20 @@ from typing import Any
 
 import jax
 
-from jaxformer.parallel.rules import bytes_per_device, path_name
+from jaxformer.parallel.rules import Rules, bytes_per_device, path_name, vocabulary_shards
 
 LARGE = 64 * 2**20  # bytes of a parameter that should not lie whole on every device
 
 PyTree = Any
 
 
-def sharding_report(params: PyTree) -> str:
-    """A line for each parameter, and a complaint about large ones that no axis splits.
+def sharding_report(params: PyTree, vocab_size: int, rules: Rules) -> str:
+    """A line for each parameter, and a complaint about large ones that no axis splits, and about a
+    vocabulary that its axes do not divide.
 
     Args:
         params: arrays or ShapeDtypeStructs that say where they lie.
+        rules: by which they do.
     """
     rows, whole = [("parameter", "shape", "over", "a device has")], []
     leaves = jax.tree.flatten_with_path(params)[0]
@@ -33,6 +35,16 @@ def sharding_report(params: PyTree) -> str:
         lines.append(
             f"large parameters lie whole on every device: {', '.join(whole)}; mesh.preset=fsdp, or "
             "mesh.rules, splits them"
+        )
+    axes = dict(rules)["vocab"]
+    parts = vocabulary_shards(leaves[0][1].sharding.mesh.shape, axes)
+    if vocab_size % parts:
+        named = axes if isinstance(axes, str) else " × ".join(axes or ())
+        padded = -(-vocab_size // parts) * parts
+        lines.append(
+            f"the vocabulary of {vocab_size:,} is not divisible by mesh {named} = {parts}: its "
+            f"parameters are not split over it, and only the step pads the head, to {padded:,}; "
+            f"model.vocab_size={padded} in a new run splits them too"
         )
     return "\n".join(lines)
 

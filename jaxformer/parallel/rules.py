@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
 from jax.experimental import multihost_utils
@@ -90,13 +91,44 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def vocabulary_shards(sizes: Mapping[str, int], axes: MeshAxes) -> int:
+    """Into how many parts the mesh axes `axes` split a vocabulary."""
+    axes = (axes,) if isinstance(axes, str) else axes or ()
+    return math.prod(sizes.get(axis, 1) for axis in axes)
+
+
+def pad_vocabulary(head: jax.Array) -> jax.Array:
+    """A head [d_model, vocab] with columns of zeros up to what the mesh divides, split over it: so
+    the products with a head that lies whole on every device are split as well. Within `use_mesh`.
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+    (axes,) = mesh_axes("vocab")
+    missing = -head.shape[1] % vocabulary_shards(sizes, axes)
+    if not missing:
+        return head
+    # The gradient is brought together here, once, and not in every array of the optimizer.
+    whole = nn.with_logical_constraint(head, ("d_model", None))
+    padded = jnp.pad(whole, ((0, 0), (0, missing)))
+    return nn.with_logical_constraint(padded, ("d_model", "vocab"))
+
+
 def parameter_shardings(mesh: Mesh, boxed: PyTree, rules: Rules = RULES) -> PyTree:
     """The sharding of every parameter, for the (abstract) parameters as `init` returns them.
+
+    A vocabulary that its mesh axes do not divide stays whole, see `pad_vocabulary`: a checkpoint
+    has the same arrays whatever the mesh.
 
     Raises:
         DoesNotFit: dimensions that their mesh axes do not divide, all of them listed.
     """
-    shardings = nn.logical_to_mesh_sharding(logical_axes(boxed), mesh, rules)
+    vocabulary = vocabulary_shards(mesh.shape, dict(rules)["vocab"])
+    without = tuple((name, None if name == "vocab" else axes) for name, axes in rules)
+
+    def place(leaf: Any, names: PartitionSpec) -> NamedSharding:
+        uneven = "vocab" in names and leaf.shape[tuple(names).index("vocab")] % vocabulary
+        return nn.logical_to_mesh_sharding(names, mesh, without if uneven else rules)
+
+    shardings = jax.tree.map(place, meta.unbox(boxed), logical_axes(boxed))
     faults = []
     shapes, _ = jax.tree.flatten_with_path(meta.unbox(boxed))
     for (path, leaf), sharding in zip(shapes, jax.tree.leaves(shardings), strict=True):

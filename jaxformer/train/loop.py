@@ -99,7 +99,8 @@ def train(config: Config) -> int:
     ):
         display.say(announce.plan_of(program, stores, peak))
         if mesh.size > 1:
-            display.say(sharding_report(weights(program.abstract)))
+            held, table = weights(program.abstract), config.mesh.table
+            display.say(sharding_report(held, program.model.vocab_size, table))
         # A run starts from its own newest good checkpoint; or else from other weights (init.from),
         # as far as they are taken (init.partial); or else from scratch.
         with goodput.spent_on("start"):

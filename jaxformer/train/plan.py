@@ -105,7 +105,7 @@ def show_sharding(config: Config, topology: str, slices: int) -> None:
     _, devices = slices_of(topology, slices)
     mesh = make_mesh(config.mesh.sizes, config.mesh.preset, devices)
     program = make_program(config, mesh, vocab_size_of(config))
-    print(sharding_report(weights(program.abstract)))
+    print(sharding_report(weights(program.abstract), program.model.vocab_size, config.mesh.table))
 
 
 def make_plan(config: Config, where: Slice, devices: Sequence[jax.Device], vocab_size: int) -> Plan:

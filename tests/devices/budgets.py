@@ -69,6 +69,7 @@ if __name__ == "__main__":
         "fsdp, remat": collectives({"fsdp": 8}, remat="full"),
         "fsdp, tied": collectives({"fsdp": 8}, tie_embeddings=True),
         "tensor": collectives({"fsdp": 4, "tensor": 2}),
+        "tensor, padded": collectives({"fsdp": 4, "tensor": 2}, vocab_size=VOCAB + 1),
         "context": collectives({"fsdp": 2, "context": 4}),
         "stages": collectives({"data": 1, "stage": 4, "fsdp": 2}, num_layers=4),
     }

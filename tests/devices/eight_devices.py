@@ -21,11 +21,12 @@ from jaxformer.train.step import TrainState
 MAMBA2 = {"kind": "mamba2", "expansion": 1.0, "head_dim": 8, "state_size": 8}
 GATED_DELTA = {"kind": "gated_delta", "num_heads": 4, "head_dim": 8, "value_expansion": 1.0}
 WINDOW = {"kind": "attention", "num_heads": 4, "window": 6}
+# Some with a vocabulary of which `tensor` divides only what is padded.
 MIXERS = {
-    "attention": {"mixer": {"kind": "attention", "num_heads": 4}},
-    "mamba2": {"mixer": MAMBA2},
-    "gated_delta": {"mixer": GATED_DELTA},
-    "hybrid": {"mixer": MAMBA2, "pattern": [{}, {"mixer": WINDOW}]},
+    "attention": {"mixer": {"kind": "attention", "num_heads": 4}, "vocab_size": 32},
+    "mamba2": {"mixer": MAMBA2, "vocab_size": 33},
+    "gated_delta": {"mixer": GATED_DELTA, "vocab_size": 33, "tie_embeddings": False},
+    "hybrid": {"mixer": MAMBA2, "pattern": [{}, {"mixer": WINDOW}], "vocab_size": 35},
 }
 MESHES = {
     "rows": {
@@ -89,7 +90,7 @@ def train(mixers: dict, axes: dict, repetitions: int, remat: str) -> Trained:
     )
     count = int(np.prod(list(axes.values())))
     mesh = make_mesh(config.mesh.sizes, devices=jax.devices()[:count])
-    program = make_program(config, mesh, vocab_size=32)
+    program = make_program(config, mesh, vocab_size=32 if mixers["vocab_size"] == 32 else 33)
     state = program.initial_state()
     seen = {
         "initial": [np.asarray(leaf).tobytes().hex() for leaf in jax.tree.leaves(state.params)],

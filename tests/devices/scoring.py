@@ -21,7 +21,7 @@ from tests.devices.eight_devices import MESHES, MIXERS
 MODEL = {
     "d_model": 32,
     "num_layers": 2,
-    "vocab_size": 264,
+    "vocab_size": 257,
     "ffn": {"kind": "swiglu", "d_hidden": 48},
 }
 

@@ -50,6 +50,16 @@ def test_tensor_parallelism_gathers_the_stream_before_a_sub_layer_and_repeats_no
     assert seen["tensor"]["flops"] == seen["fsdp"]["flops"]
 
 
+def test_a_padded_vocabulary_is_split_over_tensor_and_its_logits_are_never_gathered(seen):
+    """602 logits for a vocabulary of 601, as if the parameters had been padded."""
+    padded, even = seen["tensor, padded"], seen["tensor"]
+    tokens, d_model = even["token_ids"] // 4 // 4, 16  # of a shard of rows
+    assert padded["flops"] - even["flops"] == 3 * 2 * tokens * d_model
+    weights = padded["weights"]["embedding"] + padded["weights"]["head"]
+    more = padded["across"]["tensor"]["all-gather"] - even["across"]["tensor"]["all-gather"]
+    assert more <= weights < 4 * tokens * 602 / 2
+
+
 def test_a_cut_sequence_gathers_the_head_once_and_reduces_its_gradient_once(seen):
     weights, bytes_of = seen["context"]["weights"], seen["context"]["bytes"]
     head, token_ids = weights["head"], seen["context"]["token_ids"] / 4  # of one piece

@@ -28,20 +28,20 @@ def train(config, run, steps: int, devices: int, *axes: str) -> str:
 
 def test_a_run_that_moves_between_meshes_has_the_losses_of_one_that_stayed(tmp_path):
     """From 8 devices to 4, to 1, and to 8, three steps on each. The vocabulary of 257 is divided by
-    none of them, and lies whole on every device."""
+    none of them."""
     config = make_config(
         tmp_path,
         train={"batch_size": 8, "log_every": 1},
         optimizer={"schedule": {"kind": "constant"}},
         eval={"every": 3},
         checkpoint={"every": 3},
-        mesh={"rules": {"vocab": None}},
     )
     file = write_config(config, tmp_path / "config.yaml")
     moved, stayed = tmp_path / "moved", tmp_path / "stayed"
     for number, (devices, axes) in enumerate(MOVES):
         output = train(file, moved, 3 * (number + 1), devices, *axes)
         assert f"{devices} × cpu" in output
+        assert ("model.vocab_size=258" in output) == ("mesh.tensor=2" in axes)
         assert ("resumed from" in output) == (number > 0)
     train(file, stayed, 12, 1)
     assert_near(moved, stayed)

@@ -14,11 +14,14 @@ from jaxformer.parallel.rules import (
     batch_sharding,
     logical_axes,
     overridden,
+    pad_vocabulary,
     parameter_shardings,
     rows_held,
 )
 from jaxformer.schema import UserError
 from tests.runs import MODEL
+
+HEAD = ("d_model", "vocab")
 
 
 def abstract_mesh(**sizes: int) -> AbstractMesh:
@@ -49,7 +52,7 @@ def test_dimensions_that_the_mesh_does_not_divide_are_listed_with_their_tensors(
     with pytest.raises(UserError) as error:
         parameter_shardings(abstract_mesh(fsdp=3, tensor=4), parameters())
     message = str(error.value)
-    assert "embedding [30, 16]: dimension 0 is 30, not divisible by mesh tensor = 4" in message
+    assert "dimension 0 is 30" not in message  # the vocabulary is padded instead
     assert "embedding [30, 16]: dimension 1 is 16, not divisible by mesh fsdp = 3" in message
     assert (
         "stack/groups/layer_0/mixer/query/kernel [2, 16, 2, 8]: dimension 2 is 2, not divisible by "
@@ -78,7 +81,7 @@ def test_the_report_says_what_a_device_has_and_what_lies_whole_on_all():
         name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, specs[name]))
         for name, shape in shapes.items()
     }
-    assert sharding_report(params).splitlines() == [
+    assert sharding_report(params, 32, RULES).splitlines() == [
         "parameter  shape         over         a device has",
         "big        [4096, 4096]  - -             64.00 MiB",
         "embedding  [32, 16]      tensor fsdp      0.00 MiB",
@@ -86,6 +89,33 @@ def test_the_report_says_what_a_device_has_and_what_lies_whole_on_all():
         "large parameters lie whole on every device: big (64.00 MiB); mesh.preset=fsdp, or "
         "mesh.rules, splits them",
     ]
+
+
+def test_a_vocabulary_that_the_mesh_does_not_divide_stays_whole_and_is_told():
+    mesh = abstract_mesh(fsdp=2, tensor=4)
+    embedding = parameters()["embedding"]
+    params = {"embedding": embedding, "head": nn.Partitioned(jnp.zeros((16, 30)), HEAD)}
+    shardings = parameter_shardings(mesh, params)
+    assert tuple(shardings["embedding"].spec) == (None, "fsdp")
+    assert tuple(shardings["head"].spec) == ("fsdp", None)
+    both = overridden({"vocab": ("tensor", "fsdp")})  # fsdp, left alone, goes to d_model
+    assert tuple(parameter_shardings(mesh, params, both)["embedding"].spec) == (None, "fsdp")
+
+    placed = {"embedding": jax.ShapeDtypeStruct((30, 16), float, sharding=shardings["embedding"])}
+    assert sharding_report(placed, 30, both).splitlines()[-1] == (
+        "the vocabulary of 30 is not divisible by mesh tensor × fsdp = 8: its parameters are not "
+        "split over it, and only the step pads the head, to 32; model.vocab_size=32 in a new run "
+        "splits them too"
+    )
+
+
+def test_a_head_is_padded_with_zeros_to_what_the_mesh_divides():
+    """Seen from the shapes that are traced: no devices are needed."""
+    with jax.sharding.use_abstract_mesh(abstract_mesh(tensor=4)), nn.logical_axis_rules(RULES):
+        head = jax.ShapeDtypeStruct((16, 30), jnp.float32)
+        assert jax.eval_shape(pad_vocabulary, head).shape == (16, 32)
+        assert jax.eval_shape(pad_vocabulary, head.update(shape=(16, 28))).shape == (16, 28)
+    assert jax.eval_shape(pad_vocabulary, head).shape == (16, 30)  # without a mesh
 
 
 def test_a_parameter_without_logical_axes_is_refused():
