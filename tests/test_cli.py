@@ -55,6 +55,26 @@ BAD_CONFIGURATIONS = {
         "mesh: {modle: 2}",
         "mesh.modle: unknown key. Allowed: context, data, expert, fsdp, preset, rules,",
     ),
+    "experts in a mesh for a model without": (
+        "mesh: {expert: 2}",
+        "mesh: expert is 2, but the model has no experts; use mesh.data or mesh.fsdp",
+    ),
+    "an open axis for experts": (
+        "mesh: {expert: -1}",
+        "mesh: expert is -1, but the model has no experts; use mesh.data or mesh.fsdp",
+    ),
+    "how often suites are measured, without any": (
+        "eval: {suites_every: 10}",
+        "eval: suites_every is 10, but there are no suites; give eval.suites",
+    ),
+    "a column of files without columns": (
+        "data: {source: 'text:a.txt', column: body}",
+        "data: column is body, but no source has columns; leave it out, or give jsonl:GLOB",
+    ),
+    "a column of one source without columns": (
+        "data: {source: [{source: 'text:a.txt', column: body}, {source: 'jsonl:b.jsonl'}]}",
+        "data: source 'text:a.txt' has no columns, but its column is body; leave it out",
+    ),
     "unknown precision": (
         "train: {precision: bfloat61}",
         "train.precision is 'bfloat61'; allowed: float32 or bfloat16. Did you mean 'bfloat16'?",
@@ -92,6 +112,32 @@ BAD_MODELS = {
     "rows longer than the position table": (
         "model.positions={kind: learned, max_length: 32}",
         "data.sequence_length is 256, but model.positions has max_length 32",
+    ),
+    "learned positions of one layer": (
+        "model.pattern=[{}, {positions: {kind: learned, max_length: 512}}]",
+        "model: pattern entry 1 has positions learned, which are added to the embeddings, below "
+        "all layers; give model.positions. Allowed in an entry: rope, alibi, none",
+    ),
+    "sinusoidal positions of one layer": (
+        "model.pattern=[{positions: {kind: sinusoidal}}]",
+        "model: pattern entry 0 has positions sinusoidal, which are added to the embeddings",
+    ),
+    "positions of a layer that has no use for them": (
+        "model.pattern=[{}, {mixer: {kind: mamba}, positions: {kind: rope}}]",
+        "model: pattern entry 1 has positions rope, which its mixer mamba does not use; leave",
+    ),
+    "ALiBi in a model that has no use for it": (
+        "model={d_model: 64, num_layers: 2, ffn: null, positions: {kind: alibi}, "
+        "mixer: {kind: retention, num_heads: 4}}",
+        "model: positions are alibi, which no layer uses (mixers: retention); give another kind",
+    ),
+    "rows longer than one layer's positions are meant for": (
+        "model.pattern=[{}, {positions: {kind: rope, max_length: 32}}]",
+        "data.sequence_length is 256, but model.positions has max_length 32",
+    ),
+    "the epsilon of a norm that is not there": (
+        "model.mixer.qk_norm_eps=1.0e-5",
+        "model: qk_norm_eps 1e-05 without qk_norm: nothing is normalised; give qk_norm: true",
     ),
     "pattern longer than the model": (
         "model.pattern=[{}, {}, {}]",

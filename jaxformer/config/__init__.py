@@ -114,6 +114,15 @@ class EvalConfig(Schema):
         256, description="of the sample that a run ends with; 0: none"
     )
 
+    @model_validator(mode="after")
+    def _suites_are_named(self) -> "EvalConfig":
+        if self.suites_every is not None and not self.suites:
+            raise ValueError(
+                f"suites_every is {self.suites_every}, but there are no suites; give eval.suites, "
+                f"such as [lm_eval:hellaswag], or leave it out"
+            )
+        return self
+
 
 class CheckpointConfig(Schema):
     every: PositiveInt = 250
@@ -191,7 +200,7 @@ class Config(Schema):
         if self.data.sequence_length > longest:
             raise ValueError(
                 f"data.sequence_length is {self.data.sequence_length}, but model.positions has "
-                f"max_length {longest}; shorten the rows or raise max_length"
+                f"max_length {longest}, or those of a layer have; shorten the rows or raise it"
             )
         return self
 

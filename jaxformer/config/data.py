@@ -111,3 +111,24 @@ class DataConfig(Schema):
                     f"allowed: jsonl:GLOB, parquet:GLOB, hf:NAME[/CONFIG], or format text"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _columns_are_read(self) -> "DataConfig":
+        given = [] if isinstance(self.source, str) else list(self.source)
+        for entry in given:
+            if entry.column is not None and not _has_columns(entry.source):
+                raise ValueError(
+                    f"source '{entry.source}' has no columns, but its column is {entry.column}; "
+                    f"leave it out"
+                )
+        every = [entry.source for entry in self.sources] + [self.validation_source or ""]
+        if self.column != COLUMNS[self.format] and not any(map(_has_columns, every)):
+            raise ValueError(
+                f"column is {self.column}, but no source has columns; leave it out, or give "
+                f"jsonl:GLOB, parquet:GLOB or hf:NAME[/CONFIG]"
+            )
+        return self
+
+
+def _has_columns(source: str) -> bool:
+    return source.startswith(("jsonl:", "parquet:", "hf:"))

@@ -9,12 +9,16 @@ from jaxformer.model.dims import InitConfig
 from jaxformer.model.ffn import FFNConfig
 from jaxformer.model.mixers import MixerConfig, MixerUnion
 from jaxformer.model.norms import NormConfig
-from jaxformer.model.positions import PositionsUnion, RoPEConfig
+from jaxformer.model.positions import ALiBiConfig, PositionsUnion, RoPEConfig
 from jaxformer.schema import Schema
+
+ADDED_TO_EMBEDDINGS = ("learned", "sinusoidal")
 
 
 class LayerConfig(Schema):
-    """One layer of a pattern; what it leaves out, it takes from the model's defaults."""
+    """One layer of a pattern; what it leaves out, or has as null, it takes from the model's
+    defaults: for layers without an FFN, set model.ffn to null and give the others theirs. Positions
+    of a layer are rope, alibi or none: learned and sinusoidal ones are the whole model's."""
 
     mixer: MixerUnion | None = None
     ffn: FFNConfig | None = None
@@ -54,10 +58,39 @@ class ModelConfig(Schema):
             layer.mixer.check(self.d_model, layer.positions)
         return self
 
+    @model_validator(mode="after")
+    def _positions_are_used(self) -> "ModelConfig":
+        layers = self.pattern_layers()
+        for index, (entry, layer) in enumerate(zip(self.pattern, layers, strict=True)):
+            kind = layer.positions.kind
+            if entry.positions is None or kind == "none":
+                continue
+            if kind in ADDED_TO_EMBEDDINGS:
+                raise ValueError(
+                    f"pattern entry {index} has positions {kind}, which are added to the "
+                    f"embeddings, below all layers; give model.positions. Allowed in an entry: "
+                    f"rope, alibi, none"
+                )
+            if not layer.mixer.uses(layer.positions):
+                raise ValueError(
+                    f"pattern entry {index} has positions {kind}, which its mixer "
+                    f"{layer.mixer.kind} does not use; leave them out"
+                )
+        is_used = any(layer.mixer.uses(layer.positions) for layer in layers)
+        # RoPE is the default, of models without a layer that turns anything, too.
+        if isinstance(self.positions, ALiBiConfig) and not is_used:
+            mixers = ", ".join(sorted({layer.mixer.kind for layer in layers}))
+            raise ValueError(
+                f"positions are alibi, which no layer uses (mixers: {mixers}); give another kind, "
+                f"or none"
+            )
+        return self
+
     @property
     def longest_row(self) -> float:
-        """Tokens; infinite where positions have no `max_length`."""
-        return getattr(self.positions, "max_length", None) or math.inf
+        """Tokens; infinite where no positions have a `max_length`."""
+        every = (self.positions, *(layer.positions for layer in self.pattern_layers()))
+        return min(getattr(each, "max_length", None) or math.inf for each in every)
 
     def pattern_layers(self) -> tuple["Layer", ...]:
         """The pattern's entries with the defaults filled in."""

@@ -66,9 +66,14 @@ def make_pipeline(sizes: Mapping[str, int], rows: int, wanted: int | None) -> Pi
         wanted: micro-batches; None takes as many as the rows go into, up to 4 a stage.
 
     Raises:
-        UserError: the rows do not go into so many micro-batches.
+        UserError: the rows do not go into so many micro-batches, or there are no stages for them.
     """
     stages = sizes.get(AXIS, 1)
+    if stages == 1 and wanted is not None:
+        raise UserError(
+            f"train.pipeline_micro_batches is {wanted}, but mesh.stage is 1, and without stages "
+            f"there is no pipeline; leave it out, or give mesh.stage"
+        )
     if stages == 1:
         return None
     possible = possible_micro_batches(sizes, rows)

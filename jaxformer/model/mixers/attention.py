@@ -66,8 +66,16 @@ class AttentionConfig(MixerConfig):
             )
         if self.sinks and self.window is None:
             raise ValueError(f"sinks {self.sinks} without a window: without one, all keys are seen")
+        if not self.qk_norm and self.qk_norm_eps != type(self).model_fields["qk_norm_eps"].default:
+            raise ValueError(
+                f"qk_norm_eps {self.qk_norm_eps:g} without qk_norm: nothing is normalised; give "
+                f"qk_norm: true, or leave it out"
+            )
         if isinstance(positions, RoPEConfig):
             positions.rotated_size(self.head_size(d_model))
+
+    def uses(self, positions: PositionsUnion) -> bool:
+        return isinstance(positions, RoPEConfig | ALiBiConfig)
 
     @property
     def kv_heads(self) -> int:

@@ -25,6 +25,10 @@ class MixerConfig(Schema):
             ValueError: saying which sizes do not fit, and what would.
         """
 
+    def uses(self, positions: PositionsUnion) -> bool:
+        """Whether a layer of the mixer depends on these positions, beyond what embeddings hold."""
+        return False
+
 
 class Mixer(nn.Module):
     """Mixes information along the sequence.

@@ -47,6 +47,9 @@ class LatentAttentionConfig(MixerConfig):
         if isinstance(positions, RoPEConfig):
             positions.rotated_size(self.rope_dim)
 
+    def uses(self, positions: PositionsUnion) -> bool:
+        return isinstance(positions, RoPEConfig | ALiBiConfig)
+
 
 @struct.dataclass
 class LatentCache:

@@ -26,6 +26,9 @@ class ParallelConfig(MixerConfig):
         for mixer in self.mixers:
             mixer.check(d_model, positions)
 
+    def uses(self, positions: PositionsUnion) -> bool:
+        return any(mixer.uses(positions) for mixer in self.mixers)
+
 
 class Parallel(Mixer):
     """y = Σ_i β_i ⊙ mixer_i(x), with a learned weight β_i a channel that starts at 1/n.

@@ -32,6 +32,9 @@ class RetentionConfig(MatrixMemoryConfig):
         if isinstance(positions, RoPEConfig):
             positions.rotated_size(d_model // self.num_heads)
 
+    def uses(self, positions: PositionsUnion) -> bool:
+        return isinstance(positions, RoPEConfig)
+
     def sizes(self, d_model: int) -> MemorySizes:
         value = round(self.value_expansion * d_model) // self.num_heads
         return MemorySizes(self.num_heads, d_model // self.num_heads, value)
