@@ -110,8 +110,9 @@ def test_a_store_is_made_once(make_data, write_texts, builds: list[Path]) -> Non
     assert first.manifest == second.manifest
 
 
-def test_another_column_tokenizer_or_policy_has_another_store(make_data, write_texts, bpe) -> None:
-    source = write_texts(["text"])
+def test_another_column_tokenizer_or_policy_has_another_store(make_data, tmp_path, bpe) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "text", "body": "text"}\n')
+    source = f"jsonl:{tmp_path}/rows.jsonl"
     paths = {
         open_store(make_data(source=source)).path,
         open_store(make_data(source=source), bpe).path,
