@@ -21,7 +21,7 @@ from jaxformer.arena.seconds import seconds_per_step
 from jaxformer.data.progress import progress, say
 from jaxformer.json_reader import read_json_object
 from jaxformer.parallel.mesh import find_devices
-from jaxformer.paths import replace_text
+from jaxformer.paths import local_path, replace_text
 from jaxformer.schema import UserError
 
 DONE, FAILED, STOPPED = 0, 1, 75
@@ -104,7 +104,7 @@ def arenas(folder: str, overrides: Sequence[str], out: Path, *, dry_run: bool, w
     Raises:
         UserError: as `arena`; or no file in the folder.
     """
-    files = sorted(Path(folder).glob("*.yaml"))
+    files = sorted(local_path(folder).glob("*.yaml"))
     if not files:
         raise UserError(f"{folder} has no .yaml file; give a folder of arenas")
     for file in files:

@@ -1,10 +1,12 @@
 """The file of an arena: who is compared, on what, and what is the same for all of them."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -14,6 +16,7 @@ from pydantic import (
 )
 
 from jaxformer.config import Config
+from jaxformer.config.places import LocalPlace
 from jaxformer.loading import load_as
 from jaxformer.schema import Schema, UserError, did_you_mean
 from jaxformer.validation import explain
@@ -108,7 +111,7 @@ class ArenaConfig(Schema):
         (), description="tasks that are one another's larger sizes, from the smallest on"
     )
     finding: Finding | None = None
-    dir: str = "runs/arena"
+    dir: Annotated[LocalPlace, AfterValidator(os.path.expanduser)] = "runs/arena"
 
     @model_validator(mode="after")
     def _names_are_known(self) -> "ArenaConfig":

@@ -2,20 +2,18 @@
 
 import json
 import math
-import shutil
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from etils import epath
 
 from jaxformer.checkpoint import health
 from jaxformer.checkpoint.health import Step, look_at, names_step, newest_of, steps_of
 from jaxformer.checkpoint.lock import check_no_writer
 from jaxformer.checkpoint.manifest import Description
 from jaxformer.checkpoint.run_directory import locate
-from jaxformer.paths import is_remote
+from jaxformer.paths import remove_tree
 from jaxformer.schema import UserError, did_you_mean
 
 WIDEST = 60  # of a path in a table
@@ -108,10 +106,7 @@ def rm(run: Path, names: Sequence[str], *, force: bool) -> None:
         _check_one_stays(steps, names)
     for name in dict.fromkeys(names):
         folder = there[name].folder
-        if is_remote(folder):
-            epath.Path(folder).rmtree()
-        else:
-            shutil.rmtree(folder)
+        remove_tree(folder)
         print(f"removed {folder}")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxformer.cli.arguments import add_command, takes_overrides, whole_number
+from jaxformer.paths import local_path
 
 
 def add(commands: Any) -> None:
@@ -29,7 +30,10 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--all", action="store_true", help="run every arena of a folder")
     parser.add_argument(
-        "--out", type=Path, default=Path("findings.md"), help="with --all: the page of findings"
+        "--out",
+        type=local_path,
+        default=Path("findings.md"),
+        help="with --all: the page of findings",
     )
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)

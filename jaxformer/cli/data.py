@@ -1,11 +1,11 @@
 """`jaxformer data`: token stores and tokenizers."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import jaxformer
 from jaxformer.cli.arguments import DONE, add_command, takes_overrides
+from jaxformer.paths import local_path
 
 
 def add(commands: Any) -> None:
@@ -37,7 +37,9 @@ def add(commands: Any) -> None:
         "jaxformer data train-tokenizer configs/quickstart.yaml --vocab-size 4096 --out bpe.json",
     )
     train.add_argument("--vocab-size", type=int, required=True, metavar="N")
-    train.add_argument("--out", type=Path, required=True, help="a new .json file, or its folder")
+    train.add_argument(
+        "--out", type=local_path, required=True, help="a new .json file, or its folder"
+    )
     for parser in (prepare, inspect, train):
         parser.add_argument("config", help="a configuration file")
         takes_overrides(parser)

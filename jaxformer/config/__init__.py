@@ -24,10 +24,10 @@ from jaxformer.config.optimizer import (
     ScheduleConfig,
     SGDConfig,
 )
+from jaxformer.config.places import AnyPlace, LocalPlace
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.lora import LoRAConfig
 from jaxformer.ops.kernels.choice import Kernel
-from jaxformer.paths import BUCKET, is_remote
 from jaxformer.schema import Schema
 
 __all__ = [
@@ -109,7 +109,7 @@ class EvalConfig(Schema):
     )
     suites_every: PositiveInt | None = Field(None, description="steps; null: only at the end")
     suites_limit: PositiveInt | None = Field(None, description="only so many samples of a task")
-    tasks_dir: str | None = Field(None, description="a folder of task YAMLs for lm_eval")
+    tasks_dir: LocalPlace | None = Field(None, description="a folder of task YAMLs for lm_eval")
     sample_tokens: NonNegativeInt = Field(
         256, description="of the sample that a run ends with; 0: none"
     )
@@ -136,7 +136,7 @@ class StartConfig(Schema):
 
     model_config = ConfigDict(serialize_by_alias=True)
 
-    source: str | None = Field(None, alias="from", description="a run or RUN/checkpoints/STEP")
+    source: AnyPlace | None = Field(None, alias="from", description="a run or RUN/checkpoints/STEP")
     partial: tuple[str, ...] = Field((), strict=False)
 
     @model_validator(mode="after")
@@ -147,7 +147,7 @@ class StartConfig(Schema):
 
 
 class RunConfig(Schema):
-    dir: str = "runs/run"
+    dir: AnyPlace = "runs/run"
     resume: Literal["auto", "never"] = Field(
         "auto", description="auto: go on from the newest checkpoint of run.dir, if there is one"
     )
@@ -155,7 +155,8 @@ class RunConfig(Schema):
         tuple[Literal["data", "seed"], ...],
         Field(
             strict=False,
-            description="what may differ from the run's beginning: its text, the order of it",
+            description="what may differ, in this start, from the run's beginning: its text, the "
+            "order of it",
         ),
     ] = ()
 
@@ -164,8 +165,6 @@ class RunConfig(Schema):
     def _is_safe(cls, value: str) -> str:
         if not value.strip() or ".." in PurePosixPath(value).parts or "\0" in value:
             raise ValueError(f"'{value}' is no safe run directory; name a folder, without '..'")
-        if "://" in value and not is_remote(value):
-            raise ValueError(f"'{value}' is no place for a run; allowed: a folder or {BUCKET}...")
         return value
 
 

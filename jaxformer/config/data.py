@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
+from jaxformer.config.places import AnyPlace, LocalPlace
+from jaxformer.paths import fault_of_local_place
 from jaxformer.schema import Schema
 from jaxformer.tasks import TaskUnion
 
@@ -42,7 +44,7 @@ class DataConfig(Schema):
     )
     validation_source: str | None = None
     validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
-    tokenizer: str = Field(
+    tokenizer: AnyPlace = Field(
         "bytes", description="bytes, ids:N for a task, a tokenizer.json file, or a Hub name"
     )
     add_bos: bool | Literal["auto"] = Field(
@@ -58,7 +60,7 @@ class DataConfig(Schema):
     missing_text: Literal["error", "skip"] = Field(
         "error", description="of a row whose column is null, or not there"
     )
-    cache_dir: str = Field("~/.cache/jaxformer", description="where token stores are kept")
+    cache_dir: LocalPlace = Field("~/.cache/jaxformer", description="where token stores are kept")
     prefetch: Annotated[int, Field(ge=0, le=1024)] = Field(
         4, description="batches made ahead of the step"
     )
@@ -94,6 +96,14 @@ class DataConfig(Schema):
         if isinstance(data, dict) and "column" not in data:
             return {**data, "column": COLUMNS.get(str(data.get("format")), "text")}
         return data
+
+    @model_validator(mode="after")
+    def _sources_are_on_a_disk(self) -> "DataConfig":
+        for entry in (*self.sources, *([self.held_out] if self.held_out else [])):
+            _, _, where = entry.source.partition(":")
+            if (fault := fault_of_local_place(where)) is not None:
+                raise ValueError(f"source '{entry.source}': {fault}")
+        return self
 
     @model_validator(mode="after")
     def _formats_fit_their_sources(self) -> "DataConfig":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxformer.data.rows import Column, Policies, Row, hf_rows
+from jaxformer.paths import local_path
 from jaxformer.schema import UserError, did_you_mean
 
 DEFAULT_SPLIT = "train"
@@ -33,7 +34,7 @@ class HubSource:
 
     @cached_property
     def path(self) -> str:
-        if Path(self.where).expanduser().is_dir():
+        if local_path(self.where).is_dir():
             return self.where
         return self.where.partition(":")[0]
 
@@ -43,7 +44,7 @@ class HubSource:
 
     @cached_property
     def folder(self) -> Path | None:
-        folder = Path(self.path).expanduser()
+        folder = local_path(self.path)
         return folder.resolve() if folder.is_dir() else None
 
     @property

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from jaxformer.data.text_ends import AddBos, ends_of, named_tokens, read_settings
 from jaxformer.data.text_of_ids import TextOfIds, TextStream
+from jaxformer.paths import locate_path
 from jaxformer.schema import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class HuggingFaceTokenizer:
 
     def find(self, file: str) -> Path | None:
         """A file beside tokenizer.json; on the Hub, it is fetched, or taken from what was."""
-        path = Path(self.name).expanduser()
+        path = locate_path(self.name)
         if path.exists():
             return file_of(path if path.is_dir() else path.parent, file)
         return _fetched(self.name, file)

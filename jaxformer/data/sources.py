@@ -31,6 +31,7 @@ from jaxformer.data.hub import HubSource
 from jaxformer.data.json_rows import jsonl_rows
 from jaxformer.data.rows import Column, Policies, Row, parquet_rows, text_rows
 from jaxformer.file_formats import irregular
+from jaxformer.paths import local_path
 from jaxformer.schema import UserError, did_you_mean, shorten
 
 KINDS = ("builtin", "text", "jsonl", "parquet", "hf")
@@ -106,7 +107,7 @@ def open_source(name: str, invalid_utf8: str, missing_text: str = "error") -> So
         return _builtin(name, where)
     if kind == "hf":
         return HubSource(name, where, policies)
-    pattern = os.path.abspath(os.path.expanduser(where))
+    pattern = os.path.abspath(local_path(where))
     files = tuple(_find(name, where, pattern))
     return FileSource(name, kind, f"{kind}:{pattern}", files, policies)
 

@@ -27,6 +27,7 @@ from pydantic import ValidationError
 from jaxformer.data.documents import Format, Instructions
 from jaxformer.data.sources import Source
 from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.paths import local_path
 from jaxformer.schema import Schema
 
 FORMAT = 2  # 1 kept byte order marks, and compressed bytes as text
@@ -100,7 +101,7 @@ class Recipe:
         if self.format.instructions is not None:
             key.append(self.format.instructions.model_dump_json())
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-        return Path(self.cache_dir).expanduser().absolute() / digest[:32]
+        return local_path(self.cache_dir).absolute() / digest[:32]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +15,7 @@ from jaxformer.data.huggingface_tokenizer import (
 )
 from jaxformer.data.plain_tokenizers import ByteTokenizer, IdsTokenizer
 from jaxformer.data.text_ends import AddBos, read_settings
+from jaxformer.paths import locate_path
 from jaxformer.schema import UserError, did_you_mean
 
 
@@ -96,7 +96,7 @@ def load_tokenizer(name: str, add_bos: AddBos = "auto") -> Tokenizer:
         return ByteTokenizer(add_bos is not False)
     if re.fullmatch(r"ids:[1-9]\d*", name):
         return IdsTokenizer(int(name.removeprefix("ids:")), add_bos is not False)
-    path = Path(name).expanduser()
+    path = locate_path(name)
     if path.is_dir():
         path = path / "tokenizer.json"
     elif not path.exists() and is_hub_name(name):

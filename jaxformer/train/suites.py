@@ -1,9 +1,8 @@
 """Suites of evaluation within a run: `eval.suites`."""
 
-from pathlib import Path
-
 from jaxformer.config import Config
 from jaxformer.evaluate.suites import Options, Result, Suite, find_suite
+from jaxformer.paths import local_path
 from jaxformer.run import Run
 from jaxformer.train.interrupt import Interrupted
 from jaxformer.train.program import averaged
@@ -18,7 +17,7 @@ def suites_of(config: Config) -> tuple[Suite, ...]:
         UserError: one of them is none, or its data is not to be had.
     """
     folder = config.eval.tasks_dir
-    options = Options(None if folder is None else Path(folder), config.eval.suites_limit)
+    options = Options(None if folder is None else local_path(folder), config.eval.suites_limit)
     return tuple(find_suite(name, options) for name in dict.fromkeys(config.eval.suites))
 
 

@@ -7,6 +7,7 @@ from jaxformer.checkpoint.interop.folder import INDEX, HuggingFaceFolder
 from jaxformer.checkpoint.interop.gguf import GGUFFile
 from jaxformer.checkpoint.interop.source import Source
 from jaxformer.data.progress import say
+from jaxformer.paths import local_path
 from jaxformer.schema import UserError
 
 HUB_NAME = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
@@ -19,7 +20,7 @@ def open_source(name: str) -> Source:
     Raises:
         UserError: nothing of that name, or a damaged or unsafe file.
     """
-    path = Path(name).expanduser()
+    path = local_path(name)
     if path.is_dir():
         file = _gguf_in(path)
         return HuggingFaceFolder(path) if file is None else GGUFFile(file)

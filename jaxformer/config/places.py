@@ -1,0 +1,21 @@
+"""Paths in a configuration: refused where nothing could be found or kept there."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from jaxformer.paths import fault_of_local_place, fault_of_place
+
+
+def _without(fault_of: Callable[[str], str | None]) -> AfterValidator:
+    def check(value: str) -> str:
+        if (fault := fault_of(value)) is not None:
+            raise ValueError(fault)
+        return value
+
+    return AfterValidator(check)
+
+
+AnyPlace = Annotated[str, _without(fault_of_place)]
+LocalPlace = Annotated[str, _without(fault_of_local_place)]
