@@ -1,11 +1,10 @@
 """`jaxformer import` and `export`: models of others as runs, and runs as models of others."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from jaxformer.cli.arguments import DONE, add_command
-from jaxformer.paths import locate_path
+from jaxformer.cli.arguments import DONE, add_command, takes_overrides
+from jaxformer.paths import local_path, locate_path
 
 
 def add(commands: Any) -> None:
@@ -38,7 +37,7 @@ def _import(arguments: argparse.Namespace) -> int:
     print(
         f"wrote {arguments.out}\n"
         f"  generate: jaxformer generate {arguments.out} --prompt 'Once upon a time'\n"
-        f"  evaluate: python eval.py {arguments.out} data.validation_source='text:FILES'"
+        f"  evaluate: jaxformer eval {arguments.out} data.validation_source='text:FILES'"
     )
     return DONE
 
@@ -52,7 +51,8 @@ def _add_export(commands: Any) -> None:
         "jaxformer export runs/smollm2 exported --dtype bfloat16",
     )
     parser.add_argument("run", type=locate_path, help="a run directory, or one of its checkpoints")
-    parser.add_argument("out", metavar="OUT", type=Path, help="a new folder")
+    parser.add_argument("out", metavar="OUT", type=local_path, help="a new folder")
+    takes_overrides(parser)
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="(float32)"
     )
@@ -61,7 +61,7 @@ def _add_export(commands: Any) -> None:
 def _export(arguments: argparse.Namespace) -> int:
     from jaxformer.checkpoint.interop.exporting import export_model
 
-    options = export_model(arguments.run, arguments.out, arguments.dtype)
+    options = export_model(arguments.run, arguments.out, arguments.dtype, arguments.overrides)
     print(
         f"wrote {arguments.out}, a {options['model_type']}\n"
         f"  load: transformers.AutoModelForCausalLM.from_pretrained({str(arguments.out)!r})"

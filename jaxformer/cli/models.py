@@ -1,7 +1,6 @@
 """`jaxformer eval`, `generate` and `plot`: what is done with a trained model."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from jaxformer.cli.arguments import (
@@ -13,7 +12,7 @@ from jaxformer.cli.arguments import (
     text,
     whole_number,
 )
-from jaxformer.paths import locate_path
+from jaxformer.paths import local_path, locate_path
 
 
 def add(commands: Any) -> None:
@@ -40,7 +39,7 @@ def _add_eval(commands: Any) -> None:
     )
     group = parser.add_argument_group("tasks of lm_eval")
     group.add_argument(
-        "--tasks-dir", type=Path, metavar="FOLDER", help="a folder of task YAMLs of your own"
+        "--tasks-dir", type=local_path, metavar="FOLDER", help="a folder of task YAMLs of your own"
     )
     group.add_argument("--limit", type=int, metavar="N", help="only N samples of each task")
     group.add_argument("--num-fewshot", type=int, metavar="N", help="N solved examples before each")
@@ -70,6 +69,7 @@ def _add_generate(commands: Any) -> None:
         "jaxformer generate runs/quickstart --prompt 'def ' --max-new-tokens 200 --temperature 0.8",
     )
     parser.add_argument("run", type=locate_path, help="a run directory, or one of its checkpoints")
+    takes_overrides(parser)
     parser.add_argument(
         "--prompt",
         action="append",
@@ -99,7 +99,7 @@ def _add_generate(commands: Any) -> None:
 def _generate(arguments: argparse.Namespace) -> int:
     from jaxformer.run import load
 
-    run = load(arguments.run)
+    run = load(arguments.run, arguments.overrides)
     generate = run.chat if arguments.chat else run.generate
     generate(
         arguments.prompt,
@@ -124,7 +124,9 @@ def _add_plot(commands: Any) -> None:
         "jaxformer plot runs/quickstart --out loss.png",
     )
     parser.add_argument("runs", nargs="+", type=locate_path, metavar="RUN", help="a run directory")
-    parser.add_argument("--out", type=Path, required=True, help="an image file: .png, .svg, .pdf")
+    parser.add_argument(
+        "--out", type=local_path, required=True, help="an image file: .png, .svg, .pdf"
+    )
 
 
 def _plot(arguments: argparse.Namespace) -> int:

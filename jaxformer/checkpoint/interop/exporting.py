@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,16 @@ SHARD_BYTES = 5_000_000_000
 Json = dict[str, Any]
 
 
-def export_model(run: Path, out: Path, dtype: str = "float32") -> Json:
+def export_model(
+    run: Path, out: Path, dtype: str = "float32", overrides: Sequence[str] = ()
+) -> Json:
     """Write the newest checkpoint of `run`, or the one that it names, into the folder `out`.
 
     Parameters are those that `jaxformer.load` would give: their moving average, if there is one,
     and adapters merged. But for adapters, no more than one tensor, a layer's, is in memory.
+
+    Args:
+        overrides: `key.path=value` each, on top of the run's configuration.
 
     Returns:
         config.json.
@@ -44,7 +49,7 @@ def export_model(run: Path, out: Path, dtype: str = "float32") -> Json:
     """
     if is_remote(out) or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise UserError(f"{out} is in a bucket or there already; give a new folder")
-    weights = find_weights(run)
+    weights = find_weights(run, overrides)
     config = weights.config
     tokenizer = load_tokenizer(config.data.tokenizer, config.data.add_bos)
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
