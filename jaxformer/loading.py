@@ -1,9 +1,11 @@
 """From a YAML file and overrides to a checked `Config`, or to a message with every mistake."""
 
 import difflib
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -17,6 +19,7 @@ from jaxformer.file_formats import (
 )
 from jaxformer.overrides import apply_overrides, parse_override
 from jaxformer.paths import is_remote, locate_path
+from jaxformer.run_files import CONFIG, in_place, is_run
 from jaxformer.schema import Schema, UserError, shorten
 from jaxformer.validation import Mistake, dotted, explain, show
 from jaxformer.yaml_reader import Document, read_yaml
@@ -27,25 +30,44 @@ T = TypeVar("T", bound=Schema)
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read the configuration file at `path`, put in the overrides, and check the whole.
 
+    That of a run means the directory in which it lies now, and what the run keeps there (see
+    `run_files`), whatever was written into it; overrides go over that.
+
     Args:
-        path: a YAML file; its keys are those of `Config`.
+        path: a YAML file, whose keys are those of `Config`; or a run directory, for its own.
         overrides: `key.path=value` each, the value in YAML; `model.pattern.0.mixer.window=64`
             reaches into lists, and `optimizer={kind: sgd}` replaces a whole section.
 
     Raises:
         UserError: with one line for every mistake.
     """
-    return load_as(Config, path, overrides)
+    file = locate_path(path)
+    if is_run(file):
+        file = file / CONFIG
+    if file.name != CONFIG or not is_run(file.parent):
+        return load_as(Config, path, overrides)
+    folder = file.parent if is_remote(file) else file.parent.resolve()
+    given = dict(map(parse_override, overrides))
+    if ("run",) in given and ("run", "dir") not in given and "dir" not in (given["run",] or {}):
+        # The section is replaced as a whole, and it is still this run's.
+        overrides = [*overrides, f"run.dir={json.dumps(str(folder), ensure_ascii=False)}"]
+    return load_as(Config, file, overrides, partial(in_place, folder=folder))
 
 
-def load_as(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
-    """As `load_config`, for a file of another schema."""
+def load_as(
+    schema: type[T],
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    meaning: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> T:
+    """As `load_config`, for a file of any schema; `meaning` is applied to its keys before the
+    overrides."""
     document = read_yaml(read_text(locate_path(path)), str(path))
     if not isinstance(document.data, dict):
         found = "empty" if document.data is None else show(document.data)
         sections = " and ".join(f"'{name}:'" for name in list(schema.model_fields)[:2])
         raise UserError(f"{path} is {found}; allowed: sections such as {sections}")
-    data = apply_overrides(document.data, overrides, schema)
+    data = apply_overrides(meaning(document.data), overrides, schema)
     try:
         return schema.model_validate(data)
     except ValidationError as error:

@@ -8,8 +8,26 @@ from typing import Any
 import yaml
 
 from jaxformer.config import Config
-from jaxformer.loading import load_config
-from jaxformer.paths import is_remote, locate_path, nearest_existing, replace_text
+from jaxformer.config.local_paths import as_they_are_here, made_absolute
+from jaxformer.loading import load_as
+from jaxformer.paths import (
+    is_remote,
+    locate_path,
+    nearest_existing,
+    remove_tree,
+    replace_text,
+    same_place,
+)
+from jaxformer.run_files import (
+    BASE,
+    CHECKPOINTS,
+    CONFIG,
+    MANIFEST,
+    METRICS,
+    TOKENIZER,
+    own_base,
+    own_tokenizer,
+)
 from jaxformer.schema import UserError
 
 # Keys that may change when a run goes on: they decide cadence, place or speed, not results.
@@ -40,21 +58,30 @@ ACCEPTABLE = {
 
 class RunDirectory:
     """Paths of a run: config.yaml, metrics.jsonl, manifest.json, checkpoints/, tensorboard/,
-    samples.txt; and, while it has a writer, writer.json (see `lock`)."""
+    samples.txt; its copies in tokenizer/ and base/ (see `own_copies`); and, while it has a writer,
+    writer.json (see `lock`)."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = path = locate_path(path)
-        self.config = path / "config.yaml"
-        self.metrics = path / "metrics.jsonl"
-        self.manifest = path / "manifest.json"
-        self.checkpoints = path / "checkpoints"
+        self.config = path / CONFIG
+        self.metrics = path / METRICS
+        self.manifest = path / MANIFEST
+        self.checkpoints = path / CHECKPOINTS
+        self.tokenizer = path / TOKENIZER
+        self.base = path / BASE
         self.tensorboard = path / "tensorboard"
         self.samples = path / "samples.txt"
 
     @property
     def has_checkpoints(self) -> bool:
         """Whether there is a complete one."""
-        return self.checkpoints.is_dir() and any(map(is_finished, self.checkpoints.iterdir()))
+        return self.newest_step() is not None
+
+    def newest_step(self) -> int | None:
+        """That of the newest complete checkpoint."""
+        folder = self.checkpoints
+        steps = folder.iterdir() if folder.is_dir() else ()
+        return max((int(each.name) for each in steps if is_finished(each)), default=None)
 
     def has_checkpoint(self, step: int) -> bool:
         """Whether that of `step` is complete."""
@@ -110,17 +137,62 @@ class RunDirectory:
             raise self._unwritable(error.strerror or str(error)) from error
 
     def create(self, config: Config) -> None:
-        """Make the directory, with the configuration in it.
+        """Make the directory, with the configuration in it, as `recorded` has it; copies that were
+        made for another configuration, before the first checkpoint, go.
 
         Raises:
             UserError: the file system refuses.
         """
         self.make()
-        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
         try:
+            before, now = self.saved(), self.recorded(config)
+            text = yaml.safe_dump(now.model_dump(mode="json"), sort_keys=False)
+            if before and before.data.tokenizer != now.data.tokenizer:
+                remove_tree(self.tokenizer)
+            if before and before.init.source != now.init.source:
+                remove_tree(self.base)
             replace_text(self.config, text)
         except OSError as error:
             raise self._unwritable(error.strerror or str(error)) from error
+
+    def saved(self) -> Config | None:
+        """What config.yaml says as it was written, without what it means in its place."""
+        return self._read() if self.config.exists() else None
+
+    def _read(self) -> Config:
+        return made_absolute(load_as(Config, self.config))
+
+    def recorded(self, config: Config) -> Config:
+        """The configuration as config.yaml keeps it: with absolute paths, the originals of the
+        run's copies, and no changes accepted, which they are for one start."""
+        before, now = self.saved(), made_absolute(config)
+        run = now.run.model_copy(update={"accept_changes": ()})
+        data, start = now.data, now.init
+        if before:
+            original = before.data.tokenizer
+            places = (original, own_tokenizer(self.path, original))
+            if any(place and same_place(place, data.tokenizer) for place in places):
+                data = data.model_copy(update={"tokenizer": original})
+            base = own_base(self.path)
+            if base and start.source and same_place(base, start.source):
+                start = start.model_copy(update={"source": before.init.source})
+        return now.model_copy(update={"run": run, "data": data, "init": start})
+
+    def with_own_copies(self, config: Config) -> Config:
+        """`config` with the run's copies in the place of what they are copies of: always that of
+        the base, and that of the tokenizer where no original lies on a disk, to be compared."""
+        before, now = self.saved(), self.recorded(config)
+        if before is None:
+            return config
+        data, start = config.data, config.init
+        tokenizer = own_tokenizer(self.path, before.data.tokenizer)
+        is_same = now.data.tokenizer == before.data.tokenizer
+        if tokenizer and is_same and not os.path.exists(os.path.expanduser(data.tokenizer)):
+            data = data.model_copy(update={"tokenizer": str(tokenizer)})
+        base = own_base(self.path)
+        if base and now.init.source == before.init.source:
+            start = start.model_copy(update={"source": str(base)})
+        return config.model_copy(update={"data": data, "init": start})
 
     def _unwritable(self, reason: str) -> UserError:
         return UserError(
@@ -129,8 +201,11 @@ class RunDirectory:
         )
 
     def _check_same_run(self, config: Config) -> None:
-        before = load_config(self.config)
-        old, new = (flat(each.model_dump(mode="json")) for each in (before, config))
+        before = self._read()
+        old, new = (
+            flat(as_they_are_here(each).model_dump(mode="json"))
+            for each in (before, self.recorded(config))
+        )
         changed = [
             key
             for key in dict.fromkeys([*old, *new])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +57,7 @@ class Weights:
         """
         if self.config.lora is None:
             return self.manifest["trees"][self.item]
-        return self._base().description()
+        return self.base.description()
 
     def restore(self, wanted: PyTree) -> Restored:
         """Placed as `wanted` says: ShapeDtypeStructs with shardings.
@@ -84,7 +85,7 @@ class Weights:
         Raises:
             UserError: they are gone, or have changed.
         """
-        base, told = self._base(), self.manifest["init"]
+        base, told = self.base, self.manifest["init"]
         params, stored = base.restore(wanted)
         if (now := fingerprint(stored)) != told["fingerprint"]:
             raise UserError(
@@ -95,7 +96,14 @@ class Weights:
             )
         return params
 
-    def _base(self) -> "Weights":
+    @cached_property
+    def base(self) -> "Weights":
+        """Those under this run's adapters: the run's own copy of them, if it has one and init.from
+        names no others.
+
+        Raises:
+            UserError: they are gone.
+        """
         source, step = self.config.init.source, self.manifest["init"]["step"]
         assert source is not None  # there are no adapters without
         try:

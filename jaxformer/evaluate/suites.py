@@ -130,7 +130,7 @@ def _record(path: Path, run: Run, results: dict[str, Result]) -> dict[str, Any]:
     return {
         "run": str(path),
         "step": run.step,
-        "config_sha256": sha256(run.config.model_dump_json().encode()).hexdigest(),
+        "config_sha256": _hash_wherever_it_lies(run),
         "versions": versions(),
         "results": {
             task: {
@@ -141,6 +141,13 @@ def _record(path: Path, run: Run, results: dict[str, Result]) -> dict[str, Any]:
             for task, result in results.items()
         },
     }
+
+
+def _hash_wherever_it_lies(run: Run) -> str:
+    """Of the configuration without the places of a run and of its copies, which may be moved."""
+    places: dict[str, Any] = {"run": True, "init": {"source"}, "data": {"tokenizer", "cache_dir"}}
+    text = run.config.model_dump_json(exclude=places) + run.tokenizer.fingerprint
+    return sha256(text.encode()).hexdigest()
 
 
 def _print_table(title: str, results: dict[str, Result]) -> None:

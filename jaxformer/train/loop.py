@@ -4,6 +4,7 @@ from functools import partial
 
 from jaxformer.checkpoint.lock import RunLock
 from jaxformer.checkpoint.manager import Checkpoints
+from jaxformer.checkpoint.own_copies import keep_copies
 from jaxformer.checkpoint.run_directory import RunDirectory, flat
 from jaxformer.checkpoint.weights import Weights
 from jaxformer.config import Config
@@ -65,6 +66,7 @@ def train(config: Config) -> int:
             print(f"{directory.path} is complete: all {config.train.steps:,} steps are done")
             print(announce.commands(directory, finished=True))
             return DONE
+        config = directory.with_own_copies(config)
         suites = suites_of(config)
 
         # Then the mesh and what will be compiled, which only compute shapes; then the data.
@@ -87,7 +89,7 @@ def train(config: Config) -> int:
                 held=rows_held(batch_sharding(mesh), _eval_rows(config)),
             )
         peak = peak_flops(list(mesh.devices.flat), config.train.precision)
-        manifest = manifest_of(config, program, tokenizer, stores)
+        manifest = manifest_of(directory.recorded(config), program, tokenizer, stores)
         processes.check_same("configuration, code or data", flat(manifest))
         check_room(directory, program)
 
@@ -110,15 +112,18 @@ def train(config: Config) -> int:
                 check_same_data(config, saved, manifest)
                 manifest["init"] = saved.get("init")
                 own = Weights(directory, checkpoints, resumed, config, saved)
-                base = own.restore_base(program.abstract.base) if config.lora else None
+                under = own.base if config.lora else None
+                base = own.restore_base(program.abstract.base) if under else None
                 arrays = checkpoints.restore(resumed, trees(program.abstract))
                 state = restored(program, arrays, checkpoints.state(resumed), base)
                 display.say(f"resumed from {own.where}")
             elif other is not None:
                 state, manifest["init"] = begin(other, program)
+                under = other.source if config.lora else None
                 display.say(tell(other, tokenizer))
             else:
-                state, manifest["init"] = program.initial_state(), None
+                state, manifest["init"], under = program.initial_state(), None, None
+            processes.first_alone("copies", lambda: keep_copies(directory, tokenizer, under))
             processes.first_alone("manifest", lambda: directory.write_manifest(manifest))
             log = MetricsLog(directory.metrics, resumed or 0, writes=processes.is_first())
         board = partial(TensorBoard, directory.tensorboard, resumed or 0)

@@ -115,8 +115,9 @@ def check_same_data(config: Config, saved: Json, manifest: Json) -> None:
     Raises:
         UserError: they are not; other text may be accepted.
     """
+    before, now = _identity(saved), _identity(manifest)
     for part, accept in (("tokenizer", ""), ("data", ", or run.accept_changes=[data]")):
-        if saved[part] != manifest[part] and part not in config.run.accept_changes:
+        if before[part] != now[part] and part not in config.run.accept_changes:
             raise UserError(
                 f"the {part} of {config.run.dir} has changed since its newest checkpoint, so the "
                 f"run would not go on as it began; bring it back, or give another run.dir{accept}\n"
@@ -124,11 +125,20 @@ def check_same_data(config: Config, saved: Json, manifest: Json) -> None:
             )
 
 
-def manifest_of(config: Config, program: Program, tokenizer: Tokenizer, stores: Stores) -> Json:
+def _identity(manifest: Json) -> Json:
+    """What the text and the tokenizer are, whatever their names and wherever they lie."""
+    data = manifest["data"]
+    if isinstance(data, list):  # an imported model has had none
+        data = [{key: part[key] for key in part if key != "source"} for part in data]
+    return {"tokenizer": manifest["tokenizer"]["fingerprint"], "data": data}
+
+
+def manifest_of(recorded: Config, program: Program, tokenizer: Tokenizer, stores: Stores) -> Json:
+    """What a run says of itself, its configuration as config.yaml has it."""
     return {
-        "config": config.model_dump(mode="json"),
+        "config": recorded.model_dump(mode="json"),
         "parameters": program.num_parameters,
-        "tokenizer": {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint},
+        "tokenizer": {"name": recorded.data.tokenizer, "fingerprint": tokenizer.fingerprint},
         "data": stores.manifest(),
         "mesh": dict(program.mesh.shape),
         "compiler_options": program.compiler_options,

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jaxformer.checkpoint.lora import fingerprint
@@ -14,6 +15,7 @@ from jaxformer.model.accounting import abstract_parameters
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.parameter_paths import by_path, from_paths, matching, split
 from jaxformer.parallel.rules import logical_axes, replicated
+from jaxformer.paths import is_remote
 from jaxformer.train.program import Program, weights
 from jaxformer.train.step import TrainState
 
@@ -106,12 +108,16 @@ def begin(start: Start, program: Program) -> tuple[TrainState, Json]:
     """The state before the first step, and what the manifest says of where it comes from."""
     params, stored = start.source.restore(start.wanted)
     origin = {
-        "from": str(start.source.directory.path),
+        "from": _absolute(start.source.directory.path),
         "step": start.source.step,
         "item": start.source.item,
         "fingerprint": fingerprint(stored),
     }
     return program.initial_state(split(params, start.taken)[0]), origin
+
+
+def _absolute(path: Path) -> str:
+    return str(path if is_remote(path) else path.absolute())
 
 
 def tell(start: Start, tokenizer: Tokenizer) -> str:

@@ -10,11 +10,16 @@ from gcp_storage_emulator.handlers import objects
 from gcp_storage_emulator.server import create_server
 
 from jaxformer.checkpoint.manager import Checkpoints
+from jaxformer.checkpoint.own_copies import keep_base, keep_copies
 from jaxformer.checkpoint.run_directory import RunDirectory
+from jaxformer.checkpoint.weights import find_weights
 from jaxformer.cli import main
+from jaxformer.data.tokenizers import load_tokenizer
+from jaxformer.loading import load_config
 from jaxformer.run import load
 from jaxformer.schema import UserError
-from tests.checkpoint.test_manager import cut, save
+from tests.checkpoint.interop.models import write_tokenizer
+from tests.checkpoint.test_manager import cut, like, make_trees, save
 from tests.runs import (
     assert_same_arrays,
     finish,
@@ -116,6 +121,32 @@ def test_a_damaged_checkpoint_in_a_bucket_is_passed_over_kept_and_removed_when_a
     assert [each.name for each in directory.checkpoints.iterdir()] == ["3"]
 
 
+def test_a_run_in_a_bucket_keeps_its_tokenizer_and_the_weights_under_its_adapters(bucket, tmp_path):
+    """Of bases on a disk and in the bucket."""
+    write_tokenizer(tmp_path)
+    tokenizer = load_tokenizer(f"{tmp_path}/tokenizer.json")
+    wanted = like({"params": make_trees()["params"]})["params"]
+    bases = [RunDirectory(tmp_path / "base"), RunDirectory("gs://runs/base")]
+    for number, base in enumerate(bases):
+        base.create(make_config(tmp_path))
+        with Checkpoints(base.checkpoints) as checkpoints:
+            save(checkpoints, 7)
+        directory = RunDirectory(f"gs://runs/adapters_{number}")
+        keys = {"data": {"tokenizer": tokenizer.name}, "init": {"from": str(base.path)}}
+        directory.create(make_config(tmp_path, lora={"rank": 2}, **keys))
+        keep_copies(directory, tokenizer, find_weights(base.path))
+        keep_base(directory, find_weights(base.path))  # again, in the place of the first
+        directory.write_manifest({})
+        config = load_config(f"{directory.path}/config.yaml")
+        assert config.run.dir == str(directory.path)
+        assert load_tokenizer(config.data.tokenizer).fingerprint == tokenizer.fingerprint
+        assert config.init.source == f"{directory.path}/base"
+        copy = find_weights(config.init.source)
+        assert (copy.step, list(copy.manifest["trees"])) == (7, ["params"])
+        restored = copy.restore(wanted).params
+        assert (restored["b"] == make_trees(7)["params"]["b"]).all()
+
+
 def test_a_bucket_that_is_not_there_is_named(bucket, tmp_path):
     directory = RunDirectory("gs://nowhere/run")
     with pytest.raises(UserError, match="run.dir gs://nowhere/run cannot be written"):
@@ -124,6 +155,6 @@ def test_a_bucket_that_is_not_there_is_named(bucket, tmp_path):
 
 def test_another_kind_of_place_is_refused(tmp_path):
     with pytest.raises(
-        ValueError, match="'s3://b/run' is no place for a run; allowed: a folder or"
+        ValueError, match="'s3://b/run' is a place that cannot be used here; allowed: a path on a "
     ):
         make_config(tmp_path, run={"dir": "s3://b/run"})

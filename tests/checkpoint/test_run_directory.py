@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import pytest
 
 from jaxformer.checkpoint.run_directory import RunDirectory, locate
+from jaxformer.loading import load_config
 from jaxformer.paths import replace_text
 from jaxformer.schema import UserError
 from tests.runs import make_config
@@ -110,6 +113,91 @@ def test_a_directory_that_cannot_be_made_is_refused_before_anything_starts(tmp_p
         UserError, match=r"file/run cannot be written: .*/file is a file; give a folder"
     ):
         RunDirectory(tmp_path / "file" / "run").check(make_config(tmp_path))
+
+
+def test_the_configuration_in_a_run_means_the_directory_in_which_it_lies(used, tmp_path):
+    moved = used.path.rename(tmp_path / "größer und 'anders'")
+    assert load_config(moved / "config.yaml").run.dir == str(moved)
+    assert load_config(moved).run.dir == str(moved)
+    (tmp_path / "link").symlink_to(moved)
+    assert load_config(tmp_path / "link").run.dir == str(moved)
+    for override in ("train.steps=20", "run={resume: never}", "run.resume=never"):
+        assert load_config(moved / "config.yaml", [override]).run.dir == str(moved)
+    for override in ("run.dir=elsewhere", "run={dir: elsewhere}"):
+        assert load_config(moved, [override]).run.dir == "elsewhere"
+
+
+def test_a_folder_of_configurations_is_no_run(used, tmp_path):
+    (tmp_path / "configs/checkpoints/of_others").mkdir(parents=True)
+    file = tmp_path / "configs/config.yaml"
+    file.write_bytes(used.config.read_bytes())
+    assert load_config(file).run.dir == str(used.path)
+    with pytest.raises(UserError, match="configs is a folder; name a file"):
+        load_config(file.parent)
+
+
+def test_paths_are_saved_absolute_and_the_original_configuration_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "corpus").mkdir()
+    sections = {
+        "data": {
+            "source": [{"source": "text:*.txt"}, {"source": "hf:corpus:train"}],
+            "validation_source": "jsonl:~/v.jsonl",
+            "cache_dir": "~/stores",
+        },
+        "init": {"from": "../base"},
+        "eval": {"tasks_dir": "tasks"},
+        "run": {"dir": "run"},
+    }
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = make_config(tmp_path, **sections)
+    directory = RunDirectory("run")
+    directory.create(config)
+    saved = RunDirectory(tmp_path / "run").saved()
+    assert [entry.source for entry in saved.data.source] == [
+        f"text:{tmp_path}/*.txt",
+        f"hf:{tmp_path}/corpus:train",
+    ]
+    assert saved.init.source == str(tmp_path.parent / "base")
+    assert saved.eval.tasks_dir == str(tmp_path / "tasks")
+    assert saved.run.dir == str(tmp_path / "run")
+    # A home directory is another one for somebody else, but no working directory matters to it.
+    assert saved.data.validation_source == "jsonl:~/v.jsonl"
+    assert saved.data.cache_dir == "~/stores"
+
+    (directory.checkpoints / "4").mkdir(parents=True)
+    directory.check(config)
+    home = {"validation_source": f"jsonl:{Path.home()}/v.jsonl"}
+    directory.check(make_config(tmp_path, **sections | {"data": sections["data"] | home}))
+    monkeypatch.chdir("/")
+    directory = RunDirectory(tmp_path / "run")
+    directory.check(load_config(tmp_path / "run"))
+    with pytest.raises(UserError, match="init.from: "):
+        directory.check(config)
+
+
+def test_a_run_that_was_saved_with_relative_paths_goes_on_from_where_it_began(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    sections = {"data": {"source": "text:*.txt"}, "init": {"from": "base"}, "run": {"dir": "run"}}
+    config = make_config(tmp_path, **sections)
+    (tmp_path / "run/checkpoints/4").mkdir(parents=True)
+    (tmp_path / "run/config.yaml").write_text(config.model_dump_json())
+    RunDirectory("run").check(config)
+    directory = RunDirectory(tmp_path / "run")
+    directory.check(load_config("run"))
+    directory.create(load_config("run"))
+    assert directory.saved().init.source == str(tmp_path / "base")
+
+
+def test_what_is_accepted_is_accepted_for_one_start(used, tmp_path):
+    changed = make_config(tmp_path, train={"seed": 3}, run={"accept_changes": ["seed"]})
+    used.check(changed)
+    used.create(changed)
+    assert load_config(used.path).run.accept_changes == ()
+    with pytest.raises(UserError, match="train.seed: 3 before, 0 now"):
+        used.check(make_config(tmp_path))
 
 
 def test_a_path_is_a_run_or_one_of_its_checkpoints(used, tmp_path):

@@ -298,7 +298,11 @@ def test_resumed_adapters_equal_those_never_stopped_bitwise(base, tuned, monkeyp
 
 
 def test_a_base_that_is_gone_or_has_changed_is_refused_by_name(base, tuned, tmp_path):
+    """Of a run that keeps no copy, as those of before there were any."""
     shutil.copytree(base / "base", tmp_path / "moved")
+    params = load(tuned).params
+    shutil.copytree(tuned, tmp_path / "tuned", ignore=shutil.ignore_patterns("base"))
+    tuned = tmp_path / "tuned"
     (base / "base").rename(base / "away")
     try:
         with pytest.raises(
@@ -307,9 +311,12 @@ def test_a_base_that_is_gone_or_has_changed_is_refused_by_name(base, tuned, tmp_
             load(tuned)
         assert f"{tuned}/checkpoints/6 holds adapters" in str(raised.value)
         moved = load(tuned, [f"init.from={tmp_path}/moved"])
+        assert main(["generate", str(tuned), "--prompt", "a", f"init.from={tmp_path}/moved"]) == 0
+        out = str(tmp_path / "exported")
+        assert main(["export", str(tuned), out, f"init.from={tmp_path}/moved"]) == 0
     finally:
         (base / "away").rename(base / "base")
-    jax.tree.map(np.testing.assert_array_equal, moved.params, load(tuned).params)
+    jax.tree.map(np.testing.assert_array_equal, moved.params, params)
 
     shutil.rmtree(tmp_path / "moved" / "checkpoints" / "4")
     changed = make_config(

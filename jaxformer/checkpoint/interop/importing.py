@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from pydantic import ValidationError
 
 from jaxformer.checkpoint import integrity
@@ -19,10 +18,12 @@ from jaxformer.checkpoint.interop.rules import Rule
 from jaxformer.checkpoint.interop.source import Source
 from jaxformer.checkpoint.interop.table import Table
 from jaxformer.checkpoint.manifest import git_revision, source_hash, versions
+from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.config import Config
 from jaxformer.data.progress import progress, say
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.paths import is_remote, nearest_existing
+from jaxformer.run_files import TOKENIZER
 from jaxformer.schema import UserError
 from jaxformer.validation import explain
 
@@ -61,7 +62,11 @@ def import_model(source: Source, out: Path) -> Config:
     shutil.rmtree(building, ignore_errors=True)
     try:
         building.mkdir(parents=True)
-        config = _config(model, out, source.write_tokenizer(building), source.name)
+        (building / TOKENIZER).mkdir()
+        has_tokenizer = source.write_tokenizer(building / TOKENIZER)
+        if not has_tokenizer:
+            (building / TOKENIZER).rmdir()
+        config = _config(model, out, has_tokenizer, source.name)
         tokenizer = _tokenizer(config, building, source.name)
         table = Table(family, config.model)
         rules = table.rules_of(source.tensors, source.name)
@@ -70,8 +75,7 @@ def import_model(source: Source, out: Path) -> Config:
         hashes = _write_parameters(source, table, rules, checkpoint / "params")
         known = {f"params/{name}": digest for name, digest in hashes.items()}
         integrity.seal(checkpoint, _manifest(source.name, config, tokenizer, table), known)
-        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-        (building / "config.yaml").write_text(text, "utf-8")
+        RunDirectory(building).create(config)
         if out.exists():
             out.rmdir()
         building.rename(out)
@@ -82,7 +86,7 @@ def import_model(source: Source, out: Path) -> Config:
 
 def _config(model: dict[str, Any], out: Path, has_tokenizer: bool, name: str) -> Config:
     longest = model["positions"].get("max_length") or LONGEST_ROW
-    tokenizer = str(out.absolute() / "tokenizer.json") if has_tokenizer else "bytes"
+    tokenizer = str(out.absolute() / TOKENIZER) if has_tokenizer else "bytes"
     if not has_tokenizer:
         say(
             f"{name} has no tokenizer.json: data.tokenizer of {out} is 'bytes'; set the right one "
@@ -103,7 +107,7 @@ def _config(model: dict[str, Any], out: Path, has_tokenizer: bool, name: str) ->
 def _tokenizer(config: Config, building: Path, source: str) -> Tokenizer:
     """The run's tokenizer, from where it lies now."""
     name = config.data.tokenizer
-    tokenizer = load_tokenizer(name if name == "bytes" else str(building / "tokenizer.json"))
+    tokenizer = load_tokenizer(name if name == "bytes" else str(building / TOKENIZER))
     if name != "bytes":
         _check_vocabulary(tokenizer, config.model.vocab_size or 0, source)
     return tokenizer

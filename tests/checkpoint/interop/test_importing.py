@@ -58,7 +58,7 @@ def test_an_imported_model_is_a_run_with_the_same_numbers(tmp_path: Path) -> Non
         )
     assert run.step == 0
     assert run.config.model.positions.base == 500000.0
-    assert run.config.data.tokenizer == str(tmp_path / "run" / "tokenizer.json")
+    assert run.config.data.tokenizer == str(tmp_path / "run" / "tokenizer")
     assert isinstance(run.generate("abc", max_new_tokens=4), str)
 
 

@@ -1,0 +1,223 @@
+"""What a run keeps of others, so that nothing outside of it is read again but the data.
+
+`RUN/tokenizer/` has the files of its tokenizer. `RUN/base/` has the weights that its adapters
+adapt, as a run of one step: hard links where the file system has them, for the files of a
+checkpoint are written once, and else copies. Each is there whole or not at all: on a disk it is
+made beside its place, and in a bucket the file that it is known by is written last.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxformer.checkpoint import integrity
+from jaxformer.checkpoint.run_directory import RunDirectory
+from jaxformer.checkpoint.weights import Weights
+from jaxformer.data.huggingface_tokenizer import HuggingFaceTokenizer
+from jaxformer.data.progress import progress
+from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
+from jaxformer.paths import is_remote, locate_path, remove_tree, same_place
+from jaxformer.run_files import BASE, CHECKPOINTS, DEFINITION, own_tokenizer
+from jaxformer.schema import UserError
+
+# The last two are a model's: they may name the end of text where a tokenizer's own files do not.
+TOKENIZER_FILES = (
+    DEFINITION,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "config.json",
+)
+COMMITTED = "commit_success.txt"  # Orbax's mark of a whole step, in a bucket
+PIECE = 1 << 24  # bytes that are copied at once
+BESIDE = ("building", "replaced")
+
+Json = integrity.Json
+
+
+def keep_copies(directory: RunDirectory, tokenizer: Tokenizer, base: Weights | None) -> None:
+    """Keep what a run needs: its tokenizer and, of adapters, the weights under them.
+
+    Raises:
+        UserError: one of them has changed or gone since it was read, or the disk has no room.
+    """
+    keep_tokenizer(directory, tokenizer)
+    if base is not None:
+        keep_base(directory, base)
+
+
+def keep_tokenizer(directory: RunDirectory, tokenizer: Tokenizer) -> None:
+    """Copy the tokenizer's files into the run, unless it has them.
+
+    Raises:
+        UserError: the files have changed since they were read.
+    """
+    folder = directory.tokenizer
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        return
+    if (folder / DEFINITION).is_file() and _fingerprint(folder) == tokenizer.fingerprint:
+        return
+    with _whole(folder) as building:
+        for name, file in reversed(_files_of(tokenizer).items()):
+            (building / name).write_bytes(file.read_bytes())
+    if _fingerprint(folder) != tokenizer.fingerprint:
+        remove_tree(folder)
+        raise UserError(
+            f"data.tokenizer '{tokenizer.name}' has changed while the run started; start it again"
+        )
+
+
+def _files_of(tokenizer: HuggingFaceTokenizer) -> dict[str, Path]:
+    given = locate_path(tokenizer.name)
+    found = {name: tokenizer.find(name) for name in TOKENIZER_FILES}
+    if given.is_file():  # which may have any name
+        found[DEFINITION] = given
+    return {name: file for name, file in found.items() if file is not None}
+
+
+def _fingerprint(folder: Path) -> str:
+    return load_tokenizer(str(folder)).fingerprint
+
+
+class Array(NamedTuple):
+    """A file of an array that is kept, and its place in the copy."""
+
+    source: Path
+    place: str
+    bytes: int
+
+
+def keep_base(directory: RunDirectory, base: Weights) -> None:
+    """Keep what the run's adapters need of `base`, the weights under them, unless it is that copy.
+
+    Raises:
+        UserError: the disk has no room for copies; or a file went meanwhile.
+    """
+    if same_place(base.directory.path, directory.base):
+        return
+    # Under adapters may be a run of adapters, and a base under these.
+    layers = [("", base)]
+    while (last := layers[-1][1]).config.lora is not None:
+        layers.append((f"{layers[-1][0]}{BASE}/", last.base))
+    arrays = [array for prefix, weights in layers for array in _arrays(weights, prefix)]
+    title = f"keeping {base.where} under the adapters"
+    try:
+        with _whole(directory.base) as building:
+            _put(arrays, building, title)
+            for prefix, weights in reversed(layers):
+                _describe(weights, building / prefix)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{error.filename} went while it was kept under the adapters of {directory.path}: the "
+            f"run that it belongs to has gone on; start again, from its newest checkpoint"
+        ) from error
+
+
+def _arrays(weights: Weights, prefix: str) -> list[Array]:
+    step = f"{prefix}{CHECKPOINTS}/{weights.step}"
+    return [
+        Array(weights.where / name, f"{step}/{name}", record["bytes"])
+        for name, record in _files(weights).items()
+    ]
+
+
+def _files(weights: Weights) -> Json:
+    """The records of the arrays that are read, and not of the optimizer's."""
+    files = weights.manifest["files"]
+    return {name: files[name] for name in files if name.startswith(f"{weights.item}/")}
+
+
+def _put(arrays: Sequence[Array], folder: Path, title: str) -> None:
+    total, done, links = sum(array.bytes for array in arrays), 0, True
+    with progress(title, total) as report:
+        for source, place, size in arrays:
+            target = folder / place
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if links and not (links := _link(source, target)):
+                _check_room(folder, total - done)
+            if links:
+                done += size
+            else:
+                for count in _copy(source, target):
+                    done += count
+                    report(done)
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Whether there is a second name for the file now; other disks and some owners have none."""
+    if is_remote(source) or is_remote(target):
+        return False
+    try:
+        os.link(source.resolve(strict=True), target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+def _copy(source: Path, target: Path) -> Iterator[int]:
+    """The bytes of each piece, when it is copied."""
+    with source.open("rb") as old, target.open("wb") as new:
+        while piece := old.read(PIECE):
+            yield new.write(piece)
+        if not is_remote(target):
+            new.flush()
+            os.fsync(new.fileno())
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = needed if is_remote(folder) else shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder.parent} is on a disk with {free:,} bytes free, and the weights under the "
+            f"adapters, which the run keeps, have {needed:,}; make room, or give run.dir on "
+            f"another disk (on that of init.from nothing is copied)"
+        )
+
+
+def _describe(weights: Weights, folder: Path) -> None:
+    """Write what makes the arrays in `folder` a run, its config.yaml last."""
+    step = folder / CHECKPOINTS / str(weights.step)
+    trees = {weights.item: weights.manifest["trees"][weights.item]}
+    known = {name: record["sha256"] for name, record in _files(weights).items()}
+    integrity.seal(step, {**weights.manifest, "trees": trees}, known)
+    if is_remote(step):
+        (step / COMMITTED).write_text("")
+    origin, copy = weights.directory, RunDirectory(folder)
+    tokenizer = own_tokenizer(origin.path, weights.config.data.tokenizer)
+    if tokenizer is not None:
+        copy.tokenizer.mkdir()
+        there = tokenizer if tokenizer.is_dir() else tokenizer.parent
+        for name in TOKENIZER_FILES:
+            if (there / name).is_file():
+                (copy.tokenizer / name).write_bytes((there / name).read_bytes())
+    if origin.manifest.exists():
+        copy.manifest.write_bytes(origin.manifest.read_bytes())
+    copy.create(origin.recorded(weights.config))
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """Where to make `folder`, which has its name, or in a bucket its last file, only when the block
+    has ended well."""
+    if is_remote(folder):
+        remove_tree(folder)
+        yield folder
+        return
+    building, replaced = (folder.with_name(f".{folder.name}.{what}") for what in BESIDE)
+    for left in (building, replaced):
+        remove_tree(left)
+    building.mkdir(parents=True)
+    try:
+        yield building
+        if folder.exists():
+            folder.rename(replaced)
+        building.rename(folder)
+    finally:
+        for left in (building, replaced):
+            remove_tree(left)

@@ -1,0 +1,68 @@
+"""The paths on this machine's disks that a configuration names, wherever they stand in it."""
+
+import os
+from collections.abc import Callable
+
+from jaxformer.config import Config, DataConfig
+from jaxformer.paths import is_remote
+from jaxformer.run_files import needs_no_files
+
+FILES = ("text", "jsonl", "parquet")  # kinds of sources that are always paths
+
+Change = Callable[[str], str]
+
+
+def made_absolute(config: Config) -> Config:
+    """What does not depend on the working directory; `~` stays, for it is another one elsewhere."""
+    return _changed(config, lambda path: path if path.startswith("~") else os.path.abspath(path))
+
+
+def as_they_are_here(config: Config) -> Config:
+    """Absolute, and `~` put in: two that name the same files are equal."""
+    return _changed(config, lambda path: os.path.abspath(os.path.expanduser(path)))
+
+
+def _changed(config: Config, change: Change) -> Config:
+    data, start, run = config.data, config.init, config.run
+    of_data: dict[str, object] = {
+        "source": _sources(data, change),
+        "validation_source": data.validation_source and _source(data.validation_source, change),
+        "tokenizer": _tokenizer(data.tokenizer, change),
+        "cache_dir": change(data.cache_dir),
+    }
+    tasks_dir = config.eval.tasks_dir
+    return config.model_copy(
+        update={
+            "data": data.model_copy(update=of_data),
+            "eval": config.eval.model_copy(update={"tasks_dir": tasks_dir and change(tasks_dir)}),
+            "init": start.model_copy(update={"source": start.source and _at(start.source, change)}),
+            "run": run.model_copy(update={"dir": _at(run.dir, change)}),
+        }
+    )
+
+
+def _tokenizer(name: str, change: Change) -> str:
+    return change(name) if not needs_no_files(name) and _is_there(name) else name
+
+
+def _sources(data: DataConfig, change: Change) -> object:
+    if isinstance(data.source, str):
+        return _source(data.source, change)
+    return tuple(
+        entry.model_copy(update={"source": _source(entry.source, change)}) for entry in data.source
+    )
+
+
+def _source(name: str, change: Change) -> str:
+    kind, colon, where = name.partition(":")
+    folder = kind == "hf" and (_is_there(where) or _is_there(where.partition(":")[0]))
+    return f"{kind}{colon}{change(where)}" if kind in FILES or folder else name
+
+
+def _at(place: str, change: Change) -> str:
+    return place if is_remote(place) else change(place)
+
+
+def _is_there(name: str) -> bool:
+    """Whether it is a path, and no name of the Hub's."""
+    return os.path.exists(os.path.expanduser(name))
