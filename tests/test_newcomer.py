@@ -57,7 +57,7 @@ def test_the_printed_commands_work_as_they_stand(trained, tmp_path, capsys):
     assert "tokens at" in err
 
     resume = [word.replace("MORE", "14") for word in command_after("to go on", printed)]
-    assert resume[-1] == "train.steps=14"
+    assert resume[-2:] == ["train.steps=14", "run.accept_changes=[schedule]"]
     assert main(resume) == 0
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps[-1] == 14

@@ -53,6 +53,12 @@ ACCEPTABLE = {
     "data.validation_fraction": "data",
     "data.validation_source": "data",
     "train.seed": "seed",
+    "optimizer.learning_rate": "schedule",
+    "optimizer.adamw_learning_rate": "schedule",
+    "optimizer.schedule.kind": "schedule",
+    "optimizer.schedule.warmup_steps": "schedule",
+    "optimizer.schedule.final_fraction": "schedule",
+    "optimizer.schedule.decay_steps": "schedule",
 }
 
 

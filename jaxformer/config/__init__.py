@@ -152,11 +152,11 @@ class RunConfig(Schema):
         "auto", description="auto: go on from the newest checkpoint of run.dir, if there is one"
     )
     accept_changes: Annotated[
-        tuple[Literal["data", "seed"], ...],
+        tuple[Literal["data", "schedule", "seed"], ...],
         Field(
             strict=False,
             description="what may differ, in this start, from the run's beginning: its text, the "
-            "order of it",
+            "learning rate from here on, the order of the text",
         ),
     ] = ()
 

@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 from jaxformer.checkpoint.run_directory import RunDirectory
+from jaxformer.config import Config
 from jaxformer.data.loader import Stores
 from jaxformer.parallel.compiler import described
 from jaxformer.parallel.rules import bytes_per_device
@@ -59,16 +60,18 @@ def compiled_in(seconds: float, memory: int) -> str:
     return f"compiled in {seconds:.1f} s; a step takes {in_bytes(memory)} per device"
 
 
-def commands(directory: RunDirectory, *, finished: bool) -> str:
+def commands(directory: RunDirectory, config: Config, *, finished: bool) -> str:
     """The exact commands to go on with a run, or to use it."""
-    resume = f"python train.py {_quoted(directory.config)}"
+    resume = f"jaxformer train {_quoted(directory.config)}"
     if not finished:
         return f"to resume:   {resume}"
-    run = _quoted(directory.path)
+    run, schedule = _quoted(directory.path), config.optimizer.schedule.kind
+    # The rate of any other schedule depends on how long the run is.
+    accept = "" if schedule == "constant" else " 'run.accept_changes=[schedule]'"
     return "\n".join(
         [
-            f"to go on:    {resume} train.steps=MORE",
-            f"to evaluate: python eval.py {run}",
+            f"to go on:    {resume} train.steps=MORE{accept}",
+            f"to evaluate: jaxformer eval {run}",
             f'to generate: jaxformer generate {run} --prompt "..."',
         ]
     )

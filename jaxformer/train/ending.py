@@ -29,7 +29,7 @@ def end_finished(session: Session, state: TrainState, step: int) -> int:
         if processes.is_first():
             append_text(session.directory.samples, f"--- step {step}\n{sample}\n")
         session.display.say(f"a sample:\n\n{sample}\n")
-    session.display.say(announce.commands(session.directory, finished=True))
+    session.display.say(announce.commands(session.directory, session.config, finished=True))
     return DONE
 
 
@@ -57,7 +57,7 @@ def end_stopped(session: Session, state: TrainState, step: int) -> int:
     saved = session.checkpoints.latest()
     if saved != step:
         session.display.say(f"step {step:,} is not saved, its update was skipped; saved: {saved}")
-    session.display.say(announce.commands(session.directory, finished=False))
+    session.display.say(announce.commands(session.directory, session.config, finished=False))
     return STOPPED
 
 

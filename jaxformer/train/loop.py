@@ -30,6 +30,7 @@ from jaxformer.train.preflight import (
     check_vocabulary,
     is_complete,
     manifest_of,
+    schedule_notes,
 )
 from jaxformer.train.program import (
     Compiled,
@@ -64,8 +65,9 @@ def train(config: Config) -> int:
         directory.check(config)
         if is_complete(directory, config):
             print(f"{directory.path} is complete: all {config.train.steps:,} steps are done")
-            print(announce.commands(directory, finished=True))
+            print(announce.commands(directory, config, finished=True))
             return DONE
+        notes = schedule_notes(directory, config)
         config = directory.with_own_copies(config)
         suites = suites_of(config)
 
@@ -99,7 +101,7 @@ def train(config: Config) -> int:
         make_display(config.train.steps) as display,
         StopSignal() as stop,
     ):
-        display.say(announce.plan_of(program, stores, peak))
+        display.say("\n".join([announce.plan_of(program, stores, peak), *notes]))
         if mesh.size > 1:
             held, table = weights(program.abstract), config.mesh.table
             display.say(sharding_report(held, program.model.vocab_size, table))

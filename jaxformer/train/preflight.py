@@ -22,6 +22,7 @@ from jaxformer.schema import DoesNotFit, UserError
 from jaxformer.train.announce import in_bytes
 from jaxformer.train.metrics import read_rows
 from jaxformer.train.program import Compiled, Program, trees
+from jaxformer.train.schedule import make_schedule
 
 
 def is_complete(directory: RunDirectory, config: Config) -> bool:
@@ -39,6 +40,40 @@ def is_complete(directory: RunDirectory, config: Config) -> bool:
     keys = {key for row in read_rows(directory.metrics) if row["step"] == last for key in row}
     measured = not config.eval.suites or any(key.startswith("suite/") for key in keys)
     return (not validates or "eval/loss" in keys) and measured
+
+
+def schedule_notes(directory: RunDirectory, config: Config) -> list[str]:
+    """What there is to say of another learning rate from the newest checkpoint on.
+
+    Raises:
+        UserError: there is another one, which run.accept_changes does not have.
+    """
+    step, before = directory.newest_step(), directory.saved()
+    if step is None or before is None:
+        return []
+    was, now = (_rate_at(step, each) for each in (before, config))
+    if math.isclose(was, now, rel_tol=1e-6):
+        return []
+    change = (
+        f"at step {step:,}, from which the run in {directory.path} goes on, the learning rate was "
+        f"{was:.3g} ({_schedule(before)}) and would be {now:.3g} ({_schedule(config)})"
+    )
+    if "schedule" in config.run.accept_changes:
+        return [f"accepted: {change}"]
+    raise UserError(
+        f"{change}; give run.accept_changes=[schedule] to go on all the same, with another "
+        f"optimizer.learning_rate where this one is too high, or set back what has changed"
+    )
+
+
+def _rate_at(step: int, config: Config) -> float:
+    optimizer = config.optimizer
+    factor = make_schedule(optimizer.schedule, config.train.steps)(step)
+    return optimizer.learning_rate * float(factor)
+
+
+def _schedule(config: Config) -> str:
+    return f"{config.optimizer.schedule.kind} over {config.train.steps:,} steps"
 
 
 def check_room(directory: RunDirectory, program: Program) -> None:

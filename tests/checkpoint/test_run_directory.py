@@ -200,6 +200,14 @@ def test_what_is_accepted_is_accepted_for_one_start(used, tmp_path):
         used.check(make_config(tmp_path))
 
 
+def test_the_schedule_and_the_rates_may_be_accepted(used, tmp_path):
+    changed = {"learning_rate": 1e-4, "schedule": {"warmup_steps": 3, "kind": "constant"}}
+    with pytest.raises(UserError, match=r"run.accept_changes=\[schedule\], or set back"):
+        used.check(make_config(tmp_path, optimizer=changed))
+    accepted = {"accept_changes": ["schedule"]}
+    used.check(make_config(tmp_path, optimizer=changed, run=accepted))
+
+
 def test_a_path_is_a_run_or_one_of_its_checkpoints(used, tmp_path):
     assert locate(used.path)[0].path == used.path
     assert locate(used.path)[1] is None

@@ -40,7 +40,7 @@ def test_a_signal_between_steps_or_in_a_save_saves_and_the_same_command_goes_on(
             wait_for_save(run, process)
         output = stop(process, number)
         assert f"{signal.Signals(number).name}: saving step" in output
-        assert f"to resume:   python train.py {run}/config.yaml" in output
+        assert f"to resume:   jaxformer train {run}/config.yaml" in output
         assert not unfinished(run)
     code, output = finish(start_training(run / "config.yaml"), timeout=1200)
     assert code == 0, output

@@ -13,6 +13,7 @@ from jaxformer.checkpoint.manager import Checkpoints
 from jaxformer.config import RunConfig
 from jaxformer.data.batch import Batch
 from jaxformer.data.tokenizers import load_tokenizer
+from jaxformer.loading import load_config
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.parallel.rules import batch_sharding, put_batch
 from jaxformer.schema import RunFailed, UserError
@@ -91,7 +92,7 @@ def test_a_finished_run_says_so_and_does_nothing(finished, capsys):
     assert train(config) == 0
     output = capsys.readouterr().out
     assert f"{run} is complete: all 12 steps are done" in output
-    assert f"python eval.py {run}" in output
+    assert f"jaxformer eval {run}" in output
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
@@ -113,7 +114,8 @@ def test_the_end_says_how_to_go_on_and_where_the_time_went(tmp_path, capsys):
     assert train(make_config(tmp_path)) == 0
     output = capsys.readouterr().out
     run = tmp_path / "run"
-    assert f"python train.py {run}/config.yaml train.steps=MORE" in output
+    accept = "'run.accept_changes=[schedule]'"
+    assert f"jaxformer train {run}/config.yaml train.steps=MORE {accept}" in output
     assert f'jaxformer generate {run} --prompt "..."' in output
     assert "8,544 parameters, layers scanned" in output
     for part in ("start", "compile", "steps", "data", "evaluation", "saving"):
@@ -185,9 +187,15 @@ def test_handlers_of_signals_are_as_before_after_a_run(tmp_path):
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
-def test_a_run_can_be_made_longer(tmp_path):
-    assert train(make_config(tmp_path)) == 0
-    assert train(make_config(tmp_path, train={"steps": 14})) == 0
+def test_a_longer_run_goes_on_once_its_other_learning_rate_is_accepted(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished[1], run)
+    before = (run / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match="at step 12, .* the learning rate was 0 .* would be"):
+        train(load_config(run, ["train.steps=14"]))
+    assert (run / "config.yaml").read_bytes() == before
+    assert train(load_config(run, ["train.steps=14", "run.accept_changes=[schedule]"])) == 0
+    assert "accepted: at step 12, from which" in capsys.readouterr().out
     rows = read_rows(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 4, 6, 8, 10, 12, 14]
 
