@@ -153,17 +153,26 @@ class RunDirectory:
         try:
             before, now = self.saved(), self.recorded(config)
             text = yaml.safe_dump(now.model_dump(mode="json"), sort_keys=False)
-            if before and before.data.tokenizer != now.data.tokenizer:
-                remove_tree(self.tokenizer)
-            if before and before.init.source != now.init.source:
-                remove_tree(self.base)
+            if before and not self.has_checkpoints:
+                if before.data.tokenizer != now.data.tokenizer:
+                    remove_tree(self.tokenizer)
+                if before.init.source != now.init.source:
+                    remove_tree(self.base)
             replace_text(self.config, text)
         except OSError as error:
             raise self._unwritable(error.strerror or str(error)) from error
 
     def saved(self) -> Config | None:
-        """What config.yaml says as it was written, without what it means in its place."""
-        return self._read() if self.config.exists() else None
+        """What config.yaml says as it was written, without what it means in its place; None where
+        there is none, or where nothing has come of one that is not to be read."""
+        if not self.config.exists():
+            return None
+        try:
+            return self._read()
+        except UserError:
+            if self.has_checkpoints:
+                raise
+            return None
 
     def _read(self) -> Config:
         return made_absolute(load_as(Config, self.config))
@@ -187,9 +196,10 @@ class RunDirectory:
     def with_own_copies(self, config: Config) -> Config:
         """`config` with the run's copies in the place of what they are copies of: always that of
         the base, and that of the tokenizer where no original lies on a disk, to be compared."""
-        before, now = self.saved(), self.recorded(config)
+        before = self.saved()
         if before is None:
             return config
+        before, now = as_they_are_here(before), as_they_are_here(self.recorded(config))
         data, start = config.data, config.init
         tokenizer = own_tokenizer(self.path, before.data.tokenizer)
         is_same = now.data.tokenizer == before.data.tokenizer

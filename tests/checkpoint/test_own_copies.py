@@ -129,6 +129,19 @@ def test_the_tokenizer_file_of_an_old_import_is_found_when_it_was_moved(tokenize
     assert load_config(moved).data.tokenizer == f"{moved}/tokenizer.json"
 
 
+def test_copies_stay_where_the_same_original_is_named_in_another_way(
+    tokenizer_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    directory = run_with(tmp_path, "~/original")
+    shutil.rmtree(tokenizer_folder)
+    config = make_config(tmp_path, data={"tokenizer": str(tokenizer_folder)})
+    directory.check(config)
+    directory.create(config)
+    assert directory.with_own_copies(config).data.tokenizer == str(directory.tokenizer)
+    assert load_config(directory.path).data.tokenizer == str(directory.tokenizer)
+
+
 @pytest.fixture
 def base(tmp_path, tokenizer_folder) -> RunDirectory:
     """An old import with two checkpoints and a moving average, whose tokenizer lies beside them."""

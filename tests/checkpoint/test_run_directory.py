@@ -107,6 +107,17 @@ def test_a_directory_without_a_checkpoint_takes_any_configuration(tmp_path):
     directory.check(make_config(tmp_path, model={"d_model": 32}))
 
 
+def test_a_directory_without_a_checkpoint_may_have_a_configuration_that_cannot_be_read(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    directory.make()
+    directory.config.write_text("model: [")
+    config = make_config(tmp_path)
+    directory.check(config)
+    assert directory.with_own_copies(config) == config
+    directory.create(config)
+    assert directory.saved() == config
+
+
 def test_a_directory_that_cannot_be_made_is_refused_before_anything_starts(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(
