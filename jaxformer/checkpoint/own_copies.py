@@ -59,12 +59,17 @@ def keep_tokenizer(directory: RunDirectory, tokenizer: Tokenizer) -> None:
     folder = directory.tokenizer
     if not isinstance(tokenizer, HuggingFaceTokenizer):
         return
-    if (folder / DEFINITION).is_file() and _fingerprint(folder) == tokenizer.fingerprint:
+
+    def is_kept() -> bool:
+        kept = load_tokenizer(str(folder), tokenizer.add_bos)
+        return kept.fingerprint == tokenizer.fingerprint
+
+    if (folder / DEFINITION).is_file() and is_kept():
         return
     with _whole(folder) as building:
         for name, file in reversed(_files_of(tokenizer).items()):
             (building / name).write_bytes(file.read_bytes())
-    if _fingerprint(folder) != tokenizer.fingerprint:
+    if not is_kept():
         remove_tree(folder)
         raise UserError(
             f"data.tokenizer '{tokenizer.name}' has changed while the run started; start it again"
@@ -77,10 +82,6 @@ def _files_of(tokenizer: HuggingFaceTokenizer) -> dict[str, Path]:
     if given.is_file():  # which may have any name
         found[DEFINITION] = given
     return {name: file for name, file in found.items() if file is not None}
-
-
-def _fingerprint(folder: Path) -> str:
-    return load_tokenizer(str(folder)).fingerprint
 
 
 class Array(NamedTuple):

@@ -35,6 +35,7 @@ class HuggingFaceTokenizer:
     ) -> None:
         self.name = name
         self.definition = definition
+        self.add_bos = add_bos
         self._ordinary = _parse(name, definition)
         self._ordinary.encode_special_tokens = True
         self.prefix_ids, self.bos_id, self.eos_id = ends_of(name, settings, self._ordinary, add_bos)
