@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 from optax import contrib
 
 from jaxformer.config import AdafactorConfig, AdamWConfig, LionConfig, MuonConfig, SGDConfig
+from jaxformer.train.default_types import without_x64
 
 PyTree = Any
 OptimizerConfig = AdamWConfig | LionConfig | AdafactorConfig | MuonConfig | SGDConfig
@@ -43,27 +44,8 @@ def make_optimizer(config: OptimizerConfig, axes: PyTree) -> optax.GradientTrans
     Args:
         axes: the tree of logical axis names, PartitionSpec leaves (`rules.logical_axes`).
     """
-    return _without_x64(_rule(config, axes))
-
-
-def _without_x64(
-    optimizer: optax.GradientTransformation,
-) -> optax.GradientTransformationExtraArgs:
-    """The same whatever JAX_ENABLE_X64 says. Optax computes bias corrections and Muon's
-    coefficients in JAX's default float type."""
-    inner = optax.with_extra_args_support(optimizer)
-
-    def init(params: PyTree) -> PyTree:
-        with jax.enable_x64(False):
-            return inner.init(params)
-
-    def update(
-        updates: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
-    ) -> tuple[PyTree, PyTree]:
-        with jax.enable_x64(False):
-            return inner.update(updates, state, params, **extra)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    rule = optax.with_extra_args_support(_rule(config, axes))
+    return optax.GradientTransformationExtraArgs(without_x64(rule.init), without_x64(rule.update))
 
 
 def _rule(config: OptimizerConfig, axes: PyTree) -> optax.GradientTransformation:

@@ -6,6 +6,7 @@ import jax
 import optax
 
 from jaxformer.config import ScheduleConfig
+from jaxformer.train.default_types import without_x64
 
 Schedule = Callable[[jax.Array | int], jax.Array]
 
@@ -35,6 +36,6 @@ def make_schedule(config: ScheduleConfig, steps: int) -> Schedule:
         "wsd": lambda: optax.linear_schedule(1.0, final, decay, transition_begin=rest - decay),
     }[config.kind]()
     if warmup == 0:
-        return after
+        return without_x64(after)
     rise = optax.polynomial_schedule(1 / warmup, 1.0 + 1 / warmup, power=1, transition_steps=warmup)
-    return optax.join_schedules((rise, after), (warmup,))
+    return without_x64(optax.join_schedules((rise, after), (warmup,)))

@@ -41,10 +41,10 @@ class MemorySizes(NamedTuple):
         pairs = 2.0 * writes * chunk * (self.key + self.value)
         memory = 2.0 * (1 + writes) * self.key * self.value
         if solves:
-            # The system, its inverse by halves, what that solves, and what queries read of it.
-            features = (4.0 + 2.0 * writes) * self.key + 2.0 * writes * self.value
-            pairs += chunk * (features + 2.0 * chunk / 3.0)
-            memory += 2.0 * self.key * self.key * (1 + self.value / chunk)
+            # As many pairs make the system and solve it, by an inverse that is made by halves. It
+            # reads the memory as queries do.
+            pairs += pairs + 2.0 * chunk * chunk / 3.0
+            memory += 2.0 * self.key * self.value
         return self.heads * (pairs + memory)
 
 
