@@ -135,7 +135,7 @@ def _texts(data: DataConfig) -> Iterator[str]:
                 report(row.done)
                 if row.values and row.values[0]:
                     read += 1
-                    yield row.values[0]
+                    yield str(row.values[0])
     if not read:
         names = ", ".join(entry.source for entry in data.sources)
         raise UserError(f"data source '{names}' holds no text to train a tokenizer on")

@@ -13,6 +13,7 @@ import numpy as np
 from jaxformer.config import SourceConfig
 from jaxformer.data.chat_template import ChatTemplate, Span, load_chat_template
 from jaxformer.data.conversations import TOOLS, is_answered, read_messages, read_tools
+from jaxformer.data.long_text import Text, utf8_bytes
 from jaxformer.data.plain_tokenizers import byte_offsets
 from jaxformer.data.rows import Column, Row
 from jaxformer.data.tokenizers import Tokenizer
@@ -27,7 +28,7 @@ class Document(NamedTuple):
     is nothing to learn.
     """
 
-    text: str | None
+    text: Text | None
     done: int
     answers: tuple[Span, ...] = ()
     is_missing: bool = False
@@ -35,11 +36,16 @@ class Document(NamedTuple):
 
 class Encoded(NamedTuple):
     """The tokens of a document, which of them are learnt (None: all but the first, which nothing
-    predicts), and the UTF-8 bytes of the text that the learnt ones stand for."""
+    predicts), and the UTF-8 bytes of the text that the learnt ones stand for.
+
+    A document whose tokens are all learnt may come in parts, of which the last one `ends` it and
+    counts its bytes.
+    """
 
     ids: np.ndarray  # unsigned [length]
     loss_mask: np.ndarray | None  # bool [length]
     text_bytes: int
+    ends: bool = True
 
 
 class Instructions(Schema):
@@ -82,11 +88,17 @@ class TextFormat:
 
     def encode(self, texts: Sequence[Document], tokenizer: Tokenizer) -> Iterator[Encoded]:
         written = [document.text or "" for document in texts]
-        for text, ids in zip(written, tokenizer.encode_documents(written), strict=True):
-            size = len(text) if text.isascii() else len(text.encode("utf-8"))
-            if not tokenizer.prefix_ids:
-                size -= min(size, tokenizer.count_bytes(ids[:1]))
-            yield Encoded(_between_ends(ids, tokenizer), None, size)
+        prefix = np.array(tokenizer.prefix_ids, np.uint32)
+        eos = np.array([tokenizer.eos_id], np.uint32)
+        sizes, begins, unpredicted = map(utf8_bytes, written), True, 0
+        for ids, ends in tokenizer.encode_parts(written):
+            if begins:
+                unpredicted = 0 if len(prefix) else tokenizer.count_bytes(ids[:1])
+            parts = [prefix] * begins + [ids] + [eos] * ends
+            whole = np.concatenate(parts).astype(np.uint32)
+            size = next(sizes) if ends else 0
+            yield Encoded(whole, None, size - min(size, unpredicted), ends)
+            begins = ends
 
 
 @dataclass(frozen=True)
@@ -189,14 +201,15 @@ def _encode_answers(
     these. Whole texts are tokenised, as in inference, and answers found by the places of tokens.
     Where nothing is put before a text (not `begun`), its first token is not learnt."""
     specials = list(tokenizer.specials.values())
-    encodings = tokenizer.encode_places([document.text or "" for document in texts])
-    for document, (ids, places) in zip(texts, encodings, strict=True):
+    written = [str(document.text or "") for document in texts]
+    encodings = tokenizer.encode_places(written)
+    for document, text, (ids, places) in zip(texts, written, encodings, strict=True):
         mask = np.zeros(len(ids), bool)
         for start, end in document.answers:
             mask |= (places[:, 0] < end) & (places[:, 1] > start)
         mask[:1] &= begun
         spoken = places[mask & ~np.isin(ids, specials)]
-        yield ids, mask, _bytes_of(document.text or "", spoken)
+        yield ids, mask, _bytes_of(text, spoken)
 
 
 def _bytes_of(text: str, places: np.ndarray) -> int:

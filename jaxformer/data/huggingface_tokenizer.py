@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxformer.data.long_text import Part, Text, joined
+from jaxformer.data.pieces import PieceEncoder
 from jaxformer.data.text_ends import AddBos, ends_of, named_tokens, read_settings
 from jaxformer.data.text_of_ids import TextOfIds, TextStream
 from jaxformer.paths import locate_path
@@ -47,6 +49,8 @@ class HuggingFaceTokenizer:
             _mark_special(tokenizer, named_tokens(settings).values())
             for tokenizer in (self._ordinary, self._with_specials)
         ]
+        self._pieces = PieceEncoder(name, self._ordinary)
+        self._pieces_with_specials = PieceEncoder(name, self._with_specials)
         added = self._ordinary.get_added_tokens_decoder()
         self.specials = {token.content: index for index, token in added.items() if token.special}
         self.vocab_size = max(self._ordinary.get_vocab(with_added_tokens=True).values()) + 1
@@ -75,15 +79,16 @@ class HuggingFaceTokenizer:
         return _fetched(self.name, file)
 
     def encode(self, text: str) -> np.ndarray:
-        return np.asarray(self._with_specials.encode(text, add_special_tokens=False).ids, np.int32)
+        return joined(self._pieces_with_specials.parts([text]))[0].astype(np.int32)
 
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encodings = self._ordinary.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.asarray(encoding.ids, np.uint32) for encoding in encodings]
+        return joined(self.encode_parts(texts))
+
+    def encode_parts(self, texts: Sequence[Text]) -> Iterator[Part]:
+        return self._pieces.parts(texts)
 
     def encode_places(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for encoding in self._with_specials.encode_batch(list(texts), add_special_tokens=False):
-            yield np.asarray(encoding.ids, np.int32), np.asarray(encoding.offsets).reshape(-1, 2)
+        return self._pieces_with_specials.places(texts)
 
     def decode(self, ids: ArrayLike, after: ArrayLike = ()) -> str:
         return self._text.of(np.asarray(ids), np.asarray(after))

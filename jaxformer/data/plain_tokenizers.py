@@ -9,6 +9,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxformer.data.long_text import Part, Text, blocks_of, joined, with_next
 from jaxformer.schema import UserError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -36,7 +37,12 @@ class ByteTokenizer:
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
 
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [np.frombuffer(text.encode("utf-8"), np.uint8) for text in texts]
+        return joined(self.encode_parts(texts))
+
+    def encode_parts(self, texts: Sequence[Text]) -> Iterator[Part]:
+        for text in texts:
+            for block, following in with_next(blocks_of(text)):
+                yield Part(np.frombuffer(block.encode("utf-8"), np.uint8), following is None)
 
     def encode_places(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for text in texts:
@@ -91,7 +97,16 @@ class IdsTokenizer:
         return next(self.encode_places([text]))[0]
 
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [self.encode(text) for text in texts]
+        return joined(self.encode_parts(texts))
+
+    def encode_parts(self, texts: Sequence[Text]) -> Iterator[Part]:
+        for text in texts:
+            begun = ""  # a number that may go on in the next block
+            for block, following in with_next(blocks_of(text)):
+                written = begun + block
+                end = len(written) if following is None else written.rfind(" ") + 1
+                begun = written[end:]
+                yield Part(self.encode(written[:end]), following is None)
 
     def encode_places(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for text in texts:

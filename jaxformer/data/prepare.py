@@ -20,7 +20,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from jaxformer.config import DataConfig, SourceConfig
-from jaxformer.data.documents import Document, format_of
+from jaxformer.data.documents import Document, Encoded, format_of
 from jaxformer.data.progress import progress, say
 from jaxformer.data.sources import open_source
 from jaxformer.data.store import (
@@ -44,6 +44,8 @@ from jaxformer.schema import UserError
 # Texts handed to the tokenizer at once: enough for all cores, little memory.
 CHARACTERS_AT_ONCE = 4_000_000
 DOCUMENTS_AT_ONCE = 4096
+# Tokens appended to the files at once.
+TOKENS_AT_ONCE = 2**20
 SAID_AFTER_SECONDS = 2.0
 
 
@@ -144,6 +146,7 @@ def _write(recipe: Recipe, folder: Path) -> Manifest:
             for batch in _batches(recipe.format.documents(source.rows(columns))):
                 writer.add(batch)
                 report(batch[-1].done)
+                batch.clear()  # long texts are let go before the next are read
     if source.fingerprint() != fingerprint:
         raise UserError(f"data source '{source.name}' changed while it was read; run again")
     manifest = writer.finish(folder, fingerprint)
@@ -208,6 +211,7 @@ class _Writer:
     missing: int = 0
     largest: int = 0
     learnt: int = 0
+    length: int = 0  # in tokens, of what has been appended or waits for it
 
     def __post_init__(self) -> None:
         self.dtype = token_dtype(self.recipe.tokenizer.vocab_size)
@@ -217,21 +221,29 @@ class _Writer:
         self.missing += sum(document.is_missing for document in batch)
         self.skipped += sum(each.text is None and not each.is_missing for each in batch)
         self.empty += sum(document.text == "" for document in batch)
-        ids: list[np.ndarray] = []
-        masks: list[np.ndarray] = []
+        waiting: list[Encoded] = []
+        size = 0
         for encoded in self.recipe.format.encode(texts, self.recipe.tokenizer):
-            if encoded.loss_mask is not None:
-                if not encoded.loss_mask.any():
-                    self.empty += 1
-                    continue
-                masks.append(encoded.loss_mask)
-            ids.append(encoded.ids)
-            self.offsets.append(self.offsets[-1] + len(encoded.ids))
-            self.text_bytes.append(self.text_bytes[-1] + encoded.text_bytes)
-        if ids:
-            stream = np.concatenate(ids)
-            self.largest = max(self.largest, int(stream.max()))
-            self.tokens.append(stream.astype(self.dtype))
+            if encoded.loss_mask is not None and not encoded.loss_mask.any():
+                self.empty += 1
+                continue
+            waiting.append(encoded)
+            self.length += len(encoded.ids)
+            if encoded.ends:
+                self.offsets.append(self.length)
+                self.text_bytes.append(self.text_bytes[-1] + encoded.text_bytes)
+            size += len(encoded.ids)
+            if size >= TOKENS_AT_ONCE:
+                self._append(waiting)
+                waiting, size = [], 0
+        if waiting:
+            self._append(waiting)
+
+    def _append(self, waiting: list[Encoded]) -> None:
+        stream = np.concatenate([encoded.ids for encoded in waiting])
+        self.largest = max(self.largest, int(stream.max()))
+        self.tokens.append(stream.astype(self.dtype))
+        masks = [encoded.loss_mask for encoded in waiting if encoded.loss_mask is not None]
         if self.loss_mask is not None and masks:
             mask = np.concatenate(masks)
             self.learnt += int(np.count_nonzero(mask))

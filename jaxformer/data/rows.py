@@ -4,10 +4,12 @@ jsonl and parquet are read directly, and only hf: goes through `datasets`, which
 copy of the text, guesses types (a column of dates stops being text) and hides row numbers.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jaxformer.data.long_text import BLOCK, LongText
 from jaxformer.data.unpacking import open_text
 from jaxformer.file_formats import HEAD, binary_format_of, compression_of
 from jaxformer.schema import UserError, did_you_mean
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS_AT_ONCE = 1024
+BYTES_AT_ONCE = 2**24
 PARQUET = (b"PAR1", b"PARE")
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Policies(NamedTuple):
@@ -44,33 +48,13 @@ class Row(NamedTuple):
     is_missing: bool = False
 
 
-def decode_utf8(value: Any, policy: str, place: str) -> Any:
-    """The text of bytes, or a value with all texts in it so decoded, or None to skip it.
-
-    An escaped lone surrogate is legal JSON and no text: it has no UTF-8 form.
-
-    Raises:
-        UserError: something is not UTF-8 and the policy (`data.invalid_utf8`) is `error`.
-    """
-    try:
-        return _decoded(value, "strict")
-    except UnicodeDecodeError as error:
-        if policy == "skip":
-            return None
-        if policy == "replace":
-            return _decoded(value, "replace")
-        raise UserError(
-            f"{place}: byte 0x{error.object[error.start]:02x} at offset {error.start} is not "
-            f"UTF-8. data.invalid_utf8 is 'error'; allowed: error, replace (with U+FFFD), "
-            f"skip (the document)"
-        ) from None
-
-
 def _decoded(value: Any, errors: str) -> Any:
     match value:
         case bytes():
             return value.decode("utf-8", errors)
         case str():
+            if value.isascii() or not SURROGATE.search(value):
+                return value  # not a copy: it may be long
             return value.encode("utf-8", "surrogatepass").decode("utf-8", errors)
         case list() | tuple():
             return type(value)(_decoded(item, errors) for item in value)
@@ -79,14 +63,42 @@ def _decoded(value: Any, errors: str) -> Any:
     return value
 
 
+def decode_utf8(
+    value: Any, policy: str, place: str, decode: Callable[[Any, str], Any] = _decoded
+) -> Any:
+    """The text of bytes, or a value with all texts in it so decoded, or None to skip it.
+
+    An escaped lone surrogate is legal JSON and no text: it has no UTF-8 form.
+
+    Raises:
+        UserError: something is not UTF-8 and the policy (`data.invalid_utf8`) is `error`.
+    """
+    try:
+        return decode(value, "strict")
+    except UnicodeDecodeError as error:
+        if policy == "skip":
+            return None
+        if policy == "replace":
+            return decode(value, "replace")
+        raise UserError(
+            f"{place}: byte 0x{error.object[error.start]:02x} at offset {error.start} is not "
+            f"UTF-8. data.invalid_utf8 is 'error'; allowed: error, replace (with U+FFFD), "
+            f"skip (the document)"
+        ) from None
+
+
 def text_rows(files: Sequence[Path], policies: Policies) -> Iterator[Row]:
-    """A row a file, its value the whole text; `done` counts bytes of the files as they lie."""
+    """A row a file, its value the whole text, a `LongText` from a block's length on; `done` counts
+    bytes of the files as they lie."""
     done = 0
     for file in files:
-        with open_text(file) as text:
-            data = text.read()
+        with open_text(file) as opened:
+            data = opened.read()
         done += file.stat().st_size
-        yield Row(decode_utf8((data,), policies.invalid_utf8, str(file)), str(file), done)
+        decode = LongText if len(data) > BLOCK else _decoded
+        text = decode_utf8(data, policies.invalid_utf8, str(file), decode)
+        del data  # the consumer of the text shall not hold it twice
+        yield Row(None if text is None else (text,), str(file), done)
 
 
 def parquet_rows(
@@ -135,27 +147,35 @@ def _arrow_rows(
     """Numbers the rows from 1, which is also what is `done`."""
     row = 0
     for batch in batches:
-        arrays = [
-            _texts_as_bytes(batch.column(column.name)).to_pylist()
-            if column.name in batch.schema.names
-            else [None] * batch.num_rows
-            for column in columns
-        ]
-        for values in zip(*arrays, strict=True):
-            row += 1
-            where = f"{place}, row {row}"
-            missing = [
-                column
-                for column, value in zip(columns, values, strict=True)
-                if value is None and column.holds is not None
+        # Of long texts few are taken out of a batch at once.
+        count = max(1, len(batch) * BYTES_AT_ONCE // max(batch.nbytes, BYTES_AT_ONCE))
+        for start in range(0, len(batch), count):
+            part = batch.slice(start, count)
+            arrays = [
+                _texts_as_bytes(part.column(column.name)).to_pylist()
+                if column.name in part.schema.names
+                else [None] * part.num_rows
+                for column in columns
             ]
-            if not missing:
-                present = tuple(_without_nulls(value) for value in values)
-                yield Row(decode_utf8(present, policies.invalid_utf8, where), where, row)
-            elif policies.missing_text == "skip":
-                yield Row(None, where, row, is_missing=True)
-            else:
-                raise wrong_value(where, missing[0], None)
+            for values in zip(*arrays, strict=True):
+                row += 1
+                yield _row_of(values, columns, policies, f"{place}, row {row}", row)
+
+
+def _row_of(
+    values: tuple[Any, ...], columns: Sequence[Column], policies: Policies, place: str, done: int
+) -> Row:
+    missing = [
+        column
+        for column, value in zip(columns, values, strict=True)
+        if value is None and column.holds is not None
+    ]
+    if not missing:
+        present = tuple(_without_nulls(value) for value in values)
+        return Row(decode_utf8(present, policies.invalid_utf8, place), place, done)
+    if policies.missing_text == "skip":
+        return Row(None, place, done, is_missing=True)
+    raise wrong_value(place, missing[0], None)
 
 
 def _without_nulls(value: Any) -> Any:

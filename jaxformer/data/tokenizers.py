@@ -13,6 +13,7 @@ from jaxformer.data.huggingface_tokenizer import (
     from_hub,
     is_hub_name,
 )
+from jaxformer.data.long_text import Part, Text
 from jaxformer.data.plain_tokenizers import ByteTokenizer, IdsTokenizer
 from jaxformer.data.text_ends import AddBos, read_settings
 from jaxformer.paths import locate_path
@@ -57,6 +58,10 @@ class Tokenizer(Protocol):
 
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Like `encode`, many at once, and special tokens in the text are plain text."""
+        ...
+
+    def encode_parts(self, texts: Sequence[Text]) -> Iterator[Part]:
+        """Like `encode_documents`, in parts: joined, they are the ids of the whole text."""
         ...
 
     def encode_places(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
