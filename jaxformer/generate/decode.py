@@ -15,12 +15,16 @@ from jaxformer.generate.sampling import Sampling, sample
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.model.positions import LearnedPositionsConfig
 from jaxformer.model.stack import separate_layers
+from jaxformer.parallel.memory import check_fits, program_bytes
 from jaxformer.parallel.mesh import data_shards
-from jaxformer.parallel.rules import put_rows, whole
+from jaxformer.parallel.rules import bytes_per_device, put_rows, whole
 from jaxformer.schema import UserError
 
 # Lengths are rounded up to a multiple of this, so that few prompts compile anew.
 LENGTH_STEP = 64
+# Pairs of a token read at once and a place in the cache, over the whole batch: attention holds some
+# bytes of each for every head, so that long prompts are read a chunk at a time.
+PAIRS_AT_ONCE = 2**22
 # Tokens decoded between two looks from the host: enough to hide it, few enough to stream.
 TOKENS_AT_ONCE = 16
 
@@ -92,26 +96,32 @@ class Decoder:
             padded_length: prompts are padded to it at least, so that few lengths compile.
 
         Raises:
-            UserError: an empty prompt, or more tokens than a learned position table has rows.
+            UserError: an empty prompt, more tokens than a learned position table has rows, or more
+                than the device has memory for.
         """
         stats = Stats() if stats is None else stats
         longest = max(len(prompt) for prompt in prompts)
         if min(len(prompt) for prompt in prompts) == 0 or max_new_tokens < 1:
             raise UserError("a prompt without tokens, or max_new_tokens below 1; give one at least")
         self._check_length(longest + max_new_tokens)
-        padded = _round_up(max(longest, padded_length))
+        wanted = max(longest, padded_length)
+        chunk = chunk_length(len(prompts), wanted, max_new_tokens)
+        padded = _round_up(wanted, chunk)
         tokens = np.zeros((len(prompts), padded), np.int32)
         for row, prompt in enumerate(prompts):
             tokens[row, padded - len(prompt) :] = prompt  # ends align, so that all go on at once
         starts = np.array([padded - len(prompt) for prompt in prompts], np.int32)
         max_length = _round_up(padded + max_new_tokens + TOKENS_AT_ONCE)
 
-        prefill = partial(_prefill, self.model, max_length, sampling, self.eos_id)
+        rows = f"{len(prompts)} prompt{'s' if len(prompts) > 1 else ''} of up to {longest:,} tokens"
+        work = f"continuing {rows} by {max_new_tokens:,}"
+        prefill = partial(_prefill, self.model, chunk, max_length, sampling, self.eos_id)
         state = self._run(
             "prefill",
             prefill,
             (self.params, self._put(tokens), self._put(starts), jax.random.key(seed)),
             stats,
+            work,
         )
         stats.prompt_tokens += sum(len(prompt) for prompt in prompts)
         yield whole(state.token)[:, None]
@@ -120,13 +130,13 @@ class Decoder:
         made = 1
         stats.new_tokens += len(prompts)
         while made < max_new_tokens and not np.all(whole(state.done)):
-            state, piece = self._run("decode", decode, (self.params, state), stats)
+            state, piece = self._run("decode", decode, (self.params, state), stats, work)
             piece = whole(piece)[:, : max_new_tokens - made]
             made += piece.shape[1]
             stats.new_tokens += piece.size
             yield piece
 
-    def _run(self, name: str, function: Any, arguments: tuple, stats: Stats) -> Any:
+    def _run(self, name: str, function: Any, arguments: tuple, stats: Stats, work: str) -> Any:
         """Call the compiled `function`; a decoding state among the arguments is given up."""
         shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), arguments[1:])
         case = (name, function.args, str(shapes))
@@ -137,7 +147,9 @@ class Decoder:
                 jitted = jax.jit(function, donate_argnums=1, out_shardings=(places, None))
             else:
                 jitted = jax.jit(function)
-            self._programs[case] = jitted.lower(*arguments).compile()
+            compiled = jitted.lower(*arguments).compile()
+            self._check_memory(compiled, arguments, work)
+            self._programs[case] = compiled
             stats.compile_seconds += time.perf_counter() - start
             start = time.perf_counter()
         result = jax.block_until_ready(self._programs[case](*arguments))
@@ -150,6 +162,17 @@ class Decoder:
             return rows
         return put_rows(rows, self.mesh)
 
+    def _check_memory(self, compiled: jax.stages.Compiled, arguments: tuple, work: str) -> None:
+        leaves = [leaf for leaf in jax.tree.leaves(arguments) if isinstance(leaf, jax.Array)]
+        held = bytes_per_device(leaves, [leaf.sharding for leaf in leaves])
+        check_fits(
+            (jax.local_devices() if self.mesh is None else self.mesh.local_devices)[0],
+            program_bytes(compiled),
+            f"{work} takes",
+            "ask for fewer new tokens, shorter prompts, or fewer of them at once",
+            held=held,
+        )
+
     def _check_length(self, length: int) -> None:
         positions = self.model.config.positions
         if isinstance(positions, LearnedPositionsConfig) and length > positions.max_length:
@@ -159,12 +182,22 @@ class Decoder:
             )
 
 
-def _round_up(length: int) -> int:
-    return -(-length // LENGTH_STEP) * LENGTH_STEP
+def _round_up(length: int, step: int = LENGTH_STEP) -> int:
+    return -(-length // step) * step
+
+
+def chunk_length(batch: int, prompt: int, new_tokens: int) -> int:
+    """How many tokens of every row are read at once: all, where the pairs are few enough; else
+    parts of one length, so that less than LENGTH_STEP of padding is added for each."""
+    context = _round_up(prompt + new_tokens + TOKENS_AT_ONCE)
+    most = max(LENGTH_STEP, PAIRS_AT_ONCE // (batch * context))
+    chunks = -(-prompt // most)
+    return _round_up(-(-prompt // chunks))
 
 
 def _prefill(
     model: LanguageModel,
+    chunk: int,
     max_length: int,
     sampling: Sampling,
     eos_id: int,
@@ -173,14 +206,26 @@ def _prefill(
     starts: jax.Array,
     key: jax.Array,
 ) -> DecodingState:
-    """Read prompts [batch, length] that begin at `starts` [batch], and draw a token of each."""
-    offsets = jnp.arange(tokens.shape[1], dtype=jnp.int32) - starts[:, None]  # [batch, length]
-    segment_ids = (offsets >= 0).astype(jnp.int32)
-    positions = jnp.maximum(offsets, 0)
-    cache = model.init_cache(tokens.shape[0], max_length)
-    logits, cache = model.apply(
-        {"params": params}, tokens, positions, segment_ids, cache, method="step"
-    )
+    """Read prompts [batch, length] that begin at `starts` [batch], `chunk` tokens of each at once,
+    and draw a token of each."""
+    batch, length = tokens.shape
+    offsets = jnp.arange(length, dtype=jnp.int32) - starts[:, None]  # [batch, length]
+
+    def read(cache: Any, tokens: jax.Array, offsets: jax.Array) -> tuple[jax.Array, Any]:
+        segment_ids = (offsets >= 0).astype(jnp.int32)
+        positions = jnp.maximum(offsets, 0)
+        return model.apply({"params": params}, tokens, positions, segment_ids, cache, method="step")
+
+    cache = model.init_cache(batch, max_length)
+    if chunk == length:
+        logits, cache = read(cache, tokens, offsets)
+    else:
+        chunks = [jnp.moveaxis(x.reshape(batch, -1, chunk), 1, 0) for x in (tokens, offsets)]
+
+        logits = jnp.zeros((batch, model.vocab_size), jnp.float32)
+        logits, cache = jax.lax.scan(
+            lambda before, chunk: (read(before[1], *chunk), None), (logits, cache), chunks
+        )[0]
     key, now = jax.random.split(key)
     token = sample(logits, now, sampling).astype(jnp.int32)
     return DecodingState(cache, token, offsets[:, -1] + 1, token == eos_id, key)

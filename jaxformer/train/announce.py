@@ -7,6 +7,7 @@ from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.config import Config
 from jaxformer.data.loader import Stores
 from jaxformer.parallel.compiler import described
+from jaxformer.parallel.memory import in_bytes
 from jaxformer.parallel.rules import bytes_per_device
 from jaxformer.train.mfu import Peak
 from jaxformer.train.program import Program, unrolls
@@ -75,15 +76,6 @@ def commands(directory: RunDirectory, config: Config, *, finished: bool) -> str:
             f'to generate: jaxformer generate {run} --prompt "..."',
         ]
     )
-
-
-def in_bytes(count: float) -> str:
-    """A size as people read it: 134 KiB, 1.5 GiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            break
-        count /= 1024
-    return f"{count:.0f} {unit}" if unit in ("B", "KiB") else f"{count:.1f} {unit}"
 
 
 def _quoted(path: Path) -> str:

@@ -4,7 +4,6 @@ import math
 import shutil
 
 import jax
-from jax.sharding import Mesh
 from orbax.checkpoint.utils import TMP_DIR_SUFFIX
 
 from jaxformer.checkpoint.integrity import DamagedError
@@ -15,11 +14,10 @@ from jaxformer.config import Config
 from jaxformer.data.loader import Stores
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.parallel import processes
-from jaxformer.parallel.memory import device_memory
+from jaxformer.parallel.memory import check_fits
 from jaxformer.parallel.rules import bytes_per_device
 from jaxformer.paths import file_sizes, is_remote, nearest_existing
 from jaxformer.schema import DoesNotFit, UserError
-from jaxformer.train.announce import in_bytes
 from jaxformer.train.metrics import read_rows
 from jaxformer.train.program import Compiled, Program, trees
 from jaxformer.train.schedule import make_schedule
@@ -103,8 +101,8 @@ def check_state(program: Program) -> None:
     Raises:
         DoesNotFit: it does not.
     """
-    _check_memory(
-        program.mesh,
+    check_fits(
+        program.mesh.local_devices[0],
         bytes_per_device(program.abstract, program.shardings),
         "parameters and optimizer state take",
         "split them over devices with mesh.preset=fsdp, or make the model smaller",
@@ -112,27 +110,18 @@ def check_state(program: Program) -> None:
 
 
 def check_step(program: Program, compiled: Compiled) -> None:
-    """Whether a step, as it was compiled, fits into a device.
+    """Whether a step, as it was compiled, fits into a device that holds the state.
 
     Raises:
         DoesNotFit: it does not.
     """
-    _check_memory(
-        program.mesh,
+    check_fits(
+        program.mesh.local_devices[0],
         compiled.bytes_per_device,
         "a step takes",
         "lower train.batch_size, raise train.accumulation, or set train.remat=full",
+        held=bytes_per_device(program.abstract, program.shardings),
     )
-
-
-def _check_memory(mesh: Mesh, needed: float, what: str, mend: str) -> None:
-    device = mesh.local_devices[0]
-    there = device_memory(device)
-    if there is not None and needed > there:
-        raise DoesNotFit(
-            f"{what} {in_bytes(needed)} per device, but a {device.device_kind} device here has "
-            f"{in_bytes(there)}; {mend}"
-        )
 
 
 def check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:

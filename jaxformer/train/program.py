@@ -26,6 +26,7 @@ from jaxformer.model.parameter_paths import by_path, from_paths, join, split
 from jaxformer.parallel import rules
 from jaxformer.parallel.compiler import Options, compiler_options
 from jaxformer.parallel.context import check_length
+from jaxformer.parallel.memory import program_bytes
 from jaxformer.parallel.pipeline import Pipeline, check_repetitions, make_pipeline
 from jaxformer.schema import DoesNotFit, UserError
 from jaxformer.train.optimizer import decay_mask, make_optimizer, rates_of
@@ -142,13 +143,7 @@ class Compiled:
     @property
     def bytes_per_device(self) -> int:
         """State, batch and temporaries of the train step, as the compiler laid them out."""
-        memory: Any = self.train_step.memory_analysis()
-        return (
-            memory.argument_size_in_bytes
-            + memory.output_size_in_bytes
-            - memory.alias_size_in_bytes
-            + memory.temp_size_in_bytes
-        )
+        return program_bytes(self.train_step)
 
 
 def unrolls(config: Config, mesh: Mesh) -> bool:

@@ -61,6 +61,22 @@ def test_whole_equals_split_with_the_cache_handed_over(case: Case, pieces: tuple
         start += length
 
 
+def test_pieces_of_padding_before_a_document_leave_no_trace(case: Case) -> None:
+    """As in a batch of prompts that end together: one row's first piece is all padding."""
+    mixer, params, x = setup(case)
+    segment_ids = jnp.array([[0] * 6 + [1] * 5, [1] * LENGTH], jnp.int32)
+    positions = jnp.maximum(jnp.arange(LENGTH) - jnp.array([[6], [0]]), 0)
+    layout = {"positions": positions, "segment_ids": segment_ids}
+    cache, parts = mixer.init_cache(2, LENGTH, jnp.float64), []
+    for part in (slice(0, 4), slice(4, 11)):
+        piece = {name: array[:, part] for name, array in layout.items()}
+        y, cache = continued(mixer)(params, x[:, part], piece, cache)
+        parts.append(y)
+    y = jnp.concatenate(parts, axis=1)
+    assert_close(y[0, 6:], run(mixer, params, x[:1, 6:])[0])
+    assert_close(y[1], run(mixer, params, x)[1])
+
+
 def test_rows_of_several_chunks_equal_their_pieces(case: Case) -> None:
     """131 tokens are two chunks of 64 and a rest; documents end inside chunks and at their ends."""
     mixer, params, x = setup(case, length=131)

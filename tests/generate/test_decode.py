@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from flax.core import meta
 
+from jaxformer.generate import decode
 from jaxformer.generate.decode import Decoder, Stats
 from jaxformer.generate.sampling import Sampling
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.language_model import LanguageModel, build_model
+from jaxformer.parallel import memory
 from jaxformer.schema import UserError
 
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9]]
@@ -75,6 +77,45 @@ def test_a_prompt_in_a_batch_is_continued_as_if_alone(decoder: Decoder) -> None:
     together = continuation(decoder, PROMPTS)
     for prompt, row in zip(PROMPTS, together, strict=True):
         np.testing.assert_array_equal(continuation(decoder, [prompt])[0], row)
+
+
+def test_prompts_read_in_chunks_are_continued_as_if_read_whole(
+    hybrid: tuple, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three chunks of 64 for 130 tokens; another row's first chunks are all padding."""
+    prompts = [np.random.default_rng(0).integers(0, 11, length).tolist() for length in (130, 3, 70)]
+    whole = continuation(decoder, prompts)
+    monkeypatch.setattr(decode, "PAIRS_AT_ONCE", 3 * 64 * 192)
+    in_chunks = Decoder.of(*hybrid, NO_EOS)
+    np.testing.assert_array_equal(continuation(in_chunks, prompts), whole)
+    of_whole, of_chunks = (
+        next(program for case, program in d._programs.items() if case[0] == "prefill")
+        for d in (decoder, in_chunks)
+    )
+    assert "while" in of_chunks.as_text() and of_chunks is not of_whole
+
+
+def test_less_is_read_at_once_the_more_pairs_there_are() -> None:
+    assert decode.chunk_length(1, 1000, 256) == 1024  # whole
+    assert decode.chunk_length(1, 16_000, 256) == 256
+    assert decode.chunk_length(8, 4_000, 64) == 128
+    assert decode.chunk_length(64, 100_000, 64) == 64
+    for batch, prompt in ((1, 2100), (3, 5000), (1, 9001)):
+        chunk = decode.chunk_length(batch, prompt, 100)
+        assert batch * (chunk - 64) * (prompt + 116) <= decode.PAIRS_AT_ONCE
+        assert -(-prompt // chunk) * chunk - prompt < 64 * -(-prompt // chunk)
+
+
+def test_a_generation_beyond_the_memory_is_refused_with_the_figures(
+    hybrid: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: 2048)
+    message = (
+        r"continuing 3 prompts of up to 9 tokens by 20 takes [\d.]+ KiB per device, but a cpu "
+        r"device here has [\d.]+ KiB; ask for fewer new tokens, shorter prompts, or fewer of them"
+    )
+    with pytest.raises(UserError, match=message):
+        continuation(Decoder.of(*hybrid, NO_EOS), PROMPTS)
 
 
 def test_a_seed_decides_the_sample(decoder: Decoder) -> None:

@@ -1,16 +1,12 @@
 """What is looked at before a run starts, so that it is not found out later."""
 
-from types import SimpleNamespace
-
-import jax
 import pytest
 
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.cli import main
 from jaxformer.config import Config
-from jaxformer.parallel.memory import device_memory
+from jaxformer.parallel import memory
 from jaxformer.schema import UserError
-from jaxformer.train import preflight
 from jaxformer.train.loop import train
 from jaxformer.train.preflight import schedule_notes
 from tests.runs import make_config, write_config
@@ -29,7 +25,7 @@ def test_a_model_beyond_the_memory_is_refused_before_anything_is_allocated(tmp_p
 
 def test_a_step_beyond_the_memory_is_refused_when_it_is_compiled(tmp_path, monkeypatch):
     """With a device that holds the state of 134 KiB, and nothing for a step of it."""
-    monkeypatch.setattr(preflight, "device_memory", lambda device: 150 * 1024)
+    monkeypatch.setattr(memory, "device_memory", lambda device, held: 150 * 1024)
     with pytest.raises(UserError) as error:
         train(make_config(tmp_path))
     assert str(error.value).startswith("a step takes ")
@@ -83,11 +79,3 @@ def run_at_step(step: int, config: Config) -> RunDirectory:
     directory.create(config)
     (directory.checkpoints / str(step)).mkdir(parents=True)
     return directory
-
-
-def test_the_memory_of_a_device_is_its_part_of_the_machine_or_the_allocators_limit():
-    everywhere = sum(device_memory(device) for device in jax.local_devices())
-    assert 2**28 < everywhere < 2**50
-    accelerator = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 7})
-    unknown = SimpleNamespace(platform="gpu", memory_stats=lambda: None)
-    assert (device_memory(accelerator), device_memory(unknown)) == (7, None)
