@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 # Bytes or characters of a block: little memory, and enough of them to keep all cores busy.
-BLOCK = 2**15
+BLOCK = 2**15  # never less than a character of four bytes
 
 Item = TypeVar("Item")
 
