@@ -2,14 +2,18 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxformer import xla_flags
+from jaxformer.model.config import ModelConfig
+from jaxformer.model.language_model import build_model
 from jaxformer.xla_flags import FLAG, NAME, set_xla_flags
 from tests.broadcast_product import errors
 from tests.runs import REPOSITORY
@@ -28,6 +32,39 @@ def test_plain_jax_gets_products_with_a_broadcast_matrix_wrong_and_with_the_flag
     assert all(math.isnan(float(error)) for error in plain.stdout.split())
     assert FLAG in os.environ["XLA_FLAGS"]
     assert max(errors()) < 1e-5
+
+
+def test_a_fresh_rwkv7_closed_over_has_no_product_that_is_fused_with_a_broadcast():
+    """Its output weights start at zero, which XLA sees where layers are scanned. Smaller models
+    have no such product; without the flag this one's is NaN if what lies behind a zero is."""
+    model = build_model(
+        ModelConfig.model_validate(
+            {
+                "d_model": 128,
+                "num_layers": 2,
+                "mixer": {"kind": "rwkv7"},
+                "ffn": None,
+                "positions": {"kind": "none"},
+                "init": {"std": "fan_in", "output": "zero"},
+            }
+        ),
+        vocab_size=16,
+    )
+    tokens = jnp.arange(64)[None] % 16
+    params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+    program = jax.jit(lambda tokens: model.apply({"params": params}, tokens))
+    compiled = program.lower(tokens).compile()
+    fusions = fused_by_ynnpack(compiled.as_text())
+    assert any("dot" in operations for operations in fusions)
+    assert not any({"dot", "broadcast"} <= operations for operations in fusions)
+    assert jnp.isfinite(compiled(tokens)).all()
+
+
+def fused_by_ynnpack(program: str) -> list[set[str]]:
+    """The operations of each fusion of a compiled program that YNNPACK computes."""
+    bodies = dict(re.findall(r"^%(\S+) .*?\{\n(.*?)^\}", program, re.DOTALL | re.MULTILINE))
+    called = re.findall(r'calls=%(\S+?),.*"__ynn_fusion"', program)
+    return [set(re.findall(r"= \S+ ([\w-]+)\(", bodies[name])) for name in called]
 
 
 @pytest.fixture

@@ -36,6 +36,8 @@ def plan_of(program: Program, stores: Stores, peak: Peak) -> str:
     trained = {"trained": f"{program.num_trained:,} parameters, {frozen:,} are frozen"}
     options = program.compiler_options
     compiler = {"compiler": described(options)} if options else {}
+    if device.platform == "cpu" and FLAG in os.environ.get("XLA_FLAGS", ""):
+        compiler = {"compiler": "no reductions by YNNPACK, whose products then are right"}
     pipeline = {"pipeline": str(program.pipeline)} if program.pipeline else {}
     lines = {
         "model": f"{program.num_parameters:,} parameters, layers {layers}{chosen}",

@@ -166,6 +166,7 @@ def manifest_of(recorded: Config, program: Program, tokenizer: Tokenizer, stores
         "data": stores.manifest(),
         "mesh": dict(program.mesh.shape),
         "compiler_options": program.compiler_options,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "versions": versions(),
         "git_revision": git_revision(),
         "source": source_hash(),
