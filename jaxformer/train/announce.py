@@ -1,5 +1,6 @@
 """What a run says before its first step and after its last."""
 
+import os
 import shlex
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from jaxformer.parallel.memory import in_bytes
 from jaxformer.parallel.rules import bytes_per_device
 from jaxformer.train.mfu import Peak
 from jaxformer.train.program import Program, unrolls
+from jaxformer.xla_flags import FLAG
 
 
 def plan_of(program: Program, stores: Stores, peak: Peak) -> str:
@@ -37,7 +39,7 @@ def plan_of(program: Program, stores: Stores, peak: Peak) -> str:
     options = program.compiler_options
     compiler = {"compiler": described(options)} if options else {}
     if device.platform == "cpu" and FLAG in os.environ.get("XLA_FLAGS", ""):
-        compiler = {"compiler": "no reductions by YNNPACK, whose products then are right"}
+        compiler = {"compiler": "no reductions by YNNPACK (XLA_FLAGS has its way)"}
     pipeline = {"pipeline": str(program.pipeline)} if program.pipeline else {}
     lines = {
         "model": f"{program.num_parameters:,} parameters, layers {layers}{chosen}",

@@ -1,6 +1,7 @@
 """What must hold before a run starts, and what it records of itself."""
 
 import math
+import os
 import shutil
 
 import jax

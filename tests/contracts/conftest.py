@@ -25,9 +25,9 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every engine takes four tokens at once, and attention four queries."""
+    """Every engine takes three tokens at once, and attention three queries."""
     for engine in (decayed_outer_product, delta_rule, diagonal_plus_low_rank, diagonal_recurrence):
-        monkeypatch.setitem(engine.__kwdefaults__, "chunk", 4)
+        monkeypatch.setitem(engine.__kwdefaults__, "chunk", 3)
     for module in (mamba, s4d):
-        monkeypatch.setattr(module, "CHUNK", 4)
-    monkeypatch.setattr(causal_attention, "SMALLEST_BLOCK", 4)
+        monkeypatch.setattr(module, "CHUNK", 3)
+    monkeypatch.setattr(causal_attention, "SMALLEST_BLOCK", 3)

@@ -44,6 +44,13 @@ def test_bfloat16_is_near_float64_and_finite_at_extremes(case: Case) -> None:
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
+def test_parameters_are_float32_whatever_jax_enable_x64_says(case: Case) -> None:
+    x = jnp.zeros((1, LENGTH, D_MODEL))
+    assert x.dtype == jnp.float64  # what JAX makes by itself here
+    params = jax.eval_shape(build(case).init, jax.random.key(0), x, **one_document(LENGTH, 1))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
 def test_cache_bytes_are_those_of_the_cache(case: Case) -> None:
     mixer = build(case)
     for length in (1, 7, 64):

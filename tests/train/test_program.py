@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -71,3 +72,22 @@ def test_stages_that_are_to_be_unrolled_are_refused():
         "train.unroll_layers is true, but mesh.stage is 2, and a stage scans its layers; leave it "
         "at auto"
     )
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_no_type_of_a_state_or_a_step_depends_on_jax_enable_x64(tmp_path, kind):
+    program = make_program(make_config(tmp_path, optimizer={"kind": kind}), make_mesh({}), 257)
+    batch = program._abstract_batch(4)
+    with jax.enable_x64(True):
+        rates = {key: jnp.float32(0) for key in program.abstract.rates}
+        state = jax.eval_shape(program.init, jax.random.key(0), {}, rates)
+        after, metrics = jax.eval_shape(program.train_step, program.abstract, batch)
+    for found in (state, after):
+        types = jax.tree.map(
+            lambda leaf, expected: leaf.dtype == expected.dtype, found, program.abstract
+        )
+        assert all(jax.tree.leaves(types))
+    assert {leaf.dtype for leaf in jax.tree.leaves(metrics)} <= {
+        jnp.dtype("float32"),
+        jnp.dtype("int32"),
+    }

@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 
@@ -47,3 +48,14 @@ def test_a_warm_up_as_long_as_the_run_is_all_of_it(kind):
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "wsd"])
 def test_no_update_has_a_rate_of_zero(kind):
     assert factors(20, kind=kind, warmup_steps=5).min() > 0
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "wsd"])
+def test_a_factor_is_the_same_to_the_last_bit_under_jax_enable_x64(kind):
+    schedule = make_schedule(ScheduleConfig(kind=kind, warmup_steps=3), 11)
+    steps = np.arange(11, dtype=np.int32)
+    plain = jax.vmap(schedule)(steps)
+    with jax.enable_x64(True):
+        wide = jax.vmap(schedule)(steps)
+    assert wide.dtype == plain.dtype == np.float32
+    np.testing.assert_array_equal(wide, plain)
