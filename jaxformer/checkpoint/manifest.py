@@ -35,9 +35,10 @@ def differences(saved: Description, wanted: Description) -> list[str]:
             lines.append(f"missing  {path} {_leaf(leaf)}: not in the checkpoint")
         elif saved[path] != leaf:
             part = "shape" if saved[path]["shape"] != leaf["shape"] else "dtype"
-            lines.append(
-                f"{part:<8} {path}: {_leaf(saved[path])} in the checkpoint, {_leaf(leaf)} wanted"
-            )
+            wide = saved[path]["dtype"] == "float64"
+            cause = "; an earlier version made it under JAX_ENABLE_X64=1" if wide else ""
+            found, expected = _leaf(saved[path]), _leaf(leaf)
+            lines.append(f"{part:<8} {path}: {found} in the checkpoint, {expected} wanted{cause}")
     for path, leaf in saved.items():
         if path not in wanted:
             hint = did_you_mean(path, [each for each in wanted if each not in saved])

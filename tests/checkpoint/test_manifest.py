@@ -44,3 +44,9 @@ def test_a_long_difference_is_cut(tmp_path):
     wanted = {f"weight_{number}": jnp.zeros(1) for number in range(30)}
     with pytest.raises(UserError, match=r"and 13 more$"):
         check_same_tree("params", tmp_path, describe(SAVED), wanted)
+
+
+def test_a_checkpoint_in_float64_is_told_with_its_cause():
+    saved = {"embedding": {"shape": [4], "dtype": "float64"}}
+    (line,) = differences(saved, describe({"embedding": jnp.zeros(4)}))
+    assert line.endswith("float32[4] wanted; an earlier version made it under JAX_ENABLE_X64=1")
