@@ -2,6 +2,7 @@
 
 import errno
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -61,7 +62,7 @@ def test_an_accelerator_has_one_process(file, monkeypatch):
         return 75 if len(trained) == 3 else 1
 
     monkeypatch.setattr(run, "train", train)
-    monkeypatch.setattr(commands.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(commands, "find_devices", lambda: [SimpleNamespace(platform="gpu")])
     assert commands.arena(file, [], dry_run=False, workers=2) == 75
     assert len(trained) == 3
 
@@ -78,7 +79,7 @@ def test_a_cell_that_fails_ends_the_command_with_1_and_the_same_command_tries_it
         return 75 if len(trained) == 10 else 1
 
     monkeypatch.setattr(run, "train", train)
-    monkeypatch.setattr(commands.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(commands, "find_devices", lambda: [SimpleNamespace(platform="gpu")])
     assert commands.arena(file, [], dry_run=False, workers=1) == 1
     assert len(trained) == 9
     failed = "parity/attention/lr_0.001/seed_1"
