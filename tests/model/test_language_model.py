@@ -127,13 +127,13 @@ def test_norm_placements_are_what_they_say() -> None:
 
 
 def test_a_norm_after_a_sub_layer_decides_the_size_of_what_it_adds() -> None:
-    model = model_of(norm={"placement": "after"})
+    model = model_of(norm={"placement": "after", "eps": 1e-12})
     params = parameters(model)
     doubled = jax.tree.map(lambda leaf: leaf, params)
     for part in ("mixer", "ffn"):
         kernel = doubled["stack"]["tail"]["layer_0"][part]["output" if part == "mixer" else "out"]
         kernel["kernel"] = kernel["kernel"] * 2
-    np.testing.assert_allclose(logits(model, doubled), logits(model, params), rtol=1e-4)
+    np.testing.assert_allclose(logits(model, doubled), logits(model, params), rtol=1e-6)
 
 
 def test_the_loss_is_that_of_the_logits() -> None:

@@ -13,7 +13,7 @@ from tests.runs import make_config, write_config
 
 
 def test_a_model_beyond_the_memory_is_refused_before_anything_is_allocated(tmp_path, capsys):
-    config = make_config(tmp_path, model={"ffn": {"kind": "swiglu", "d_hidden": 2**32}})
+    config = make_config(tmp_path, model={"ffn": {"kind": "swiglu", "d_hidden": 2**31}})
     file = write_config(config, tmp_path / "config.yaml")
     assert main(["train", str(file)]) == 2
     message = capsys.readouterr().err
