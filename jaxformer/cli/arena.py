@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
         "--workers",
         type=whole_number(1),
         metavar="N",
-        help="on a CPU, cells at once; one a core if not given",
+        help="on a CPU, cells at once; one per core if not given",
     )
     parser.add_argument("--all", action="store_true", help="run every arena of a folder")
     parser.add_argument(

@@ -28,7 +28,7 @@ _NO_SPACE = re.compile(r"[^ \t\r\n]")
 def jsonl_rows(
     files: Sequence[Path], columns: Sequence[Column], policies: Policies
 ) -> Iterator[Row]:
-    """A row a line, or an item of an array; `done` counts bytes of the files as they lie."""
+    """One row per line, or per item of an array; `done` counts bytes of the files as they lie."""
     before = 0
     for file in files:
         with open_text(file) as text:

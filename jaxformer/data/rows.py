@@ -88,7 +88,7 @@ def decode_utf8(
 
 
 def text_rows(files: Sequence[Path], policies: Policies) -> Iterator[Row]:
-    """A row a file, its value the whole text, a `LongText` from a block's length on; `done` counts
+    """One row per file, the whole text, as a `LongText` from a block's length on; `done` counts
     bytes of the files as they lie."""
     done = 0
     for file in files:

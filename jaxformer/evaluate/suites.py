@@ -144,7 +144,7 @@ def _record(path: Path, run: Run, results: dict[str, Result]) -> dict[str, Any]:
 
 
 def _hash_wherever_it_lies(run: Run) -> str:
-    """Of the configuration without the places of a run and of its copies, which may be moved."""
+    """Hashes the configuration without the places of a run and its copies, which may move."""
     places: dict[str, Any] = {"run": True, "init": {"source"}, "data": {"tokenizer", "cache_dir"}}
     text = run.config.model_dump_json(exclude=places) + run.tokenizer.fingerprint
     return sha256(text.encode()).hexdigest()

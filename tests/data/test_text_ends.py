@@ -138,7 +138,7 @@ def test_a_prompt_that_is_written_with_its_beginning_has_one() -> None:
 
 
 def test_a_fingerprint_changes_with_the_ends_alone() -> None:
-    """Of a tokenizer whose texts are as they were, so is the fingerprint: its runs still load."""
+    """Where texts are as they were, the fingerprint is too, so that old runs still load."""
     found = {
         add_bos: HuggingFaceTokenizer("t", definition("<s>"), NAMED, add_bos).fingerprint
         for add_bos in ("auto", True, False)

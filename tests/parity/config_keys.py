@@ -246,7 +246,7 @@ CONFIGS: dict[str, Json] = {
 
 
 def model_type(name: str) -> str:
-    """Of a name above."""
+    """The `model_type` of a name above."""
     kinds = ("recurrent_gemma", name.split("_")[0])
     return next(kind for kind in kinds if name.startswith(kind))
 
