@@ -9,7 +9,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 def product_flops(program: Jaxpr) -> int:
     """FLOPs of all `dot_general`, a multiply-add counting two. A scan's body counts for every turn,
-    and of the branches of a `cond` the cheapest counts: products in halves are for decays beyond float32."""
+    and of the branches of a `cond` the cheapest counts: products in halves are for decays beyond
+    float32."""
     total = 0
     for equation in program.eqns:
         within = [product_flops(part) for part in _programs(equation.params)]
