@@ -30,10 +30,6 @@ def harness_suite(what: str, options: Options) -> Suite:
         UserError: the harness is not installed, a task is unknown or would run foreign code, its
             data is not to be had, or an option is out of range.
     """
-    if find_spec("lm_eval") is None:
-        raise UserError(
-            "suite 'lm_eval' needs lm-evaluation-harness: pip install 'jaxformer[eval]'"
-        )
     names = list(dict.fromkeys(filter(None, map(str.strip, what.split(",")))))
     if not names:
         raise UserError("suite 'lm_eval' has no tasks; give some: lm_eval:hellaswag,arc_easy")
@@ -41,9 +37,16 @@ def harness_suite(what: str, options: Options) -> Suite:
         raise UserError(f"--limit is {options.limit}; allowed: 1 or more samples of each task")
     if options.num_fewshot is not None and options.num_fewshot < 0:
         raise UserError(f"--num-fewshot is {options.num_fewshot}; allowed: 0 or more")
+    folder = options.tasks_dir
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"tasks folder {folder}: there is none; give one of task YAMLs")
+    if find_spec("lm_eval") is None:
+        raise UserError(
+            "suite 'lm_eval' needs lm-evaluation-harness: pip install 'jaxformer[eval]'"
+        )
     _set_up()
     with processes.first_goes_first(f"tasks {what}"):
-        loaded = _load(names, options.tasks_dir)
+        loaded = _load(names, folder)
     for name, task in loaded["tasks"].items():
         _check(name, task)
         # As the harness's own command has it: a task that insists on none gets none.

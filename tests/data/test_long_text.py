@@ -6,7 +6,7 @@ import pytest
 from jaxformer.data import long_text, prepare, rows
 from jaxformer.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxformer.data.long_text import LongText, utf8_bytes
-from jaxformer.data.rows import text_rows
+from jaxformer.data.rows import Policies, text_rows
 from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.schema import UserError
 from tests.data.test_store import open_store
@@ -58,5 +58,5 @@ def test_a_byte_of_a_long_text_that_is_not_utf8_is_named_by_its_place(tmp_path) 
     file = tmp_path / "long.txt"
     file.write_bytes(b"a" * 100_000 + b"\xff" + b"a")
     with pytest.raises(UserError, match=r"long.txt: byte 0xff at offset 100000 is not UTF-8"):
-        list(text_rows([file], "error"))
-    assert [row.values for row in text_rows([file], "skip")] == [None]
+        list(text_rows([file], Policies()))
+    assert [row.values for row in text_rows([file], Policies(invalid_utf8="skip"))] == [None]
