@@ -65,6 +65,17 @@ def continued(mixer: Mixer) -> Callable[..., tuple[jax.Array, Cache]]:
     )
 
 
+@functools.cache
+def differentiated(mixer: Mixer) -> Callable[..., tuple]:
+    """(params, x, layout, weights) → ((Σ weights ⊙ y, y), its gradients by params and x)."""
+
+    def total(params: dict, x: jax.Array, layout: dict, weights: jax.Array) -> tuple:
+        y, _ = mixer.apply({"params": params}, x, **layout)
+        return jnp.sum((y * weights).astype(jnp.promote_types(y.dtype, jnp.float32))), y
+
+    return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
+
+
 def run(mixer: Mixer, params: dict, x: jax.Array, layout: dict | None = None) -> jax.Array:
     layout = one_document(x.shape[1], x.shape[0]) if layout is None else layout
     return applied(mixer)(params, x, layout)
@@ -78,5 +89,6 @@ def assert_close(actual: jax.Array, expected: jax.Array, relative: float = 1e-10
 
 
 def documents() -> jax.Array:
-    """Rows of 11 tokens: documents of 5, 1, 3 and padding; and of 2, 9."""
-    return jnp.array([[1] * 5 + [2] + [3] * 3 + [0] * 2, [1] * 2 + [2] * 9], jnp.int32)
+    """Rows of 11 tokens: documents of 5, 1, 3 and padding; and of 5, 1, 5."""
+    rows = [[1] * 5 + [2] + [3] * 3 + [0] * 2, [1] * 5 + [2] + [3] * 5]
+    return jnp.array(rows, jnp.int32)
