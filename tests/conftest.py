@@ -14,8 +14,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
-# Tests compile far more than they run. Most of it is the fusions' emitters and LLVM's optimisations,
-# after all of XLA's own. Processes that stand for a user's (`tests.runs`) go without these flags.
+# Tests compile far more than they run, and most of that is fusions' emitters and optimisations of
+# LLVM, after all of XLA's own. Processes that stand for a user's (`tests.runs`) have no such flags.
 quick_compilation = [
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",

@@ -77,7 +77,8 @@ def bucket():
 
 
 def test_a_run_in_a_bucket_stops_goes_on_and_is_evaluated_as_on_a_disk(bucket, tmp_path):
-    config = write_config(make_config(tmp_path, train={"steps": 60}), tmp_path / "config.yaml")
+    config = make_config(tmp_path, train={"steps": 24}, eval={"every": 8}, checkpoint={"every": 8})
+    config = write_config(config, tmp_path / "config.yaml")
     assert finish(start_training(config))[0] == 0
     process = start_training(config, f"run.dir={PLACE}")
     for line in process.stdout:
@@ -93,8 +94,8 @@ def test_a_run_in_a_bucket_stops_goes_on_and_is_evaluated_as_on_a_disk(bucket, t
     copy = tmp_path / "copy"
     gcsfs.GCSFileSystem().get(PLACE, str(copy), recursive=True)
     assert results(copy) == results(tmp_path / "run")
-    assert_same_arrays(saved_arrays(copy, 60), saved_arrays(tmp_path / "run", 60))
-    assert load(f"{PLACE}/checkpoints/60").generate("a", seed=1) == load(copy).generate("a", seed=1)
+    assert_same_arrays(saved_arrays(copy, 24), saved_arrays(tmp_path / "run", 24))
+    assert load(f"{PLACE}/checkpoints/24").generate("a", seed=1) == load(copy).generate("a", seed=1)
 
 
 def test_a_damaged_checkpoint_in_a_bucket_is_passed_over_kept_and_removed_when_asked(
