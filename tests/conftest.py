@@ -15,7 +15,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 # Tests compile far more than they run, and most of that is fusions' emitters and optimisations of
-# LLVM, after all of XLA's own. Processes that stand for a user's (`tests.runs`) have no such flags.
+# LLVM, after all of XLA's own. `test_end_to_end.py` trains as a user does.
 quick_compilation = [
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",

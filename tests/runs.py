@@ -75,7 +75,7 @@ def start_training(
     return subprocess.Popen(
         [sys.executable, script, str(config), *overrides],
         cwd=REPOSITORY,
-        env={**os.environ, "XLA_FLAGS": "", **(environment or {})},
+        env={**os.environ, **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -17,12 +17,16 @@ from tests.runs import (
     write_config,
 )
 
+AS_A_USER = {"XLA_FLAGS": ""}  # without those that make tests compile quickly
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     config = make_config(folder, train={"steps": 200}, eval={"every": 100})
-    code, output = finish(start_training(write_config(config, folder / "config.yaml")))
+    code, output = finish(
+        start_training(write_config(config, folder / "config.yaml"), environment=AS_A_USER)
+    )
     assert code == 0, output
     return folder / "run"
 

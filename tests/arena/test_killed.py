@@ -1,7 +1,6 @@
 """An arena as a real process, killed and run again."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -37,7 +36,6 @@ def write_arena(folder: Path) -> Path:
 def start(file: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "jaxformer", "arena", str(file), "--workers", "1"],
-        env={**os.environ, "XLA_FLAGS": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -1,5 +1,7 @@
 """One run, started again and again on other devices."""
 
+import os
+
 from tests.devices.test_processes import assert_near
 from tests.runs import finish, make_config, start_training, write_config
 
@@ -12,13 +14,14 @@ MOVES = [
 
 
 def train(config, run, steps: int, devices: int, *axes: str) -> str:
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     code, output = finish(
         start_training(
             config,
             f"run.dir={run}",
             f"train.steps={steps}",
             *axes,
-            environment={"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+            environment={"XLA_FLAGS": flags},
         ),
         timeout=600,
     )

@@ -3,14 +3,12 @@ on as it should."""
 
 import itertools
 import json
-import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,17 +36,14 @@ HERE = socket.gethostname()
 STEPS = 120
 
 
-# The cache of compiled programs serves process 0 alone, so the others go without optimisations.
-start_one = partial(start_training, environment={"XLA_FLAGS": os.environ["XLA_FLAGS"]})
-
-
 def start(
     config: Path, count: int, *overrides: str, script: str = "train.py"
 ) -> list[subprocess.Popen[str]]:
     flags = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(count)]
     flags += ["--peer-timeout", str(TIMEOUT), *overrides]
     return [
-        start_one(config, *flags, "--process", str(index), script=script) for index in range(count)
+        start_training(config, *flags, "--process", str(index), script=script)
+        for index in range(count)
     ]
 
 
@@ -232,7 +227,7 @@ def test_another_configuration_in_one_process_is_refused_in_all(file):
     run = file.with_name("refused")
     flags = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2", f"run.dir={run}"]
     started = [
-        start_one(file, *flags, "--process", str(index), f"train.seed={index}")
+        start_training(file, *flags, "--process", str(index), f"train.seed={index}")
         for index in range(2)
     ]
     codes, outputs = finish_all(started)
