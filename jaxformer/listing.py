@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from jaxformer.schema import UserError
-from jaxformer.schema_tree import kind_of, section_classes
+from jaxformer.schema_tree import kinds_of, one_of, section_classes
 from jaxformer.validation import show
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -24,7 +24,7 @@ def list_mixers() -> str:
     from jaxformer.model.mixers import MIXERS
 
     entries = [
-        _entry(kind_of(config), [sys.modules[module.__module__], module], config)
+        _entry([sys.modules[module.__module__], module], config)
         for config, module in MIXERS.items()
     ]
     return "\n\n".join([_columns(mixer_rows()), *entries])
@@ -45,7 +45,7 @@ def mixer_rows() -> list[tuple[str, ...]]:
     for config, module in MIXERS.items():
         source = _paper(sys.modules[module.__module__])
         if any(field.is_required() for field in config.model_fields.values()):
-            rows.append((str(kind_of(config)), source, module.form, *["of its parts"] * 4))
+            rows.append((one_of(kinds_of(config)), source, module.form, *["of its parts"] * 4))
             continue
         defaults = config.model_validate({})
         mixer = build_mixer(defaults, dims, RoPEConfig(), parent=None)
@@ -53,7 +53,7 @@ def mixer_rows() -> list[tuple[str, ...]]:
         state = mixer.cache_bytes(LONG) / mixer.cache_bytes(SHORT)
         rows.append(
             (
-                str(kind_of(config)),
+                one_of(kinds_of(config)),
                 source,
                 module.form,
                 module.kernel,
@@ -92,7 +92,7 @@ def list_optimizers() -> str:
     from jaxformer.config import OptimizerUnion
 
     return "\n".join(
-        _entry(kind_of(config), [config], config) for config in section_classes(OptimizerUnion)
+        _entry([config], config) for config in section_classes(OptimizerUnion)
     )
 
 
@@ -101,7 +101,7 @@ def list_tasks() -> str:
     from jaxformer.tasks import TaskUnion
 
     return "\n".join(
-        _entry(kind_of(config), [config], config) for config in section_classes(TaskUnion)
+        _entry([config], config) for config in section_classes(TaskUnion)
     )
 
 
@@ -118,14 +118,14 @@ def list_configs(folder: Path = CONFIGS) -> str:
     return _columns(rows)
 
 
-def _entry(kind: str | None, documented: Iterable[object], config: type[BaseModel]) -> str:
+def _entry(documented: Iterable[object], config: type[BaseModel]) -> str:
     options = ", ".join(
         f"{key}={'(required)' if field.is_required() else show(field.default)}"
         for key, field in config.model_fields.items()
         if key != "kind" and not isinstance(field.default, BaseModel)
     )
     summaries = [_summary(thing) for thing in documented]
-    return "\n    ".join([str(kind), *summaries, f"options: {options}"])
+    return "\n    ".join([one_of(kinds_of(config)), *summaries, f"options: {options}"])
 
 
 def _summary(documented: object) -> str:

@@ -34,13 +34,17 @@ def fields_of(section: type[BaseModel]) -> dict[str, FieldInfo]:
     return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
-def kind_of(section: type[BaseModel]) -> str | None:
-    """The `kind` that selects a class, or None for a class that is no member of a union."""
+def kinds_of(section: type[BaseModel]) -> tuple[str, ...]:
+    """The values of `kind` that select a class; none for a class that is no member of a union."""
     field = section.model_fields.get("kind")
     if field is None or get_origin(field.annotation) is not Literal:
-        return None
-    values = get_args(field.annotation)
-    return values[0] if len(values) == 1 else None
+        return ()
+    return get_args(field.annotation)
+
+
+def all_kinds(sections: Sequence[type[BaseModel]]) -> list[str]:
+    """The kinds that choose one of these classes."""
+    return [kind for section in sections for kind in kinds_of(section)]
 
 
 def select(annotation: Any, kind: object) -> type[BaseModel] | None:
@@ -48,7 +52,7 @@ def select(annotation: Any, kind: object) -> type[BaseModel] | None:
     classes = section_classes(annotation)
     if len(classes) == 1:
         return classes[0]
-    return next((section for section in classes if kind_of(section) == kind), None)
+    return next((section for section in classes if kind in kinds_of(section)), None)
 
 
 def list_type(annotation: Any) -> Any | None:
@@ -90,7 +94,7 @@ def describe(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         if len(classes) < 2 or _bare(leaf) not in classes
     ]
     if len(classes) > 1:
-        words.insert(0, f"a section whose kind is {one_of([str(kind_of(c)) for c in classes])}")
+        words.insert(0, f"a section whose kind is {one_of(all_kinds(classes))}")
     return " or ".join(dict.fromkeys(words))
 
 

@@ -12,13 +12,14 @@ from pydantic_core import ErrorDetails
 
 from jaxformer.schema import did_you_mean, shorten
 from jaxformer.schema_tree import (
+    all_kinds,
     alternatives,
     choices,
     describe,
     describe_field,
     fields_of,
     item_type,
-    kind_of,
+    kinds_of,
     list_type,
     one_of,
     section_classes,
@@ -75,7 +76,7 @@ def _place(location: Sequence[str | int], schema: type[BaseModel]) -> _Place:
             place = _Place((*place.path, part), classes[0], annotation, field)
         elif isinstance(part, int):
             place = _Place((*place.path, part), place.owner, item_type(place.annotation))
-        elif member := next((c for c in classes if kind_of(c) == part), None) or (
+        elif member := next((c for c in classes if part in kinds_of(c)), None) or (
             classes[0] if len(classes) == 1 and part == classes[0].__name__ else None
         ):
             place = _Place(place.path, place.owner, member, place.field)
@@ -92,7 +93,7 @@ def _sentence(place: _Place, detail: ErrorDetails) -> str:
         case "missing":
             return f"{key} is missing; allowed: {place.allowed}"
         case "union_tag_invalid" | "union_tag_not_found":
-            kinds = [str(kind_of(section)) for section in section_classes(place.annotation)]
+            kinds = all_kinds(section_classes(place.annotation))
             if detail["type"] == "union_tag_not_found":
                 return f"{key}.kind is missing; allowed: {one_of(kinds)}"
             return _refusal(f"{key}.kind", context["tag"], one_of(kinds), kinds)
@@ -114,8 +115,8 @@ def _refusal(key: str, value: Any, allowed: str, words: Sequence[str]) -> str:
 
 
 def _allowed_keys(owner: type[BaseModel], key: str) -> str:
-    kind, keys = kind_of(owner), sorted(fields_of(owner))
-    whose = f" for kind {kind}" if kind else ""
+    kinds, keys = kinds_of(owner), sorted(fields_of(owner))
+    whose = f" for kind {kinds[0]}" if len(kinds) == 1 else ""
     return f"Allowed{whose}: {', '.join(keys)}.{did_you_mean(key, keys)}"
 
 

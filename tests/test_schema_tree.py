@@ -4,7 +4,7 @@ from jaxformer.schema_tree import (
     choices,
     describe,
     describe_field,
-    kind_of,
+    kinds_of,
     section_classes,
     select,
 )
@@ -46,7 +46,7 @@ def test_every_key_of_the_configuration_can_be_described():
 
 
 def test_a_union_is_selected_by_kind_and_a_lone_class_by_itself():
-    assert kind_of(select(OptimizerUnion, "lion")) == "lion"
+    assert kinds_of(select(OptimizerUnion, "lion")) == ("lion",)
     assert select(OptimizerUnion, "adamq") is None
     assert select(Config.model_fields["model"].annotation, None) is ModelConfig
 

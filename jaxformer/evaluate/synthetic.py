@@ -8,7 +8,7 @@ from jaxformer.evaluate.by_position import measure_on
 from jaxformer.evaluate.suites import Check, Options, Result, Suite
 from jaxformer.run import Run
 from jaxformer.schema import UserError, did_you_mean
-from jaxformer.schema_tree import kind_of, section_classes
+from jaxformer.schema_tree import all_kinds, section_classes
 from jaxformer.tasks import TaskUnion
 
 MULTIPLES = (1, 2, 4)  # of the trained length, as far as the model's positions go
@@ -20,7 +20,7 @@ def synthetic_suite(what: str, options: Options) -> Suite:
     Raises:
         UserError: a task is unknown, or none is named.
     """
-    known = [str(kind_of(task)) for task in section_classes(TaskUnion)]
+    known = all_kinds(section_classes(TaskUnion))
     names = list(dict.fromkeys(filter(None, map(str.strip, what.split(",")))))
     if not names:
         raise UserError(f"suite 'synthetic' has no tasks; give some: synthetic:{','.join(known)}")

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax.core import meta
 
-from jaxformer.model.ffn import FFN
+from jaxformer.model.channel_mixers import build_channel_mixer
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.model.lora import adapter_paths
-from jaxformer.model.mixers import build_mixer
+from jaxformer.model.mixers import Mixer, build_mixer
 from jaxformer.model.parameter_paths import by_path
 
 
@@ -30,13 +30,23 @@ def flops_per_token(model: LanguageModel, length: int) -> float:
     A training step costs three times as much: the backward pass has two products for each one.
     That of a frozen matrix has one.
     """
-    config, dims = model.config, model.dims
-    layers = sum(
-        build_mixer(layer.mixer, dims, layer.positions, parent=None).flops(length)
-        + (FFN(layer.ffn, dims, parent=None).flops(length) if layer.ffn else 0.0)
-        for layer in config.layers()
+    mixers = sum(mixer.flops(length) for mixer in _mixers(model))
+    ffns = sum(
+        build_channel_mixer(layer.ffn, model.dims, parent=None).flops(length)
+        for layer in model.config.layers()
+        if layer.ffn is not None
     )
-    return layers + 2.0 * config.d_model * model.vocab_size + 2.0 * _adapters(model)
+    head = model.config.d_model * model.vocab_size
+    return mixers + ffns + 2.0 * head + 2.0 * _adapters(model)
+
+
+def _mixers(model: LanguageModel) -> list[Mixer]:
+    """The mixer of every layer that has one."""
+    return [
+        build_mixer(layer.mixer, model.dims, layer.positions, parent=None)
+        for layer in model.config.layers()
+        if layer.mixer is not None
+    ]
 
 
 def _adapters(model: LanguageModel) -> int:
@@ -54,19 +64,10 @@ def kernels(model: LanguageModel, length: int) -> tuple[str, ...]:
     Raises:
         ValueError: a kernel asked for by name cannot serve.
     """
-    chosen = (
-        text
-        for layer in model.config.layers()
-        for text in build_mixer(layer.mixer, model.dims, layer.positions, parent=None).kernels(
-            length
-        )
-    )
+    chosen = (text for mixer in _mixers(model) for text in mixer.kernels(length))
     return tuple(dict.fromkeys(chosen))
 
 
 def cache_bytes(model: LanguageModel, length: int) -> int:
     """Bytes of decoding state of one sequence of `length` tokens."""
-    return sum(
-        build_mixer(layer.mixer, model.dims, layer.positions, parent=None).cache_bytes(length)
-        for layer in model.config.layers()
-    )
+    return sum(mixer.cache_bytes(length) for mixer in _mixers(model))

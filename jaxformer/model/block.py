@@ -1,21 +1,20 @@
-"""One layer: a token mixer and an FFN, each with its norms, on the residual stream."""
-
-from collections.abc import Callable
+"""One layer: a token mixer and a channel mixer on the residual stream."""
 
 import flax.linen as nn
 import jax
 
+from jaxformer.model.channel_mixers import build_channel_mixer
 from jaxformer.model.config import Layer
 from jaxformer.model.dims import Dims
-from jaxformer.model.ffn import FFN
 from jaxformer.model.mixers import Cache, build_mixer
-from jaxformer.model.norms import Norm, NormConfig
-from jaxformer.parallel.stream import constrain_stream, gather_tokens, scatter_tokens
+from jaxformer.model.norms import NormConfig
+from jaxformer.model.residuals import Residual
+from jaxformer.model.rows import RowInfo
 
 
 class Block(nn.Module):
-    """x ← x + mixer(norm(x)), x ← x + ffn(norm(x)) if there is an FFN; other placements of the
-    norm as in `NormConfig`."""
+    """x ← x + mixer(norm(x)), x ← x + ffn(norm(x)), each where the layer has one; `Residual` says
+    how else they may be added."""
 
     layer: Layer
     norm: NormConfig
@@ -23,45 +22,21 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        *,
-        positions: jax.Array,
-        segment_ids: jax.Array,
-        cache: Cache | None = None,
+        self, stream: jax.Array, rows: RowInfo, cache: Cache | None = None
     ) -> tuple[jax.Array, Cache | None]:
-        """x [batch, length, d_model] → (x, cache); the arguments are the mixer's."""
-        mixer = build_mixer(self.layer.mixer, self.dims, self.layer.positions, name="mixer")
-
-        def mix(x: jax.Array) -> jax.Array:
-            nonlocal cache
-            rows = x.reshape(*positions.shape, -1)
-            y, cache = mixer(rows, positions=positions, segment_ids=segment_ids, cache=cache)
-            return y.reshape(x.shape)
-
-        shape = x.shape
-        x = x.reshape(-1, shape[-1])  # XLA on a CPU has faster code for two dimensions
-        x = self._add(x, mix, "mixer_norm")
-        if self.layer.ffn is not None:
-            x = self._add(x, FFN(self.layer.ffn, self.dims, name="ffn"), "ffn_norm")
-        return x.reshape(shape), cache
-
-    def _add(
-        self, x: jax.Array, sub_layer: Callable[[jax.Array], jax.Array], name: str
-    ) -> jax.Array:
-        def f(x: jax.Array) -> jax.Array:
-            return scatter_tokens(sub_layer(gather_tokens(x)))
-
-        match self.norm.placement:
-            case "pre":
-                x = x + f(Norm(self.norm, name=name)(x))
-            case "post":
-                x = Norm(self.norm, name=name)(x + f(x))
-            case "sandwich":
-                x = x + Norm(self.norm, name=f"{name}_after")(f(Norm(self.norm, name=name)(x)))
-            case "after":
-                x = x + Norm(self.norm, name=name)(f(x))
-        return constrain_stream(x)
+        """stream [batch, length, d_model] → (stream, the mixer's cache)."""
+        layer, shape = self.layer, stream.shape
+        stream = stream.reshape(-1, shape[-1])  # XLA on a CPU has faster code for two dimensions
+        if layer.mixer is not None:
+            residual = Residual(self.norm, "mixer")
+            mixer = build_mixer(layer.mixer, self.dims, layer.positions, name="mixer")
+            y, cache = mixer(residual.read(stream).reshape(shape), rows, cache)
+            stream = residual.write(stream, y.reshape(stream.shape))
+        if layer.ffn is not None:
+            residual = Residual(self.norm, "ffn")
+            ffn = build_channel_mixer(layer.ffn, self.dims, name="ffn")
+            stream = residual.write(stream, ffn(residual.read(stream), rows))
+        return stream.reshape(shape), cache
 
 
 class Group(nn.Module):
@@ -73,17 +48,13 @@ class Group(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        caches: tuple[Cache, ...] | None,
-        positions: jax.Array,
-        segment_ids: jax.Array,
+        self, stream: jax.Array, caches: tuple[Cache, ...] | None, rows: RowInfo
     ) -> tuple[jax.Array, tuple[Cache, ...] | None]:
-        """x [batch, length, d_model] → (x, a cache a layer); no keywords, for `nn.scan`."""
+        """stream [batch, length, d_model] → (stream, one cache per layer); no keywords, for
+        `nn.scan`."""
         longer = []
         for index, layer in enumerate(self.layers):
             block = Block(layer, self.norm, self.dims, name=f"layer_{index}")
-            cache = None if caches is None else caches[index]
-            x, cache = block(x, positions=positions, segment_ids=segment_ids, cache=cache)
+            stream, cache = block(stream, rows, None if caches is None else caches[index])
             longer.append(cache)
-        return x, None if caches is None else tuple(longer)
+        return stream, None if caches is None else tuple(longer)

@@ -1,12 +1,12 @@
 """What a model is made of: the `model:` section of a configuration."""
 
 import math
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from jaxformer.model.channel_mixers import ChannelMixerConfig, ChannelMixerUnion
 from jaxformer.model.dims import InitConfig
-from jaxformer.model.ffn import FFNConfig
 from jaxformer.model.mixers import MixerConfig, MixerUnion
 from jaxformer.model.norms import NormConfig
 from jaxformer.model.positions import ALiBiConfig, PositionsUnion, RoPEConfig
@@ -15,13 +15,19 @@ from jaxformer.schema import Schema
 ADDED_TO_EMBEDDINGS = ("learned", "sinusoidal")
 
 
+class NothingConfig(Schema):
+    """A layer without this part, which passes the residual stream on as it is."""
+
+    kind: Literal["none"] = "none"
+
+
 class LayerConfig(Schema):
     """One layer of a pattern; what it leaves out, or has as null, it takes from the model's
-    defaults: for layers without an FFN, set model.ffn to null and give the others theirs. Positions
-    of a layer are rope, alibi or none: learned and sinusoidal ones are the whole model's."""
+    defaults, and `{kind: none}` is a layer without a mixer, or without an FFN. Positions of a layer
+    are rope, alibi or none: learned and sinusoidal ones are the whole model's."""
 
-    mixer: MixerUnion | None = None
-    ffn: FFNConfig | None = None
+    mixer: Annotated[MixerUnion | NothingConfig, Field(discriminator="kind")] | None = None
+    ffn: Annotated[ChannelMixerUnion | NothingConfig, Field(discriminator="kind")] | None = None
     positions: PositionsUnion | None = None
 
 
@@ -36,7 +42,7 @@ class ModelConfig(Schema):
     num_layers: Annotated[int, Field(ge=1, le=10_000)]
     vocab_size: PositiveInt | None = Field(None, description="the tokenizer's when left out")
     mixer: MixerUnion
-    ffn: FFNConfig | None = Field(description="null for layers of a mixer alone, as in Mamba")
+    ffn: ChannelMixerUnion | None = Field(description="null for layers of a mixer alone, as in Mamba")
     pattern: tuple[LayerConfig, ...] = Field((LayerConfig(),), min_length=1, strict=False)
     norm: NormConfig = NormConfig()
     positions: PositionsUnion = RoPEConfig()
@@ -55,7 +61,8 @@ class ModelConfig(Schema):
                 f"shorten the pattern or deepen the model"
             )
         for layer in self.pattern_layers():
-            layer.mixer.check(self.d_model, layer.positions)
+            if layer.mixer is not None:
+                layer.mixer.check(self.d_model, layer.positions)
         return self
 
     @model_validator(mode="after")
@@ -71,15 +78,15 @@ class ModelConfig(Schema):
                     f"embeddings, below all layers; give model.positions. Allowed in an entry: "
                     f"rope, alibi, none"
                 )
-            if not layer.mixer.uses(layer.positions):
+            if not layer.uses_positions:
                 raise ValueError(
                     f"pattern entry {index} has positions {kind}, which its mixer "
-                    f"{layer.mixer.kind} does not use; leave them out"
+                    f"{layer.mixer_kind} does not use; leave them out"
                 )
-        is_used = any(layer.mixer.uses(layer.positions) for layer in layers)
+        is_used = any(layer.uses_positions for layer in layers)
         # RoPE is the default, of models without a layer that turns anything, too.
         if isinstance(self.positions, ALiBiConfig) and not is_used:
-            mixers = ", ".join(sorted({layer.mixer.kind for layer in layers}))
+            mixers = ", ".join(sorted({layer.mixer_kind for layer in layers}))
             raise ValueError(
                 f"positions are alibi, which no layer uses (mixers: {mixers}); give another kind, "
                 f"or none"
@@ -96,8 +103,8 @@ class ModelConfig(Schema):
         """The pattern's entries with the defaults filled in."""
         return tuple(
             Layer(
-                mixer=entry.mixer or self.mixer,
-                ffn=entry.ffn or self.ffn,
+                mixer=_part(entry.mixer, self.mixer),
+                ffn=_part(entry.ffn, self.ffn),
                 positions=entry.positions or self.positions,
             )
             for entry in self.pattern
@@ -110,8 +117,21 @@ class ModelConfig(Schema):
 
 
 class Layer(Schema):
-    """A pattern entry with nothing left open; `ffn` None is a layer of a mixer alone."""
+    """A pattern entry with nothing left open; None is a layer without that part."""
 
-    mixer: MixerConfig
-    ffn: FFNConfig | None
+    mixer: MixerConfig | None
+    ffn: ChannelMixerConfig | None
     positions: PositionsUnion
+
+    @property
+    def mixer_kind(self) -> str:
+        return "none" if self.mixer is None else self.mixer.kind
+
+    @property
+    def uses_positions(self) -> bool:
+        return self.mixer is not None and self.mixer.uses(self.positions)
+
+
+def _part(entry: Schema | None, default: Schema | None) -> Any:
+    chosen = entry or default
+    return None if isinstance(chosen, NothingConfig) else chosen

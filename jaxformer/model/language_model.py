@@ -14,6 +14,7 @@ from jaxformer.model.lora import LoRAConfig, adapted
 from jaxformer.model.mixers import Cache
 from jaxformer.model.norms import Norm
 from jaxformer.model.positions import LearnedPositionsConfig, SinusoidalPositionsConfig, sinusoidal
+from jaxformer.model.rows import RowInfo
 from jaxformer.model.stack import Stack
 from jaxformer.ops.cross_entropy import (
     LossSums,
@@ -197,7 +198,7 @@ class LanguageModel(nn.Module):
             x += sinusoidal(positions, config.d_model).astype(self.dtype)
         x = constrain_tokens(x, "d_model")
         with adapted(self.lora):
-            x, cache = self.stack(x, positions, segment_ids, cache)
+            x, cache = self.stack(x, RowInfo(positions, segment_ids), cache)
         x = constrain_tokens(x, "d_model")  # no longer cut over `tensor`
         return (x if config.norm.placement == "post" else self.final_norm(x)), cache
 

@@ -15,6 +15,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from jaxformer.model.rows import RowInfo
 from jaxformer.ops.shards import of_whole
 from jaxformer.schema import Schema
 
@@ -200,27 +201,21 @@ def _yarn_kept(scaling: YaRNScalingConfig, size: int, base: float) -> np.ndarray
 
 
 def rope_rotation(
-    positions: jax.Array,
-    config: RoPEConfig,
-    head_dim: int,
-    dtype: DTypeLike,
-    segment_ids: jax.Array | None = None,
+    rows: RowInfo, config: RoPEConfig, head_dim: int, dtype: DTypeLike
 ) -> tuple[jax.Array, jax.Array]:
     """cos and sin of position · frequency_i, each [batch, length, 1, rotated / 2].
 
     The phases are float32 whatever `dtype` is: bfloat16 cannot count past 256. Scalings that depend
     on a document's length know it up to the last of the tokens given: as in transformers, keys
-    cached before it outgrew its original length stay as they were. Without `segment_ids`, a row is
-    one document.
+    cached before it outgrew its original length stay as they were.
     """
     phase_type = jnp.promote_types(dtype, jnp.float32)
     lengths = jnp.ones((), phase_type)
     if isinstance(config.scaling, DynamicScalingConfig | LongRoPEScalingConfig):
-        segments = jnp.ones_like(positions) if segment_ids is None else segment_ids
-        documents = of_whole(_document_lengths, positions, segments)
+        documents = of_whole(_document_lengths, *rows)
         lengths = documents[..., None].astype(phase_type)
     frequencies, factor = rope_frequencies(config, head_dim, lengths)
-    phases = positions[..., None].astype(phase_type) * jnp.asarray(frequencies, phase_type)
+    phases = rows.positions[..., None].astype(phase_type) * jnp.asarray(frequencies, phase_type)
 
     def table(is_cos: jax.Array) -> jax.Array:
         return factor * jnp.where(is_cos, jnp.cos(phases), jnp.sin(phases))

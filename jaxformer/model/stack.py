@@ -14,6 +14,7 @@ from jaxformer.model.config import Layer
 from jaxformer.model.dims import Dims
 from jaxformer.model.mixers import Cache, build_mixer
 from jaxformer.model.norms import NormConfig
+from jaxformer.model.rows import RowInfo
 from jaxformer.parallel.pipeline import Pipeline, pipeline_of_rows, run_stages
 
 REMAT_POLICIES = {
@@ -46,66 +47,63 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        positions: jax.Array,
-        segment_ids: jax.Array,
-        caches: dict[str, Cache] | None = None,
+        self, stream: jax.Array, rows: RowInfo, caches: dict[str, Cache] | None = None
     ) -> tuple[jax.Array, dict[str, Cache] | None]:
-        """x [batch, length, d_model] → (x, caches)."""
+        """stream [batch, length, d_model] → (stream, caches)."""
+        pipeline = None
+        if self.layout == "scanned" and caches is None and not self.is_initializing():
+            pipeline = pipeline_of_rows(len(stream), self.micro_batches)
+        longer = {}
+        for name, layers, repetitions in self._parts():
+            if repetitions is not None and pipeline is not None:
+                stream = self._pipelined(pipeline, name, layers, repetitions, stream, rows)
+                continue
+            part = self._repeated(layers, repetitions, name=name)
+            stream, longer[name] = part(stream, None if caches is None else caches[name], rows)
+        return stream, None if caches is None else longer
+
+    @nn.nowrap
+    def _repeated(
+        self, layers: tuple[Layer, ...], repetitions: int | None, **place: str | None
+    ) -> nn.Module:
+        """`layers`, scanned over so many repetitions, or once without a scan where that is None."""
         group = Group
         if self.remat != "none":
             group = nn.remat(
                 Group, policy=REMAT_POLICIES[self.remat], prevent_cse=self.layout == "unrolled"
             )
-        pipeline = None
-        if self.layout == "scanned" and caches is None and not self.is_initializing():
-            pipeline = pipeline_of_rows(len(x), self.micro_batches)
-        longer = {}
-        for name, layers, repetitions in self._parts():
-            if repetitions is not None and pipeline is not None:
-                x = self._pipelined(pipeline, name, layers, x, positions, segment_ids)
-                continue
-            cache = None if caches is None else caches[name]
-            if repetitions is not None:
-                part = nn.scan(
-                    group,
-                    variable_axes={"params": 0},
-                    split_rngs={"params": True, "dropout": True},
-                    in_axes=(0, nn.broadcast, nn.broadcast),
-                    length=repetitions,
-                    unroll=repetitions if self.layout == "unrolled" else 1,
-                    metadata_params={nn.PARTITION_NAME: "layers"},
-                )
-            else:
-                part = group
-            module = part(layers, self.norm, self.dims, name=name)
-            x, longer[name] = module(x, cache, positions, segment_ids)
-        return x, None if caches is None else longer
+        if repetitions is not None:
+            group = nn.scan(
+                group,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(0, nn.broadcast),
+                length=repetitions,
+                unroll=repetitions if self.layout == "unrolled" else 1,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+        return group(layers, self.norm, self.dims, **place)
 
     def _pipelined(
         self,
         pipeline: Pipeline,
         name: str,
         layers: tuple[Layer, ...],
-        x: jax.Array,
-        positions: jax.Array,
-        segment_ids: jax.Array,
+        repetitions: int,
+        stream: jax.Array,
+        rows: RowInfo,
     ) -> jax.Array:
-        group = Group(layers, self.norm, self.dims, parent=None)
+        stage = self._repeated(layers, repetitions // pipeline.stages, parent=None)
+        key = self.make_rng("dropout") if self.has_rng("dropout") else None
 
-        def of_layers(params: dict, rows: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-            x, *layout = rows
-
-            def one(x: jax.Array, params: dict) -> tuple[jax.Array, None]:
-                return group.apply({"params": params}, x, None, *layout)[0], None
-
-            if self.remat != "none":
-                one = jax.checkpoint(one, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
-            return jax.lax.scan(one, x, params)[0], *layout
+        def of_layers(params: dict, rows: tuple, call: jax.Array) -> tuple:
+            stream, info = rows
+            rngs = {} if key is None else {"dropout": jax.random.fold_in(key, call)}
+            stream, _ = stage.apply({"params": params}, stream, None, info, rngs=rngs)
+            return stream, info
 
         params = self.get_variable("params", name)
-        return run_stages(of_layers, params, (x, positions, segment_ids), pipeline)[0]
+        return run_stages(of_layers, params, (stream, rows), pipeline)[0]
 
     @nn.nowrap
     def _parts(self) -> list[tuple[str, tuple[Layer, ...], int | None]]:
@@ -125,9 +123,11 @@ class Stack(nn.Module):
         caches = {}
         for name, layers, repetitions in self._parts():
             empty = tuple(
-                build_mixer(layer.mixer, self.dims, layer.positions, parent=None).init_cache(
-                    batch, max_length, dtype
-                )
+                None
+                if layer.mixer is None
+                else build_mixer(
+                    layer.mixer, self.dims, layer.positions, parent=None
+                ).init_cache(batch, max_length, dtype)
                 for layer in layers
             )
             if repetitions is not None:

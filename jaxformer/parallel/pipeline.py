@@ -17,7 +17,8 @@ AXIS = "stage"
 MOST_OF_STAGE = 4  # micro-batches a stage that are chosen: their bubble is below a fifth
 
 PyTree = Any
-Rows = tuple[jax.Array, ...]
+Rows = Any  # a pytree of arrays [rows, ...]
+OfLayers = Callable[[PyTree, Rows, jax.Array], Rows]
 
 
 class Pipeline(NamedTuple):
@@ -104,10 +105,8 @@ def check_repetitions(stages: int, num_layers: int, pattern_length: int) -> None
         )
 
 
-def run_stages(
-    of_layers: Callable[[PyTree, Rows], Rows], params: PyTree, rows: Rows, pipeline: Pipeline
-) -> Rows:
-    """`of_layers(params, rows)`, for layers that follow one another in the leading axis of
+def run_stages(of_layers: OfLayers, params: PyTree, rows: Rows, pipeline: Pipeline) -> Rows:
+    """`of_layers(params, rows, call)`, for layers that follow one another in the leading axis of
     `params`, of which every stage holds its own.
 
     Every stage has a part of the micro-batches in store. In a turn, the first takes the next one
@@ -118,7 +117,8 @@ def run_stages(
     the last, is thrown away.
 
     Args:
-        of_layers: (layers [n, ...], rows) → rows, of the same shapes.
+        of_layers: (layers [n, ...], rows, call) → rows, of the same shapes. `call` is another
+            number for every stage and micro-batch, to make random keys of.
         rows: each [rows, ...].
     """
     stages, turns = pipeline.stages, pipeline.turns
@@ -132,7 +132,8 @@ def run_stages(
         stored = jax.tree.map(
             lambda x: jax.lax.dynamic_index_in_dim(x, place, axis=1, keepdims=False), store
         )
-        made = _all_stages(of_layers)(layers, jax.tree.map(_with_first, made, stored))
+        calls = number * stages + jnp.arange(stages)
+        made = _all_stages(of_layers)(layers, jax.tree.map(_with_first, made, stored), calls)
         onward = jax.tree.map(lambda old, new: _with_last(_to_previous(old), new), stored, made)
         store = jax.tree.map(
             lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, place, axis=1), store, onward
@@ -145,13 +146,14 @@ def run_stages(
     return jax.tree.map(lambda x: _join(jnp.roll(x, 1 - stages, axis=1)), store)
 
 
-def _all_stages(of_layers: Callable[[PyTree, Rows], Rows]) -> Callable[[PyTree, Rows], Rows]:
-    """On layers [stages, n, ...] and rows [stages, rows, ...]: every stage its own."""
+def _all_stages(of_layers: OfLayers) -> OfLayers:
+    """On layers [stages, n, ...], rows [stages, rows, ...] and calls [stages]: every stage its
+    own."""
 
-    def of_stage(layers: PyTree, rows: Rows) -> Rows:
+    def of_stage(layers: PyTree, rows: Rows, call: jax.Array) -> Rows:
         rules = [("batch", ROWS_OF_STAGE), *nn.get_logical_axis_rules()]
         with nn.logical_axis_rules(rules):
-            return of_layers(layers, rows)
+            return of_layers(layers, rows, call)
 
     return jax.vmap(of_stage, spmd_axis_name=AXIS)
 

@@ -22,6 +22,7 @@ from jaxformer.model.positions import (
     rope_rotation,
 )
 from jaxformer.model.projection import Projection
+from jaxformer.model.rows import RowInfo
 from jaxformer.ops.attention import Tokens, Visibility, attend
 from jaxformer.ops.causal_attention import causal_attention, prefill_attention
 from jaxformer.ops.kernels.choice import choose
@@ -111,9 +112,7 @@ class Attention(Mixer):
     def __call__(
         self,
         x: jax.Array,
-        *,
-        positions: jax.Array,
-        segment_ids: jax.Array,
+        rows: RowInfo,
         cache: KVCache | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         config, d_model = self.config, self.dims.d_model
@@ -123,13 +122,13 @@ class Attention(Mixer):
         if config.qk_norm:
             q, k = self._normalize(q, "query", "heads"), self._normalize(k, "key", "kv_heads")
         if isinstance(self.scheme, RoPEConfig):
-            rotation = rope_rotation(positions, self.scheme, self._head_dim, x.dtype, segment_ids)
+            rotation = rope_rotation(rows, self.scheme, self._head_dim, x.dtype)
             q, k = rope(q, rotation), rope(k, rotation)
 
         if cache is None:
-            y = causal_attention(q, k, v, positions, segment_ids, **self._options_of_rows())
+            y = causal_attention(q, k, v, *rows, **self._options_of_rows())
         else:
-            y, cache = self._continue(cache, q, k, v, positions, segment_ids)
+            y, cache = self._continue(cache, q, k, v, rows)
 
         if config.output_gate:
             y *= nn.sigmoid(self._project_in(x, "gate", config.num_heads, "heads", use_bias=False))
@@ -195,15 +194,14 @@ class Attention(Mixer):
         q: jax.Array,
         k: jax.Array,
         v: jax.Array,
-        positions: jax.Array,
-        segment_ids: jax.Array,
+        rows: RowInfo,
     ) -> tuple[jax.Array, KVCache]:
         """Attention of new tokens to the cached ones and to themselves, and the longer cache."""
-        batch, length = positions.shape
+        batch, length = rows.positions.shape
         order = jnp.broadcast_to(
             cache.length + jnp.arange(length, dtype=jnp.int32), (batch, length)
         )
-        new = Tokens(order, positions, segment_ids)
+        new = Tokens(order, *rows)
         longer = self._write(cache, k, v, new)
 
         def of_cache() -> jax.Array:
@@ -215,9 +213,9 @@ class Attention(Mixer):
             tokens = Tokens(*(jnp.concatenate(pair, 1) for pair in pairs))
             return attend(q, keys, values, new, tokens, **self._options())
 
-        rows = (q, k, v, positions, segment_ids)
         is_empty = cache.length == 0
-        return prefill_attention(is_empty, of_cache, *rows, **self._options_of_rows()), longer
+        y = prefill_attention(is_empty, of_cache, q, k, v, *rows, **self._options_of_rows())
+        return y, longer
 
     def _write(self, cache: KVCache, k: jax.Array, v: jax.Array, new: Tokens) -> KVCache:
         window, sinks = self.config.window, self.config.sinks

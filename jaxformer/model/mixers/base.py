@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 
 from jaxformer.model.dims import Dims
 from jaxformer.model.positions import PositionsUnion
+from jaxformer.model.rows import RowInfo
 from jaxformer.schema import Schema
 
 Cache = Any  # a pytree of arrays, each mixer's own
@@ -50,17 +51,14 @@ class Mixer(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        *,
-        positions: jax.Array,
-        segment_ids: jax.Array,
+        rows: RowInfo,
         cache: Cache | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """x [batch, length, d_model] → (y of the same shape, cache).
 
         Args:
             x: the normalised input.
-            positions: [batch, length], places in the document.
-            segment_ids: [batch, length], the document of each token; 0 is padding.
+            rows: where the tokens stand.
             cache: None in training, from an empty state; else what `init_cache` or an earlier call
                 returned, to continue from, for any length ≥ 1.
         """

@@ -13,6 +13,7 @@ from jaxformer.model.mixers.convolved_memory import (
     ConvolvedMemoryCache,
     ConvolvedMemoryConfig,
 )
+from jaxformer.model.rows import RowInfo
 from jaxformer.ops.delta_rule import delta_rule
 
 
@@ -44,19 +45,17 @@ class Delta(ConvolvedMemory):
     def __call__(
         self,
         x: jax.Array,
-        *,
-        positions: jax.Array,
-        segment_ids: jax.Array,
+        rows: RowInfo,
         cache: ConvolvedMemoryCache | None = None,
     ) -> tuple[jax.Array, ConvolvedMemoryCache | None]:
         config = self.config
         start = self.init_cache(x.shape[0], x.shape[1], x.dtype) if cache is None else cache
-        q, k, v, convolution = self._queries_keys_values(x, segment_ids, start.convolution)
+        q, k, v, convolution = self._queries_keys_values(x, rows.segment_ids, start.convolution)
         beta = nn.sigmoid(self._per_head(x, "beta"))
         if config.negative_eigenvalues:
             beta *= 2.0
         no_decay = jnp.zeros_like(beta)[..., None]
-        o, memory = delta_rule(q, k, v, beta, no_decay, segment_ids, start.memory)
+        o, memory = delta_rule(q, k, v, beta, no_decay, rows.segment_ids, start.memory)
         gate = nn.silu if config.output_gate else None
         y = HeadsOutput(self.dims, gate=gate, name="out")(o, x)
         return y, None if cache is None else ConvolvedMemoryCache(memory, convolution)

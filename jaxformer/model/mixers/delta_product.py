@@ -14,6 +14,7 @@ from jaxformer.model.mixers.convolved_memory import (
     ConvolvedMemoryConfig,
 )
 from jaxformer.model.projection import Projection
+from jaxformer.model.rows import RowInfo
 from jaxformer.ops.delta_rule import delta_rule
 
 
@@ -56,16 +57,14 @@ class DeltaProduct(ConvolvedMemory):
     def __call__(
         self,
         x: jax.Array,
-        *,
-        positions: jax.Array,
-        segment_ids: jax.Array,
+        rows: RowInfo,
         cache: ConvolvedMemoryCache | None = None,
     ) -> tuple[jax.Array, ConvolvedMemoryCache | None]:
         config, sizes, init = self.config, self.config.sizes, self.dims.init
         (batch, length), heads, steps = x.shape[:2], sizes.heads, config.num_householder
         wide = sizes.wide(x.dtype)
         start = self.init_cache(batch, length, x.dtype) if cache is None else cache
-        q, k, v, convolution = self._queries_keys_values(x, segment_ids, start.convolution)
+        q, k, v, convolution = self._queries_keys_values(x, rows.segment_ids, start.convolution)
         matrix = init.matrix(self.dims.d_model)
         beta = Projection((steps, heads), ("d_model", "steps", "heads"), matrix, name="beta")(x)
         beta = nn.sigmoid(beta.astype(wide))
@@ -86,7 +85,7 @@ class DeltaProduct(ConvolvedMemory):
             by_step(v),
             by_step(beta),
             by_step(log_decay)[..., None],
-            jnp.repeat(segment_ids, steps, axis=1),
+            jnp.repeat(rows.segment_ids, steps, axis=1),
             start.memory,
         )
         o = o.reshape(batch, length, steps, heads, sizes.value)[:, :, -1]

@@ -12,6 +12,7 @@ from jaxformer.model.mixers.convolved_memory import (
     ConvolvedMemoryCache,
     ConvolvedMemoryConfig,
 )
+from jaxformer.model.rows import RowInfo
 from jaxformer.ops.delta_rule import delta_rule
 
 
@@ -41,19 +42,17 @@ class GatedDelta(ConvolvedMemory):
     def __call__(
         self,
         x: jax.Array,
-        *,
-        positions: jax.Array,
-        segment_ids: jax.Array,
+        rows: RowInfo,
         cache: ConvolvedMemoryCache | None = None,
     ) -> tuple[jax.Array, ConvolvedMemoryCache | None]:
         config = self.config
         start = self.init_cache(x.shape[0], x.shape[1], x.dtype) if cache is None else cache
-        q, k, v, convolution = self._queries_keys_values(x, segment_ids, start.convolution)
+        q, k, v, convolution = self._queries_keys_values(x, rows.segment_ids, start.convolution)
 
         log_decay = self._log_decay(x)
         beta = nn.sigmoid(self._per_head(x, "beta")) * (2.0 if config.negative_eigenvalues else 1.0)
 
-        o, memory = delta_rule(q, k, v, beta, log_decay[..., None], segment_ids, start.memory)
+        o, memory = delta_rule(q, k, v, beta, log_decay[..., None], rows.segment_ids, start.memory)
         y = HeadsOutput(self.dims, gate=nn.silu, name="out")(o, x)
         return y, None if cache is None else ConvolvedMemoryCache(memory, convolution)
 

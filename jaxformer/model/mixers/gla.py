@@ -15,6 +15,7 @@ from jaxformer.model.mixers.matrix_memory import (
 )
 from jaxformer.model.positions import PositionsUnion
 from jaxformer.model.projection import Projection
+from jaxformer.model.rows import RowInfo
 from jaxformer.ops.decay import State
 from jaxformer.ops.decayed_outer_product import decayed_outer_product
 
@@ -51,9 +52,7 @@ class GLA(MatrixMemory):
     def __call__(
         self,
         x: jax.Array,
-        *,
-        positions: jax.Array,
-        segment_ids: jax.Array,
+        rows: RowInfo,
         cache: State | None = None,
     ) -> tuple[jax.Array, State | None]:
         config, sizes, init = self.config, self._sizes, self.dims.init
@@ -71,7 +70,7 @@ class GLA(MatrixMemory):
         )(low)
         log_decay = nn.log_sigmoid(gate.astype(sizes.wide(x.dtype))) / config.gate_temperature
         state = sizes.empty(x.shape[0], x.dtype) if cache is None else cache
-        o, state = decayed_outer_product(q, k, v, log_decay, segment_ids, state)
+        o, state = decayed_outer_product(q, k, v, log_decay, rows.segment_ids, state)
         y = HeadsOutput(self.dims, gate=nn.silu, name="out")(o, x)
         return y, None if cache is None else state
 

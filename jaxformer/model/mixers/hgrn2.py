@@ -18,6 +18,7 @@ from jaxformer.model.mixers.matrix_memory import (
 from jaxformer.model.norms import Norm, NormConfig
 from jaxformer.model.positions import PositionsUnion
 from jaxformer.model.projection import Projection
+from jaxformer.model.rows import RowInfo
 from jaxformer.ops.decay import State
 from jaxformer.ops.decayed_outer_product import decayed_outer_product
 
@@ -50,9 +51,7 @@ class HGRN2(MatrixMemory):
     def __call__(
         self,
         x: jax.Array,
-        *,
-        positions: jax.Array,
-        segment_ids: jax.Array,
+        rows: RowInfo,
         cache: State | None = None,
     ) -> tuple[jax.Array, State | None]:
         sizes, bound = self._sizes, self.config.lower_bound
@@ -63,7 +62,7 @@ class HGRN2(MatrixMemory):
         k = (1 - bound) * nn.sigmoid(-forget)  # 1 − f
         log_decay = jnp.log1p(-k) if bound else nn.log_sigmoid(forget)
         state = sizes.empty(x.shape[0], x.dtype) if cache is None else cache
-        o, state = decayed_outer_product(q, k, i, log_decay, segment_ids, state)
+        o, state = decayed_outer_product(q, k, i, log_decay, rows.segment_ids, state)
         inner = sizes.heads * sizes.value
         normal = Norm(NormConfig(), axis_name="d_hidden", name="norm")(
             o.reshape(*x.shape[:2], inner)

@@ -15,6 +15,7 @@ from jaxformer.model.mixers.convolved_memory import (
 )
 from jaxformer.model.norms import Norm, NormConfig
 from jaxformer.model.projection import Projection
+from jaxformer.model.rows import RowInfo
 from jaxformer.ops.delta_rule import delta_rule
 
 
@@ -41,15 +42,13 @@ class KDA(ConvolvedMemory):
     def __call__(
         self,
         x: jax.Array,
-        *,
-        positions: jax.Array,
-        segment_ids: jax.Array,
+        rows: RowInfo,
         cache: ConvolvedMemoryCache | None = None,
     ) -> tuple[jax.Array, ConvolvedMemoryCache | None]:
         sizes, init = self.config.sizes, self.dims.init
         heads, wide = sizes.heads, sizes.wide(x.dtype)
         start = self.init_cache(x.shape[0], x.shape[1], x.dtype) if cache is None else cache
-        q, k, v, convolution = self._queries_keys_values(x, segment_ids, start.convolution)
+        q, k, v, convolution = self._queries_keys_values(x, rows.segment_ids, start.convolution)
 
         names = nn.with_logical_partitioning
         a_log = self.param("a_log", names(a_log_init(1.0, 16.0), ("heads",)), (heads,), jnp.float32)
@@ -60,7 +59,7 @@ class KDA(ConvolvedMemory):
         log_decay = -jnp.exp(a_log)[:, None] * step
         beta = nn.sigmoid(self._per_head(x, "beta"))
 
-        o, memory = delta_rule(q, k, v, beta, log_decay, segment_ids, start.memory)
+        o, memory = delta_rule(q, k, v, beta, log_decay, rows.segment_ids, start.memory)
         gate = nn.sigmoid(self._low_rank(x, "gate", sizes.value, use_bias=True))
         y = Projection(
             (self.dims.d_model,),

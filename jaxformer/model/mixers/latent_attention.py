@@ -22,6 +22,7 @@ from jaxformer.model.positions import (
     rope_rotation,
 )
 from jaxformer.model.projection import Projection
+from jaxformer.model.rows import RowInfo
 from jaxformer.ops.attention import Tokens, Visibility, attend
 from jaxformer.ops.causal_attention import causal_attention, prefill_attention
 from jaxformer.ops.kernels.choice import choose
@@ -78,9 +79,7 @@ class LatentAttention(Mixer):
     def __call__(
         self,
         x: jax.Array,
-        *,
-        positions: jax.Array,
-        segment_ids: jax.Array,
+        rows: RowInfo,
         cache: LatentCache | None = None,
     ) -> tuple[jax.Array, LatentCache | None]:
         config, heads, init = self.config, self.config.num_heads, self.dims.init
@@ -93,16 +92,16 @@ class LatentAttention(Mixer):
             name="rotary_key",
         )(x)[:, :, None]
         if isinstance(self.scheme, RoPEConfig):
-            rotation = rope_rotation(positions, self.scheme, config.rope_dim, x.dtype, segment_ids)
+            rotation = rope_rotation(rows, self.scheme, config.rope_dim, x.dtype)
             plain, turned = jnp.split(q, [config.head_dim], axis=-1)
             q = jnp.concatenate([plain, rope(turned, rotation)], axis=-1)
             key = rope(key, rotation)
         if cache is not None:
             is_empty = cache.length == 0
             order = jnp.broadcast_to(
-                cache.length + jnp.arange(x.shape[1], dtype=jnp.int32), positions.shape
+                cache.length + jnp.arange(x.shape[1], dtype=jnp.int32), rows.positions.shape
             )
-            new = Tokens(order, positions, segment_ids)
+            new = Tokens(order, *rows)
             cache = _write(cache, latent, key[:, :, 0], new)
             latent, key = cache.latent.astype(x.dtype), cache.key[:, :, None].astype(x.dtype)
 
@@ -119,13 +118,13 @@ class LatentAttention(Mixer):
         kernel = "xla" if self.is_initializing() else self.dims.attention_kernel
         of_rows = {"kernel": kernel, "place": mesh_axes("batch", "heads"), **self._options()}
         if cache is None:
-            y = causal_attention(q, k, v, positions, segment_ids, **of_rows)
+            y = causal_attention(q, k, v, *rows, **of_rows)
         else:
             length = x.shape[1]
             y = prefill_attention(
                 is_empty,
                 lambda: attend(q, k, v, new, cache.tokens, **self._options()),
-                *(q, k[:, :length], v[:, :length], positions, segment_ids),
+                *(q, k[:, :length], v[:, :length], *rows),
                 **of_rows,
             )
         output = Projection(

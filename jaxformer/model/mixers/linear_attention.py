@@ -20,6 +20,7 @@ from jaxformer.model.mixers.matrix_memory import (
 )
 from jaxformer.model.positions import PositionsUnion
 from jaxformer.model.projection import Projection
+from jaxformer.model.rows import RowInfo
 from jaxformer.ops.decay import State
 from jaxformer.ops.decayed_outer_product import decayed_outer_product
 
@@ -66,9 +67,7 @@ class LinearAttention(MatrixMemory):
     def __call__(
         self,
         x: jax.Array,
-        *,
-        positions: jax.Array,
-        segment_ids: jax.Array,
+        rows: RowInfo,
         cache: State | None = None,
     ) -> tuple[jax.Array, State | None]:
         heads, key, value = self.config.projected(self.dims.d_model)
@@ -84,7 +83,7 @@ class LinearAttention(MatrixMemory):
             features(k),
             jnp.concatenate([v, ones], axis=-1),
             jnp.zeros_like(ones),
-            segment_ids,
+            rows.segment_ids,
             state,
         )
         o = sums[..., :-1] / (sums[..., -1:] + EPSILON)

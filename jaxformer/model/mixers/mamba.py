@@ -14,10 +14,10 @@ from pydantic import PositiveFloat, PositiveInt
 from jaxformer.model.decay_init import dt_bias_init, s4d_real_init
 from jaxformer.model.mixers.base import Mixer, MixerConfig
 from jaxformer.model.projection import Projection
+from jaxformer.model.rows import RowInfo
 from jaxformer.model.short_convolution import ConvolutionCache, ShortConvolution
-from jaxformer.ops.diagonal import Carried, associative_recurrence, in_chunks
-
-CHUNK = 64  # tokens whose states [channels, state_size] are there at once
+from jaxformer.ops.diagonal import Carried
+from jaxformer.ops.selective_scan import selective_scan
 
 
 class MambaConfig(MixerConfig):
@@ -56,9 +56,7 @@ class Mamba(Mixer):
     def __call__(
         self,
         x: jax.Array,
-        *,
-        positions: jax.Array,
-        segment_ids: jax.Array,
+        rows: RowInfo,
         cache: MambaCache | None = None,
     ) -> tuple[jax.Array, MambaCache | None]:
         config, init, channels = self.config, self.dims.init, self._channels
@@ -71,7 +69,7 @@ class Mamba(Mixer):
             return Projection((channels,), ("d_model", "d_hidden"), matrix, name=name)(x)
 
         mixed, convolution = ShortConvolution(config.conv_width, use_bias=True, name="conv")(
-            project_in("input"), segment_ids, start.convolution
+            project_in("input"), rows.segment_ids, start.convolution
         )
         u = nn.silu(mixed)
         selected = Projection(
@@ -92,7 +90,9 @@ class Mamba(Mixer):
             "skip", names(nn.initializers.ones, ("d_hidden",)), (channels,), jnp.float32
         )
 
-        h, state = _selective_scan(dt, u, b, c, -jnp.exp(a_log.astype(wide)), segment_ids, start)
+        a = -jnp.exp(a_log.astype(wide))
+        carried = Carried(start.state, start.segment)
+        h, last = selective_scan(dt, u, b, c, a, rows.segment_ids, carried)
         h = (h + skip * u).astype(x.dtype) * nn.silu(project_in("gate"))
         y = Projection(
             (self.dims.d_model,),
@@ -100,7 +100,7 @@ class Mamba(Mixer):
             init.output_matrix(channels, self.dims.num_layers),
             name="output",
         )(h)
-        return y, None if cache is None else MambaCache(state, segment_ids[:, -1], convolution)
+        return y, None if cache is None else MambaCache(last.h, last.segment, convolution)
 
     @property
     def _channels(self) -> int:
@@ -126,36 +126,3 @@ class Mamba(Mixer):
         wide = jnp.promote_types(dtype, jnp.float32).itemsize
         state = channels * self.config.state_size * wide + 4
         return state + ConvolutionCache.bytes(self.config.conv_width, channels, dtype)
-
-
-def _selective_scan(
-    dt: jax.Array,
-    u: jax.Array,
-    b: jax.Array,
-    c: jax.Array,
-    a: jax.Array,
-    segment_ids: jax.Array,
-    start: MambaCache,
-) -> tuple[jax.Array, jax.Array]:
-    """h_t = e^{dt_t a} ⊙ h_{t−1} + (dt_t ⊙ u_t) b_tᵀ, of which only h_t c_t leaves a chunk.
-
-    Args:
-        dt, u: [batch, length, channels], dt as wide as the state.
-        b, c: [batch, length, state_size].
-        a: [channels, state_size].
-
-    Returns:
-        (h c [batch, length, channels] in dt's type, the state after the last token).
-    """
-
-    def advance(carried: Carried, tokens: tuple) -> tuple[Carried, jax.Array]:
-        *inputs, segments = tokens
-        dt, u, b, c = (part.astype(a.dtype) for part in inputs)
-        decay = jnp.exp(dt[..., None] * a)  # [batch, chunk, channels, state_size]
-        entering = jnp.einsum("blc,bln->blcn", dt * u, b)
-        h = associative_recurrence(decay, entering, segments, *carried)
-        return Carried(h[:, -1], segments[:, -1]), jnp.einsum("blcn,bln->blc", h, c)
-
-    carried = Carried(start.state, start.segment)
-    last, y = in_chunks(advance, carried, (dt, u, b, c, segment_ids), CHUNK)
-    return y, last.h

@@ -15,6 +15,7 @@ from jaxformer.model.mixers.base import Mixer, MixerConfig
 from jaxformer.model.mixers.matrix_memory import CHUNK, MemorySizes
 from jaxformer.model.positions import PositionsUnion
 from jaxformer.model.projection import Projection
+from jaxformer.model.rows import RowInfo
 from jaxformer.model.short_convolution import ConvolutionCache, ShortConvolution
 from jaxformer.ops.decay import State
 from jaxformer.ops.decayed_outer_product import decayed_outer_product
@@ -69,9 +70,7 @@ class Mamba2(Mixer):
     def __call__(
         self,
         x: jax.Array,
-        *,
-        positions: jax.Array,
-        segment_ids: jax.Array,
+        rows: RowInfo,
         cache: Mamba2Cache | None = None,
     ) -> tuple[jax.Array, Mamba2Cache | None]:
         config, sizes, init = self.config, self._sizes, self.dims.init
@@ -90,7 +89,7 @@ class Mamba2(Mixer):
         ]
         mixed, convolution = ShortConvolution(config.conv_width, use_bias=True, name="conv")(
             jnp.concatenate([part.reshape(*x.shape[:2], -1) for part in parts], axis=-1),
-            segment_ids,
+            rows.segment_ids,
             start.convolution,
         )
         u, b, c = jnp.split(nn.silu(mixed.astype(wide)), [inner, inner + groups * sizes.key], -1)
@@ -106,7 +105,7 @@ class Mamba2(Mixer):
         dt = nn.softplus(dt + per_head("dt_bias", dt_bias_init))  # [batch, length, heads]
         log_decay = -jnp.exp(per_head("a_log", a_log_init(1.0, 16.0))) * dt
         o, memory = decayed_outer_product(
-            c, b, dt[..., None] * u, log_decay[..., None], segment_ids, start.memory
+            c, b, dt[..., None] * u, log_decay[..., None], rows.segment_ids, start.memory
         )
         o += per_head("skip", nn.initializers.ones)[:, None] * u
 

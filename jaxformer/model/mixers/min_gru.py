@@ -12,6 +12,7 @@ from pydantic import PositiveFloat
 
 from jaxformer.model.mixers.base import Mixer, MixerConfig
 from jaxformer.model.projection import Projection
+from jaxformer.model.rows import RowInfo
 from jaxformer.ops.diagonal import diagonal_recurrence
 
 
@@ -39,9 +40,7 @@ class MinGRU(Mixer):
     def __call__(
         self,
         x: jax.Array,
-        *,
-        positions: jax.Array,
-        segment_ids: jax.Array,
+        rows: RowInfo,
         cache: MinGRUCache | None = None,
     ) -> tuple[jax.Array, MinGRUCache | None]:
         init, channels = self.dims.init, self._channels
@@ -54,7 +53,7 @@ class MinGRU(Mixer):
         z = nn.sigmoid(project_in("update"))  # [batch, length, channels]
         start = self.init_cache(x.shape[0], x.shape[1], x.dtype) if cache is None else cache
         h = diagonal_recurrence(
-            1 - z, z * project_in("candidate"), segment_ids, start.state, start.segment
+            1 - z, z * project_in("candidate"), rows.segment_ids, start.state, start.segment
         )
         y = Projection(
             (self.dims.d_model,),
@@ -62,7 +61,7 @@ class MinGRU(Mixer):
             init.output_matrix(channels, self.dims.num_layers),
             name="output",
         )(h)
-        return y, None if cache is None else MinGRUCache(h[:, -1], segment_ids[:, -1])
+        return y, None if cache is None else MinGRUCache(h[:, -1], rows.segment_ids[:, -1])
 
     @property
     def _channels(self) -> int:

@@ -19,6 +19,7 @@ from jaxformer.model.mixers.matrix_memory import MemorySizes, heads_divide
 from jaxformer.model.norms import layer_normalize
 from jaxformer.model.positions import PositionsUnion
 from jaxformer.model.projection import Projection
+from jaxformer.model.rows import RowInfo
 from jaxformer.ops import shards
 from jaxformer.ops.decay import State
 from jaxformer.ops.decayed_outer_product import decayed_outer_product
@@ -73,9 +74,7 @@ class MLSTM(Mixer):
     def __call__(
         self,
         x: jax.Array,
-        *,
-        positions: jax.Array,
-        segment_ids: jax.Array,
+        rows: RowInfo,
         cache: MLSTMCache | None = None,
     ) -> tuple[jax.Array, MLSTMCache | None]:
         heads, key, value = self.config.projected(self.dims.d_model)
@@ -89,8 +88,8 @@ class MLSTM(Mixer):
         log_forget = self._gate_logits(x, "forget_gate", _forget_bias_init)
         if self.config.forget_gate == "sigmoid":
             log_forget = nn.log_sigmoid(log_forget)
-        before = shards.documents_before(segment_ids, start.memory.segment)
-        same = (before == segment_ids)[..., None]
+        before = shards.documents_before(rows.segment_ids, start.memory.segment)
+        same = (before == rows.segment_ids)[..., None]
         # h does not depend on m but for its rounding, so no gradient goes through it.
         m_before, m = _stabilizer(
             *jax.lax.stop_gradient((jnp.where(same, log_forget, -jnp.inf), write, start.stabilizer))
@@ -102,7 +101,7 @@ class MLSTM(Mixer):
             k * jnp.exp(write - m)[..., None],
             jnp.concatenate([v, ones], axis=-1),
             log_decay[..., None],
-            segment_ids,
+            rows.segment_ids,
             start.memory,
         )
         h = sums[..., :-1] / jnp.maximum(jnp.abs(sums[..., -1:]), jnp.exp(-m)[..., None])

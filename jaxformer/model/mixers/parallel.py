@@ -11,6 +11,7 @@ from pydantic import Field
 
 from jaxformer.model.mixers.base import Cache, Mixer, MixerConfig
 from jaxformer.model.positions import PositionsUnion
+from jaxformer.model.rows import RowInfo
 
 if TYPE_CHECKING:
     from jaxformer.model.mixers import MixerUnion
@@ -44,9 +45,7 @@ class Parallel(Mixer):
     def __call__(
         self,
         x: jax.Array,
-        *,
-        positions: jax.Array,
-        segment_ids: jax.Array,
+        rows: RowInfo,
         cache: tuple[Cache, ...] | None = None,
     ) -> tuple[jax.Array, tuple[Cache, ...] | None]:
         count = len(self.config.mixers)
@@ -61,7 +60,7 @@ class Parallel(Mixer):
         for index, config in enumerate(self.config.mixers):
             mixer = self._mixer(config, name=f"{config.kind}_{index}")
             own = None if cache is None else cache[index]
-            y, own = mixer(x, positions=positions, segment_ids=segment_ids, cache=own)
+            y, own = mixer(x, rows, own)
             total += beta[index] * y
             longer.append(own)
         return total, None if cache is None else tuple(longer)

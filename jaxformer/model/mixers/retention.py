@@ -15,6 +15,7 @@ from jaxformer.model.mixers.matrix_memory import (
     heads_divide,
 )
 from jaxformer.model.positions import PositionsUnion, RoPEConfig, rope, rope_rotation
+from jaxformer.model.rows import RowInfo
 from jaxformer.ops.decay import State
 from jaxformer.ops.decayed_outer_product import decayed_outer_product
 
@@ -52,9 +53,7 @@ class Retention(MatrixMemory):
     def __call__(
         self,
         x: jax.Array,
-        *,
-        positions: jax.Array,
-        segment_ids: jax.Array,
+        rows: RowInfo,
         cache: State | None = None,
     ) -> tuple[jax.Array, State | None]:
         sizes = self._sizes
@@ -62,12 +61,12 @@ class Retention(MatrixMemory):
         k = project_heads(x, self.dims, "key", sizes.heads, sizes.key)
         v = project_heads(x, self.dims, "value", sizes.heads, sizes.value)
         if isinstance(self.scheme, RoPEConfig):
-            rotation = rope_rotation(positions, self.scheme, sizes.key, x.dtype, segment_ids)
+            rotation = rope_rotation(rows, self.scheme, sizes.key, x.dtype)
             q, k = rope(q, rotation), rope(k, rotation)
         decay = jnp.log1p(-(2.0 ** (-5 - jnp.arange(sizes.heads, dtype=sizes.wide(x.dtype)))))
         log_decay = jnp.broadcast_to(decay[:, None], (*k.shape[:3], 1))
         state = sizes.empty(x.shape[0], x.dtype) if cache is None else cache
-        o, state = decayed_outer_product(q, k, v, log_decay, segment_ids, state)
+        o, state = decayed_outer_product(q, k, v, log_decay, rows.segment_ids, state)
         y = HeadsOutput(self.dims, gate=nn.silu, scale=False, name="out")(o, x)
         return y, None if cache is None else state
 

@@ -15,6 +15,7 @@ from jaxformer.model.mixers.base import Mixer, MixerConfig
 from jaxformer.model.mixers.matrix_memory import heads_divide
 from jaxformer.model.positions import PositionsUnion
 from jaxformer.model.projection import Projection
+from jaxformer.model.rows import RowInfo
 from jaxformer.model.short_convolution import ConvolutionCache, ShortConvolution
 from jaxformer.ops import shards
 from jaxformer.ops.diagonal import diagonal_recurrence
@@ -59,9 +60,7 @@ class RGLRU(Mixer):
     def __call__(
         self,
         x: jax.Array,
-        *,
-        positions: jax.Array,
-        segment_ids: jax.Array,
+        rows: RowInfo,
         cache: RGLRUCache | None = None,
     ) -> tuple[jax.Array, RGLRUCache | None]:
         config, init, channels = self.config, self.dims.init, self._channels
@@ -74,7 +73,7 @@ class RGLRU(Mixer):
             return Projection((channels,), names, matrix, use_bias=True, name=name)(x)
 
         u, convolution = ShortConvolution(config.conv_width, use_bias=True, name="conv")(
-            project_in("input"), segment_ids, start.convolution
+            project_in("input"), rows.segment_ids, start.convolution
         )
         in_heads = u.reshape(*u.shape[:2], config.num_heads, -1)
 
@@ -92,10 +91,10 @@ class RGLRU(Mixer):
         log_a = -GATE_POWER * nn.softplus(decay.astype(wide)) * gate("recurrence_gate")
         # Kept off zero, where a root has no gradient.
         input_factor = jnp.sqrt(jnp.maximum(-jnp.expm1(2 * log_a), jnp.finfo(wide).tiny))
-        before = shards.documents_before(segment_ids, start.segment)
-        input_factor = jnp.where((before == segment_ids)[..., None], input_factor, 1.0)
+        before = shards.documents_before(rows.segment_ids, start.segment)
+        input_factor = jnp.where((before == rows.segment_ids)[..., None], input_factor, 1.0)
         entering = input_factor * gate("input_gate") * u.astype(wide)
-        h = diagonal_recurrence(jnp.exp(log_a), entering, segment_ids, start.state, start.segment)
+        h = diagonal_recurrence(jnp.exp(log_a), entering, rows.segment_ids, start.state, start.segment)
         y = Projection(
             (self.dims.d_model,),
             ("d_hidden", "d_model"),
@@ -105,7 +104,7 @@ class RGLRU(Mixer):
         )(nn.gelu(project_in("gate")) * h.astype(x.dtype))
         if cache is None:
             return y, None
-        return y, RGLRUCache(h[:, -1], segment_ids[:, -1], convolution)
+        return y, RGLRUCache(h[:, -1], rows.segment_ids[:, -1], convolution)
 
     @property
     def _channels(self) -> int:

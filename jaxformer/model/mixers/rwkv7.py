@@ -17,6 +17,7 @@ from jaxformer.model.mixers.matrix_memory import MemorySizes
 from jaxformer.model.norms import layer_normalize, unit_normalize
 from jaxformer.model.positions import PositionsUnion
 from jaxformer.model.projection import Projection
+from jaxformer.model.rows import RowInfo
 from jaxformer.model.short_convolution import ConvolutionCache
 from jaxformer.ops.decay import State
 from jaxformer.ops.delta_rule import diagonal_plus_low_rank
@@ -67,15 +68,13 @@ class RWKV7(Mixer):
     def __call__(
         self,
         x: jax.Array,
-        *,
-        positions: jax.Array,
-        segment_ids: jax.Array,
+        rows: RowInfo,
         cache: RWKV7Cache | None = None,
     ) -> tuple[jax.Array, RWKV7Cache | None]:
         sizes, d_model = self._sizes, self.dims.d_model
         heads, size, wide = sizes.heads, sizes.key, sizes.wide(x.dtype)
         start = self.init_cache(x.shape[0], x.shape[1], x.dtype) if cache is None else cache
-        before, shift = _previous(x, segment_ids, start.shift)
+        before, shift = _previous(x, rows.segment_ids, start.shift)
 
         def mixed(name: str, power: float, extra: float = 0.0) -> jax.Array:
             init = nn.with_logical_partitioning(_mix_init(power, extra), ("vector",))
@@ -108,7 +107,7 @@ class RWKV7(Mixer):
         k *= 1 + (a - 1) * per_head("replacement", ones)
 
         o, memory = diagonal_plus_low_rank(
-            r, k, v, -a * removal, removal, log_decay, segment_ids, start.memory
+            r, k, v, -a * removal, removal, log_decay, rows.segment_ids, start.memory
         )
         o = layer_normalize(o, size * 1e-5) * per_head("norm_scale", ones)
         o += per_head("norm_bias", zeros)

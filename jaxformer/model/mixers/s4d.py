@@ -13,6 +13,7 @@ from pydantic import PositiveInt
 from jaxformer.model.decay_init import log_step_init, s4d_real_init
 from jaxformer.model.mixers.base import Mixer, MixerConfig
 from jaxformer.model.projection import Projection
+from jaxformer.model.rows import RowInfo
 from jaxformer.ops.diagonal import Carried, associative_recurrence, in_chunks
 
 CHUNK = 64  # tokens whose states [d_model, state_size] are there at once
@@ -47,9 +48,7 @@ class S4D(Mixer):
     def __call__(
         self,
         x: jax.Array,
-        *,
-        positions: jax.Array,
-        segment_ids: jax.Array,
+        rows: RowInfo,
         cache: S4DCache | None = None,
     ) -> tuple[jax.Array, S4DCache | None]:
         size, d_model, init = self.config.state_size, self.dims.d_model, self.dims.init
@@ -75,7 +74,7 @@ class S4D(Mixer):
             return Carried(h[:, -1], segments[:, -1]), jnp.einsum("bldn,dn->bld", h, c)
 
         carried = Carried(start.state, start.segment)
-        last, read = in_chunks(advance, carried, (x, segment_ids), CHUNK)
+        last, read = in_chunks(advance, carried, (x, rows.segment_ids), CHUNK)
         z = nn.gelu(read + skip * x).astype(x.dtype)
 
         def project_out(name: str) -> jax.Array:
@@ -83,7 +82,7 @@ class S4D(Mixer):
             return Projection((d_model,), ("d_hidden", "d_model"), matrix, name=name)(z)
 
         y = project_out("output") * nn.sigmoid(project_out("gate"))
-        return y, None if cache is None else S4DCache(last.h, segment_ids[:, -1])
+        return y, None if cache is None else S4DCache(last.h, rows.segment_ids[:, -1])
 
     def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> S4DCache:
         shape = (batch, self.dims.d_model, self.config.state_size)

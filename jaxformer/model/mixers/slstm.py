@@ -15,8 +15,9 @@ from jaxformer.model.mixers.base import Mixer, MixerConfig
 from jaxformer.model.mixers.matrix_memory import heads_divide
 from jaxformer.model.norms import layer_normalize
 from jaxformer.model.positions import PositionsUnion
+from jaxformer.model.rows import RowInfo
 from jaxformer.model.short_convolution import ConvolutionCache, ShortConvolution
-from jaxformer.ops import shards
+from jaxformer.ops.scalar_lstm import Cells, scalar_lstm
 
 GATES = ("candidate", "input_gate", "forget_gate", "output_gate")  # z, i, f, o
 
@@ -33,32 +34,16 @@ class SLSTMConfig(MixerConfig):
 
 
 @struct.dataclass
-class Cells:
-    """What one token hands to the next, each [batch, heads, head_dim] but the last."""
-
-    c: jax.Array  # cell state, times e^{−m}
-    n: jax.Array  # normaliser, times e^{−m}
-    m: jax.Array  # stabiliser
-    h: jax.Array  # output
-    segment: jax.Array  # [batch], the document they belong to
-
-
-@struct.dataclass
 class SLSTMCache:
     cells: Cells
     convolution: ConvolutionCache
 
 
 class SLSTM(Mixer):
-    """c_t = f_t ⊙ c_{t−1} + i_t ⊙ z_t,  n_t = f_t ⊙ n_{t−1} + i_t,  h_t = o_t ⊙ c_t / n_t,
+    """y = scale ⊙ LayerNorm(h), head by head, of the h that `scalar_lstm` makes of W u + b, one block
+    of W and of its R per head; u is x for z and o, and silu(conv(x)) for i and f (figure 10).
 
-    with z = tanh(z̃), i = e^{ĩ}, f = σ(f̃), o = σ(õ), each of the four before its activation
-    W u_t + R h_{t−1} + b, a block a head; u is x for z and o, silu(conv(x)) for i and f (equations
-    8 to 18, figure 10);  y = scale ⊙ LayerNorm(h), head by head.
-
-    R makes it sequential: neither chunks nor a parallel scan compute it, and a row takes as many
-    steps as it has tokens. There is no output matrix, as in the authors' code: heads meet in the
-    FFN.
+    There is no output matrix, as in the authors' code: heads meet in the FFN.
     """
 
     form = "step"
@@ -69,9 +54,7 @@ class SLSTM(Mixer):
     def __call__(
         self,
         x: jax.Array,
-        *,
-        positions: jax.Array,
-        segment_ids: jax.Array,
+        rows: RowInfo,
         cache: SLSTMCache | None = None,
     ) -> tuple[jax.Array, SLSTMCache | None]:
         config, heads, head_dim = self.config, self.config.num_heads, self._head_dim
@@ -80,7 +63,7 @@ class SLSTM(Mixer):
 
         mixed, convolution = ShortConvolution(
             config.conv_width, use_bias=True, axis_name="heads", name="conv"
-        )(x, segment_ids, start.convolution)
+        )(x, rows.segment_ids, start.convolution)
         convolved = nn.silu(mixed)
         inputs = []  # of every gate, [batch, length, heads, head_dim]
         for name in GATES:
@@ -100,7 +83,7 @@ class SLSTM(Mixer):
             jnp.float32,
         )
         gates = jnp.stack(inputs).astype(wide) + bias.astype(wide)[:, None, None]
-        h, cells = _recurrence(gates, recurrent.astype(wide), segment_ids, start.cells)
+        h, cells = scalar_lstm(gates, recurrent.astype(wide), rows.segment_ids, start.cells)
         scale = self.param(
             "scale",
             names(nn.initializers.ones, ("heads", "head_dim")),
@@ -132,42 +115,6 @@ class SLSTM(Mixer):
         d_model, dtype = self.dims.d_model, self.dims.dtype
         cells = 4 * d_model * jnp.promote_types(dtype, jnp.float32).itemsize + 4
         return cells + ConvolutionCache.bytes(self.config.conv_width, d_model, dtype)
-
-
-def _recurrence(
-    gates: jax.Array, recurrent: jax.Array, segment_ids: jax.Array, cells: Cells
-) -> tuple[jax.Array, Cells]:
-    """h of every token, one after another.
-
-    Args:
-        gates: W u + b of z, i, f, o, [4, batch, length, heads, head_dim].
-        recurrent: R of the four, [4, heads, head_dim, head_dim].
-
-    Returns:
-        (h [batch, length, heads, head_dim], the cells after the last token).
-    """
-    lowest = jnp.finfo(gates.dtype).min
-    # The four side by side: one product a step.
-    gates = jnp.moveaxis(gates, 0, -2).reshape(*gates.shape[1:4], -1)
-    recurrent = jnp.moveaxis(recurrent, 0, -2).reshape(*recurrent.shape[1:3], -1)
-
-    def advance(before: Cells, token: tuple) -> tuple[Cells, jax.Array]:
-        gates, segment = token  # [batch, heads, 4 · head_dim], [batch]
-        same = (before.segment == segment)[:, None, None]
-        h = jnp.where(same, before.h, 0.0)
-        z, log_i, f, o = jnp.split(gates + jnp.einsum("bhi,hij->bhj", h, recurrent), 4, axis=-1)
-        # i and what is kept of the cells before are divided by e^m, the larger of the two.
-        log_kept = jnp.where(same, nn.log_sigmoid(f) + before.m, lowest)
-        m = jnp.maximum(log_kept, log_i)
-        kept, i = jnp.exp(log_kept - m), jnp.exp(log_i - m)
-        c, n = kept * before.c + i * jnp.tanh(z), kept * before.n + i
-        h = nn.sigmoid(o) * c / n
-        return Cells(c, n, m, h, segment), h
-
-    tokens = (jnp.moveaxis(gates, 1, 0), segment_ids.T)
-    cells = shards.one_after_another(cells, lambda cells: jax.lax.scan(advance, cells, tokens)[0])
-    cells, h = jax.lax.scan(advance, cells, tokens)
-    return jnp.moveaxis(h, 0, 1), cells
 
 
 def _bias_init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Channel mixers: the two-matrix MLP with GELU or ReLU², and the gated SwiGLU and GeGLU.
+"""Dense feed-forward networks: the two-matrix MLP with GELU or ReLU², and the gated SwiGLU and GeGLU.
 
 GELU: Hendrycks and Gimpel, 2016, arXiv:1606.08415, in its tanh form. GLU variants: Shazeer, 2020,
 arXiv:2002.05202. ReLU²: So et al., 2021, arXiv:2109.08668.
@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 from pydantic import PositiveInt
 
-from jaxformer.model.dims import Dims
+from jaxformer.model.channel_mixers.base import ChannelMixer, ChannelMixerConfig
 from jaxformer.model.projection import Projection
+from jaxformer.model.rows import RowInfo
 from jaxformer.parallel.rules import constrain_tokens
-from jaxformer.schema import Schema
 
 
-class FFNConfig(Schema):
+class DenseConfig(ChannelMixerConfig):
     """`d_hidden` is the width between the matrices."""
 
     kind: Literal["gelu", "relu2", "swiglu", "geglu"]
@@ -37,14 +37,13 @@ ACTIVATIONS = {
 }
 
 
-class FFN(nn.Module):
+class Dense(ChannelMixer):
     """y = W_out a(W_in x), or y = W_out (a(W_gate x) ⊙ W_in x) when gated."""
 
-    config: FFNConfig
-    dims: Dims
+    config: DenseConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, rows: RowInfo) -> jax.Array:
         config, init = self.config, self.dims.init
         activation = ACTIVATIONS[config.kind]
 
@@ -69,6 +68,5 @@ class FFN(nn.Module):
         )(hidden)
 
     def flops(self, length: int) -> float:
-        """Forward FLOPs per token."""
         matrices = 3 if self.config.gated else 2
         return 2.0 * matrices * self.dims.d_model * self.config.d_hidden
