@@ -20,7 +20,7 @@ import numpy as np
 from bare import Sizes, init, train_step
 
 from jaxformer.config import Config
-from jaxformer.data.batch import Batch
+from jaxformer.batch import Batch
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.parallel.rules import batch_sharding, put_batch
 from jaxformer.train.loop import train

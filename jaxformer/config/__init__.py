@@ -27,6 +27,7 @@ from jaxformer.config.optimizer import (
 from jaxformer.config.places import AnyPlace, LocalPlace
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.lora import LoRAConfig
+from jaxformer.objectives import NextTokenConfig, ObjectiveUnion
 from jaxformer.ops.kernels.choice import Kernel
 from jaxformer.schema import Schema
 
@@ -77,6 +78,7 @@ class TrainConfig(Schema):
         "auto",
         description="auto: splash on TPU and cudnn on NVIDIA where they can serve, else xla",
     )
+    objective: ObjectiveUnion = NextTokenConfig()
     freeze: tuple[str, ...] = Field(
         (), strict=False, description="patterns of the paths of parameters that stay as they are"
     )

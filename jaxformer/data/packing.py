@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.data.batch import Batch
+from jaxformer.batch import Batch
 from jaxformer.data.store import LOSS_MASK, TOKENS, TokenStore
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.schema import UserError

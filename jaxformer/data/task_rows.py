@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxformer.data.batch import Batch
+from jaxformer.batch import Batch
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.tasks import TaskConfig
 from jaxformer.tasks.base import Sampler

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.config import DataConfig
-from jaxformer.data.batch import Batch
+from jaxformer.batch import Batch
 from jaxformer.data.loader import validation_batches
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.run import Run

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 from jax.sharding import NamedSharding
 
-from jaxformer.data.batch import Batch
+from jaxformer.batch import Batch
 from jaxformer.data.loader import validation_batches
 from jaxformer.data.progress import progress
 from jaxformer.model.language_model import LanguageModel

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxformer.data.batch import Batch
+from jaxformer.batch import Batch
 from jaxformer.data.progress import progress
 from jaxformer.evaluate.perplexity import one_ahead
 from jaxformer.model.language_model import LanguageModel
-from jaxformer.ops.cross_entropy import TokenScores
+from jaxformer.ops.token_losses import TokenScores
 from jaxformer.parallel.mesh import check_rows
 from jaxformer.parallel.rules import Rules, batch_sharding, replicated, rows_held, use_mesh
 from jaxformer.run import Run

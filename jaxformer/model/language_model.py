@@ -16,14 +16,9 @@ from jaxformer.model.norms import Norm
 from jaxformer.model.positions import LearnedPositionsConfig, SinusoidalPositionsConfig, sinusoidal
 from jaxformer.model.rows import RowInfo
 from jaxformer.model.stack import Stack
-from jaxformer.ops.cross_entropy import (
-    LossSums,
-    TokenScores,
-    cross_entropy,
-    logits_of,
-    token_scores,
-)
+from jaxformer.ops.cross_entropy import LossSums, cross_entropy
 from jaxformer.ops.kernels.choice import Kernel
+from jaxformer.ops.token_losses import TokenScores, logits_of, token_scores
 from jaxformer.parallel.context import over_context
 from jaxformer.parallel.rows import by_rows, over_rows
 from jaxformer.parallel.rules import constrain_tokens, pad_vocabulary
@@ -111,8 +106,8 @@ class LanguageModel(nn.Module):
         z_loss: float = 0.0,
     ) -> LossSums:
         """Sums of the token losses over [batch, length], without ever holding all logits."""
-        x = self._read(inputs, positions, segment_ids)
-        head, num_tokens = self._padded_head()
+        x, head = self.read(inputs, positions, segment_ids)
+        num_tokens = self._first_padding(head)
 
         def sums(
             head: jax.Array, x: jax.Array, targets: jax.Array, loss_mask: jax.Array
@@ -138,8 +133,8 @@ class LanguageModel(nn.Module):
         loss_mask: jax.Array,
     ) -> TokenScores:
         """Of every target [batch, length]; where loss_mask is not set, 0 and True."""
-        x = self._read(inputs, positions, segment_ids)
-        head, tokens = self._padded_head()
+        x, head = self.read(inputs, positions, segment_ids)
+        tokens = self._first_padding(head)
 
         def of_rows(head: jax.Array, x: jax.Array, targets: jax.Array) -> TokenScores:
             softcap = self.config.logit_softcap
@@ -148,15 +143,20 @@ class LanguageModel(nn.Module):
         scores = by_rows(of_rows)(head, x, targets)
         return TokenScores(jnp.where(loss_mask, scores.log_probs, 0.0), scores.greedy | ~loss_mask)
 
-    def _read(self, *rows: jax.Array) -> jax.Array:
-        """`hidden` of inputs, positions and segment_ids, which may be cut over `context`."""
+    def read(
+        self, inputs: jax.Array, positions: jax.Array, segment_ids: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """What the head reads of rows [batch, length], which may be cut over `context`, and the
+        head as the mesh splits it: ([batch, length, d_model], [d_model, vocab and padding])."""
         module = self.clone(parent=None)
 
         def hidden(params: dict, keys: dict[str, jax.Array], *rows: jax.Array) -> jax.Array:
             return module.apply({"params": params}, *rows, method="hidden", rngs=keys)[0]
 
         keys = {"dropout": self.make_rng("dropout")} if self.has_rng("dropout") else {}
-        return over_context(hidden)(self.variables["params"], keys, *rows)
+        params = self.variables["params"]
+        x = over_context(hidden)(params, keys, inputs, positions, segment_ids)
+        return x, pad_vocabulary(self._head())
 
     def step(
         self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array, cache: Cache
@@ -205,11 +205,10 @@ class LanguageModel(nn.Module):
     def _head(self) -> jax.Array:
         return self.embedding.T if self.config.tie_embeddings else self.head
 
-    def _padded_head(self) -> tuple[jax.Array, int | None]:
-        """The head as the mesh splits it, and the first of its entries that is padding, if any."""
-        head = pad_vocabulary(self._head())
+    def _first_padding(self, head: jax.Array) -> int | None:
+        """The first entry of a head as the mesh splits it that is padding, if any is."""
         is_padded = head.shape[1] > self.vocab_size
-        return head, self.num_tokens or (self.vocab_size if is_padded else None)
+        return self.num_tokens or (self.vocab_size if is_padded else None)
 
     @nn.nowrap
     def _stack(self, **place: None) -> Stack:

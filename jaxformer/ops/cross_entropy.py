@@ -10,10 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# A chunk's float32 logits fit a CPU's cache where that is not too few tokens: the gradient of the
-# head is read and written once a chunk, which with fewer takes longer than its product.
-CHUNK_BYTES = 2**25
-CHUNK_TOKENS = 2**11
+from jaxformer.ops.token_losses import chunk_count, join, logits_of, split
 
 
 class LossSums(NamedTuple):
@@ -57,59 +54,6 @@ def cross_entropy(
     )
 
 
-class TokenScores(NamedTuple):
-    """What a model says of each target; [batch, length]."""
-
-    log_probs: jax.Array  # log softmax(logits)[target] in nats, float32
-    greedy: jax.Array  # whether the target is the likeliest token
-
-
-def token_scores(
-    x: jax.Array,
-    head: jax.Array,
-    targets: jax.Array,
-    *,
-    logit_softcap: float | None = None,
-    num_tokens: int | None = None,
-) -> TokenScores:
-    """Log-probability and rank of each target under logits = cap(x · head), in the same chunks.
-
-    Args:
-        x: [batch, length, d_model].
-        head: [d_model, vocab].
-        targets: [batch, length], integers.
-        logit_softcap: cap(y) = c · tanh(y / c).
-        num_tokens: entries of the vocabulary from here on are padding, without probability.
-    """
-    batch, length = targets.shape
-    count = _chunk_count(batch, length, head.shape[1])
-
-    def score(chunk: tuple[jax.Array, jax.Array]) -> TokenScores:
-        x, targets = chunk  # [tokens, d_model], [tokens]
-        logits = logits_of(x, head, logit_softcap, num_tokens)
-        at_target = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-        log_probs = at_target - jax.nn.logsumexp(logits, axis=-1)
-        return TokenScores(log_probs, jnp.argmax(logits, axis=-1) == targets)
-
-    scores = jax.lax.map(score, (_split(x, count), _split(targets, count)))
-    return jax.tree.map(lambda pieces: _join(pieces, batch, length), scores)
-
-
-def logits_of(
-    x: jax.Array, head: jax.Array, logit_softcap: float | None, num_tokens: int | None = None
-) -> jax.Array:
-    """cap(x · head): [..., d_model] → [..., vocab], float32 at least; −∞ for padding."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    logits = jnp.matmul(x, head.astype(x.dtype), preferred_element_type=wide)
-    if logit_softcap is not None:
-        logits = logit_softcap * jnp.tanh(logits / logit_softcap)
-    if num_tokens is not None:
-        logits = jnp.where(
-            jnp.arange(head.shape[1], dtype=jnp.int32) < num_tokens, logits, -jnp.inf
-        )
-    return logits
-
-
 _Sums = tuple[jax.Array, jax.Array]  # cross-entropy, z-loss
 _Gradients = tuple[jax.Array, jax.Array]  # of x, of the head
 
@@ -120,29 +64,6 @@ class _Chunk(NamedTuple):
     x: jax.Array  # [tokens, d_model]
     targets: jax.Array  # [tokens]
     loss_mask: jax.Array  # [tokens]
-
-
-def _chunk_count(batch: int, length: int, vocab: int) -> int:
-    tokens = max(CHUNK_TOKENS, CHUNK_BYTES // (4 * vocab))
-    return min(length, -(-batch * length // tokens))
-
-
-def _split(array: jax.Array, count: int) -> jax.Array:
-    """[batch, length, ...] → [count, batch · length / count, ...], cut along the length so that
-    rows stay on the devices that hold them; a last short piece is filled with zeros."""
-    batch, length = array.shape[:2]
-    size = -(-length // count)
-    padding = [(0, 0)] * array.ndim
-    padding[1] = (0, count * size - length)
-    pieces = jnp.pad(array, padding).reshape(batch, count, size, *array.shape[2:])
-    return jnp.moveaxis(pieces, 1, 0).reshape(count, batch * size, *array.shape[2:])
-
-
-def _join(pieces: jax.Array, batch: int, length: int) -> jax.Array:
-    """Undoes `_split`."""
-    count, rest = pieces.shape[0], pieces.shape[2:]
-    rows = jnp.moveaxis(pieces.reshape(count, batch, -1, *rest), 0, 1)
-    return rows.reshape(batch, -1, *rest)[:, :length]
 
 
 def _chunk_sums(
@@ -189,14 +110,14 @@ def _chunked(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(cross-entropy + z-loss, cross-entropy, z-loss); only the first has a gradient."""
     batch, length = targets.shape
-    count = _chunk_count(batch, length, head.shape[1])
+    count = chunk_count(batch, length, head.shape[1])
 
     def add(sums: _Sums, chunk: _Chunk) -> tuple[_Sums, None]:
         new, _ = _chunk_sums(chunk, head, z_weight, logit_softcap, num_tokens)
         return jax.tree.map(jnp.add, sums, new), None
 
     zero = jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
-    chunks = _Chunk(*(_split(part, count) for part in (x, targets, loss_mask)))
+    chunks = _Chunk(*(split(part, count) for part in (x, targets, loss_mask)))
     (cross, squares), _ = jax.lax.scan(add, (zero, zero), chunks)
     return cross + squares, cross, squares
 
@@ -211,7 +132,7 @@ def _chunked_forward(
     num_tokens: int | None,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], _Gradients]:
     batch, length = targets.shape
-    count = _chunk_count(batch, length, head.shape[1])
+    count = chunk_count(batch, length, head.shape[1])
     zero = jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
 
     def add(
@@ -224,11 +145,11 @@ def _chunked_forward(
         x_gradient = jnp.matmul(gradient, head.T.astype(x.dtype))
         return (jax.tree.map(jnp.add, sums, new), head_gradient), x_gradient
 
-    chunks = _Chunk(*(_split(part, count) for part in (x, targets, loss_mask)))
+    chunks = _Chunk(*(split(part, count) for part in (x, targets, loss_mask)))
     ((cross, squares), head_gradient), x_gradient = jax.lax.scan(
         add, ((zero, zero), jnp.zeros_like(head)), chunks
     )
-    return (cross + squares, cross, squares), (_join(x_gradient, batch, length), head_gradient)
+    return (cross + squares, cross, squares), (join(x_gradient, batch, length), head_gradient)
 
 
 def _chunked_backward(

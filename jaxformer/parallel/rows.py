@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import PartitionSpec
@@ -13,18 +13,19 @@ from jaxformer.parallel.mesh import DATA_AXES
 
 TOKEN_AXES = (*DATA_AXES, CONTEXT)
 
+PyTree = Any
 Sums = TypeVar("Sums")
 Rows = TypeVar("Rows")
 Out = TypeVar("Out")
 
 
 def over_rows(sums: Callable[..., Sums]) -> Callable[..., Sums]:
-    """`sums(weight, *arrays)` of every device's own tokens of the arrays [rows, length, ...], added
+    """`sums(weights, *arrays)` of every device's own tokens of the arrays [rows, length, ...], added
     up.
 
-    The weight [d_model, ...] is gathered once before, and its gradient is reduced and scattered
-    once after, both in the type of the first array, as those of a layer are. Left to the compiler,
-    a loop within `sums` does both in every turn.
+    The weights, a tree of arrays [d_model, ...], are gathered once before, and their gradients are
+    reduced and scattered once after, both in the type of the first array, as those of a layer are.
+    Left to the compiler, a loop within `sums` does both in every turn.
     """
 
     def added(*arrays: jax.Array) -> Sums:
@@ -43,14 +44,16 @@ def _of_own_rows(
 ) -> Callable[..., Out]:
     """`sharded` of every device's tokens where they are split over several, else `alone`."""
 
-    def of_own_rows(weight: jax.Array, *arrays: jax.Array) -> Out:
-        whole = _gather(weight.astype(arrays[0].dtype)).astype(weight.dtype)
-        return sharded(whole, *arrays)
+    def of_own_rows(weights: PyTree, *arrays: jax.Array) -> Out:
+        def gather(weight: jax.Array) -> jax.Array:
+            return _gather(weight.astype(arrays[0].dtype)).astype(weight.dtype)
 
-    def mapped(weight: jax.Array, *arrays: jax.Array) -> Out:
+        return sharded(jax.tree.map(gather, weights), *arrays)
+
+    def mapped(weights: PyTree, *arrays: jax.Array) -> Out:
         mesh = jax.sharding.get_abstract_mesh()
         if all(mesh.shape.get(axis, 1) == 1 for axis in TOKEN_AXES):
-            return alone(weight, *arrays)
+            return alone(weights, *arrays)
         tokens = PartitionSpec(DATA_AXES, CONTEXT)
         return jax.shard_map(
             of_own_rows,
@@ -58,7 +61,7 @@ def _of_own_rows(
             out_specs=out,
             axis_names=set(TOKEN_AXES),
             check_vma=False,
-        )(weight, *arrays)
+        )(weights, *arrays)
 
     return mapped
 

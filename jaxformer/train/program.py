@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from jaxformer.checkpoint.manager import Json, placed
 from jaxformer.config import CheckpointConfig, Config, DataConfig, EvalConfig, RunConfig
-from jaxformer.data.batch import Batch
+from jaxformer.batch import Batch
 from jaxformer.evaluate.perplexity import EvalStep, make_eval_step
 from jaxformer.model.accounting import (
     abstract_parameters,
@@ -23,6 +23,7 @@ from jaxformer.model.accounting import (
 )
 from jaxformer.model.language_model import LanguageModel, build_model
 from jaxformer.model.parameter_paths import by_path, from_paths, join, split
+from jaxformer.objectives import Loss, Reference
 from jaxformer.parallel import rules
 from jaxformer.parallel.compiler import Options, compiler_options
 from jaxformer.parallel.context import check_length
@@ -30,6 +31,7 @@ from jaxformer.parallel.memory import program_bytes
 from jaxformer.parallel.pipeline import Pipeline, check_repetitions, make_pipeline
 from jaxformer.schema import DoesNotFit, UserError
 from jaxformer.train.optimizer import decay_mask, make_optimizer, rates_of
+from jaxformer.train.reference import abstract_reference, reference_model
 from jaxformer.train.schedule import make_schedule
 from jaxformer.train.step import Metrics, StepOptions, TrainState, init_state, make_train_step
 from jaxformer.train.trained import trained_paths
@@ -84,7 +86,8 @@ class Program:
 
     def initial_state(self, given: PyTree | None = None) -> TrainState:
         """A state before the first step, made in place on the mesh, of the weights `given` (which
-        are used up) and fresh ones for the rest; the same seed gives the same on every mesh.
+        are used up) and fresh ones for the rest; the same seed gives the same on every mesh. The
+        weights of a reference are not in it.
 
         Of a weight given with fewer rows or columns, the others are fresh.
         """
@@ -94,7 +97,11 @@ class Program:
         donated = (1,) if is_whole else ()
         init = self._once(
             ("init", donated),
-            lambda: jax.jit(self.init, out_shardings=self.shardings, donate_argnums=donated),
+            lambda: jax.jit(
+                self.init,
+                out_shardings=self.shardings.replace(reference={}),
+                donate_argnums=donated,
+            ),
         )
         with rules.use_mesh(self.mesh, self.config.mesh.table):
             return init(jax.random.key(self.config.train.seed), given or {}, _rates(self.config))
@@ -204,11 +211,6 @@ def _shared_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
     check_repetitions(mesh.shape["stage"], config.model.num_layers, len(config.model.pattern))
     rows = train.batch_size // train.accumulation
     pipeline = make_pipeline(mesh.shape, rows, train.pipeline_micro_batches)
-    if pipeline and config.lora and config.lora.dropout:
-        raise UserError(
-            f"lora.dropout is {config.lora.dropout}, but mesh.stage is {mesh.shape['stage']}, and "
-            f"stages draw no dropout; set lora.dropout=0, or mesh.stage=1"
-        )
     scanned = build_model(
         config.model,
         vocab_size=vocab_size,
@@ -232,13 +234,18 @@ def _shared_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
         state = init_state(params, optimizer, train.ema_decay, frozen, base)
         return state.replace(rates=rates)
 
-    def loss_sums(params: PyTree, batch: Batch, **rngs: jax.Array) -> PyTree:
-        return in_step.apply(
-            {"params": params}, *batch, z_loss=train.z_loss, method="loss", rngs=rngs
+    reference = reference_model(config, vocab_size)
+
+    def loss_of(
+        params: PyTree, reference_params: PyTree, batch: Batch, rngs: dict[str, jax.Array]
+    ) -> Loss:
+        compared = None if reference is None else Reference(reference, reference_params)
+        return train.objective.loss(
+            in_step, params, batch, z_loss=train.z_loss, rngs=rngs, reference=compared
         )
 
     train_step = make_train_step(
-        loss_sums,
+        loss_of,
         optimizer,
         make_schedule(optimizer_config.schedule, train.steps),
         StepOptions(
@@ -246,7 +253,6 @@ def _shared_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
             train.accumulation,
             optimizer_config.clip_norm,
             train.ema_decay,
-            z_loss=train.z_loss > 0,
             dropout_seed=train.seed if config.lora and config.lora.dropout else None,
         ),
     )
@@ -258,7 +264,9 @@ def _shared_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
         config=config,
         mesh=mesh,
         model=model,
-        abstract=placed(shapes, shardings),
+        abstract=placed(shapes, shardings).replace(
+            reference=abstract_reference(reference, config, mesh)
+        ),
         init=init,
         train_step=train_step,
         eval_step=make_eval_step(model),

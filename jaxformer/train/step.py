@@ -1,33 +1,24 @@
 """The train step: pure, jitted, donated, `(state, batch) -> (state, metrics)`."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxformer.data.batch import Batch
+from jaxformer.batch import Batch
 from jaxformer.model.parameter_paths import join
+from jaxformer.objectives import Loss
 from jaxformer.train.schedule import Schedule
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
 
 
-class Sums(Protocol):
-    """Sums over a batch's loss tokens, float32 scalars: nats, the weighted z-loss, the count."""
-
-    loss: jax.Array
-    z_loss: jax.Array
-    tokens: jax.Array
-
-
-class LossSums(Protocol):
-    """The sums of a batch for all weights; `rngs` are keys, such as `dropout`."""
-
-    def __call__(self, params: PyTree, batch: Batch, **rngs: jax.Array) -> Sums: ...
+# (all weights, those of the reference, batch, keys such as `dropout`) → loss
+LossOf = Callable[[PyTree, PyTree, Batch, dict[str, jax.Array]], Loss]
 
 
 class TrainState(struct.PyTreeNode):
@@ -35,7 +26,8 @@ class TrainState(struct.PyTreeNode):
 
     The weights are three trees of other paths each: `params` are trained, and have an optimizer
     state and an average; `frozen` and `base` stay as they are. Of a run with adapters `base` is
-    what they adapt, which no checkpoint of it repeats.
+    what they adapt. `reference` are the weights of another model that the objective compares with.
+    No checkpoint repeats these two.
     """
 
     step: jax.Array  # int32: updates tried, skipped ones included
@@ -45,6 +37,7 @@ class TrainState(struct.PyTreeNode):
     nonfinite: jax.Array  # int32: updates skipped in a row, up to now
     frozen: PyTree = struct.field(default_factory=dict)
     base: PyTree = struct.field(default_factory=dict)
+    reference: PyTree = struct.field(default_factory=dict)
     # Learning rates by their keys, in place of the optimizer's own: one program serves a sweep.
     rates: dict[str, jax.Array] = struct.field(default_factory=dict)
 
@@ -56,7 +49,6 @@ class StepOptions(NamedTuple):
     accumulation: int = 1
     clip_norm: float | None = None
     ema_decay: float | None = None
-    z_loss: bool = False  # whether to report it
     dropout_seed: int | None = None  # None: the loss takes no key
 
 
@@ -74,15 +66,15 @@ def init_state(
 
 
 def make_train_step(
-    loss_sums: LossSums,
+    loss_of: LossOf,
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
     options: StepOptions,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """One update, to be jitted with the state donated.
 
-    With G = Σ over all loss tokens of the batch of ∇(loss + z-loss), and N their count, θ being
-    the trained weights alone,
+    With G = ∇ of the loss's total over the batch, N its weight, the number of tokens in the loss,
+    and θ the trained weights alone,
 
         g = G / N,   g ← g · min(1, clip_norm / ‖g‖),   θ ← θ + factor(step) · optimizer(g, θ)
 
@@ -91,8 +83,8 @@ def make_train_step(
     were; the step counts on, and `nonfinite` counts how many such steps there were in a row.
     Keys are pure functions of `options.dropout_seed`, the step and the micro-batch.
 
-    Metrics (float32 scalars): `loss` in nats per loss token, `grad_norm` = ‖g‖ before clipping,
-    `learning_rate`, `tokens` = N, `nonfinite`, and `z_loss` per token if asked for.
+    Metrics (float32 scalars): the loss's sums divided by N, `loss` in nats among them, `grad_norm`
+    = ‖g‖ before clipping, `learning_rate`, `tokens` = N, `nonfinite`.
     """
 
     descend = optax.with_extra_args_support(optimizer).update
@@ -102,11 +94,11 @@ def make_train_step(
         if options.dropout_seed is not None:
             key = jax.random.key(options.dropout_seed)
             rngs["dropout"] = jax.random.fold_in(key, state.step)
-        sums, gradients = _sum_gradients(loss_sums, state, batch, options.accumulation, rngs)
-        tokens = jnp.maximum(sums.tokens, 1.0)
-        loss = sums.loss / tokens
+        total, gradients = _sum_gradients(loss_of, state, batch, options.accumulation, rngs)
+        tokens = jnp.maximum(total.weight, 1.0)
+        means = {name: value / tokens for name, value in total.sums.items()}
         grad_norm = optax.tree.norm(gradients) / tokens
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        finite = jnp.isfinite(means["loss"]) & jnp.isfinite(grad_norm)
 
         scale = 1.0 / tokens
         if options.clip_norm is not None:
@@ -128,14 +120,12 @@ def make_train_step(
         )
         nonfinite = jnp.where(finite, 0, state.nonfinite + 1)
         metrics = {
-            "loss": loss,
+            **means,
             "grad_norm": grad_norm,
             "learning_rate": state.rates.get("learning_rate", options.learning_rate) * factor,
-            "tokens": sums.tokens,
+            "tokens": total.weight,
             "nonfinite": nonfinite,
         }
-        if options.z_loss:
-            metrics["z_loss"] = sums.z_loss / tokens
         state = state.replace(
             step=state.step + 1, params=params, opt_state=opt_state, ema=ema, nonfinite=nonfinite
         )
@@ -145,26 +135,26 @@ def make_train_step(
 
 
 def _sum_gradients(
-    loss_sums: LossSums,
+    loss_of: LossOf,
     state: TrainState,
     batch: Batch,
     accumulation: int,
     rngs: dict[str, jax.Array],
-) -> tuple[Sums, PyTree]:
+) -> tuple[Loss, PyTree]:
     def objective(
         params: PyTree, rows: Batch, rngs: dict[str, jax.Array]
-    ) -> tuple[jax.Array, Sums]:
-        sums = loss_sums(join(state.base, state.frozen, params), rows, **rngs)
-        return sums.loss + sums.z_loss, sums
+    ) -> tuple[jax.Array, Loss]:
+        loss = loss_of(join(state.base, state.frozen, params), state.reference, rows, rngs)
+        return loss.total, loss
 
     gradient = jax.grad(objective, has_aux=True)
     if accumulation == 1:
-        gradients, sums = gradient(state.params, batch, rngs)
-        return sums, gradients
+        gradients, loss = gradient(state.params, batch, rngs)
+        return loss, gradients
 
     def add_micro_batch(
-        total: tuple[PyTree, Sums], part: tuple
-    ) -> tuple[tuple[PyTree, Sums], None]:
+        total: tuple[PyTree, Loss], part: tuple
+    ) -> tuple[tuple[PyTree, Loss], None]:
         return jax.tree.map(jnp.add, total, gradient(state.params, *part)), None
 
     micro_batches = jax.tree.map(lambda x: _split_rows(x, accumulation), batch)
@@ -174,8 +164,8 @@ def _sum_gradients(
     zero = jax.tree.map(
         lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, state.params, *one)
     )
-    (gradients, sums), _ = jax.lax.scan(add_micro_batch, zero, parts)
-    return sums, gradients
+    (gradients, loss), _ = jax.lax.scan(add_micro_batch, zero, parts)
+    return loss, gradients
 
 
 def _split_rows(x: jax.Array, parts: int) -> jax.Array:

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxformer.checkpoint.manager import Checkpoints
 from jaxformer.config import Config
-from jaxformer.data.batch import Batch
+from jaxformer.batch import Batch
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.parallel.rules import batch_sharding, path_name, put_batch
 from jaxformer.train.program import Compiled, Program, make_program, progress, restored, trees

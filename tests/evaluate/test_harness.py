@@ -11,7 +11,7 @@ import pytest
 
 from jaxformer.cli import main
 from jaxformer.config import EvalConfig
-from jaxformer.data.batch import Batch
+from jaxformer.batch import Batch
 from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.evaluate.perplexity import evaluate, make_eval_step, validate
 from jaxformer.evaluate.scoring import Continuation

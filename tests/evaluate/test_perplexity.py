@@ -6,7 +6,7 @@ import pytest
 from flax.core import meta
 
 from jaxformer.config import Config
-from jaxformer.data.batch import Batch
+from jaxformer.batch import Batch
 from jaxformer.evaluate.perplexity import evaluate, make_eval_step
 from jaxformer.model.language_model import build_model
 from jaxformer.parallel.mesh import make_mesh

@@ -11,7 +11,7 @@ import pytest
 
 from jaxformer.checkpoint.manager import Checkpoints
 from jaxformer.config import RunConfig
-from jaxformer.data.batch import Batch
+from jaxformer.batch import Batch
 from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.loading import load_config
 from jaxformer.parallel.mesh import make_mesh

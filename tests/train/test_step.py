@@ -10,7 +10,7 @@ import pytest
 from flax.core import meta
 
 from jaxformer.config import AdamWConfig, Config
-from jaxformer.data.batch import Batch
+from jaxformer.batch import Batch
 from jaxformer.model.accounting import abstract_parameters
 from jaxformer.model.language_model import build_model
 from jaxformer.parallel.rules import logical_axes

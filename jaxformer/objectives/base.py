@@ -1,0 +1,61 @@
+"""What a training step makes smaller."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxformer.batch import Batch
+from jaxformer.model.language_model import LanguageModel
+from jaxformer.schema import Schema
+
+PyTree = Any
+
+
+class Loss(NamedTuple):
+    """Sums over the tokens of a batch, float32 scalars, which micro-batches add up.
+
+    The gradient of a step is that of total / weight; `sums` are reported, each divided by weight,
+    by the names of their metrics. `loss`, the cross-entropy in nats, is always one of them.
+    """
+
+    total: jax.Array
+    weight: jax.Array
+    sums: dict[str, jax.Array]
+
+
+class Reference(NamedTuple):
+    """Another model that an objective compares with, and its weights, which stay as they are."""
+
+    model: LanguageModel
+    params: PyTree
+
+
+class ObjectiveConfig(Schema):
+    """The options of an objective; `kind` names it."""
+
+    kind: str
+
+    @property
+    def reference(self) -> str | None:
+        """The run whose model the objective compares with, if it does."""
+        return None
+
+    def loss(
+        self,
+        model: LanguageModel,
+        params: PyTree,
+        batch: Batch,
+        *,
+        z_loss: float,
+        rngs: dict[str, jax.Array],
+        reference: Reference | None,
+    ) -> Loss:
+        """The loss of a batch.
+
+        Args:
+            params: all weights of `model`.
+            z_loss: the weight of log²Z.
+            rngs: keys, such as `dropout`.
+            reference: what `self.reference` names.
+        """
+        raise NotImplementedError

@@ -1,0 +1,66 @@
+"""Distillation of a teacher's distribution over the next token (Hinton et al., 2015,
+arXiv:1503.02531)."""
+
+from typing import Annotated, Literal
+
+import jax
+from pydantic import Field, PositiveFloat
+
+from jaxformer.batch import Batch
+from jaxformer.model.language_model import LanguageModel
+from jaxformer.objectives.base import Loss, ObjectiveConfig, PyTree, Reference
+from jaxformer.ops.token_losses import Heads, distillation
+from jaxformer.parallel.rows import over_rows
+
+
+class DistillationConfig(ObjectiveConfig):
+    """(1 − weight) · cross-entropy + weight · T² · KL(teacher ‖ student), both distributions
+    softmax(logits / T) in the divergence, with the temperature T.
+
+    `teacher` is a run, or RUN/checkpoints/STEP, with the same tokenizer and any model. Its logits
+    are computed in the step, in chunks of tokens.
+    """
+
+    kind: Literal["distillation"] = "distillation"
+    teacher: str
+    temperature: PositiveFloat = 1.0
+    weight: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+
+    @property
+    def reference(self) -> str:
+        return self.teacher
+
+    def loss(
+        self,
+        model: LanguageModel,
+        params: PyTree,
+        batch: Batch,
+        *,
+        z_loss: float,
+        rngs: dict[str, jax.Array],
+        reference: Reference | None,
+    ) -> Loss:
+        assert reference is not None  # `self.reference` names one
+        rows = (batch.inputs, batch.positions, batch.segment_ids)
+        x, head = model.apply({"params": params}, *rows, method="read", rngs=rngs)
+        teacher = reference.model
+        taught, taught_head = jax.lax.stop_gradient(
+            teacher.apply({"params": reference.params}, *rows, method="read")
+        )
+        heads = Heads(head, taught_head)
+
+        def sums(heads: Heads, *rows: jax.Array) -> dict[str, jax.Array]:
+            return distillation(
+                heads,
+                *rows,
+                num_tokens=model.num_tokens or model.vocab_size,
+                temperature=self.temperature,
+                softcaps=(model.config.logit_softcap, teacher.config.logit_softcap),
+            )
+
+        found = over_rows(sums)(heads, x, taught, batch.targets, batch.loss_mask)
+        cross, divergence, squares = found["loss"], found["divergence"], found["log_z_squared"]
+        total = (1 - self.weight) * cross + self.weight * divergence + z_loss * squares
+        reported = {"loss": cross, "divergence": divergence}
+        reported |= {"z_loss": z_loss * squares} if z_loss else {}
+        return Loss(total, found["tokens"], reported)

@@ -1,0 +1,29 @@
+"""Cross-entropy of the next token."""
+
+from typing import Literal
+
+import jax
+
+from jaxformer.batch import Batch
+from jaxformer.model.language_model import LanguageModel
+from jaxformer.objectives.base import Loss, ObjectiveConfig, PyTree, Reference
+
+
+class NextTokenConfig(ObjectiveConfig):
+    """Σ −log p(target | the tokens before it), over the tokens in the loss."""
+
+    kind: Literal["next_token"] = "next_token"
+
+    def loss(
+        self,
+        model: LanguageModel,
+        params: PyTree,
+        batch: Batch,
+        *,
+        z_loss: float,
+        rngs: dict[str, jax.Array],
+        reference: Reference | None,
+    ) -> Loss:
+        sums = model.apply({"params": params}, *batch, z_loss=z_loss, method="loss", rngs=rngs)
+        reported = {"loss": sums.loss} | ({"z_loss": sums.z_loss} if z_loss else {})
+        return Loss(sums.loss + sums.z_loss, sums.tokens, reported)
