@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from bare import Sizes, init, train_step
 
-from jaxformer.config import Config
 from jaxformer.batch import Batch
+from jaxformer.config import Config
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.parallel.rules import batch_sharding, put_batch
 from jaxformer.train.loop import train

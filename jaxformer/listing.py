@@ -91,18 +91,14 @@ def list_optimizers() -> str:
     """Every optimizer with its options and their defaults."""
     from jaxformer.config import OptimizerUnion
 
-    return "\n".join(
-        _entry([config], config) for config in section_classes(OptimizerUnion)
-    )
+    return "\n".join(_entry([config], config) for config in section_classes(OptimizerUnion))
 
 
 def list_tasks() -> str:
     """Every synthetic task with its options and their defaults."""
     from jaxformer.tasks import TaskUnion
 
-    return "\n".join(
-        _entry([config], config) for config in section_classes(TaskUnion)
-    )
+    return "\n".join(_entry([config], config) for config in section_classes(TaskUnion))
 
 
 def list_configs(folder: Path = CONFIGS) -> str:

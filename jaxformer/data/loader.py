@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from jaxformer.config import DataConfig, SourceConfig
 from jaxformer.batch import Batch
+from jaxformer.config import DataConfig, SourceConfig
 from jaxformer.data.overlap import warn_of_overlap
 from jaxformer.data.packing import PackedRows
 from jaxformer.data.prepare import open_store, recipe_of

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer.config import DataConfig
 from jaxformer.batch import Batch
+from jaxformer.config import DataConfig
 from jaxformer.data.loader import validation_batches
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.run import Run

@@ -42,7 +42,9 @@ class ModelConfig(Schema):
     num_layers: Annotated[int, Field(ge=1, le=10_000)]
     vocab_size: PositiveInt | None = Field(None, description="the tokenizer's when left out")
     mixer: MixerUnion
-    ffn: ChannelMixerUnion | None = Field(description="null for layers of a mixer alone, as in Mamba")
+    ffn: ChannelMixerUnion | None = Field(
+        description="null for layers of a mixer alone, as in Mamba"
+    )
     pattern: tuple[LayerConfig, ...] = Field((LayerConfig(),), min_length=1, strict=False)
     norm: NormConfig = NormConfig()
     positions: PositionsUnion = RoPEConfig()

@@ -125,9 +125,9 @@ class Stack(nn.Module):
             empty = tuple(
                 None
                 if layer.mixer is None
-                else build_mixer(
-                    layer.mixer, self.dims, layer.positions, parent=None
-                ).init_cache(batch, max_length, dtype)
+                else build_mixer(layer.mixer, self.dims, layer.positions, parent=None).init_cache(
+                    batch, max_length, dtype
+                )
                 for layer in layers
             )
             if repetitions is not None:

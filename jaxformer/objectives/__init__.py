@@ -15,4 +15,11 @@ if TYPE_CHECKING:  # a type checker cannot read a registry
 else:
     ObjectiveUnion = Annotated[Union[OBJECTIVES], Field(discriminator="kind")]  # noqa: UP007
 
-__all__ = ["OBJECTIVES", "Loss", "NextTokenConfig", "ObjectiveConfig", "ObjectiveUnion", "Reference"]
+__all__ = [
+    "OBJECTIVES",
+    "Loss",
+    "NextTokenConfig",
+    "ObjectiveConfig",
+    "ObjectiveUnion",
+    "Reference",
+]

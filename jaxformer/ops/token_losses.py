@@ -1,4 +1,4 @@
-"""What a linear head says of each token, in chunks: the logits of all tokens are never held at once.
+"""What a linear head says of each token, in chunks, so that not all logits are held at once.
 
 Here a chunk's logits are computed again for its gradient, which may then be of any function of the
 results; `cross_entropy` saves that product where their plain sum is all that is asked for.
@@ -85,7 +85,7 @@ def distillation(
     temperature: float,
     softcaps: tuple[float | None, float | None] = (None, None),
 ) -> dict[str, jax.Array]:
-    """Sums over the tokens where loss_mask is set, in nats, with p = softmax(logits) of the student:
+    """Sums in nats over the tokens where loss_mask is set, p = softmax(logits) of the student:
 
     loss Σ −log p[target];  divergence Σ T² KL(softmax(teacher / T) ‖ softmax(student / T));
     log_z_squared Σ log²Z of the student;  tokens, how many.

@@ -20,8 +20,8 @@ Out = TypeVar("Out")
 
 
 def over_rows(sums: Callable[..., Sums]) -> Callable[..., Sums]:
-    """`sums(weights, *arrays)` of every device's own tokens of the arrays [rows, length, ...], added
-    up.
+    """`sums(weights, *arrays)` added up over the devices, each of its own tokens of the arrays
+    [rows, length, ...].
 
     The weights, a tree of arrays [d_model, ...], are gathered once before, and their gradients are
     reduced and scattered once after, both in the type of the first array, as those of a layer are.

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax.core import meta
 from jax.sharding import Mesh
 
+from jaxformer.batch import Batch
 from jaxformer.checkpoint.manager import Json, placed
 from jaxformer.config import CheckpointConfig, Config, DataConfig, EvalConfig, RunConfig
-from jaxformer.batch import Batch
 from jaxformer.evaluate.perplexity import EvalStep, make_eval_step
 from jaxformer.model.accounting import (
     abstract_parameters,

@@ -5,8 +5,8 @@ import grain
 import numpy as np
 import pytest
 
-from jaxformer.data import loader
 from jaxformer.batch import Batch
+from jaxformer.data import loader
 from jaxformer.data.loader import iterate, open_stores, train_batches, validation_batches
 from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.schema import UserError

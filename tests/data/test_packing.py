@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxformer.data import store as store_module
 from jaxformer.batch import Batch
+from jaxformer.data import store as store_module
 from jaxformer.data.loader import open_source_store
 from jaxformer.data.packing import PackedRows
 from jaxformer.data.store import TOKENS

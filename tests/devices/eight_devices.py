@@ -10,9 +10,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from jaxformer.batch import Batch
 from jaxformer.checkpoint.manager import Checkpoints
 from jaxformer.config import Config
-from jaxformer.batch import Batch
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.parallel.rules import batch_sharding, path_name, put_batch
 from jaxformer.train.program import Compiled, Program, make_program, progress, restored, trees

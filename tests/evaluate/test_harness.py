@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxformer.batch import Batch
 from jaxformer.cli import main
 from jaxformer.config import EvalConfig
 from jaxformer.batch import Batch

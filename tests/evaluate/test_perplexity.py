@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from jaxformer.config import Config
 from jaxformer.batch import Batch
+from jaxformer.config import Config
 from jaxformer.evaluate.perplexity import evaluate, make_eval_step
 from jaxformer.model.language_model import build_model
 from jaxformer.parallel.mesh import make_mesh

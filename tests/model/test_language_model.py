@@ -52,6 +52,27 @@ def test_a_hybrid_is_scanned_in_groups_with_a_tail() -> None:
     assert kernel.shape == (2, 8, 8) and set(stack["tail"]) == {"layer_0"}
 
 
+def test_layers_may_go_without_a_mixer_or_without_an_ffn() -> None:
+    nothing = {"kind": "none"}
+    pattern = [{}, {"mixer": nothing}, {"ffn": nothing}, {"mixer": nothing, "ffn": nothing}]
+    model = model_of(num_layers=4, pattern=pattern)
+    params = parameters(model)
+    groups = params["stack"]["groups"]
+    parts = [sorted(groups.get(f"layer_{index}", {})) for index in range(4)]
+    assert parts == [["ffn", "ffn_norm", "mixer", "mixer_norm"], ["ffn", "ffn_norm"],
+                     ["mixer", "mixer_norm"], []]  # fmt: skip
+    whole = model_of(num_layers=4, pattern=[{}])
+    halves = (flops_per_token(each, 10) - 2 * 8 * VOCAB for each in (model, whole))
+    assert 2 * next(halves) == next(halves)
+
+    ones = jnp.ones((2, 10), jnp.int32)
+    positions = jnp.broadcast_to(jnp.arange(10), (2, 10))
+    last, _ = model.apply(
+        {"params": params}, TOKENS, positions, ones, model.init_cache(2, 10), method="step"
+    )
+    np.testing.assert_allclose(last, logits(model, params)[:, -1], rtol=0, atol=1e-13)
+
+
 def test_layouts_agree() -> None:
     model = model_of()
     params = parameters(model)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer.ops import cross_entropy as module
+from jaxformer.ops import token_losses
 from jaxformer.ops.cross_entropy import LossSums, cross_entropy
 
 BATCH, LENGTH, D_MODEL, VOCAB = 2, 7, 5, 11
@@ -45,8 +45,8 @@ def plain(x, head, targets, loss_mask, *, z_loss=0.0, logit_softcap=None) -> Los
 def test_sums_and_gradients_are_those_of_all_logits(
     monkeypatch: pytest.MonkeyPatch, chunk_bytes: int, options: dict
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK_BYTES", chunk_bytes)
-    monkeypatch.setattr(module, "CHUNK_TOKENS", 1)
+    monkeypatch.setattr(token_losses, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(token_losses, "CHUNK_TOKENS", 1)
     x, head, targets, loss_mask = case()
 
     def mean(loss, x, head):
@@ -93,8 +93,8 @@ def test_nothing_counts_where_everything_is_masked() -> None:
 
 
 def test_all_logits_are_never_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_BYTES", 4 * BATCH * VOCAB * 10)
-    monkeypatch.setattr(module, "CHUNK_TOKENS", 1)
+    monkeypatch.setattr(token_losses, "CHUNK_BYTES", 4 * BATCH * VOCAB * 10)
+    monkeypatch.setattr(token_losses, "CHUNK_TOKENS", 1)
     x, head, targets, loss_mask = case(length=1000)
 
     def mean(x, head):

@@ -19,7 +19,9 @@ from jaxformer.schema import UserError
 WIDTH = 3
 
 
-def of_layers(weights: jax.Array, rows: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+def of_layers(
+    weights: jax.Array, rows: tuple[jax.Array, ...], call: jax.Array
+) -> tuple[jax.Array, ...]:
     """x ← x + tanh(W x), scaled by a number that each row brings along."""
     x, scale = rows
 
@@ -47,10 +49,22 @@ def test_stages_give_what_the_layers_give_one_after_another(stages, micro_batche
     with use_mesh(make_mesh({}, devices=jax.devices()[:1])):
         measured = [
             jax.jit(jax.value_and_grad(partial(loss, run), (0, 1), has_aux=True))(weights, rows)
-            for run in (piped, of_layers)
+            for run in (piped, partial(of_layers, call=jnp.int32(0)))
         ]
     for ours, theirs in zip(*map(jax.tree.leaves, measured), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_every_stage_has_another_number_for_every_micro_batch():
+    def note(weights: jax.Array, seen: jax.Array, call: jax.Array) -> jax.Array:
+        return jnp.roll(seen, 1, axis=-1).at[:, 0].set(call)
+
+    with use_mesh(make_mesh({}, devices=jax.devices()[:1])):
+        piped = jax.jit(partial(run_stages, note, pipeline=Pipeline(3, 6)))
+        seen = piped(jnp.zeros((3, 1)), jnp.full((12, 3), -1))  # [rows, stages]
+    assert len(np.unique(seen)) == 3 * 6
+    _, rows = np.unique(seen, axis=0, return_counts=True)
+    assert rows.tolist() == [2] * 6  # of each micro-batch
 
 
 def test_the_bubble_is_what_stages_wait_for_each_other():

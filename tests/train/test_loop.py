@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
+from jaxformer.batch import Batch
 from jaxformer.checkpoint.manager import Checkpoints
 from jaxformer.config import RunConfig
-from jaxformer.batch import Batch
 from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.loading import load_config
 from jaxformer.parallel.mesh import make_mesh

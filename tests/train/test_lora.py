@@ -13,11 +13,11 @@ from flax.core import meta
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import PartitionSpec
 
+from jaxformer.batch import Batch
 from jaxformer.checkpoint.lora import fingerprint, merged
 from jaxformer.checkpoint.manager import Checkpoints
 from jaxformer.cli import main
 from jaxformer.config import Config
-from jaxformer.batch import Batch
 from jaxformer.model.accounting import abstract_parameters, count_parameters, flops_per_token
 from jaxformer.model.language_model import build_model
 from jaxformer.model.lora import A, B, LoRAConfig, adapted, adapter_paths

@@ -9,8 +9,8 @@ import optax
 import pytest
 from flax.core import meta
 
-from jaxformer.config import AdamWConfig, Config
 from jaxformer.batch import Batch
+from jaxformer.config import AdamWConfig, Config
 from jaxformer.model.accounting import abstract_parameters
 from jaxformer.model.language_model import build_model
 from jaxformer.parallel.rules import logical_axes

@@ -1,4 +1,4 @@
-"""Dense feed-forward networks: the two-matrix MLP with GELU or ReLU², and the gated SwiGLU and GeGLU.
+"""The dense FFN: the two-matrix MLP with GELU or ReLU², and the gated SwiGLU and GeGLU.
 
 GELU: Hendrycks and Gimpel, 2016, arXiv:1606.08415, in its tanh form. GLU variants: Shazeer, 2020,
 arXiv:2002.05202. ReLU²: So et al., 2021, arXiv:2109.08668.

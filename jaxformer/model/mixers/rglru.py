@@ -94,7 +94,9 @@ class RGLRU(Mixer):
         before = shards.documents_before(rows.segment_ids, start.segment)
         input_factor = jnp.where((before == rows.segment_ids)[..., None], input_factor, 1.0)
         entering = input_factor * gate("input_gate") * u.astype(wide)
-        h = diagonal_recurrence(jnp.exp(log_a), entering, rows.segment_ids, start.state, start.segment)
+        h = diagonal_recurrence(
+            jnp.exp(log_a), entering, rows.segment_ids, start.state, start.segment
+        )
         y = Projection(
             (self.dims.d_model,),
             ("d_hidden", "d_model"),

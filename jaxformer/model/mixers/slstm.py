@@ -40,8 +40,10 @@ class SLSTMCache:
 
 
 class SLSTM(Mixer):
-    """y = scale ⊙ LayerNorm(h), head by head, of the h that `scalar_lstm` makes of W u + b, one block
-    of W and of its R per head; u is x for z and o, and silu(conv(x)) for i and f (figure 10).
+    """y = scale ⊙ LayerNorm(h) per head, where h is what `scalar_lstm` makes of the gates W u + b.
+
+    W and the recurrent R have one block per head; u is x for z and o, silu(conv(x)) for i and f
+    (figure 10).
 
     There is no output matrix, as in the authors' code: heads meet in the FFN.
     """
