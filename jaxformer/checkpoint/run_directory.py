@@ -37,6 +37,8 @@ FREE_KEYS = (
     "data.prefetch",
     "train.accumulation",
     "train.attention_kernel",
+    "train.layer_statistics",
+    "train.layer_statistics.every",
     "train.log_every",
     "train.max_nonfinite_steps",
     "train.remat",

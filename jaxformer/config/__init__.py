@@ -54,6 +54,10 @@ __all__ = [
 NumRows = Annotated[int, Field(ge=1, le=1 << 24)]
 
 
+class LayerStatisticsConfig(Schema):
+    every: PositiveInt = Field(100, description="steps")
+
+
 class TrainConfig(Schema):
     """The step and how often it is taken. `batch_size` counts rows of one update, all
     micro-batches together; `precision` is that of activations, parameters stay float32."""
@@ -85,6 +89,9 @@ class TrainConfig(Schema):
     z_loss: NonNegativeFloat = 0.0
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     log_every: PositiveInt = 10
+    layer_statistics: LayerStatisticsConfig | None = Field(
+        None, description="root mean squares of every layer, in metrics.jsonl and the trackers"
+    )
     max_nonfinite_steps: PositiveInt = Field(
         10, description="stop after this many skipped updates in a row"
     )

@@ -41,7 +41,8 @@ def make_eval_step(model: LanguageModel) -> EvalStep:
     """`(params, batch) -> LossSums`, to be jitted."""
 
     def eval_step(params: PyTree, batch: Batch) -> LossSums:
-        return model.apply({"params": params}, *batch, method="loss")
+        sums, _ = model.apply({"params": params}, *batch, method="loss")
+        return sums
 
     return eval_step
 

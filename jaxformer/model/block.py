@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from jaxformer.model.channel_mixers import build_channel_mixer
 from jaxformer.model.config import Layer
@@ -9,7 +10,7 @@ from jaxformer.model.dims import Dims
 from jaxformer.model.mixers import Cache, build_mixer
 from jaxformer.model.norms import NormConfig
 from jaxformer.model.residuals import Residual
-from jaxformer.model.rows import RowInfo
+from jaxformer.model.rows import LayerAux, RowInfo
 
 
 class Block(nn.Module):
@@ -23,8 +24,11 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self, stream: jax.Array, rows: RowInfo, cache: Cache | None = None
-    ) -> tuple[jax.Array, Cache | None]:
-        """stream [batch, length, d_model] → (stream, the mixer's cache)."""
+    ) -> tuple[jax.Array, Cache | None, LayerAux]:
+        """stream [batch, length, d_model] → (stream, the mixer's cache, what else the layer says).
+
+        Its statistics are `activation`, the sum over tokens of the stream's mean square.
+        """
         layer, shape = self.layer, stream.shape
         stream = stream.reshape(-1, shape[-1])  # XLA on a CPU has faster code for two dimensions
         if layer.mixer is not None:
@@ -36,7 +40,15 @@ class Block(nn.Module):
             residual = Residual(self.norm, "ffn")
             ffn = build_channel_mixer(layer.ffn, self.dims, name="ffn")
             stream = residual.write(stream, ffn(residual.read(stream), rows))
-        return stream.reshape(shape), cache
+        stats = {"activation": _squares(stream, rows)} if self.dims.statistics else {}
+        return stream.reshape(shape), cache, LayerAux(stats)
+
+
+def _squares(stream: jax.Array, rows: RowInfo) -> jax.Array:
+    """The sum over tokens that are no padding of the mean square of [batch · length, d_model]."""
+    wide = stream.astype(jnp.promote_types(stream.dtype, jnp.float32))
+    squares = jnp.mean(wide * wide, axis=-1)
+    return jnp.sum(jnp.where(rows.segment_ids.reshape(-1) != 0, squares, 0.0))
 
 
 class Group(nn.Module):
@@ -49,12 +61,13 @@ class Group(nn.Module):
     @nn.compact
     def __call__(
         self, stream: jax.Array, caches: tuple[Cache, ...] | None, rows: RowInfo
-    ) -> tuple[jax.Array, tuple[Cache, ...] | None]:
-        """stream [batch, length, d_model] → (stream, one cache per layer); no keywords, for
-        `nn.scan`."""
-        longer = []
+    ) -> tuple[jax.Array, tuple[tuple[Cache, ...] | None, tuple[LayerAux, ...]]]:
+        """stream [batch, length, d_model] → (stream, (caches, aux)), one of both per layer; no
+        keywords, for `nn.scan`."""
+        longer, said = [], []
         for index, layer in enumerate(self.layers):
             block = Block(layer, self.norm, self.dims, name=f"layer_{index}")
-            stream, cache = block(stream, rows, None if caches is None else caches[index])
+            stream, cache, aux = block(stream, rows, None if caches is None else caches[index])
             longer.append(cache)
-        return stream, None if caches is None else tuple(longer)
+            said.append(aux)
+        return stream, (None if caches is None else tuple(longer), tuple(said))

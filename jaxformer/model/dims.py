@@ -39,10 +39,12 @@ class InitConfig(Schema):
 @dataclass(frozen=True)
 class Dims:
     """Sizes and types shared by all layers; `dtype` is that of activations, `attention_kernel`
-    what attention in training and prefill is to be computed by."""
+    what attention in training and prefill is to be computed by, `statistics` whether layers
+    measure themselves."""
 
     d_model: int
     num_layers: int
     init: InitConfig
     dtype: DTypeLike
     attention_kernel: Kernel = "auto"
+    statistics: bool = False

@@ -14,7 +14,7 @@ from jaxformer.model.lora import LoRAConfig, adapted
 from jaxformer.model.mixers import Cache
 from jaxformer.model.norms import Norm
 from jaxformer.model.positions import LearnedPositionsConfig, SinusoidalPositionsConfig, sinusoidal
-from jaxformer.model.rows import RowInfo
+from jaxformer.model.rows import LayerAux, RowInfo
 from jaxformer.model.stack import Stack
 from jaxformer.ops.cross_entropy import LossSums, cross_entropy
 from jaxformer.ops.kernels.choice import Kernel
@@ -31,7 +31,8 @@ class LanguageModel(nn.Module):
     `micro_batches` how many are at once in its stages, see `Stack`; `attention_kernel` see
     `ops.kernels.choice`; `lora` adds adapters. Parameters are float32, activations `dtype`, logits
     and losses float32. Ids from `num_tokens` on, if given, pad the vocabulary: they have no
-    probability in losses and scores, and decoding draws none.
+    probability in losses and scores, and decoding draws none. With `statistics`, layers measure
+    themselves, see `Block`.
     """
 
     config: ModelConfig
@@ -43,6 +44,7 @@ class LanguageModel(nn.Module):
     lora: LoRAConfig | None = None
     micro_batches: int | None = None
     num_tokens: int | None = None
+    statistics: bool = False
 
     def setup(self) -> None:
         config, d_model = self.config, self.config.d_model
@@ -77,7 +79,12 @@ class LanguageModel(nn.Module):
     def dims(self) -> Dims:
         config = self.config
         return Dims(
-            config.d_model, config.num_layers, config.init, self.dtype, self.attention_kernel
+            config.d_model,
+            config.num_layers,
+            config.init,
+            self.dtype,
+            self.attention_kernel,
+            self.statistics,
         )
 
     def __call__(
@@ -93,7 +100,7 @@ class LanguageModel(nn.Module):
             segment_ids: [batch, length], the document of each token, 0 for padding; one document
                 a row when left out.
         """
-        x, _ = self.hidden(tokens, positions, segment_ids)
+        x, _, _ = self.hidden(tokens, positions, segment_ids)
         return logits_of(x, self._head(), self.config.logit_softcap)
 
     def loss(
@@ -104,9 +111,10 @@ class LanguageModel(nn.Module):
         segment_ids: jax.Array,
         loss_mask: jax.Array,
         z_loss: float = 0.0,
-    ) -> LossSums:
-        """Sums of the token losses over [batch, length], without ever holding all logits."""
-        x, head = self.read(inputs, positions, segment_ids)
+    ) -> tuple[LossSums, LayerAux]:
+        """Sums of the token losses over [batch, length], without ever holding all logits, and what
+        the layers say."""
+        x, head, aux = self.read(inputs, positions, segment_ids)
         num_tokens = self._first_padding(head)
 
         def sums(
@@ -122,7 +130,7 @@ class LanguageModel(nn.Module):
                 num_tokens=num_tokens,
             )
 
-        return over_rows(sums)(head, x, targets, loss_mask)
+        return over_rows(sums)(head, x, targets, loss_mask), aux
 
     def scores(
         self,
@@ -133,7 +141,7 @@ class LanguageModel(nn.Module):
         loss_mask: jax.Array,
     ) -> TokenScores:
         """Of every target [batch, length]; where loss_mask is not set, 0 and True."""
-        x, head = self.read(inputs, positions, segment_ids)
+        x, head, _ = self.read(inputs, positions, segment_ids)
         tokens = self._first_padding(head)
 
         def of_rows(head: jax.Array, x: jax.Array, targets: jax.Array) -> TokenScores:
@@ -145,18 +153,20 @@ class LanguageModel(nn.Module):
 
     def read(
         self, inputs: jax.Array, positions: jax.Array, segment_ids: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """What the head reads of rows [batch, length], which may be cut over `context`, and the
-        head as the mesh splits it: ([batch, length, d_model], [d_model, vocab and padding])."""
+    ) -> tuple[jax.Array, jax.Array, LayerAux]:
+        """What the head reads of rows [batch, length], which may be cut over `context`, the head as
+        the mesh splits it, and what the layers say: ([batch, length, d_model],
+        [d_model, vocab and padding], [layers] each)."""
         module = self.clone(parent=None)
 
-        def hidden(params: dict, keys: dict[str, jax.Array], *rows: jax.Array) -> jax.Array:
-            return module.apply({"params": params}, *rows, method="hidden", rngs=keys)[0]
+        def hidden(params: dict, keys: dict[str, jax.Array], *rows: jax.Array) -> tuple:
+            x, _, aux = module.apply({"params": params}, *rows, method="hidden", rngs=keys)
+            return x, aux
 
         keys = {"dropout": self.make_rng("dropout")} if self.has_rng("dropout") else {}
         params = self.variables["params"]
-        x = over_context(hidden)(params, keys, inputs, positions, segment_ids)
-        return x, pad_vocabulary(self._head())
+        x, aux = over_context(hidden)(params, keys, inputs, positions, segment_ids)
+        return x, pad_vocabulary(self._head()), aux
 
     def step(
         self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array, cache: Cache
@@ -166,7 +176,7 @@ class LanguageModel(nn.Module):
         Returns:
             ([batch, vocab] float32, the longer cache).
         """
-        x, cache = self.hidden(tokens, positions, segment_ids, cache)
+        x, cache, _ = self.hidden(tokens, positions, segment_ids, cache)
         softcap = self.config.logit_softcap
         return logits_of(x[:, -1], self._head(), softcap, self.num_tokens), cache
 
@@ -182,8 +192,9 @@ class LanguageModel(nn.Module):
         positions: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
         cache: Cache | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
-        """tokens [batch, length] → what the head reads [batch, length, d_model], and the cache."""
+    ) -> tuple[jax.Array, Cache | None, LayerAux]:
+        """tokens [batch, length] → what the head reads [batch, length, d_model], the cache, and
+        what the layers say."""
         config = self.config
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
@@ -198,9 +209,10 @@ class LanguageModel(nn.Module):
             x += sinusoidal(positions, config.d_model).astype(self.dtype)
         x = constrain_tokens(x, "d_model")
         with adapted(self.lora):
-            x, cache = self.stack(x, RowInfo(positions, segment_ids), cache)
+            x, cache, aux = self.stack(x, RowInfo(positions, segment_ids), cache)
         x = constrain_tokens(x, "d_model")  # no longer cut over `tensor`
-        return (x if config.norm.placement == "post" else self.final_norm(x)), cache
+        x = x if config.norm.placement == "post" else self.final_norm(x)
+        return x, cache, aux
 
     def _head(self) -> jax.Array:
         return self.embedding.T if self.config.tie_embeddings else self.head

@@ -1,5 +1,6 @@
 """The layers over the depth, whose parameters are stacked by repetitions of the pattern."""
 
+from collections.abc import Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Literal
@@ -14,7 +15,7 @@ from jaxformer.model.config import Layer
 from jaxformer.model.dims import Dims
 from jaxformer.model.mixers import Cache, build_mixer
 from jaxformer.model.norms import NormConfig
-from jaxformer.model.rows import RowInfo
+from jaxformer.model.rows import LayerAux, RowInfo
 from jaxformer.parallel.pipeline import Pipeline, pipeline_of_rows, run_stages
 
 REMAT_POLICIES = {
@@ -48,19 +49,22 @@ class Stack(nn.Module):
     @nn.compact
     def __call__(
         self, stream: jax.Array, rows: RowInfo, caches: dict[str, Cache] | None = None
-    ) -> tuple[jax.Array, dict[str, Cache] | None]:
-        """stream [batch, length, d_model] → (stream, caches)."""
+    ) -> tuple[jax.Array, dict[str, Cache] | None, LayerAux]:
+        """stream [batch, length, d_model] → (stream, caches, what the layers say, [layers] each)."""
         pipeline = None
         if self.layout == "scanned" and caches is None and not self.is_initializing():
             pipeline = pipeline_of_rows(len(stream), self.micro_batches)
-        longer = {}
+        longer, said = {}, []
         for name, layers, repetitions in self._parts():
             if repetitions is not None and pipeline is not None:
-                stream = self._pipelined(pipeline, name, layers, repetitions, stream, rows)
-                continue
-            part = self._repeated(layers, repetitions, name=name)
-            stream, longer[name] = part(stream, None if caches is None else caches[name], rows)
-        return stream, None if caches is None else longer
+                stream, aux = self._pipelined(pipeline, name, layers, repetitions, stream, rows)
+            else:
+                part = self._repeated(layers, repetitions, name=name)
+                cache = None if caches is None else caches[name]
+                stream, (longer[name], aux) = part(stream, cache, rows)
+            said.append(_in_order(aux))
+        aux = jax.tree.map(lambda *parts: jnp.concatenate(parts), *said)
+        return stream, None if caches is None else longer, aux
 
     @nn.nowrap
     def _repeated(
@@ -92,18 +96,19 @@ class Stack(nn.Module):
         repetitions: int,
         stream: jax.Array,
         rows: RowInfo,
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, tuple[LayerAux, ...]]:
         stage = self._repeated(layers, repetitions // pipeline.stages, parent=None)
         key = self.make_rng("dropout") if self.has_rng("dropout") else None
 
         def of_layers(params: dict, rows: tuple, call: jax.Array) -> tuple:
             stream, info = rows
             rngs = {} if key is None else {"dropout": jax.random.fold_in(key, call)}
-            stream, _ = stage.apply({"params": params}, stream, None, info, rngs=rngs)
-            return stream, info
+            stream, (_, aux) = stage.apply({"params": params}, stream, None, info, rngs=rngs)
+            return (stream, info), aux
 
         params = self.get_variable("params", name)
-        return run_stages(of_layers, params, (stream, rows), pipeline)[0]
+        (stream, _), aux = run_stages(of_layers, params, (stream, rows), pipeline)
+        return stream, aux
 
     @nn.nowrap
     def _parts(self) -> list[tuple[str, tuple[Layer, ...], int | None]]:
@@ -136,8 +141,26 @@ class Stack(nn.Module):
         return caches
 
 
+def _in_order(aux: tuple[LayerAux, ...]) -> LayerAux:
+    """What each layer of a pattern says, [repetitions] or [] each, from the bottom up: [layers]."""
+    return jax.tree.map(lambda *layers: jnp.stack(layers, axis=-1).reshape(-1), *aux)
+
+
 def _repeat(times: int, leaf: jax.Array) -> jax.Array:
     return jnp.broadcast_to(leaf, (times, *leaf.shape))
+
+
+def layers_of_path(path: str, num_layers: int, pattern_length: int) -> Sequence[int] | None:
+    """The layers, from the bottom up, whose parameters a leaf of a scanned model stacks along its
+    first axis; one layer where it is not stacked, None for a parameter outside of the layers."""
+    match path.split("/"):
+        case ["stack", part, layer, *_]:
+            first = int(layer.removeprefix("layer_"))
+            stacked = num_layers - num_layers % pattern_length
+            if part == "groups":
+                return range(first, stacked, pattern_length)
+            return [stacked + first]
+    return None
 
 
 def separate_layers(params: dict) -> dict:

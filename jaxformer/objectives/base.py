@@ -6,6 +6,7 @@ import jax
 
 from jaxformer.batch import Batch
 from jaxformer.model.language_model import LanguageModel
+from jaxformer.model.rows import LayerAux
 from jaxformer.schema import Schema
 
 PyTree = Any
@@ -16,11 +17,13 @@ class Loss(NamedTuple):
 
     The gradient of a step is that of total / weight; `sums` are reported, each divided by weight,
     by the names of their metrics. `loss`, the cross-entropy in nats, is always one of them.
+    `layers` are what the model's layers say, [layers] each.
     """
 
     total: jax.Array
     weight: jax.Array
     sums: dict[str, jax.Array]
+    layers: LayerAux
 
 
 class Reference(NamedTuple):

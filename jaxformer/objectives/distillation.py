@@ -42,9 +42,9 @@ class DistillationConfig(ObjectiveConfig):
     ) -> Loss:
         assert reference is not None  # `self.reference` names one
         rows = (batch.inputs, batch.positions, batch.segment_ids)
-        x, head = model.apply({"params": params}, *rows, method="read", rngs=rngs)
+        x, head, layers = model.apply({"params": params}, *rows, method="read", rngs=rngs)
         teacher = reference.model
-        taught, taught_head = jax.lax.stop_gradient(
+        taught, taught_head, _ = jax.lax.stop_gradient(
             teacher.apply({"params": reference.params}, *rows, method="read")
         )
         heads = Heads(head, taught_head)
@@ -63,4 +63,4 @@ class DistillationConfig(ObjectiveConfig):
         total = (1 - self.weight) * cross + self.weight * divergence + z_loss * squares
         reported = {"loss": cross, "divergence": divergence}
         reported |= {"z_loss": z_loss * squares} if z_loss else {}
-        return Loss(total, found["tokens"], reported)
+        return Loss(total, found["tokens"], reported, layers)

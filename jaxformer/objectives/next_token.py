@@ -24,6 +24,8 @@ class NextTokenConfig(ObjectiveConfig):
         rngs: dict[str, jax.Array],
         reference: Reference | None,
     ) -> Loss:
-        sums = model.apply({"params": params}, *batch, z_loss=z_loss, method="loss", rngs=rngs)
+        sums, layers = model.apply(
+            {"params": params}, *batch, z_loss=z_loss, method="loss", rngs=rngs
+        )
         reported = {"loss": sums.loss} | ({"z_loss": sums.z_loss} if z_loss else {})
-        return Loss(sums.loss + sums.z_loss, sums.tokens, reported)
+        return Loss(sums.loss + sums.z_loss, sums.tokens, reported, layers)

@@ -1,6 +1,7 @@
 """Functions of rows that are cut over the mesh axis `context`."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
@@ -8,30 +9,39 @@ from jax.sharding import PartitionSpec
 from jaxformer.ops.shards import AXIS
 from jaxformer.schema import UserError
 
+PyTree = Any
+OfRows = Callable[..., tuple[PyTree, PyTree]]
 
-def over_context(of_rows: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`of_rows(params, keys, *arrays)` where every device has its piece of the arrays
-    [rows, length, ...] and of the result; on a mesh without `context`, `of_rows`.
+
+def over_context(of_rows: OfRows) -> OfRows:
+    """`of_rows(params, keys, *arrays)` → (arrays, sums), where every device has its piece of the
+    arrays [rows, length, ...] that are given and returned, and sums are added up over the devices;
+    on a mesh without `context`, `of_rows`.
 
     What it calls sees its piece [rows, length / context, ...] of every array, finds the others
     through `ops.shards`, has random keys of its own, and leaves all other mesh axes to the
     compiler.
     """
 
-    def of_piece(params: object, keys: dict[str, jax.Array], *arrays: jax.Array) -> jax.Array:
+    def of_piece(
+        params: object, keys: dict[str, jax.Array], *arrays: jax.Array
+    ) -> tuple[PyTree, PyTree]:
         own = {
             name: jax.random.fold_in(key, jax.lax.axis_index(AXIS)) for name, key in keys.items()
         }
-        return of_rows(params, own, *arrays)
+        made, sums = of_rows(params, own, *arrays)
+        return made, jax.lax.psum(sums, AXIS)
 
-    def whole(params: object, keys: dict[str, jax.Array], *arrays: jax.Array) -> jax.Array:
+    def whole(
+        params: object, keys: dict[str, jax.Array], *arrays: jax.Array
+    ) -> tuple[PyTree, PyTree]:
         if jax.sharding.get_abstract_mesh().shape.get(AXIS, 1) == 1:
             return of_rows(params, keys, *arrays)
         pieces = PartitionSpec(None, AXIS)
         return jax.shard_map(
             of_piece,
             in_specs=(PartitionSpec(), PartitionSpec(), *(pieces for _ in arrays)),
-            out_specs=pieces,
+            out_specs=(pieces, PartitionSpec()),
             axis_names={AXIS},
             check_vma=False,
         )(params, keys, *arrays)

@@ -18,7 +18,7 @@ MOST_OF_STAGE = 4  # micro-batches a stage that are chosen: their bubble is belo
 
 PyTree = Any
 Rows = Any  # a pytree of arrays [rows, ...]
-OfLayers = Callable[[PyTree, Rows, jax.Array], Rows]
+OfLayers = Callable[[PyTree, Rows, jax.Array], tuple[Rows, PyTree]]
 
 
 class Pipeline(NamedTuple):
@@ -105,7 +105,9 @@ def check_repetitions(stages: int, num_layers: int, pattern_length: int) -> None
         )
 
 
-def run_stages(of_layers: OfLayers, params: PyTree, rows: Rows, pipeline: Pipeline) -> Rows:
+def run_stages(
+    of_layers: OfLayers, params: PyTree, rows: Rows, pipeline: Pipeline
+) -> tuple[Rows, PyTree]:
     """`of_layers(params, rows, call)`, for layers that follow one another in the leading axis of
     `params`, of which every stage holds its own.
 
@@ -117,7 +119,8 @@ def run_stages(of_layers: OfLayers, params: PyTree, rows: Rows, pipeline: Pipeli
     the last, is thrown away.
 
     Args:
-        of_layers: (layers [n, ...], rows, call) → rows, of the same shapes. `call` is another
+        of_layers: (layers [n, ...], rows, call) → (rows, sums): rows of the same shapes, and
+            [n, ...] per layer what is to be added up over the micro-batches. `call` is another
             number for every stage and micro-batch, to make random keys of.
         rows: each [rows, ...].
     """
@@ -126,31 +129,37 @@ def run_stages(of_layers: OfLayers, params: PyTree, rows: Rows, pipeline: Pipeli
     layers = jax.tree.map(lambda x: x.reshape(stages, -1, *x.shape[1:]), params)
     store = jax.tree.map(lambda x: _split(x, stages, each), rows)
 
-    def turn(carry: tuple[Rows, Rows], number: jax.Array) -> tuple[tuple[Rows, Rows], None]:
+    def turn(carry: tuple[Rows, Rows], number: jax.Array) -> tuple[tuple[Rows, Rows], PyTree]:
         made, store = carry
         place = number % each
         stored = jax.tree.map(
             lambda x: jax.lax.dynamic_index_in_dim(x, place, axis=1, keepdims=False), store
         )
         calls = number * stages + jnp.arange(stages)
-        made = _all_stages(of_layers)(layers, jax.tree.map(_with_first, made, stored), calls)
+        given = jax.tree.map(_with_first, made, stored)
+        made, sums = _all_stages(of_layers)(layers, given, calls)
         onward = jax.tree.map(lambda old, new: _with_last(_to_previous(old), new), stored, made)
         store = jax.tree.map(
             lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, place, axis=1), store, onward
         )
-        return (jax.tree.map(_to_next, made), store), None
+        # A stage works on a micro-batch of the batch from its own first turn on.
+        begun = number - jnp.arange(stages)
+        counts = (begun >= 0) & (begun < pipeline.micro_batches)
+        sums = jax.tree.map(lambda x: jnp.where(_along(counts, x), x, 0), sums)
+        return (jax.tree.map(_to_next, made), store), sums
 
     # The bubble works on true rows: what is finite for them is finite for it.
     begin = jax.tree.map(lambda x: x[:, 0], store)
-    (_, store), _ = jax.lax.scan(turn, (begin, store), jnp.arange(turns))
-    return jax.tree.map(lambda x: _join(jnp.roll(x, 1 - stages, axis=1)), store)
+    (_, store), sums = jax.lax.scan(turn, (begin, store), jnp.arange(turns))
+    sums = jax.tree.map(lambda x: jnp.sum(x, axis=0).reshape(-1, *x.shape[3:]), sums)
+    return jax.tree.map(lambda x: _join(jnp.roll(x, 1 - stages, axis=1)), store), sums
 
 
 def _all_stages(of_layers: OfLayers) -> OfLayers:
     """On layers [stages, n, ...], rows [stages, rows, ...] and calls [stages]: every stage its
     own."""
 
-    def of_stage(layers: PyTree, rows: Rows, call: jax.Array) -> Rows:
+    def of_stage(layers: PyTree, rows: Rows, call: jax.Array) -> tuple[Rows, PyTree]:
         rules = [("batch", ROWS_OF_STAGE), *nn.get_logical_axis_rules()]
         with nn.logical_axis_rules(rules):
             return of_layers(layers, rows, call)
@@ -191,7 +200,12 @@ def _with_last(x: jax.Array, last: jax.Array) -> jax.Array:
 
 
 def _is_stage(stage: int, x: jax.Array) -> jax.Array:
-    return (jnp.arange(len(x)) == stage).reshape(-1, *[1] * (x.ndim - 1))
+    return _along(jnp.arange(len(x)) == stage, x)
+
+
+def _along(of_stages: jax.Array, x: jax.Array) -> jax.Array:
+    """[stages], to be combined with x [stages, ...]."""
+    return of_stages.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:

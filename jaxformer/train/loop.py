@@ -15,7 +15,7 @@ from jaxformer.parallel import processes
 from jaxformer.parallel.mesh import check_rows, make_mesh
 from jaxformer.parallel.report import sharding_report
 from jaxformer.parallel.rules import batch_sharding, put_batch, rows_held
-from jaxformer.train import announce
+from jaxformer.train import announce, statistics
 from jaxformer.train.display import make_display
 from jaxformer.train.ending import DONE, end_failed, end_finished, end_stopped
 from jaxformer.train.goodput import Goodput
@@ -41,6 +41,7 @@ from jaxformer.train.program import (
     weights,
 )
 from jaxformer.train.recorder import Recorder
+from jaxformer.train.reference import load_reference
 from jaxformer.train.session import Session, save
 from jaxformer.train.start import begin, find_start, tell
 from jaxformer.train.step import TrainState
@@ -125,6 +126,11 @@ def train(config: Config) -> int:
                 display.say(tell(other, tokenizer))
             else:
                 state, manifest["init"], under = program.initial_state(), None, None
+            told = None if resumed is None else saved.get("reference")
+            reference, manifest["reference"] = load_reference(
+                config, program.abstract.reference, tokenizer, told
+            )
+            state = state.replace(reference=reference)
             processes.first_alone("copies", lambda: keep_copies(directory, tokenizer, under))
             processes.first_alone("manifest", lambda: directory.write_manifest(manifest))
             log = MetricsLog(directory.metrics, resumed or 0, writes=processes.is_first())
@@ -136,6 +142,8 @@ def train(config: Config) -> int:
             display,
             goodput,
             log_every=config.train.log_every,
+            layers_every=layers.every if (layers := config.train.layer_statistics) else None,
+            layer_counts=statistics.counts(program.abstract.params, config.model),
             last_step=config.train.steps,
             tokens_per_step=program.tokens_per_step,
             flops_per_step=program.flops_per_step,

@@ -22,9 +22,10 @@ class MetricsLog:
 
     Training rows have `step, loss, learning_rate, grad_norm, tokens, tokens_per_second,
     step_seconds, mfu` (and `nonfinite`, the updates skipped in a row, `z_loss` if used); evaluation
-    rows have `step, eval/loss, eval/bits_per_byte, eval/perplexity`, and those of suites
-    `suite/TASK/METRIC`. A number that is not finite is
-    null. Apart from TIMING_FIELDS, a row depends on its step alone, not on when a run was resumed.
+    rows have `step, eval/loss, eval/bits_per_byte, eval/perplexity`, those of suites
+    `suite/TASK/METRIC`, and those of layers `step, layer, activation_rms, gradient_rms,
+    update_rms, weight_rms, parameters`, where the layer of a last row, of all parameters outside of
+    the layers, is null. A number that is not finite is null. Apart from TIMING_FIELDS, a row depends on its step alone, not on when a run was resumed.
     What lies in a bucket cannot be appended to: there `sync` and `close` write it all anew.
     """
 

@@ -220,7 +220,10 @@ def _shared_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
         lora=config.lora,
     )
     model = scanned.clone(layout="unrolled") if unrolls(config, mesh) else scanned
-    in_step = model.clone(micro_batches=pipeline.micro_batches) if pipeline else model
+    in_step = model.clone(
+        micro_batches=pipeline.micro_batches if pipeline else None,
+        statistics=train.layer_statistics is not None,
+    )
     boxed = abstract_parameters(model)
     whole, axes = meta.unbox(boxed), rules.logical_axes(boxed)
     trained = trained_paths(config, whole)
@@ -254,6 +257,7 @@ def _shared_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
             optimizer_config.clip_norm,
             train.ema_decay,
             dropout_seed=train.seed if config.lora and config.lora.dropout else None,
+            statistics_of=config.model if train.layer_statistics else None,
         ),
     )
     shapes = jax.eval_shape(init, jax.random.key(0), {}, _rates(config))

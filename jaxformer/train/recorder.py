@@ -5,9 +5,11 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 import jax
+import numpy as np
 
 from jaxformer.evaluate.perplexity import Evaluation
 from jaxformer.evaluate.suites import Result
+from jaxformer.train import statistics
 from jaxformer.train.display import Display
 from jaxformer.train.goodput import Goodput
 from jaxformer.train.metrics import MetricsLog, Row
@@ -18,7 +20,8 @@ from jaxformer.train.trackers import Tracker
 class Recorder:
     """Rows of `metrics.jsonl` from the metrics of steps that may still be running.
 
-    `add` waits for the step before the one added, so that one step is always queued on the device
+    `layers_every` is how many steps apart rows of layers are, `layer_counts` how many trained
+    parameters each has. `add` waits for the step before the one added, so that one step is always queued on the device
     while the host prepares the next; its finish is then seen as it happens. `step_seconds` is the
     mean over the steps since the last row, without evaluation and saving.
     """
@@ -31,6 +34,8 @@ class Recorder:
         goodput: Goodput,
         *,
         log_every: int,
+        layers_every: int | None,
+        layer_counts: np.ndarray,
         last_step: int,
         tokens_per_step: int,
         flops_per_step: float,
@@ -38,6 +43,7 @@ class Recorder:
     ) -> None:
         self._log, self._trackers, self._display, self._goodput = log, trackers, display, goodput
         self._log_every, self._last_step = log_every, last_step
+        self._layers_every, self._layer_counts = layers_every, layer_counts
         self._tokens_per_step = tokens_per_step
         self._utilisation = flops_per_step / peak_flops
         self._running: deque[tuple[int, Metrics]] = deque()
@@ -85,13 +91,18 @@ class Recorder:
         self._display.say(f"step {step:,}  {', '.join(shown)}")
 
     def _finish(self, step: int, metrics: Metrics) -> None:
-        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        found = jax.device_get(metrics)
+        layers = found.pop("layers", None)
+        values = {name: value.item() for name, value in found.items()}
         self.finished, self.nonfinite = step, values["nonfinite"]
         if self.nonfinite:
             self._display.say(
                 f"step {step:,}  loss {values['loss']}, gradient norm {values['grad_norm']}: not "
                 f"finite, update skipped ({self.nonfinite} in a row)"
             )
+        if layers is not None and self._layers_every and step % self._layers_every == 0:
+            for row in statistics.rows(step, layers, self._layer_counts):
+                self._write(row)
         if step % self._log_every and step not in (1, self._last_step):
             self._display.stepped(step)
             return

@@ -9,8 +9,10 @@ import optax
 from flax import struct
 
 from jaxformer.batch import Batch
+from jaxformer.model.config import ModelConfig
 from jaxformer.model.parameter_paths import join
 from jaxformer.objectives import Loss
+from jaxformer.train import statistics
 from jaxformer.train.schedule import Schedule
 
 PyTree = Any
@@ -50,6 +52,7 @@ class StepOptions(NamedTuple):
     clip_norm: float | None = None
     ema_decay: float | None = None
     dropout_seed: int | None = None  # None: the loss takes no key
+    statistics_of: ModelConfig | None = None  # whose layers are measured, if any are
 
 
 def init_state(
@@ -84,7 +87,9 @@ def make_train_step(
     Keys are pure functions of `options.dropout_seed`, the step and the micro-batch.
 
     Metrics (float32 scalars): the loss's sums divided by N, `loss` in nats among them, `grad_norm`
-    = ‖g‖ before clipping, `learning_rate`, `tokens` = N, `nonfinite`.
+    = ‖g‖ before clipping, `learning_rate`, `tokens` = N, `nonfinite`. With `statistics_of` also
+    `layers`: the mean square `activation` of each layer, and sums of squares per layer and outside
+    of them [layers + 1], `gradient` of g before clipping, `update` and `weight` of θ.
     """
 
     descend = optax.with_extra_args_support(optimizer).update
@@ -107,17 +112,26 @@ def make_train_step(
 
         factor = schedule(state.step)
 
-        def update() -> tuple[PyTree, PyTree, PyTree]:
+        def changes(updates: PyTree) -> PyTree:
+            """What is measured of an update."""
+            if options.statistics_of is None:
+                return ()
+            return factor**2 * statistics.squares(updates, options.statistics_of)
+
+        def update() -> tuple[PyTree, PyTree, PyTree, PyTree]:
             updates, opt_state = descend(
                 gradients, state.opt_state, state.params, rates=state.rates
             )
             params = jax.tree.map(lambda p, u: p + factor * u, state.params, updates)
-            return params, opt_state, _moving_average(state.ema, params, options.ema_decay)
+            ema = _moving_average(state.ema, params, options.ema_decay)
+            return params, opt_state, ema, changes(updates)
+
+        def skip() -> tuple[PyTree, PyTree, PyTree, PyTree]:
+            nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(changes, state.params))
+            return state.params, state.opt_state, state.ema, nothing
 
         # A branch, not a choice between two results, which would keep the old ones beside the new.
-        params, opt_state, ema = jax.lax.cond(
-            finite, update, lambda: (state.params, state.opt_state, state.ema)
-        )
+        params, opt_state, ema, changed = jax.lax.cond(finite, update, skip)
         nonfinite = jnp.where(finite, 0, state.nonfinite + 1)
         metrics = {
             **means,
@@ -126,6 +140,14 @@ def make_train_step(
             "tokens": total.weight,
             "nonfinite": nonfinite,
         }
+        if (model := options.statistics_of) is not None:
+            real = jnp.maximum(jnp.sum(batch.segment_ids != 0), 1)
+            metrics["layers"] = {
+                "activation": total.layers.stats["activation"] / real,
+                "gradient": statistics.squares(gradients, model) / (scale * tokens) ** 2,
+                "update": changed,
+                "weight": statistics.squares(params, model),
+            }
         state = state.replace(
             step=state.step + 1, params=params, opt_state=opt_state, ema=ema, nonfinite=nonfinite
         )

@@ -17,7 +17,8 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Scalars by step in `directory`, those of training under `train/`."""
+    """Scalars by step in `directory`, those of training under `train/`, those of a layer under
+    `layer_3/`."""
 
     def __init__(self, directory: Path, resumed_step: int) -> None:
         from tensorboardX import SummaryWriter
@@ -25,9 +26,12 @@ class TensorBoard:
         self._writer = SummaryWriter(str(directory), purge_step=resumed_step + 1)
 
     def write(self, row: Row) -> None:
+        group = "train"
+        if "layer" in row:
+            group = "outside_layers" if row["layer"] is None else f"layer_{row['layer']}"
         for key, value in row.items():
-            if key != "step" and value is not None:
-                name = key if "/" in key else f"train/{key}"
+            if key not in ("step", "layer") and value is not None:
+                name = key if "/" in key else f"{group}/{key}"
                 self._writer.add_scalar(name, value, global_step=row["step"])
 
     def close(self) -> None:

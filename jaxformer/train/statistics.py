@@ -1,0 +1,58 @@
+"""Root mean squares per layer: of activations, and of what an update reads and writes."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer.model.config import ModelConfig
+from jaxformer.model.parameter_paths import by_path
+from jaxformer.model.stack import layers_of_path
+
+PyTree = Any
+Layers = dict[str, jax.Array]
+
+
+def squares(tree: PyTree, model: ModelConfig) -> jax.Array:
+    """Sums of squares of parameters, or of what has their shapes: [layers + 1], those outside of
+    the layers last."""
+    sums = jnp.zeros(model.num_layers + 1, jnp.float32)
+    for path, leaf in by_path(tree).items():
+        layers = layers_of_path(path, model.num_layers, len(model.pattern))
+        if layers is None:
+            sums = sums.at[-1].add(jnp.sum(jnp.square(leaf)))
+        else:
+            rows = jnp.square(leaf).reshape(len(layers), -1)
+            sums = sums.at[np.asarray(layers)].add(jnp.sum(rows, axis=-1))
+    return sums
+
+
+def counts(tree: PyTree, model: ModelConfig) -> np.ndarray:
+    """How many parameters each layer has, and how many are outside of all: [layers + 1]."""
+    found = np.zeros(model.num_layers + 1, np.int64)
+    for path, leaf in by_path(tree).items():
+        layers = layers_of_path(path, model.num_layers, len(model.pattern))
+        places = (model.num_layers,) if layers is None else layers
+        found[list(places)] += math.prod(leaf.shape) // len(places)
+    return found
+
+
+def rows(step: int, layers: dict[str, np.ndarray], numbers: np.ndarray) -> list[dict[str, Any]]:
+    """One row of metrics per layer, and a last one, whose layer is null, for all other parameters.
+
+    Args:
+        layers: a sum of squares per layer by the name of its metric, as `make_train_step` gives
+            it; activations are a mean already.
+        numbers: what `counts` gives.
+    """
+    found: list[dict[str, Any]] = []
+    for index, number in enumerate(numbers.tolist()):
+        row: dict[str, Any] = {"step": step, "layer": index if index + 1 < len(numbers) else None}
+        for name, values in layers.items():
+            if index < len(values):
+                mean = values[index] if name == "activation" else values[index] / max(number, 1)
+                row[f"{name}_rms"] = float(np.sqrt(mean))
+        found.append(row | {"parameters": number})
+    return found
