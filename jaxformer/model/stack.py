@@ -50,7 +50,7 @@ class Stack(nn.Module):
     def __call__(
         self, stream: jax.Array, rows: RowInfo, caches: dict[str, Cache] | None = None
     ) -> tuple[jax.Array, dict[str, Cache] | None, LayerAux]:
-        """stream [batch, length, d_model] → (stream, caches, what the layers say, [layers] each)."""
+        """stream [batch, length, d_model] → (stream, caches, what each layer says [layers])."""
         pipeline = None
         if self.layout == "scanned" and caches is None and not self.is_initializing():
             pipeline = pipeline_of_rows(len(stream), self.micro_batches)

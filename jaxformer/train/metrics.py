@@ -25,8 +25,9 @@ class MetricsLog:
     rows have `step, eval/loss, eval/bits_per_byte, eval/perplexity`, those of suites
     `suite/TASK/METRIC`, and those of layers `step, layer, activation_rms, gradient_rms,
     update_rms, weight_rms, parameters`, where the layer of a last row, of all parameters outside of
-    the layers, is null. A number that is not finite is null. Apart from TIMING_FIELDS, a row depends on its step alone, not on when a run was resumed.
-    What lies in a bucket cannot be appended to: there `sync` and `close` write it all anew.
+    the layers, is null. A number that is not finite is null. Apart from TIMING_FIELDS, a row
+    depends on its step alone, not on when a run was resumed. What lies in a bucket cannot be
+    appended to: there `sync` and `close` write it all anew.
     """
 
     def __init__(self, path: Path, resumed_step: int, *, writes: bool = True) -> None:

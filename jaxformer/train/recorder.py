@@ -20,10 +20,10 @@ from jaxformer.train.trackers import Tracker
 class Recorder:
     """Rows of `metrics.jsonl` from the metrics of steps that may still be running.
 
-    `layers_every` is how many steps apart rows of layers are, `layer_counts` how many trained
-    parameters each has. `add` waits for the step before the one added, so that one step is always queued on the device
+    `add` waits for the step before the one added, so that one step is always queued on the device
     while the host prepares the next; its finish is then seen as it happens. `step_seconds` is the
-    mean over the steps since the last row, without evaluation and saving.
+    mean over the steps since the last row, without evaluation and saving. Every `layers_every`
+    steps come the rows of layers, whose numbers of trained parameters are `layer_counts`.
     """
 
     def __init__(

@@ -12,7 +12,6 @@ import pytest
 from jaxformer.batch import Batch
 from jaxformer.cli import main
 from jaxformer.config import EvalConfig
-from jaxformer.batch import Batch
 from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.evaluate.perplexity import evaluate, make_eval_step, validate
 from jaxformer.evaluate.scoring import Continuation

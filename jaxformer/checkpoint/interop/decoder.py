@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxformer.checkpoint.interop.hub_config import HubConfig, shown
 from jaxformer.checkpoint.interop.rules import Linear, Rule, Transform, Vector, row, within
+from jaxformer.model.channel_mixers.dense import DenseConfig
 from jaxformer.model.config import Layer, ModelConfig
+from jaxformer.model.mixers import MixerConfig
 from jaxformer.model.mixers.attention import AttentionConfig
 from jaxformer.schema import UserError
 
 Json = dict[str, Any]
+M = TypeVar("M", bound=MixerConfig)
 
 ATTENTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj"}
 GATED_FFN = {"gate": "gate_proj", "in": "up_proj", "out": "down_proj"}
@@ -40,8 +43,7 @@ def attention_rules(mixer: AttentionConfig) -> list[Rule]:
 
 
 def gated_ffn_rules(layer: Layer) -> list[Rule]:
-    bias = layer.ffn is not None and layer.ffn.bias
-    pairs = GATED_FFN.items()
+    bias, pairs = ffn_of(layer).bias, GATED_FFN.items()
     return [rule for ours, theirs in pairs for rule in linear_rules(theirs, ours, bias)]
 
 
@@ -174,12 +176,10 @@ def sizes(model: ModelConfig) -> Json:
     """
     layer = first_layer(model)
     mixer = attention_of(layer)
-    if layer.ffn is None:
-        raise UserError("layers without an FFN, where this family has one")
     return {
         "vocab_size": model.vocab_size,
         "hidden_size": model.d_model,
-        "intermediate_size": layer.ffn.d_hidden,
+        "intermediate_size": ffn_of(layer).d_hidden,
         "num_hidden_layers": model.num_layers,
         "num_attention_heads": mixer.num_heads,
         "num_key_value_heads": mixer.kv_heads,
@@ -204,9 +204,30 @@ def first_layer(model: ModelConfig) -> Layer:
 
 def attention_of(layer: Layer) -> AttentionConfig:
     """Raises UserError where the layer's mixer is another one."""
-    if not isinstance(layer.mixer, AttentionConfig):
-        raise UserError(f"a mixer '{layer.mixer.kind}', where this family has attention")
+    return mixer_of(layer, AttentionConfig)
+
+
+def mixer_of(layer: Layer, kind: type[M]) -> M:
+    """The layer's mixer.
+
+    Raises:
+        UserError: it is another one, or there is none.
+    """
+    if not isinstance(layer.mixer, kind):
+        found = "no mixer" if layer.mixer is None else f"a mixer '{layer.mixer.kind}'"
+        raise UserError(f"{found}, where this family has {kind.model_fields['kind'].default}")
     return layer.mixer
+
+
+def ffn_of(layer: Layer) -> DenseConfig:
+    """The layer's FFN.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not isinstance(layer.ffn, DenseConfig):
+        raise UserError("layers without an FFN, where this family has one")
+    return layer.ffn
 
 
 def usual_scale(head_dim: int) -> float:

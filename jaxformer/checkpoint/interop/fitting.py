@@ -42,7 +42,8 @@ def described(model: ModelConfig) -> dict[str, Any]:
 
 
 def _layer(layer: Layer, d_model: int) -> Json:
-    mixer, positions = layer.mixer.model_dump(), layer.positions.model_dump()
+    mixer = {} if layer.mixer is None else layer.mixer.model_dump()
+    positions = layer.positions.model_dump()
     if layer.positions.kind == "rope":
         positions.pop("max_length")
     if isinstance(layer.mixer, AttentionConfig):

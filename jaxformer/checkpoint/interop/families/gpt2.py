@@ -3,6 +3,7 @@
 
 from jaxformer.checkpoint.interop.decoder import (
     attention_of,
+    ffn_of,
     first_layer,
     head_rules,
     layers_of,
@@ -90,15 +91,15 @@ def to_config(hub: HubConfig) -> Json:
 
 def from_config(model: ModelConfig) -> Json:
     layer = first_layer(model)
-    if layer.ffn is None or not isinstance(layer.positions, LearnedPositionsConfig):
-        raise UserError("no FFN, or no learned positions, where this family has both")
+    if not isinstance(layer.positions, LearnedPositionsConfig):
+        raise UserError("no learned positions, where this family has some")
     return {
         "vocab_size": model.vocab_size,
         "n_positions": layer.positions.max_length,
         "n_embd": model.d_model,
         "n_layer": model.num_layers,
         "n_head": attention_of(layer).num_heads,
-        "n_inner": layer.ffn.d_hidden,
+        "n_inner": ffn_of(layer).d_hidden,
         "activation_function": "gelu_new",
         "layer_norm_epsilon": model.norm.eps,
         "initializer_range": model.init.std,

@@ -5,6 +5,7 @@ Every scaling of RoPE, biases or none, tied embeddings or not.
 
 from jaxformer.checkpoint.interop.decoder import (
     attention_of,
+    ffn_of,
     first_layer,
     gated_ffn,
     heads,
@@ -54,7 +55,7 @@ def from_config(model: ModelConfig) -> Json:
         **from_rope(layer.positions),
         "hidden_act": "silu",
         "attention_bias": attention_of(layer).qkv_bias,
-        "mlp_bias": layer.ffn is not None and layer.ffn.bias,
+        "mlp_bias": ffn_of(layer).bias,
     }
 
 

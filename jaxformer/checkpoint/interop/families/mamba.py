@@ -3,7 +3,13 @@
 from typing import Any
 
 from jaxformer.checkpoint.interop.convolution import convolution_rules
-from jaxformer.checkpoint.interop.decoder import VECTOR, first_layer, head_rules, model_section
+from jaxformer.checkpoint.interop.decoder import (
+    VECTOR,
+    first_layer,
+    head_rules,
+    mixer_of,
+    model_section,
+)
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.hub_config import HubConfig, shown
 from jaxformer.checkpoint.interop.rules import Linear, Rule, row, within
@@ -119,9 +125,7 @@ def to_config(hub: HubConfig) -> Json:
 
 
 def from_config(model: ModelConfig) -> Json:
-    mixer = first_layer(model).mixer
-    if not isinstance(mixer, MambaConfig):
-        raise UserError(f"a mixer '{mixer.kind}', where this family has mamba")
+    mixer = mixer_of(first_layer(model), MambaConfig)
     return {**from_section(model, mixer), "time_step_rank": mixer.dt_rank or "auto"}
 
 

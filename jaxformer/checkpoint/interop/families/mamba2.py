@@ -3,7 +3,11 @@
 import math
 
 from jaxformer.checkpoint.interop.convolution import convolution_rules
-from jaxformer.checkpoint.interop.decoder import VECTOR, first_layer
+from jaxformer.checkpoint.interop.decoder import (
+    VECTOR,
+    first_layer,
+    mixer_of,
+)
 from jaxformer.checkpoint.interop.families.mamba import (
     SHARED_DEFAULTS,
     backbone_rules,
@@ -53,9 +57,7 @@ def to_config(hub: HubConfig) -> Json:
 
 
 def from_config(model: ModelConfig) -> Json:
-    mixer = first_layer(model).mixer
-    if not isinstance(mixer, Mamba2Config):
-        raise UserError(f"a mixer '{mixer.kind}', where this family has mamba2")
+    mixer = mixer_of(first_layer(model), Mamba2Config)
     return {
         **from_section(model, mixer),
         "num_heads": mixer.sizes(model.d_model).heads,

@@ -11,6 +11,7 @@ from jaxformer.checkpoint.interop.convolution import convolution_rules
 from jaxformer.checkpoint.interop.decoder import (
     VECTOR,
     attention_rules,
+    ffn_of,
     gated_ffn_rules,
     layers_of,
     linear_rules,
@@ -99,13 +100,10 @@ def _embedding_scale(d_model: int) -> bool | float:
 def from_config(model: ModelConfig) -> Json:
     layers = model.pattern_layers()
     recurrent, attention = _first(model, RGLRUConfig), _first(model, AttentionConfig)
-    ffn = layers[0].ffn
-    if ffn is None:
-        raise UserError("layers without an FFN, where this family has one")
     return {
         "vocab_size": model.vocab_size,
         "hidden_size": model.d_model,
-        "intermediate_size": 2 * ffn.d_hidden,
+        "intermediate_size": 2 * ffn_of(layers[0]).d_hidden,
         "num_hidden_layers": model.num_layers,
         "num_attention_heads": attention.num_heads,
         "num_key_value_heads": attention.kv_heads,

@@ -2,10 +2,12 @@
 
 from jaxformer.checkpoint.interop.decoder import (
     VECTOR,
+    ffn_of,
     first_layer,
     head_rules,
     layers_of,
     linear_rules,
+    mixer_of,
     model_section,
     norm_rules,
 )
@@ -14,7 +16,6 @@ from jaxformer.checkpoint.interop.hub_config import HubConfig
 from jaxformer.checkpoint.interop.rules import Linear, Rule, row, within
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.mixers.mlstm import MLSTMConfig
-from jaxformer.schema import UserError
 
 # How it is computed, not what.
 UNREAD = (
@@ -86,9 +87,7 @@ def to_config(hub: HubConfig) -> Json:
 
 def from_config(model: ModelConfig) -> Json:
     layer = first_layer(model)
-    mixer, ffn = layer.mixer, layer.ffn
-    if not isinstance(mixer, MLSTMConfig) or ffn is None:
-        raise UserError(f"a mixer '{mixer.kind}', where this family has mlstm with an FFN")
+    mixer, ffn = mixer_of(layer, MLSTMConfig), ffn_of(layer)
     return {
         "vocab_size": model.vocab_size,
         "hidden_size": model.d_model,
