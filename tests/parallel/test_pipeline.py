@@ -21,19 +21,21 @@ WIDTH = 3
 
 def of_layers(
     weights: jax.Array, rows: tuple[jax.Array, ...], call: jax.Array
-) -> tuple[jax.Array, ...]:
-    """x ← x + tanh(W x), scaled by a number that each row brings along."""
+) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """x ← x + tanh(W x), scaled by a number that each row brings along; and Σ x² per layer."""
     x, scale = rows
 
-    def layer(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, None]:
-        return x + scale[:, None] * jnp.tanh(x @ weight), None
+    def layer(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = x + scale[:, None] * jnp.tanh(x @ weight)
+        return x, jnp.sum(x * x)
 
-    return jax.lax.scan(layer, x, weights)[0], scale
+    x, squares = jax.lax.scan(layer, x, weights)
+    return (x, scale), squares
 
 
 @pytest.mark.parametrize(("stages", "micro_batches"), [(2, 2), (2, 6), (3, 3), (3, 6), (6, 12)])
 def test_stages_give_what_the_layers_give_one_after_another(stages, micro_batches):
-    """Outputs in their places, and the gradients of weights and rows."""
+    """Outputs in their places, the gradients of weights and rows, and what layers add up."""
     random = np.random.default_rng(0)
     weights = jnp.asarray(random.normal(size=(6, WIDTH, WIDTH)), jnp.float32)
     rows = tuple(
@@ -42,8 +44,8 @@ def test_stages_give_what_the_layers_give_one_after_another(stages, micro_batche
     target = random.normal(size=(12, WIDTH))
 
     def loss(run, weights, rows):
-        y, _ = run(weights, rows)
-        return jnp.sum(y * target), y
+        (y, _), squares = run(weights, rows)
+        return jnp.sum(y * target), (y, squares)
 
     piped = partial(run_stages, of_layers, pipeline=Pipeline(stages, micro_batches))
     with use_mesh(make_mesh({}, devices=jax.devices()[:1])):
@@ -56,12 +58,14 @@ def test_stages_give_what_the_layers_give_one_after_another(stages, micro_batche
 
 
 def test_every_stage_has_another_number_for_every_micro_batch():
-    def note(weights: jax.Array, seen: jax.Array, call: jax.Array) -> jax.Array:
-        return jnp.roll(seen, 1, axis=-1).at[:, 0].set(call)
+    def note(
+        weights: jax.Array, seen: jax.Array, call: jax.Array
+    ) -> tuple[jax.Array, tuple[()]]:
+        return jnp.roll(seen, 1, axis=-1).at[:, 0].set(call), ()
 
     with use_mesh(make_mesh({}, devices=jax.devices()[:1])):
         piped = jax.jit(partial(run_stages, note, pipeline=Pipeline(3, 6)))
-        seen = piped(jnp.zeros((3, 1)), jnp.full((12, 3), -1))  # [rows, stages]
+        seen, _ = piped(jnp.zeros((3, 1)), jnp.full((12, 3), -1))  # [rows, stages]
     assert len(np.unique(seen)) == 3 * 6
     _, rows = np.unique(seen, axis=0, return_counts=True)
     assert rows.tolist() == [2] * 6  # of each micro-batch
