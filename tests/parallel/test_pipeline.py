@@ -58,9 +58,7 @@ def test_stages_give_what_the_layers_give_one_after_another(stages, micro_batche
 
 
 def test_every_stage_has_another_number_for_every_micro_batch():
-    def note(
-        weights: jax.Array, seen: jax.Array, call: jax.Array
-    ) -> tuple[jax.Array, tuple[()]]:
+    def note(weights: jax.Array, seen: jax.Array, call: jax.Array) -> tuple[jax.Array, tuple[()]]:
         return jnp.roll(seen, 1, axis=-1).at[:, 0].set(call), ()
 
     with use_mesh(make_mesh({}, devices=jax.devices()[:1])):
