@@ -11,6 +11,7 @@ from contracts.contract import setup
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxformer.model.positions import RoPEConfig
+from jaxformer.model.rows import RowInfo
 
 LENGTH = 24  # six tokens a device
 DYNAMIC = {"kind": "dynamic", "factor": 4.0, "original_max_length": 5}
@@ -18,19 +19,19 @@ DYNAMIC_ROPE = RoPEConfig.model_validate({"base": 100.0, "scaling": DYNAMIC})
 ALL = {**CASES, "attention_dynamic": CASES["attention"]._replace(scheme=DYNAMIC_ROPE)}
 
 
-def layout() -> dict:
+def documents() -> RowInfo:
     """Documents that end inside a shard, at its end, and go on over two of them."""
     segment_ids = jnp.array([[1] * 2 + [2] * 10 + [3] + [4] * 11, [1] * 21 + [0] * 3], jnp.int32)
     starts = jnp.array([[0] * 2 + [2] * 10 + [12] + [13] * 11, [0] * 21 + [21] * 3])
-    return {"positions": jnp.arange(LENGTH) - starts, "segment_ids": segment_ids}
+    return RowInfo(jnp.arange(LENGTH) - starts, segment_ids)
 
 
 def difference(name: str) -> float:
     mixer, params, x = setup(ALL[name], LENGTH)
     weights = jax.random.normal(jax.random.key(3), (2, LENGTH, D_MODEL))
 
-    def whole(params: dict, x: jax.Array, layout: dict) -> jax.Array:
-        return mixer.apply({"params": params}, x, **layout)[0]
+    def whole(params: dict, x: jax.Array, info: RowInfo) -> jax.Array:
+        return mixer.apply({"params": params}, x, info)[0]
 
     rows = PartitionSpec(None, "context")
     cut = jax.shard_map(
@@ -43,7 +44,7 @@ def difference(name: str) -> float:
 
     def measure(form):
         def total(params: dict, x: jax.Array) -> tuple:
-            y = form(params, x, layout())
+            y = form(params, x, documents())
             return jnp.sum(y * weights), y
 
         return jax.jit(jax.grad(total, (0, 1), has_aux=True))(params, x)

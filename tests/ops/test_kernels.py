@@ -12,6 +12,7 @@ from jaxformer.model.dims import Dims, InitConfig
 from jaxformer.model.mixers import build_mixer
 from jaxformer.model.mixers.attention import AttentionConfig
 from jaxformer.model.positions import RoPEConfig
+from jaxformer.model.rows import RowInfo
 from jaxformer.ops.attention import Tokens, Visibility, attend
 from jaxformer.ops.kernels import choice, cudnn, splash
 
@@ -82,7 +83,7 @@ def test_what_cudnn_is_asked_equals_attend(monkeypatch):
 def test_prefill_of_an_empty_cache_is_by_kernel_and_equals_that_without(interpreted, monkeypatch):
     config = AttentionConfig(num_heads=2, num_kv_heads=1, window=50)
     x = jax.random.normal(jax.random.key(0), (1, 256, 8))
-    tokens = {"positions": jnp.arange(256)[None], "segment_ids": jnp.ones((1, 256), jnp.int32)}
+    rows = RowInfo(jnp.arange(256)[None], jnp.ones((1, 256), jnp.int32))
     calls = []
     monkeypatch.setattr(
         splash, "attend", lambda *a, f=splash.attend, **k: (calls.append(0), f(*a, **k))[1]
@@ -92,11 +93,11 @@ def test_prefill_of_an_empty_cache_is_by_kernel_and_equals_that_without(interpre
         """Of two pieces of the sequence, one after the other."""
         monkeypatch.setattr(choice, "OF_PLATFORM", platform_kernel)
         mixer = build_mixer(config, Dims(8, 1, InitConfig(), "float32"), RoPEConfig(), parent=None)
-        params = mixer.init(jax.random.key(1), x, **tokens)
-        step = jax.jit(lambda x, tokens, cache: mixer.apply(params, x, **tokens, cache=cache))
+        params = mixer.init(jax.random.key(1), x, rows)
+        step = jax.jit(lambda x, rows, cache: mixer.apply(params, x, rows, cache))
         cache, outputs = mixer.init_cache(1, 256, "float32"), []
         for piece in (slice(0, 128), slice(128, 256)):
-            part = jax.tree.map(lambda array, piece=piece: array[:, piece], tokens)
+            part = jax.tree.map(lambda array, piece=piece: array[:, piece], rows)
             y, cache = step(x[:, piece], part, cache)
             outputs.append(y)
         return jnp.concatenate(outputs, axis=1)

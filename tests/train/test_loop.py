@@ -204,13 +204,13 @@ def poison_from(patch: pytest.MonkeyPatch, bad_steps: set[int]) -> None:
     """Make the loss of these steps not a number, by the rate that the schedule gives."""
     make_train_step = program.make_train_step
 
-    def poisoned(loss_sums, *arguments):
-        def sums(params, batch):
-            result = loss_sums(params, batch)
-            bad = batch.inputs[0, 0] < 0
-            return result._replace(loss=jax.numpy.where(bad, jax.numpy.nan, result.loss))
+    def poisoned(loss_of, *arguments):
+        def loss(params, reference, batch, rngs):
+            found = loss_of(params, reference, batch, rngs)
+            bad = jax.numpy.where(batch.inputs[0, 0] < 0, jax.numpy.nan, 1.0)
+            return found._replace(total=bad * found.total, sums={"loss": bad * found.sums["loss"]})
 
-        return make_train_step(sums, *arguments)
+        return make_train_step(loss, *arguments)
 
     patch.setattr(program, "make_train_step", poisoned)
 

@@ -1,7 +1,5 @@
 """The step with a stand-in model: a table of logits, one row a token."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +11,8 @@ from jaxformer.batch import Batch
 from jaxformer.config import AdamWConfig, Config
 from jaxformer.model.accounting import abstract_parameters
 from jaxformer.model.language_model import build_model
+from jaxformer.model.rows import LayerAux
+from jaxformer.objectives import Loss, NextTokenConfig
 from jaxformer.parallel.rules import logical_axes
 from jaxformer.train.optimizer import make_optimizer
 from jaxformer.train.step import StepOptions, TrainState, init_state, make_train_step
@@ -21,22 +21,15 @@ from tests.runs import MODEL
 VOCAB, ROWS, LENGTH = 7, 8, 5
 
 
-class Sums(NamedTuple):
-    loss: jax.Array
-    z_loss: jax.Array
-    tokens: jax.Array
-
-
-def bigram_sums(params, batch: Batch, z_weight: float = 0.0) -> Sums:
+def bigram_loss(params, batch: Batch, z_weight: float = 0.0) -> Loss:
     logits = params["table"][batch.inputs]  # [rows, length, vocab]
     normaliser = jax.nn.logsumexp(logits, axis=-1)
     target = jnp.take_along_axis(logits, batch.targets[..., None], axis=-1)[..., 0]
     mask = batch.loss_mask
-    return Sums(
-        jnp.sum((normaliser - target) * mask),
-        z_weight * jnp.sum(normaliser**2 * mask),
-        jnp.sum(mask).astype(logits.dtype),
-    )
+    loss = jnp.sum((normaliser - target) * mask)
+    z_loss = z_weight * jnp.sum(normaliser**2 * mask)
+    sums = {"loss": loss} | ({"z_loss": z_loss} if z_weight else {})
+    return Loss(loss + z_loss, jnp.sum(mask).astype(logits.dtype), sums, LayerAux({}))
 
 
 def make_batch(seed: int = 0, rows: int = ROWS) -> Batch:
@@ -54,9 +47,13 @@ def make_params(dtype=jnp.float32):
     return {"table": jnp.asarray(np.random.default_rng(1).normal(size=(VOCAB, VOCAB)), dtype)}
 
 
-def build(optimizer=None, schedule=lambda step: 1.0, loss_sums=bigram_sums, **options):
+def build(optimizer=None, schedule=lambda step: 1.0, loss=bigram_loss, **options):
     optimizer = optimizer or optax.sgd(1.0)
-    step = make_train_step(loss_sums, optimizer, schedule, StepOptions(1.0, **options))
+
+    def loss_of(params, reference, batch, rngs):
+        return loss(params, batch)
+
+    step = make_train_step(loss_of, optimizer, schedule, StepOptions(1.0, **options))
     return jax.jit(step), optimizer
 
 
@@ -82,8 +79,8 @@ def test_the_gradient_is_that_of_the_mean_over_loss_tokens():
     batch, params = make_batch(), make_params()
 
     def mean_loss(params):
-        sums = bigram_sums(params, batch)
-        return sums.loss / sums.tokens
+        loss = bigram_loss(params, batch)
+        return loss.total / loss.weight
 
     loss, gradient = jax.value_and_grad(mean_loss)(params)
     state, metrics = run(params, batch)
@@ -114,22 +111,27 @@ def test_z_loss_moves_the_weights_and_stays_out_of_the_reported_loss():
     batch, params = make_batch(), make_params()
 
     def with_z(params, batch):
-        return bigram_sums(params, batch, z_weight=0.1)
+        return bigram_loss(params, batch, z_weight=0.1)
 
     plain, plain_metrics = run(params, batch)
-    state, metrics = run(params, batch, loss_sums=with_z, z_loss=True)
+    state, metrics = run(params, batch, loss=with_z)
     assert metrics["loss"] == plain_metrics["loss"]
-    expected = bigram_sums(params, batch, z_weight=0.1)
-    assert metrics["z_loss"] == pytest.approx(float(expected.z_loss / expected.tokens), rel=1e-6)
+    expected = bigram_loss(params, batch, z_weight=0.1)
+    z_loss = expected.sums["z_loss"] / expected.weight
+    assert metrics["z_loss"] == pytest.approx(float(z_loss), rel=1e-6)
     assert np.abs(state.params["table"] - plain.params["table"]).max() > 1e-3
     assert "z_loss" not in plain_metrics
 
 
-def poisoned_sums(params, batch: Batch) -> Sums:
+def with_loss(found: Loss, loss: jax.Array) -> Loss:
+    return found._replace(total=loss, sums={"loss": loss})
+
+
+def poisoned_loss(params, batch: Batch) -> Loss:
     """Not a number where the first token is 6."""
-    sums = bigram_sums(params, batch)
+    found = bigram_loss(params, batch)
     poison = jnp.where(batch.inputs[0, 0] == 6, jnp.nan, 1.0)
-    return sums._replace(loss=sums.loss * poison)
+    return with_loss(found, found.total * poison)
 
 
 def poison(batch: Batch, poisoned: bool) -> Batch:
@@ -138,7 +140,7 @@ def poison(batch: Batch, poisoned: bool) -> Batch:
 
 
 def test_the_rate_is_the_schedules_of_the_step_also_after_a_skipped_update():
-    step, optimizer = build(schedule=lambda step: 0.1 * (step + 1), loss_sums=poisoned_sums)
+    step, optimizer = build(schedule=lambda step: 0.1 * (step + 1), loss=poisoned_loss)
     state = init_state(make_params(), optimizer, None)
     good, bad = poison(make_batch(), False), poison(make_batch(), True)
     rates = []
@@ -152,7 +154,7 @@ def test_the_rate_is_the_schedules_of_the_step_also_after_a_skipped_update():
 def test_a_step_that_is_not_finite_changes_nothing_but_the_counts():
     config = AdamWConfig()
     axes = {"table": jax.sharding.PartitionSpec("vocab", "d_model")}
-    step, optimizer = build(make_optimizer(config, axes), loss_sums=poisoned_sums, ema_decay=0.9)
+    step, optimizer = build(make_optimizer(config, axes), loss=poisoned_loss, ema_decay=0.9)
     good, bad = poison(make_batch(), False), poison(make_batch(2), True)
     state, _ = step(init_state(make_params(), optimizer, 0.9), good)
     skipped, metrics = step(state, bad)
@@ -171,12 +173,12 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts():
 
 
 def test_an_infinite_gradient_of_a_finite_loss_is_skipped():
-    def sums(params, batch):
+    def loss(params, batch):
         tiny = jnp.sum(params["table"] ** 2) * 0.0
-        return bigram_sums(params, batch)._replace(loss=jnp.sqrt(tiny))  # √0: gradient ∞ · 0
+        return with_loss(bigram_loss(params, batch), jnp.sqrt(tiny))  # √0: gradient ∞ · 0
 
     params = make_params()
-    state, metrics = run(params, make_batch(), loss_sums=sums)
+    state, metrics = run(params, make_batch(), loss=loss)
     assert np.isfinite(metrics["loss"])
     assert not np.isfinite(metrics["grad_norm"])
     assert int(state.nonfinite) == 1
@@ -207,10 +209,11 @@ def test_small_updates_move_float32_master_weights_under_bfloat16_compute():
     batch = make_batch()
     params = meta.unbox(jax.jit(model.init)(jax.random.key(0), batch.inputs)["params"])
 
-    def loss_sums(params, batch):
-        return model.apply({"params": params}, *batch, method="loss")
+    def loss_of(params, reference, batch, rngs):
+        objective = NextTokenConfig()
+        return objective.loss(model, params, batch, z_loss=0.0, rngs=rngs, reference=None)
 
-    step = jax.jit(make_train_step(loss_sums, optimizer, lambda s: 1.0, StepOptions(1e-6)))
+    step = jax.jit(make_train_step(loss_of, optimizer, lambda s: 1.0, StepOptions(1e-6)))
     state = init_state(params, optimizer, None)
     for _ in range(3):
         state, _ = step(state, batch)
