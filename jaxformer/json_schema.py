@@ -2,18 +2,49 @@
 
 import json
 from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
 from jaxformer.config import Config
 from jaxformer.loading import read_text
+from jaxformer.model.channel_mixers import ChannelMixerConfig
+from jaxformer.model.inputs import InputsConfig
+from jaxformer.model.mixers import MixerConfig
+from jaxformer.model.outputs import OutputsConfig
+from jaxformer.model.residuals import ResidualConfig
+from jaxformer.objectives import ObjectiveConfig
+from jaxformer.schema_kinds import PLACEHOLDER
+
+
+Mode = Literal["validation", "serialization"]
 
 
 def json_schema() -> str:
     """The schema of `Config` as text (JSON Schema, draft 2020-12)."""
-    schema = {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **Config.model_json_schema(),
-    }
-    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+    registries = (MixerConfig, ChannelMixerConfig, ResidualConfig, InputsConfig, OutputsConfig)
+    members = {each: each.registered() for each in (*registries, ObjectiveConfig)}
+    of_members: list[tuple[type[BaseModel], Mode]] = [
+        (member, "validation") for several in members.values() for member in several
+    ]
+    places, definitions = models_json_schema([(Config, "validation"), *of_members])
+    defined = definitions["$defs"]
+    for registry, several in members.items():
+        defined[registry.__name__] = {"oneOf": [places[each, "validation"] for each in several]}
+    config = defined.pop(Config.__name__)
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **config, "$defs": defined}
+    return json.dumps(_with_references(schema), indent=2, ensure_ascii=False) + "\n"
+
+
+def _with_references(schema: Any) -> Any:
+    """The schema where each placeholder of a registry is a reference to what it holds."""
+    if isinstance(schema, list):
+        return [_with_references(value) for value in schema]
+    if not isinstance(schema, dict):
+        return schema
+    rest = {key: _with_references(value) for key, value in schema.items() if key != PLACEHOLDER}
+    return {"$ref": f"#/$defs/{schema[PLACEHOLDER]}"} | rest if PLACEHOLDER in schema else rest
 
 
 def is_current(path: Path) -> bool:

@@ -8,12 +8,17 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from jaxformer.schema_kinds import Kind
+
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def alternatives(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union, however nested; Annotated members that carry bounds stay whole."""
+    """The members of a union, however nested, and of a registry; Annotated members that carry
+    bounds stay whole."""
     inner = _bare(annotation)
+    if isinstance(inner, type) and issubclass(inner, Kind) and inner.registered():
+        return inner.registered()
     if get_origin(inner) in (Union, types.UnionType):
         return tuple(leaf for member in get_args(inner) for leaf in alternatives(member))
     return (annotation,)

@@ -36,7 +36,7 @@ FREE_KEYS = (
     "data.cache_dir",
     "data.prefetch",
     "train.accumulation",
-    "train.attention_kernel",
+    "train.kernels.attention",
     "train.layer_statistics",
     "train.layer_statistics.every",
     "train.log_every",

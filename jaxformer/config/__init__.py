@@ -1,7 +1,7 @@
 """The typed schema of a configuration, and what must hold across its sections."""
 
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     ConfigDict,
@@ -26,9 +26,9 @@ from jaxformer.config.optimizer import (
 )
 from jaxformer.config.places import AnyPlace, LocalPlace
 from jaxformer.model.config import ModelConfig
+from jaxformer.model.dims import AUTOMATIC, KernelsConfig
 from jaxformer.model.lora import LoRAConfig
-from jaxformer.objectives import NextTokenConfig, ObjectiveUnion
-from jaxformer.ops.kernels.choice import Kernel
+from jaxformer.objectives import NextTokenConfig, ObjectiveConfig
 from jaxformer.schema import Schema
 
 __all__ = [
@@ -78,11 +78,8 @@ class TrainConfig(Schema):
         None,
         description="at once over mesh.stage; as many as rows allow, up to 4 a stage, if not given",
     )
-    attention_kernel: Kernel = Field(
-        "auto",
-        description="auto: splash on TPU and cudnn on NVIDIA where they can serve, else xla",
-    )
-    objective: ObjectiveUnion = NextTokenConfig()
+    kernels: KernelsConfig = AUTOMATIC
+    objective: ObjectiveConfig = NextTokenConfig()
     freeze: tuple[str, ...] = Field(
         (), strict=False, description="patterns of the paths of parameters that stay as they are"
     )
@@ -95,6 +92,15 @@ class TrainConfig(Schema):
     max_nonfinite_steps: PositiveInt = Field(
         10, description="stop after this many skipped updates in a row"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_former_key(cls, given: Any) -> Any:
+        """Runs of earlier versions have `attention_kernel`."""
+        if not isinstance(given, dict) or "attention_kernel" not in given:
+            return given
+        rest = {key: value for key, value in given.items() if key != "attention_kernel"}
+        return {"kernels": {"attention": given["attention_kernel"]}} | rest
 
     @model_validator(mode="after")
     def _micro_batches_are_equal(self) -> "TrainConfig":

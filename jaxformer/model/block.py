@@ -8,40 +8,44 @@ from jaxformer.model.channel_mixers import build_channel_mixer
 from jaxformer.model.config import Layer
 from jaxformer.model.dims import Dims
 from jaxformer.model.mixers import Cache, build_mixer
-from jaxformer.model.norms import NormConfig
-from jaxformer.model.residuals import Residual
+from jaxformer.model.residuals import Residual, Stream
 from jaxformer.model.rows import LayerAux, RowInfo
 
 
 class Block(nn.Module):
-    """x ← x + mixer(norm(x)), x ← x + ffn(norm(x)), each where the layer has one; `Residual` says
+    """x ← x + mixer(norm(x)), x ← x + ffn(norm(x)), each where the layer has one; `residual` says
     how else they may be added."""
 
     layer: Layer
-    norm: NormConfig
+    residual: Residual
     dims: Dims
 
     @nn.compact
     def __call__(
-        self, stream: jax.Array, rows: RowInfo, cache: Cache | None = None
-    ) -> tuple[jax.Array, Cache | None, LayerAux]:
-        """stream [batch, length, d_model] → (stream, the mixer's cache, what else the layer says).
+        self, stream: Stream, rows: RowInfo, cache: Cache | None = None
+    ) -> tuple[Stream, Cache | None, LayerAux]:
+        """The residual's stream → (stream, the mixer's cache, what else the layer says).
 
-        Its statistics are `activation`, the sum over tokens of the stream's mean square.
+        Its statistics are those of the channel mixer, and `activation`, the sum over tokens of the
+        stream's mean square.
         """
-        layer, shape = self.layer, stream.shape
-        stream = stream.reshape(-1, shape[-1])  # XLA on a CPU has faster code for two dimensions
+        layer, residual, aux = self.layer, self.residual, LayerAux({})
+        shape = rows.segment_ids.shape  # (batch, length)
+        # XLA on a CPU has faster code for two dimensions.
+        stream = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stream)
         if layer.mixer is not None:
-            residual = Residual(self.norm, "mixer")
             mixer = build_mixer(layer.mixer, self.dims, layer.positions, name="mixer")
-            y, cache = mixer(residual.read(stream).reshape(shape), rows, cache)
-            stream = residual.write(stream, y.reshape(stream.shape))
+            x = residual.read(stream, "mixer")
+            y, cache = mixer(x.reshape(*shape, -1), rows, cache)
+            stream = residual.write(stream, y.reshape(x.shape), "mixer")
         if layer.ffn is not None:
-            residual = Residual(self.norm, "ffn")
             ffn = build_channel_mixer(layer.ffn, self.dims, name="ffn")
-            stream = residual.write(stream, ffn(residual.read(stream), rows))
-        stats = {"activation": _squares(stream, rows)} if self.dims.statistics else {}
-        return stream.reshape(shape), cache, LayerAux(stats)
+            y, aux = ffn(residual.read(stream, "ffn"), rows)
+            stream = residual.write(stream, y, "ffn")
+        if self.dims.statistics:
+            squares = _squares(residual.finish(stream), rows)
+            aux = aux._replace(stats=aux.stats | {"activation": squares})
+        return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), stream), cache, aux
 
 
 def _squares(stream: jax.Array, rows: RowInfo) -> jax.Array:
@@ -55,18 +59,17 @@ class Group(nn.Module):
     """One repetition of a pattern of layers."""
 
     layers: tuple[Layer, ...]
-    norm: NormConfig
+    residual: Residual
     dims: Dims
 
     @nn.compact
     def __call__(
-        self, stream: jax.Array, caches: tuple[Cache, ...] | None, rows: RowInfo
-    ) -> tuple[jax.Array, tuple[tuple[Cache, ...] | None, tuple[LayerAux, ...]]]:
-        """stream [batch, length, d_model] → (stream, (caches, aux)), one of both per layer; no
-        keywords, for `nn.scan`."""
+        self, stream: Stream, caches: tuple[Cache, ...] | None, rows: RowInfo
+    ) -> tuple[Stream, tuple[tuple[Cache, ...] | None, tuple[LayerAux, ...]]]:
+        """stream → (stream, (caches, aux)), one of both per layer; no keywords, for `nn.scan`."""
         longer, said = [], []
         for index, layer in enumerate(self.layers):
-            block = Block(layer, self.norm, self.dims, name=f"layer_{index}")
+            block = Block(layer, self.residual, self.dims, name=f"layer_{index}")
             stream, cache, aux = block(stream, rows, None if caches is None else caches[index])
             longer.append(cache)
             said.append(aux)

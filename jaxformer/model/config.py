@@ -1,33 +1,33 @@
 """What a model is made of: the `model:` section of a configuration."""
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from jaxformer.model.channel_mixers import ChannelMixerConfig, ChannelMixerUnion
+from jaxformer.model.channel_mixers import ChannelMixerConfig
 from jaxformer.model.dims import InitConfig
-from jaxformer.model.mixers import MixerConfig, MixerUnion
+from jaxformer.model.inputs import InputsConfig, TokensConfig
+from jaxformer.model.mixers import MixerConfig
 from jaxformer.model.norms import NormConfig
+from jaxformer.model.outputs import LinearConfig, OutputsConfig
 from jaxformer.model.positions import ALiBiConfig, PositionsUnion, RoPEConfig
+from jaxformer.model.residuals import PlainConfig, ResidualConfig
 from jaxformer.schema import Schema
 
 ADDED_TO_EMBEDDINGS = ("learned", "sinusoidal")
 
 
-class NothingConfig(Schema):
-    """A layer without this part, which passes the residual stream on as it is."""
-
-    kind: Literal["none"] = "none"
+Part = TypeVar("Part", bound=Schema)
 
 
 class LayerConfig(Schema):
     """One layer of a pattern; what it leaves out, or has as null, it takes from the model's
-    defaults, and `{kind: none}` is a layer without a mixer, or without an FFN. Positions of a layer
-    are rope, alibi or none: learned and sinusoidal ones are the whole model's."""
+    defaults, and `none` is a layer without a mixer, or without an FFN. Positions of a layer are
+    rope, alibi or none: learned and sinusoidal ones are the whole model's."""
 
-    mixer: Annotated[MixerUnion | NothingConfig, Field(discriminator="kind")] | None = None
-    ffn: Annotated[ChannelMixerUnion | NothingConfig, Field(discriminator="kind")] | None = None
+    mixer: MixerConfig | Literal["none"] | None = None
+    ffn: ChannelMixerConfig | Literal["none"] | None = None
     positions: PositionsUnion | None = None
 
 
@@ -41,8 +41,8 @@ class ModelConfig(Schema):
     d_model: Annotated[int, Field(ge=1, le=1 << 24)]
     num_layers: Annotated[int, Field(ge=1, le=10_000)]
     vocab_size: PositiveInt | None = Field(None, description="the tokenizer's when left out")
-    mixer: MixerUnion
-    ffn: ChannelMixerUnion | None = Field(
+    mixer: MixerConfig
+    ffn: ChannelMixerConfig | None = Field(
         description="null for layers of a mixer alone, as in Mamba"
     )
     pattern: tuple[LayerConfig, ...] = Field((LayerConfig(),), min_length=1, strict=False)
@@ -54,6 +54,9 @@ class ModelConfig(Schema):
         False, description="multiply embeddings by √d_model (Gemma), or by a number"
     )
     logit_softcap: PositiveFloat | None = None
+    inputs: InputsConfig = TokensConfig()
+    outputs: OutputsConfig = LinearConfig()
+    residual: ResidualConfig = PlainConfig()
 
     @model_validator(mode="after")
     def _layers_fit(self) -> "ModelConfig":
@@ -134,6 +137,7 @@ class Layer(Schema):
         return self.mixer is not None and self.mixer.uses(self.positions)
 
 
-def _part(entry: Schema | None, default: Schema | None) -> Any:
-    chosen = entry or default
-    return None if isinstance(chosen, NothingConfig) else chosen
+def _part(entry: Part | Literal["none"] | None, default: Part | None) -> Part | None:
+    if entry == "none":
+        return None
+    return default if entry is None else entry

@@ -6,10 +6,10 @@ from typing import Literal
 
 import flax.linen as nn
 from jax.typing import DTypeLike
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, model_validator
 
-from jaxformer.ops.kernels.choice import Kernel
-from jaxformer.schema import Schema
+from jaxformer.ops.kernels.registry import names
+from jaxformer.schema import Schema, did_you_mean
 
 
 class InitConfig(Schema):
@@ -36,15 +36,35 @@ class InitConfig(Schema):
         return nn.initializers.normal(std * scale)
 
 
+class KernelsConfig(Schema):
+    """What computes an operation in training and prefill: a kernel by its name, `xla` for none,
+    `auto` for that of the platform where it can serve (splash on TPU, cudnn on NVIDIA)."""
+
+    attention: str = "auto"
+
+    @model_validator(mode="after")
+    def _are_registered(self) -> "KernelsConfig":
+        for operation, name in self:
+            allowed = names(operation)
+            if name not in allowed:
+                raise ValueError(
+                    f"{operation} is '{name}'; allowed: {', '.join(allowed)}."
+                    f"{did_you_mean(name, allowed)}"
+                )
+        return self
+
+
+AUTOMATIC = KernelsConfig()
+
+
 @dataclass(frozen=True)
 class Dims:
-    """Sizes and types shared by all layers; `dtype` is that of activations, `attention_kernel`
-    what attention in training and prefill is to be computed by, `statistics` whether layers
-    measure themselves."""
+    """Sizes and types shared by all layers; `dtype` is that of activations, `statistics` whether
+    layers measure themselves."""
 
     d_model: int
     num_layers: int
     init: InitConfig
     dtype: DTypeLike
-    attention_kernel: Kernel = "auto"
+    kernels: KernelsConfig = AUTOMATIC
     statistics: bool = False

@@ -1,40 +1,95 @@
 """How sub-layers are added to the residual stream, and where their norms stand."""
 
+from dataclasses import dataclass
+from typing import Any, Literal
+
 import jax
 
 from jaxformer.model.norms import Norm, NormConfig
 from jaxformer.parallel.stream import constrain_stream, gather_tokens, scatter_tokens
+from jaxformer.schema_kinds import Kind
+
+Stream = Any  # a pytree of arrays [batch, length, ...], each residual's own
+
+RESIDUALS: dict[type["ResidualConfig"], type["Residual"]] = {}  # filled below
 
 
+class ResidualConfig(Kind):
+    """The options of a residual; `kind` names it."""
+
+    registry = RESIDUALS
+
+
+@dataclass(frozen=True)
 class Residual:
-    """x + f(norm(x)) for a sub-layer f, or another placement of the norm, as in `NormConfig`.
+    """What the layers of a stack pass on, and how a sub-layer, `mixer` or `ffn`, reads and changes
+    it. Between `start` and `finish`, within a layer, tokens are one axis: [batch · length, ...].
 
-    The stream x is [batch · length, d_model] inside a layer. The norms become children of the
-    module in whose compact method `read` and `write` are called, with names that begin as `name`.
+    What `read` and `write` learn belongs to the layer in whose compact method they are called.
     """
 
-    def __init__(self, config: NormConfig, name: str) -> None:
-        self._config, self._name = config, name
+    config: ResidualConfig
+    norm: NormConfig
 
-    def read(self, stream: jax.Array) -> jax.Array:
+    def start(self, x: jax.Array) -> Stream:
+        """The stream below the first layer, of x [batch, length, d_model]."""
+        raise NotImplementedError
+
+    def read(self, stream: Stream, sublayer: str) -> jax.Array:
         """What the sub-layer reads, [batch · length, d_model]."""
-        if self._config.placement in ("pre", "sandwich"):
-            stream = self._norm(stream)
+        raise NotImplementedError
+
+    def write(self, stream: Stream, y: jax.Array, sublayer: str) -> Stream:
+        """The stream after the sub-layer has given y [batch · length, d_model]."""
+        raise NotImplementedError
+
+    def finish(self, stream: Stream) -> jax.Array:
+        """One array [..., d_model] of the stream, inside of layers and above the last."""
+        raise NotImplementedError
+
+
+class PlainConfig(ResidualConfig):
+    """A sub-layer's output is added to the stream; `model.norm.placement` says where norms are."""
+
+    kind: Literal["plain"] = "plain"
+
+
+class Plain(Residual):
+    """x + f(norm(x)) for a sub-layer f, or another placement of the norm, as in `NormConfig`."""
+
+    def start(self, x: jax.Array) -> jax.Array:
+        return x
+
+    def read(self, stream: jax.Array, sublayer: str) -> jax.Array:
+        if self.norm.placement in ("pre", "sandwich"):
+            stream = self._normalised(stream, f"{sublayer}_norm")
         return gather_tokens(stream)
 
-    def write(self, stream: jax.Array, y: jax.Array) -> jax.Array:
-        """The stream after the sub-layer has given y [batch · length, d_model]."""
+    def write(self, stream: jax.Array, y: jax.Array, sublayer: str) -> jax.Array:
         y = scatter_tokens(y)
-        match self._config.placement:
+        match self.norm.placement:
             case "pre":
                 stream = stream + y
             case "post":
-                stream = self._norm(stream + y)
+                stream = self._normalised(stream + y, f"{sublayer}_norm")
             case "sandwich":
-                stream = stream + self._norm(y, "_after")
+                stream = stream + self._normalised(y, f"{sublayer}_norm_after")
             case "after":
-                stream = stream + self._norm(y)
+                stream = stream + self._normalised(y, f"{sublayer}_norm")
         return constrain_stream(stream)
 
-    def _norm(self, x: jax.Array, suffix: str = "") -> jax.Array:
-        return Norm(self._config, name=f"{self._name}_norm{suffix}")(x)
+    def finish(self, stream: jax.Array) -> jax.Array:
+        return stream
+
+    def _normalised(self, x: jax.Array, name: str) -> jax.Array:
+        return Norm(self.norm, name=name)(x)
+
+
+RESIDUALS |= {
+    PlainConfig: Plain,
+}
+
+
+def build_residual(config: ResidualConfig, norm: NormConfig) -> Residual:
+    """What `config.kind` names."""
+    return RESIDUALS[type(config)](config, norm)

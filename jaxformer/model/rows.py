@@ -13,6 +13,8 @@ class RowInfo(NamedTuple):
 
 
 class LayerAux(NamedTuple):
-    """Plain values, one per name of a statistic; scanned layers stack them."""
+    """Sums over the tokens that are no padding, float32 scalars; those of scanned layers are
+    stacked."""
 
-    stats: dict[str, jax.Array]  # sums over tokens that are no padding, float32 scalars
+    stats: dict[str, jax.Array]  # by name
+    loss: jax.Array | None = None  # weighted; added to the loss before it is divided by the tokens

@@ -14,7 +14,7 @@ from jaxformer.model.block import Group
 from jaxformer.model.config import Layer
 from jaxformer.model.dims import Dims
 from jaxformer.model.mixers import Cache, build_mixer
-from jaxformer.model.norms import NormConfig
+from jaxformer.model.residuals import Residual, Stream
 from jaxformer.model.rows import LayerAux, RowInfo
 from jaxformer.parallel.pipeline import Pipeline, pipeline_of_rows, run_stages
 
@@ -40,7 +40,7 @@ class Stack(nn.Module):
 
     layers: tuple[Layer, ...]
     pattern_length: int
-    norm: NormConfig
+    residual: Residual
     dims: Dims
     remat: Literal["none", "dots", "full"] = "none"
     layout: Literal["scanned", "unrolled", "separate"] = "scanned"
@@ -48,12 +48,13 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(
-        self, stream: jax.Array, rows: RowInfo, caches: dict[str, Cache] | None = None
+        self, x: jax.Array, rows: RowInfo, caches: dict[str, Cache] | None = None
     ) -> tuple[jax.Array, dict[str, Cache] | None, LayerAux]:
-        """stream [batch, length, d_model] → (stream, caches, what each layer says [layers])."""
-        pipeline = None
+        """x [batch, length, d_model] → (x, caches, what the layers say: one loss, and statistics
+        [layers])."""
+        pipeline, stream = None, self.residual.start(x)
         if self.layout == "scanned" and caches is None and not self.is_initializing():
-            pipeline = pipeline_of_rows(len(stream), self.micro_batches)
+            pipeline = pipeline_of_rows(len(x), self.micro_batches)
         longer, said = {}, []
         for name, layers, repetitions in self._parts():
             if repetitions is not None and pipeline is not None:
@@ -62,9 +63,9 @@ class Stack(nn.Module):
                 part = self._repeated(layers, repetitions, name=name)
                 cache = None if caches is None else caches[name]
                 stream, (longer[name], aux) = part(stream, cache, rows)
-            said.append(_in_order(aux))
-        aux = jax.tree.map(lambda *parts: jnp.concatenate(parts), *said)
-        return stream, None if caches is None else longer, aux
+            said.append(aux)
+        x = self.residual.finish(stream)
+        return x, None if caches is None else longer, _together(said)
 
     @nn.nowrap
     def _repeated(
@@ -86,7 +87,7 @@ class Stack(nn.Module):
                 unroll=repetitions if self.layout == "unrolled" else 1,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-        return group(layers, self.norm, self.dims, **place)
+        return group(layers, self.residual, self.dims, **place)
 
     def _pipelined(
         self,
@@ -94,9 +95,9 @@ class Stack(nn.Module):
         name: str,
         layers: tuple[Layer, ...],
         repetitions: int,
-        stream: jax.Array,
+        stream: Stream,
         rows: RowInfo,
-    ) -> tuple[jax.Array, tuple[LayerAux, ...]]:
+    ) -> tuple[Stream, tuple[LayerAux, ...]]:
         stage = self._repeated(layers, repetitions // pipeline.stages, parent=None)
         key = self.make_rng("dropout") if self.has_rng("dropout") else None
 
@@ -141,9 +142,22 @@ class Stack(nn.Module):
         return caches
 
 
-def _in_order(aux: tuple[LayerAux, ...]) -> LayerAux:
-    """What each layer of a pattern says, [repetitions] or [] each, from the bottom up: [layers]."""
-    return jax.tree.map(lambda *layers: jnp.stack(layers, axis=-1).reshape(-1), *aux)
+def _together(said: Sequence[tuple[LayerAux, ...]]) -> LayerAux:
+    """What each layer of each part's pattern says, [repetitions] or [] each, as that of the stack:
+    losses are summed, and a statistic is [layers] from the bottom up, NaN where a layer has none.
+    """
+    names = {name for layers in said for layer in layers for name in layer.stats}
+    losses = [jnp.sum(aux.loss) for layers in said for aux in layers if aux.loss is not None]
+    stats = {
+        name: jnp.concatenate([_in_order(name, layers) for layers in said])
+        for name in sorted(names)
+    }
+    return LayerAux(stats, sum(losses[1:], losses[0]) if losses else None)
+
+
+def _in_order(name: str, layers: tuple[LayerAux, ...]) -> jax.Array:
+    every = [layer.stats.get(name, jnp.nan) for layer in layers]
+    return jnp.stack(jnp.broadcast_arrays(*every), axis=-1).reshape(-1)
 
 
 def _repeat(times: int, leaf: jax.Array) -> jax.Array:

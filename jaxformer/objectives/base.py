@@ -7,9 +7,11 @@ import jax
 from jaxformer.batch import Batch
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.model.rows import LayerAux
-from jaxformer.schema import Schema
+from jaxformer.schema_kinds import Kind
 
 PyTree = Any
+
+OBJECTIVES: list[type["ObjectiveConfig"]] = []  # filled in objectives/__init__.py
 
 
 class Loss(NamedTuple):
@@ -33,10 +35,10 @@ class Reference(NamedTuple):
     params: PyTree
 
 
-class ObjectiveConfig(Schema):
+class ObjectiveConfig(Kind):
     """The options of an objective; `kind` names it."""
 
-    kind: str
+    registry = OBJECTIVES
 
     @property
     def reference(self) -> str | None:

@@ -11,6 +11,7 @@ from jaxformer.model.language_model import LanguageModel
 from jaxformer.objectives.base import Loss, ObjectiveConfig, PyTree, Reference
 from jaxformer.ops.token_losses import Heads, distillation
 from jaxformer.parallel.rows import over_rows
+from jaxformer.parallel.rules import pad_vocabulary
 
 
 class DistillationConfig(ObjectiveConfig):
@@ -47,7 +48,7 @@ class DistillationConfig(ObjectiveConfig):
         taught, taught_head, _ = jax.lax.stop_gradient(
             teacher.apply({"params": reference.params}, *rows, method="read")
         )
-        heads = Heads(head, taught_head)
+        heads = Heads(pad_vocabulary(head), pad_vocabulary(taught_head))
 
         def sums(heads: Heads, *rows: jax.Array) -> dict[str, jax.Array]:
             return distillation(

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 
 from jaxformer.ops import shards
 from jaxformer.ops.attention import Tokens, Visibility, attend
-from jaxformer.ops.kernels.choice import Kernel, attend_by, choose
+from jaxformer.ops.kernels.choice import attend_by, choose
 from jaxformer.ops.ring_attention import ring_attention
 
 # Queries are taken in blocks, and a block meets only the keys before its end, so that nearly half
@@ -29,7 +29,7 @@ def causal_attention(
     segment_ids: jax.Array,
     *,
     visibility: Visibility,
-    kernel: Kernel = "xla",
+    kernel: str = "xla",
     place: PartitionSpec = NOWHERE,
     **options: Any,
 ) -> jax.Array:
@@ -90,7 +90,7 @@ def prefill_attention(
     positions: jax.Array,
     segment_ids: jax.Array,
     *,
-    kernel: Kernel,
+    kernel: str,
     **options: Any,
 ) -> jax.Array:
     """`of_cache()`, attention of new tokens to a cache and themselves; where the cache was empty

@@ -178,7 +178,7 @@ def make_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
 
     Raises:
         UserError: the mesh does not divide the parameters, the layers, or the rows, or
-            train.attention_kernel cannot serve.
+            train.kernels cannot serve.
     """
     return replace(_shared_program(_program_part(config), mesh, vocab_size), config=config)
 
@@ -216,7 +216,7 @@ def _shared_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
         vocab_size=vocab_size,
         dtype=jnp.dtype(train.precision),
         remat=train.remat,
-        attention_kernel=train.attention_kernel,
+        kernels=train.kernels,
         lora=config.lora,
     )
     model = scanned.clone(layout="unrolled") if unrolls(config, mesh) else scanned
@@ -305,8 +305,8 @@ def _chosen_kernels(model: LanguageModel, mesh: Mesh, length: int) -> tuple[str,
             return kernels(model, length)
     except ValueError as error:
         raise DoesNotFit(
-            f"train.attention_kernel is {model.attention_kernel}, but {error}; auto takes a kernel "
-            f"where it can serve"
+            f"train.kernels.attention is {model.kernels.attention}, but {error}; auto takes a "
+            f"kernel where it can serve"
         ) from None
 
 

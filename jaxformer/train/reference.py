@@ -35,7 +35,7 @@ def reference_model(config: Config, vocab_size: int) -> LanguageModel | None:
         load_config(directory.config).model,
         vocab_size=vocab_size,
         dtype=jnp.dtype(config.train.precision),
-        attention_kernel=config.train.attention_kernel,
+        kernels=config.train.kernels,
     )
 
 

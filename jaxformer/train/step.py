@@ -76,8 +76,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """One update, to be jitted with the state donated.
 
-    With G = ∇ of the loss's total over the batch, N its weight, the number of tokens in the loss,
-    and θ the trained weights alone,
+    With G = ∇ of the loss's total over the batch and of what layers add to it, N the loss's
+    weight, the number of tokens in it, and θ the trained weights alone,
 
         g = G / N,   g ← g · min(1, clip_norm / ‖g‖),   θ ← θ + factor(step) · optimizer(g, θ)
 
@@ -87,9 +87,10 @@ def make_train_step(
     Keys are pure functions of `options.dropout_seed`, the step and the micro-batch.
 
     Metrics (float32 scalars): the loss's sums divided by N, `loss` in nats among them, `grad_norm`
-    = ‖g‖ before clipping, `learning_rate`, `tokens` = N, `nonfinite`. With `statistics_of` also
-    `layers`: the mean square `activation` of each layer, and sums of squares per layer and outside
-    of them [layers + 1], `gradient` of g before clipping, `update` and `weight` of θ.
+    = ‖g‖ before clipping, `learning_rate`, `tokens` = N, `nonfinite`; `layer_loss` if layers have
+    one. With `statistics_of` also `layers`: the mean square `activation` of each layer, and sums of
+    squares per layer and outside of them [layers + 1], `gradient` of g before clipping, `update`
+    and `weight` of θ.
     """
 
     descend = optax.with_extra_args_support(optimizer).update
@@ -102,6 +103,8 @@ def make_train_step(
         total, gradients = _sum_gradients(loss_of, state, batch, options.accumulation, rngs)
         tokens = jnp.maximum(total.weight, 1.0)
         means = {name: value / tokens for name, value in total.sums.items()}
+        if total.layers.loss is not None:
+            means["layer_loss"] = total.layers.loss / tokens
         grad_norm = optax.tree.norm(gradients) / tokens
         finite = jnp.isfinite(means["loss"]) & jnp.isfinite(grad_norm)
 
@@ -167,7 +170,8 @@ def _sum_gradients(
         params: PyTree, rows: Batch, rngs: dict[str, jax.Array]
     ) -> tuple[jax.Array, Loss]:
         loss = loss_of(join(state.base, state.frozen, params), state.reference, rows, rngs)
-        return loss.total, loss
+        of_layers = loss.layers.loss
+        return loss.total if of_layers is None else loss.total + of_layers, loss
 
     gradient = jax.grad(objective, has_aux=True)
     if accumulation == 1:

@@ -15,6 +15,7 @@ from jaxformer.model.positions import RoPEConfig
 from jaxformer.model.rows import RowInfo
 from jaxformer.ops.attention import Tokens, Visibility, attend
 from jaxformer.ops.kernels import choice, cudnn, splash
+from jaxformer.ops.kernels.registry import KERNELS, Kernel
 
 
 def make_documents(length: int) -> Tokens:
@@ -89,9 +90,8 @@ def test_prefill_of_an_empty_cache_is_by_kernel_and_equals_that_without(interpre
         splash, "attend", lambda *a, f=splash.attend, **k: (calls.append(0), f(*a, **k))[1]
     )
 
-    def pieces(platform_kernel: dict) -> jax.Array:
+    def pieces() -> jax.Array:
         """Of two pieces of the sequence, one after the other."""
-        monkeypatch.setattr(choice, "OF_PLATFORM", platform_kernel)
         mixer = build_mixer(config, Dims(8, 1, InitConfig(), "float32"), RoPEConfig(), parent=None)
         params = mixer.init(jax.random.key(1), x, rows)
         step = jax.jit(lambda x, rows, cache: mixer.apply(params, x, rows, cache))
@@ -102,13 +102,15 @@ def test_prefill_of_an_empty_cache_is_by_kernel_and_equals_that_without(interpre
             outputs.append(y)
         return jnp.concatenate(outputs, axis=1)
 
-    expected = pieces({})
+    expected = pieces()
     assert calls == []
-    np.testing.assert_allclose(pieces({"cpu": "splash"}), expected, rtol=0, atol=1e-7)
+    kernel = Kernel("cpu", splash.obstacle, splash.attend)
+    monkeypatch.setitem(KERNELS["attention"], "splash", kernel)
+    np.testing.assert_allclose(pieces(), expected, rtol=0, atol=1e-7)
     assert calls == [0]
 
 
-def chosen(platform: str, kernel: choice.Kernel = "auto", dtype="bfloat16", **options) -> str:
+def chosen(platform: str, kernel: str = "auto", dtype="bfloat16", **options) -> str:
     length, context = options.pop("length", 128), options.pop("context", 1)
     device = AbstractDevice(device_kind=platform, num_cores=None, platform=platform)
     mesh = AbstractMesh((2, context), ("fsdp", "context"), abstract_device=device)

@@ -360,11 +360,11 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(tmp_path):
 
 
 def test_an_attention_kernel_that_cannot_serve_is_refused_and_nothing_is_written(tmp_path):
-    config = make_config(tmp_path, train={"attention_kernel": "splash"})
+    config = make_config(tmp_path, train={"kernels": {"attention": "splash"}})
     with pytest.raises(UserError) as error:
         train(config)
     assert str(error.value) == (
-        "train.attention_kernel is splash, but it cannot serve: it is not for cpu devices; auto "
+        "train.kernels.attention is splash, but it cannot serve: it is not for cpu devices; auto "
         "takes a kernel where it can serve"
     )
     assert not (tmp_path / "run").exists()

@@ -4,14 +4,17 @@ import flax.linen as nn
 import jax
 
 from jaxformer.model.dims import Dims
-from jaxformer.model.rows import RowInfo
-from jaxformer.schema import Schema
+from jaxformer.model.rows import LayerAux, RowInfo
+from jaxformer.schema_kinds import Kind
+
+# Filled in channel_mixers/__init__.py.
+CHANNEL_MIXERS: dict[type["ChannelMixerConfig"], type["ChannelMixer"]] = {}
 
 
-class ChannelMixerConfig(Schema):
+class ChannelMixerConfig(Kind):
     """The options of a channel mixer; `kind` names it."""
 
-    kind: str
+    registry = CHANNEL_MIXERS
 
 
 class ChannelMixer(nn.Module):
@@ -20,8 +23,8 @@ class ChannelMixer(nn.Module):
     config: ChannelMixerConfig
     dims: Dims
 
-    def __call__(self, x: jax.Array, rows: RowInfo) -> jax.Array:
-        """x [batch · length, d_model] → y of the same shape.
+    def __call__(self, x: jax.Array, rows: RowInfo) -> tuple[jax.Array, LayerAux]:
+        """x [batch · length, d_model] → (y of the same shape, what it says beside).
 
         Args:
             x: the normalised input, the rows one after another.

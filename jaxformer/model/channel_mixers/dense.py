@@ -13,7 +13,7 @@ from pydantic import PositiveInt
 
 from jaxformer.model.channel_mixers.base import ChannelMixer, ChannelMixerConfig
 from jaxformer.model.projection import Projection
-from jaxformer.model.rows import RowInfo
+from jaxformer.model.rows import LayerAux, RowInfo
 from jaxformer.parallel.rules import constrain_tokens
 
 
@@ -43,7 +43,7 @@ class Dense(ChannelMixer):
     config: DenseConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, rows: RowInfo) -> jax.Array:
+    def __call__(self, x: jax.Array, rows: RowInfo) -> tuple[jax.Array, LayerAux]:
         config, init = self.config, self.dims.init
         activation = ACTIVATIONS[config.kind]
 
@@ -59,13 +59,14 @@ class Dense(ChannelMixer):
         hidden = project_in("in")  # [..., d_hidden]
         hidden = activation(project_in("gate")) * hidden if config.gated else activation(hidden)
         hidden = constrain_tokens(hidden, "d_hidden")
-        return Projection(
+        y = Projection(
             (self.dims.d_model,),
             ("d_hidden", "d_model"),
             init.output_matrix(config.d_hidden, self.dims.num_layers),
             config.bias,
             name="out",
         )(hidden)
+        return y, LayerAux({})
 
     def flops(self, length: int) -> float:
         matrices = 3 if self.config.gated else 2

@@ -1,12 +1,8 @@
 """The registry of token mixers: a new one is its file, and its line in `MIXERS`."""
 
-from typing import TYPE_CHECKING, Annotated, TypeAlias, Union
-
-from pydantic import Field
-
 from jaxformer.model.dims import Dims
 from jaxformer.model.mixers.attention import Attention, AttentionConfig
-from jaxformer.model.mixers.base import Cache, Mixer, MixerConfig
+from jaxformer.model.mixers.base import MIXERS, Cache, Mixer, MixerConfig
 from jaxformer.model.mixers.delta import Delta, DeltaConfig
 from jaxformer.model.mixers.delta_product import DeltaProduct, DeltaProductConfig
 from jaxformer.model.mixers.gated_delta import GatedDelta, GatedDeltaConfig
@@ -27,7 +23,7 @@ from jaxformer.model.mixers.s4d import S4D, S4DConfig
 from jaxformer.model.mixers.slstm import SLSTM, SLSTMConfig
 from jaxformer.model.positions import PositionsUnion
 
-MIXERS: dict[type[MixerConfig], type[Mixer]] = {
+MIXERS |= {
     AttentionConfig: Attention,
     LatentAttentionConfig: LatentAttention,
     RetentionConfig: Retention,
@@ -49,12 +45,6 @@ MIXERS: dict[type[MixerConfig], type[Mixer]] = {
     ParallelConfig: Parallel,
 }
 
-if TYPE_CHECKING:  # a type checker cannot read a registry
-    MixerUnion: TypeAlias = MixerConfig
-else:
-    MixerUnion = Annotated[Union[tuple(MIXERS)], Field(discriminator="kind")]  # noqa: UP007
-    ParallelConfig.model_rebuild(_types_namespace={"MixerUnion": MixerUnion})
-
 
 def build_mixer(
     config: MixerConfig, dims: Dims, scheme: PositionsUnion, **place: str | None
@@ -63,4 +53,4 @@ def build_mixer(
     return MIXERS[type(config)](config, dims, scheme, **place)
 
 
-__all__ = ["MIXERS", "Cache", "Mixer", "MixerConfig", "MixerUnion", "build_mixer"]
+__all__ = ["MIXERS", "Cache", "Mixer", "MixerConfig", "build_mixer"]

@@ -178,7 +178,7 @@ class Attention(Mixer):
 
     def _options_of_rows(self) -> dict:
         # Parameters start from a row too short for a kernel.
-        kernel = "xla" if self.is_initializing() else self.dims.attention_kernel
+        kernel = "xla" if self.is_initializing() else self.dims.kernels.attention
         return {"kernel": kernel, "place": mesh_axes("batch", "kv_heads"), **self._options()}
 
     def kernels(self, length: int) -> tuple[str, ...]:
@@ -186,7 +186,7 @@ class Attention(Mixer):
             jax.ShapeDtypeStruct((1, length, heads, self._head_dim), self.dims.dtype)
             for heads in (self.config.num_heads, self.config.kv_heads)
         )
-        return (f"attention {choose(self.dims.attention_kernel, q, v, **self._options())}",)
+        return (f"attention {choose(self.dims.kernels.attention, q, v, **self._options())}",)
 
     def _continue(
         self,

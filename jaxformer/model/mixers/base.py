@@ -9,15 +9,17 @@ from jax.typing import DTypeLike
 from jaxformer.model.dims import Dims
 from jaxformer.model.positions import PositionsUnion
 from jaxformer.model.rows import RowInfo
-from jaxformer.schema import Schema
+from jaxformer.schema_kinds import Kind
 
 Cache = Any  # a pytree of arrays, each mixer's own
 
+MIXERS: dict[type["MixerConfig"], type["Mixer"]] = {}  # filled in mixers/__init__.py
 
-class MixerConfig(Schema):
+
+class MixerConfig(Kind):
     """The options of a mixer; `kind` names it."""
 
-    kind: str
+    registry = MIXERS
 
     def check(self, d_model: int, positions: PositionsUnion) -> None:
         """Whether the mixer can be built at this width.

@@ -115,7 +115,7 @@ class LatentAttention(Mixer):
         shared = jnp.broadcast_to(key, (*k.shape[:3], config.rope_dim))
         k = jnp.concatenate([k, shared], axis=-1)
         # Parameters start from a row too short for a kernel.
-        kernel = "xla" if self.is_initializing() else self.dims.attention_kernel
+        kernel = "xla" if self.is_initializing() else self.dims.kernels.attention
         of_rows = {"kernel": kernel, "place": mesh_axes("batch", "heads"), **self._options()}
         if cache is None:
             y = causal_attention(q, k, v, *rows, **of_rows)
@@ -150,7 +150,7 @@ class LatentAttention(Mixer):
             jax.ShapeDtypeStruct((1, length, config.num_heads, size), self.dims.dtype)
             for size in (config.head_dim + config.rope_dim, config.value_dim)
         )
-        return (f"latent_attention {choose(self.dims.attention_kernel, q, v, **self._options())}",)
+        return (f"latent_attention {choose(self.dims.kernels.attention, q, v, **self._options())}",)
 
     def _latent(self, x: jax.Array, name: str, rank: int) -> jax.Array:
         """RMSNorm(W x), [batch, length, rank]."""

@@ -1,7 +1,7 @@
 """Several mixers side by side on one input, as the hybrid heads of Hymba (Dong et al., 2024,
 arXiv:2411.13676)."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -9,19 +9,16 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from pydantic import Field
 
-from jaxformer.model.mixers.base import Cache, Mixer, MixerConfig
+from jaxformer.model.mixers.base import MIXERS, Cache, Mixer, MixerConfig
 from jaxformer.model.positions import PositionsUnion
 from jaxformer.model.rows import RowInfo
-
-if TYPE_CHECKING:
-    from jaxformer.model.mixers import MixerUnion
 
 
 class ParallelConfig(MixerConfig):
     """`mixers` are any others, each with its own options."""
 
     kind: Literal["parallel"] = "parallel"
-    mixers: tuple["MixerUnion", ...] = Field(min_length=2, strict=False)
+    mixers: tuple[MixerConfig, ...] = Field(min_length=2, strict=False)
 
     def check(self, d_model: int, positions: PositionsUnion) -> None:
         for mixer in self.mixers:
@@ -67,9 +64,7 @@ class Parallel(Mixer):
 
     @nn.nowrap
     def _mixer(self, config: MixerConfig, **place: str | None) -> Mixer:
-        from jaxformer.model.mixers import build_mixer  # the registry has this file in it
-
-        return build_mixer(config, self.dims, self.scheme, **place)
+        return MIXERS[type(config)](config, self.dims, self.scheme, **place)
 
     @property
     def _parts(self) -> list[Mixer]:

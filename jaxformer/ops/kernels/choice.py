@@ -1,7 +1,7 @@
 """Which kernel serves the attention of whole rows to themselves on the mesh that is set."""
 
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -9,12 +9,7 @@ from jax.sharding import PartitionSpec
 
 from jaxformer.ops import shards
 from jaxformer.ops.attention import Visibility
-from jaxformer.ops.kernels import cudnn, splash
-
-Kernel = Literal["auto", "xla", "splash", "cudnn"]
-
-KERNELS = {"splash": splash, "cudnn": cudnn}
-OF_PLATFORM = {"tpu": "splash", "gpu": "cudnn"}
+from jaxformer.ops.kernels.registry import KERNELS
 
 
 class Choice(NamedTuple):
@@ -28,7 +23,7 @@ class Choice(NamedTuple):
 
 
 def choose(
-    kernel: Kernel,
+    kernel: str,
     q: jax.Array | jax.ShapeDtypeStruct,
     v: jax.Array | jax.ShapeDtypeStruct,
     *,
@@ -49,17 +44,19 @@ def choose(
     mesh = jax.sharding.get_abstract_mesh()
     device = mesh.abstract_device
     platform = jax.default_backend() if device is None else device.platform
-    name = OF_PLATFORM.get(platform) if kernel == "auto" else kernel
+    kernels = KERNELS["attention"]
+    of_platform = (name for name, each in kernels.items() if each.platform == platform)
+    name = next(of_platform, None) if kernel == "auto" else kernel
     if name is None:
         return Choice("xla", f"no kernel for {platform}")
-    if OF_PLATFORM.get(platform) != name:
+    if kernels[name].platform != platform:
         obstacle: str | None = f"it is not for {platform} devices"
     elif mesh.shape.get(shards.AXIS, 1) > 1:
         obstacle = "rows are cut over mesh.context, where keys go round in a ring"
     elif slopes is not None:
         obstacle = "ALiBi has no kernel"
     else:
-        obstacle = KERNELS[name].obstacle(q, v, visibility, logit_softcap)
+        obstacle = kernels[name].obstacle(q, v, visibility, logit_softcap)
     if obstacle is None:
         return Choice(name)
     if kernel != "auto":
@@ -84,7 +81,7 @@ def attend_by(
         name: what `choose` chose.
         place: the mesh axes of rows and of key-value heads.
     """
-    attend = partial(KERNELS[name].attend, **options)
+    attend = partial(KERNELS["attention"][name].call, **options)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return attend(q, k, v, positions, segment_ids)

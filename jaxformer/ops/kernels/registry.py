@@ -1,0 +1,35 @@
+"""The registry of kernels, by operation and name."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from jaxformer.ops.kernels import cudnn, splash
+
+
+class Kernel(NamedTuple):
+    """An implementation of an operation in place of XLA's.
+
+    platform: the devices it is written for, as JAX names them: `tpu`, `gpu`, `cpu`.
+    obstacle: of the operation's inputs, why it cannot serve them; None where it can.
+    """
+
+    platform: str
+    obstacle: Callable[..., str | None]
+    call: Callable[..., jax.Array]
+
+
+# For `attention`: obstacle(q, v, visibility, logit_softcap), and call(q, k, v, positions,
+# segment_ids, **options) of whole rows to themselves, as `ops.attention.attend` has it.
+KERNELS: dict[str, dict[str, Kernel]] = {
+    "attention": {
+        "splash": Kernel("tpu", splash.obstacle, splash.attend),
+        "cudnn": Kernel("gpu", cudnn.obstacle, cudnn.attend),
+    },
+}
+
+
+def names(operation: str) -> tuple[str, ...]:
+    """What may be asked for: `auto`, `xla` for no kernel, or one by its name."""
+    return ("auto", "xla", *KERNELS[operation])
