@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 
@@ -19,3 +20,9 @@ class Batch(NamedTuple):
     positions: np.ndarray  # int32
     segment_ids: np.ndarray  # int32
     loss_mask: np.ndarray  # bool
+
+    @classmethod
+    def spec(cls, rows: int, length: int) -> "Batch":
+        """Its arrays' shapes and types, as `jax.ShapeDtypeStruct`s."""
+        dtypes = [np.int32] * 4 + [np.bool_]
+        return cls._make(jax.ShapeDtypeStruct((rows, length), dtype) for dtype in dtypes)

@@ -17,7 +17,6 @@ from jaxformer.model.residuals import ResidualConfig
 from jaxformer.objectives import ObjectiveConfig
 from jaxformer.schema_kinds import PLACEHOLDER
 
-
 Mode = Literal["validation", "serialization"]
 
 

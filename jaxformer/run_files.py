@@ -1,12 +1,14 @@
 """What lies in a run's directory, by name, and what a configuration there means.
 
 A run keeps copies of what its commands need besides the data: the files of its tokenizer in
-`tokenizer/`, and, where it trains adapters, the weights under them in `base/`, which is laid out as
-a run. `config.yaml` names what these are copies of. Read where it lies, it means the copies, and
-the directory in which it lies; so a run can be moved, renamed and copied.
+`tokenizer/`; where it trains adapters, the weights under them in `base/`; where it has a teacher,
+its weights in `teacher/`, which is laid out as a run, as `base/` is. `config.yaml` names what these
+are copies of. Read where it lies, it means the copies, and the directory in which it lies; so a run
+can be moved, renamed and copied.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ CHECKPOINTS = "checkpoints"
 OWNER = "writer.json"
 TOKENIZER = "tokenizer"
 BASE = "base"
+TEACHER = "teacher"
 DEFINITION = "tokenizer.json"
 
 # A folder of configurations has none of these; and no step in `checkpoints/`, though a project
@@ -54,31 +57,40 @@ def own_tokenizer(folder: Path, name: object) -> Path | None:
     return beside if name.endswith(f"/{DEFINITION}") and beside.is_file() else None
 
 
-def own_base(folder: Path) -> Path | None:
-    """The copy of the weights under the run's adapters; None where there is none, or none yet."""
-    base = folder / BASE
-    return base if (base / CONFIG).is_file() else None
+# Where config.yaml names a run whose weights may be kept, by the folder of the copy.
+KEPT_RUNS = {BASE: ("init", "from"), TEACHER: ("train", "objective", "teacher")}
+
+
+def own_run(folder: Path, name: str) -> Path | None:
+    """The copy of another run's weights in the folder `name`; None where there is none (yet)."""
+    copy = folder / name
+    return copy if (copy / CONFIG).is_file() else None
 
 
 def in_place(data: Json, folder: Path) -> Json:
     """The keys of a run's `config.yaml` as they are meant in `folder`, where it lies now."""
-    data = _with(data, "run", "dir", folder)
-    tokenizer = own_tokenizer(folder, _get(data, "data", "tokenizer"))
+    data = _with(data, ("run", "dir"), folder)
+    tokenizer = own_tokenizer(folder, _get(data, ("data", "tokenizer")))
     if tokenizer is not None:
-        data = _with(data, "data", "tokenizer", tokenizer)
-    base = own_base(folder)
-    if base is not None and _get(data, "init", "from") is not None:
-        data = _with(data, "init", "from", base)
+        data = _with(data, ("data", "tokenizer"), tokenizer)
+    for name, keys in KEPT_RUNS.items():
+        copy = own_run(folder, name)
+        if copy is not None and _get(data, keys) is not None:
+            data = _with(data, keys, copy)
     return data
 
 
-def _get(data: Json, section: str, key: str) -> object:
-    keys = data.get(section)
-    return keys.get(key) if isinstance(keys, dict) else None
+def _get(data: object, keys: Sequence[str]) -> object:
+    for key in keys:
+        data = data.get(key) if isinstance(data, dict) else None
+    return data
 
 
-def _with(data: Json, section: str, key: str, path: Path) -> Json:
-    keys = data.get(section) or {}
-    if not isinstance(keys, dict):  # a mistake, which validation names
+def _with(data: Json, keys: Sequence[str], path: Path) -> Json:
+    key, *below = keys
+    if not below:
+        return {**data, key: os.fspath(path)}
+    section = data.get(key) or {}
+    if not isinstance(section, dict):  # a mistake, which validation names
         return data
-    return {**data, section: {**keys, key: os.fspath(path)}}
+    return {**data, key: _with(section, below, path)}

@@ -1,9 +1,10 @@
 """What a run keeps of others, so that nothing outside of it is read again but the data.
 
 `RUN/tokenizer/` has the files of its tokenizer. `RUN/base/` has the weights that its adapters
-adapt, as a run of one step: hard links where the file system has them, for the files of a
-checkpoint are written once, and else copies. Each is there whole or not at all: on a disk it is
-made beside its place, and in a bucket the file that it is known by is written last.
+adapt, and `RUN/teacher/` those of its teacher, each as a run of one step: hard links where the file
+system has them, for the files of a checkpoint are written once, and else copies. Each is there
+whole or not at all: on a disk it is made beside its place, and in a bucket the file that it is
+known by is written last.
 """
 
 import os
@@ -39,15 +40,19 @@ BESIDE = ("building", "replaced")
 Json = integrity.Json
 
 
-def keep_copies(directory: RunDirectory, tokenizer: Tokenizer, base: Weights | None) -> None:
-    """Keep what a run needs: its tokenizer and, of adapters, the weights under them.
+def keep_copies(
+    directory: RunDirectory, tokenizer: Tokenizer, base: Weights | None, teacher: Weights | None
+) -> None:
+    """Keep what a run needs: its tokenizer, the weights under its adapters, and its teacher's.
 
     Raises:
         UserError: one of them has changed or gone since it was read, or the disk has no room.
     """
     keep_tokenizer(directory, tokenizer)
     if base is not None:
-        keep_base(directory, base)
+        keep_weights(directory.base, base, "under the adapters")
+    if teacher is not None:
+        keep_weights(directory.teacher, teacher, "as the teacher")
 
 
 def keep_tokenizer(directory: RunDirectory, tokenizer: Tokenizer) -> None:
@@ -92,29 +97,31 @@ class Array(NamedTuple):
     bytes: int
 
 
-def keep_base(directory: RunDirectory, base: Weights) -> None:
-    """Keep what the run's adapters need of `base`, the weights under them, unless it is that copy.
+def keep_weights(folder: Path, weights: Weights, role: str) -> None:
+    """Keep what a run needs of another's weights, unless they are that copy.
+
+    Args:
+        role: what they are there for, as messages say it.
 
     Raises:
         UserError: the disk has no room for copies; or a file went meanwhile.
     """
-    if same_place(base.directory.path, directory.base):
+    if same_place(weights.directory.path, folder):
         return
     # Under adapters may be a run of adapters, and a base under these.
-    layers = [("", base)]
+    layers = [("", weights)]
     while (last := layers[-1][1]).config.lora is not None:
         layers.append((f"{layers[-1][0]}{BASE}/", last.base))
-    arrays = [array for prefix, weights in layers for array in _arrays(weights, prefix)]
-    title = f"keeping {base.where} under the adapters"
+    arrays = [array for prefix, layer in layers for array in _arrays(layer, prefix)]
     try:
-        with _whole(directory.base) as building:
-            _put(arrays, building, title)
-            for prefix, weights in reversed(layers):
-                _describe(weights, building / prefix)
+        with _whole(folder) as building:
+            _put(arrays, building, f"keeping {weights.where} {role}")
+            for prefix, layer in reversed(layers):
+                _describe(layer, building / prefix)
     except FileNotFoundError as error:
         raise UserError(
-            f"{error.filename} went while it was kept under the adapters of {directory.path}: the "
-            f"run that it belongs to has gone on; start again, from its newest checkpoint"
+            f"{error.filename} went while it was kept {role} of {folder.parent}: the run that it "
+            f"belongs to has gone on; start again, from its newest checkpoint"
         ) from error
 
 
@@ -175,9 +182,9 @@ def _check_room(folder: Path, needed: int) -> None:
     free = needed if is_remote(folder) else shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{folder.parent} is on a disk with {free:,} bytes free, and the weights under the "
-            f"adapters, which the run keeps, have {needed:,}; make room, or give run.dir on "
-            f"another disk (on that of init.from nothing is copied)"
+            f"{folder.parent} is on a disk with {free:,} bytes free, and the weights that the run "
+            f"keeps for itself have {needed:,}; make room, or give run.dir on another disk (on "
+            f"their own nothing is copied)"
         )
 
 

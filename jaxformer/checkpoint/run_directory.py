@@ -9,6 +9,7 @@ import yaml
 
 from jaxformer.config import Config
 from jaxformer.config.local_paths import as_they_are_here, made_absolute
+from jaxformer.config.named_runs import named_runs, with_named_runs
 from jaxformer.loading import load_as
 from jaxformer.paths import (
     is_remote,
@@ -22,10 +23,12 @@ from jaxformer.run_files import (
     BASE,
     CHECKPOINTS,
     CONFIG,
+    KEPT_RUNS,
     MANIFEST,
     METRICS,
+    TEACHER,
     TOKENIZER,
-    own_base,
+    own_run,
     own_tokenizer,
 )
 from jaxformer.schema import UserError
@@ -66,8 +69,8 @@ ACCEPTABLE = {
 
 class RunDirectory:
     """Paths of a run: config.yaml, metrics.jsonl, manifest.json, checkpoints/, tensorboard/,
-    samples.txt; its copies in tokenizer/ and base/ (see `own_copies`); and, while it has a writer,
-    writer.json (see `lock`)."""
+    samples.txt; its copies in tokenizer/, base/ and teacher/ (see `own_copies`); and, while it has
+    a writer, writer.json (see `lock`)."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = path = locate_path(path)
@@ -77,6 +80,7 @@ class RunDirectory:
         self.checkpoints = path / CHECKPOINTS
         self.tokenizer = path / TOKENIZER
         self.base = path / BASE
+        self.teacher = path / TEACHER
         self.tensorboard = path / "tensorboard"
         self.samples = path / "samples.txt"
 
@@ -158,8 +162,10 @@ class RunDirectory:
             if before and not self.has_checkpoints:
                 if before.data.tokenizer != now.data.tokenizer:
                     remove_tree(self.tokenizer)
-                if before.init.source != now.init.source:
-                    remove_tree(self.base)
+                kept, named = named_runs(before), named_runs(now)
+                for name in KEPT_RUNS:
+                    if kept.get(name) != named.get(name):
+                        remove_tree(self.path / name)
             replace_text(self.config, text)
         except OSError as error:
             raise self._unwritable(error.strerror or str(error)) from error
@@ -184,33 +190,41 @@ class RunDirectory:
         run's copies, and no changes accepted, which they are for one start."""
         before, now = self.saved(), made_absolute(config)
         run = now.run.model_copy(update={"accept_changes": ()})
-        data, start = now.data, now.init
+        data = now.data
         if before:
             original = before.data.tokenizer
             places = (original, own_tokenizer(self.path, original))
             if any(place and same_place(place, data.tokenizer) for place in places):
                 data = data.model_copy(update={"tokenizer": original})
-            base = own_base(self.path)
-            if base and start.source and same_place(base, start.source):
-                start = start.model_copy(update={"source": before.init.source})
-        return now.model_copy(update={"run": run, "data": data, "init": start})
+            originals, named = named_runs(before), named_runs(now)
+            copies = {name: own_run(self.path, name) for name in named}
+            originals = {
+                name: originals[name]
+                for name, copy in copies.items()
+                if copy and same_place(copy, named[name])
+            }
+            now = with_named_runs(now, originals)
+        return now.model_copy(update={"run": run, "data": data})
 
     def with_own_copies(self, config: Config) -> Config:
-        """`config` with the run's copies in the place of what they are copies of: always that of
-        the base, and that of the tokenizer where no original lies on a disk, to be compared."""
+        """`config` with the run's copies in the place of what they are copies of: always those of
+        other runs, and that of the tokenizer where no original lies on a disk, to be compared."""
         before = self.saved()
         if before is None:
             return config
         before, now = as_they_are_here(before), as_they_are_here(self.recorded(config))
-        data, start = config.data, config.init
+        data = config.data
         tokenizer = own_tokenizer(self.path, before.data.tokenizer)
         is_same = now.data.tokenizer == before.data.tokenizer
         if tokenizer and is_same and not os.path.exists(os.path.expanduser(data.tokenizer)):
             data = data.model_copy(update={"tokenizer": str(tokenizer)})
-        base = own_base(self.path)
-        if base and now.init.source == before.init.source:
-            start = start.model_copy(update={"source": str(base)})
-        return config.model_copy(update={"data": data, "init": start})
+        originals = named_runs(before)
+        copies = {
+            name: str(copy)
+            for name, path in named_runs(now).items()
+            if originals.get(name) == path and (copy := own_run(self.path, name))
+        }
+        return with_named_runs(config, copies).model_copy(update={"data": data})
 
     def _unwritable(self, reason: str) -> UserError:
         return UserError(

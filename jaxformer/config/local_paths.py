@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 
 from jaxformer.config import Config, DataConfig
+from jaxformer.config.named_runs import named_runs, with_named_runs
 from jaxformer.paths import is_remote
 from jaxformer.run_files import needs_no_files
 
@@ -23,7 +24,7 @@ def as_they_are_here(config: Config) -> Config:
 
 
 def _changed(config: Config, change: Change) -> Config:
-    data, start, run = config.data, config.init, config.run
+    data, run = config.data, config.run
     of_data: dict[str, object] = {
         "source": _sources(data, change),
         "validation_source": data.validation_source and _source(data.validation_source, change),
@@ -31,11 +32,11 @@ def _changed(config: Config, change: Change) -> Config:
         "cache_dir": change(data.cache_dir),
     }
     tasks_dir = config.eval.tasks_dir
-    return config.model_copy(
+    runs = {folder: _at(path, change) for folder, path in named_runs(config).items()}
+    return with_named_runs(config, runs).model_copy(
         update={
             "data": data.model_copy(update=of_data),
             "eval": config.eval.model_copy(update={"tasks_dir": tasks_dir and change(tasks_dir)}),
-            "init": start.model_copy(update={"source": start.source and _at(start.source, change)}),
             "run": run.model_copy(update={"dir": _at(run.dir, change)}),
         }
     )

@@ -127,11 +127,13 @@ def train(config: Config) -> int:
             else:
                 state, manifest["init"], under = program.initial_state(), None, None
             told = None if resumed is None else saved.get("reference")
-            reference, manifest["reference"] = load_reference(
+            reference, manifest["reference"], teacher = load_reference(
                 config, program.abstract.reference, tokenizer, told
             )
             state = state.replace(reference=reference)
-            processes.first_alone("copies", lambda: keep_copies(directory, tokenizer, under))
+            processes.first_alone(
+                "copies", lambda: keep_copies(directory, tokenizer, under, teacher)
+            )
             processes.first_alone("manifest", lambda: directory.write_manifest(manifest))
             log = MetricsLog(directory.metrics, resumed or 0, writes=processes.is_first())
         board = partial(TensorBoard, directory.tensorboard, resumed or 0)

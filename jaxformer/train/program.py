@@ -132,11 +132,8 @@ class Program:
             return Compiled(train, eval_step.compile(options))
 
     def _abstract_batch(self, rows: int) -> Batch:
-        shape, sharding = (rows, self.config.data.sequence_length), rules.batch_sharding(self.mesh)
-        dtypes = Batch(jnp.int32, jnp.int32, jnp.int32, jnp.int32, jnp.bool_)
-        return jax.tree.map(
-            lambda dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding), dtypes
-        )
+        spec = Batch.spec(rows, self.config.data.sequence_length)
+        return placed(spec, jax.tree.map(lambda _: rules.batch_sharding(self.mesh), spec))
 
 
 @dataclass(frozen=True)

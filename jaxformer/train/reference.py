@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxformer.checkpoint.lora import fingerprint
 from jaxformer.checkpoint.manager import Json, placed
 from jaxformer.checkpoint.run_directory import locate
-from jaxformer.checkpoint.weights import find_weights
+from jaxformer.checkpoint.weights import Weights, find_weights
 from jaxformer.config import Config
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.loading import load_config
@@ -49,8 +49,9 @@ def abstract_reference(model: LanguageModel | None, config: Config, mesh: Mesh) 
 
 def load_reference(
     config: Config, abstract: PyTree, tokenizer: Tokenizer, saved: Json | None
-) -> tuple[PyTree, Json | None]:
-    """The weights, placed as `abstract` says, and what the manifest says of where they come from.
+) -> tuple[PyTree, Json | None, Weights | None]:
+    """The weights, placed as `abstract` says, what the manifest says of where they come from, and
+    where they lie.
 
     Args:
         saved: what the manifest said when the run began; None for a new run.
@@ -61,7 +62,7 @@ def load_reference(
     """
     source = config.train.objective.reference
     if source is None:
-        return {}, None
+        return {}, None, None
     weights = find_weights(source)
     theirs = weights.manifest["tokenizer"]
     if theirs["fingerprint"] != tokenizer.fingerprint:
@@ -77,4 +78,4 @@ def load_reference(
             f"{saved['step']} then, {now['step']} now; name that step, as in "
             f"{saved['from']}/checkpoints/{saved['step']}"
         )
-    return params, now
+    return params, now, weights

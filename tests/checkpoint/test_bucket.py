@@ -10,7 +10,7 @@ from gcp_storage_emulator.handlers import objects
 from gcp_storage_emulator.server import create_server
 
 from jaxformer.checkpoint.manager import Checkpoints
-from jaxformer.checkpoint.own_copies import keep_base, keep_copies
+from jaxformer.checkpoint.own_copies import keep_copies, keep_weights
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.checkpoint.weights import find_weights
 from jaxformer.cli import main
@@ -135,8 +135,10 @@ def test_a_run_in_a_bucket_keeps_its_tokenizer_and_the_weights_under_its_adapter
         directory = RunDirectory(f"gs://runs/adapters_{number}")
         keys = {"data": {"tokenizer": tokenizer.name}, "init": {"from": str(base.path)}}
         directory.create(make_config(tmp_path, lora={"rank": 2}, **keys))
-        keep_copies(directory, tokenizer, find_weights(base.path))
-        keep_base(directory, find_weights(base.path))  # again, in the place of the first
+        keep_copies(directory, tokenizer, find_weights(base.path), None)
+        keep_weights(
+            directory.base, find_weights(base.path), ""
+        )  # again, in the place of the first
         directory.write_manifest({})
         config = load_config(f"{directory.path}/config.yaml")
         assert config.run.dir == str(directory.path)

@@ -12,7 +12,7 @@ import pytest
 
 from jaxformer.checkpoint import own_copies
 from jaxformer.checkpoint.manager import Checkpoints
-from jaxformer.checkpoint.own_copies import keep_base, keep_tokenizer
+from jaxformer.checkpoint.own_copies import keep_tokenizer, keep_weights
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.checkpoint.weights import find_weights
 from jaxformer.data.tokenizers import load_tokenizer
@@ -21,6 +21,8 @@ from jaxformer.schema import UserError
 from tests.checkpoint.interop.models import write_tokenizer
 from tests.checkpoint.test_manager import like, make_trees, save
 from tests.runs import make_config
+
+ROLE = "under the adapters"
 
 
 @pytest.fixture
@@ -175,7 +177,7 @@ def arrays_of(path: Path) -> list[np.ndarray]:
 
 def test_the_weights_under_adapters_are_kept_as_a_run_of_one_step(base, adapters, tmp_path):
     before = arrays_of(base.checkpoints / "1")
-    keep_base(adapters, find_weights(base.checkpoints / "1"))
+    keep_weights(adapters.base, find_weights(base.checkpoints / "1"), ROLE)
     one = next(file for file in (base.checkpoints / "1/ema").rglob("*") if file.is_file())
     copy = adapters.base / one.relative_to(base.path)
     assert copy.samefile(one)  # a second name, which takes no room
@@ -201,7 +203,7 @@ def test_where_there_are_no_links_the_files_are_copied(base, adapters, monkeypat
 
     monkeypatch.setattr(os, "link", refused)
     monkeypatch.setattr("jaxformer.data.progress.FIRST_LINE_SECONDS", 0.0)
-    keep_base(adapters, find_weights(base.path))
+    keep_weights(adapters.base, find_weights(base.path), ROLE)
     one = next(file for file in (base.checkpoints / "2/ema").rglob("*") if file.is_file())
     assert not (adapters.base / one.relative_to(base.path)).samefile(one)
     for now, then in zip(arrays_of(adapters.base), arrays_of(base.path), strict=True):
@@ -213,8 +215,8 @@ def test_a_disk_without_room_for_copies_is_refused_and_nothing_is_left(base, ada
     monkeypatch.setattr(own_copies, "_link", lambda *_: False)
     usage = shutil.disk_usage(adapters.path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=7))
-    with pytest.raises(UserError, match=r"with 7 bytes free, and the weights under the adapters"):
-        keep_base(adapters, find_weights(base.path))
+    with pytest.raises(UserError, match=r"with 7 bytes free, and the weights that the run keeps"):
+        keep_weights(adapters.base, find_weights(base.path), ROLE)
     assert {each.name for each in adapters.path.iterdir()} == {"config.yaml", "manifest.json"}
 
 
@@ -227,10 +229,10 @@ def test_a_copy_that_was_interrupted_is_not_there_and_is_made_anew(base, adapter
         patch.setattr(own_copies, "_describe", killed)
         patch.setattr(own_copies, "remove_tree", lambda _: None)  # as kill -9 would leave it
         with pytest.raises(KeyboardInterrupt):
-            keep_base(adapters, weights)
+            keep_weights(adapters.base, weights, ROLE)
     assert (adapters.path / ".base.building").is_dir() and not adapters.base.exists()
     assert load_config(adapters.path).init.source == str(base.path)
-    keep_base(adapters, weights)
+    keep_weights(adapters.base, weights, ROLE)
     names = {each.name for each in adapters.path.iterdir()}
     assert names == {"base", "config.yaml", "manifest.json"}
 
@@ -239,5 +241,5 @@ def test_a_base_that_goes_while_it_is_kept_is_named(base, adapters):
     weights = find_weights(base.path)
     shutil.rmtree(base.checkpoints / "2")
     with pytest.raises(UserError, match=r"checkpoints/2.* went while it was kept under the adap"):
-        keep_base(adapters, weights)
+        keep_weights(adapters.base, weights, ROLE)
     assert not adapters.base.exists()

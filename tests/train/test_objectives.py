@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from jaxformer.config import Config
+from jaxformer.loading import load_config
 from jaxformer.schema import UserError
 from jaxformer.train.loop import train
 from tests.runs import assert_same_arrays, make_config, results, saved_arrays
@@ -48,6 +49,22 @@ def test_a_student_comes_nearer_to_its_teacher_and_resumes_to_the_last_bit(
     assert_same_arrays(ours, theirs)
 
 
+def test_a_student_keeps_its_teacher_and_goes_on_where_both_have_moved(
+    tmp_path, teacher, monkeypatch
+):
+    there = tmp_path / "teacher"
+    shutil.copytree(teacher, there)
+    config = student(tmp_path / "student", there)
+    with monkeypatch.context() as patch:
+        signal_at_step(patch, 2)
+        assert train(config) == 75
+    shutil.rmtree(there)
+    moved = (tmp_path / "student" / "run").rename(tmp_path / "moved")
+    assert train(load_config(moved)) == 0
+    assert (moved / "teacher" / "checkpoints" / "12").is_dir()
+    assert load_config(moved).train.objective.teacher == str(moved / "teacher")
+
+
 def test_a_teacher_that_has_changed_since_the_run_began_is_refused(tmp_path, teacher, monkeypatch):
     changing = tmp_path / "teacher"
     shutil.copytree(teacher, changing)
@@ -55,6 +72,7 @@ def test_a_teacher_that_has_changed_since_the_run_began_is_refused(tmp_path, tea
     with monkeypatch.context() as patch:
         signal_at_step(patch, 1)
         assert train(config) == 75
+    shutil.rmtree(tmp_path / "student" / "run" / "teacher")
     shutil.rmtree(changing / "checkpoints" / "12")
     with pytest.raises(UserError, match=r"has changed since this run began: step 12 then, 8 now"):
         train(config)

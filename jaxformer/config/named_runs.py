@@ -1,0 +1,23 @@
+"""The other runs that a configuration names, of which a run may keep copies; see `run_files`."""
+
+from collections.abc import Mapping
+
+from jaxformer.config import Config
+from jaxformer.run_files import BASE, TEACHER
+
+
+def named_runs(config: Config) -> dict[str, str]:
+    """The path of each that is given, by the name of the folder for its copy."""
+    places = {BASE: config.init.source, TEACHER: config.train.objective.reference}
+    return {folder: path for folder, path in places.items() if path is not None}
+
+
+def with_named_runs(config: Config, places: Mapping[str, str]) -> Config:
+    """The configuration with other paths for some of those that it names."""
+    start, train = config.init, config.train
+    if BASE in places:
+        start = start.model_copy(update={"source": places[BASE]})
+    if TEACHER in places:
+        objective = train.objective.model_copy(update={"teacher": places[TEACHER]})
+        train = train.model_copy(update={"objective": objective})
+    return config.model_copy(update={"init": start, "train": train})
