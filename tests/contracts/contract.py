@@ -12,6 +12,7 @@ from flax.core import meta
 
 from jaxformer.model.dims import Dims, InitConfig
 from jaxformer.model.mixers import Cache, Mixer, build_mixer
+from jaxformer.model.rows import RowInfo
 
 # Longer than a window with its sinks, shorter than two, and odd: no chunk or block divides it.
 LENGTH = 11
@@ -22,10 +23,14 @@ def build(case: Case, dims: Dims = DIMS) -> Mixer:
     return build_mixer(case.config, dims, case.scheme, parent=None)
 
 
-def one_document(length: int, batch: int = 2) -> dict:
-    """Positions and segments of rows that hold one document each."""
+def one_document(length: int, batch: int = 2) -> RowInfo:
+    """Of rows that hold one document each."""
     positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
-    return {"positions": positions, "segment_ids": jnp.ones((batch, length), jnp.int32)}
+    return RowInfo(positions, jnp.ones((batch, length), jnp.int32))
+
+
+def part_of(rows: RowInfo, part: slice) -> RowInfo:
+    return RowInfo(*(array[:, part] for array in rows))
 
 
 @functools.cache
@@ -35,7 +40,7 @@ def parameters(case: Case) -> dict:
     @jax.jit
     def moved() -> dict:
         x = jnp.zeros((2, LENGTH, D_MODEL))
-        start = build(case).init(jax.random.key(0), x, **one_document(LENGTH))
+        start = build(case).init(jax.random.key(0), x, one_document(LENGTH))
         leaves, tree = jax.tree.flatten(meta.unbox(start["params"]))
         keys = jax.random.split(jax.random.key(2), len(leaves))
         shapes = map(jnp.shape, leaves)
@@ -53,32 +58,30 @@ def setup(case: Case, length: int = LENGTH) -> tuple[Mixer, dict, jax.Array]:
 
 @functools.cache
 def applied(mixer: Mixer) -> Callable[..., jax.Array]:
-    """(params, x, layout) → y, compiled once for each shape in all tests."""
-    return jax.jit(lambda params, x, layout: mixer.apply({"params": params}, x, **layout)[0])
+    """(params, x, rows) → y, compiled once for each shape in all tests."""
+    return jax.jit(lambda params, x, rows: mixer.apply({"params": params}, x, rows)[0])
 
 
 @functools.cache
 def continued(mixer: Mixer) -> Callable[..., tuple[jax.Array, Cache]]:
-    """(params, x, layout, cache) → (y, cache)."""
-    return jax.jit(
-        lambda params, x, layout, cache: mixer.apply({"params": params}, x, **layout, cache=cache)
-    )
+    """(params, x, rows, cache) → (y, cache)."""
+    return jax.jit(lambda params, x, rows, cache: mixer.apply({"params": params}, x, rows, cache))
 
 
 @functools.cache
 def differentiated(mixer: Mixer) -> Callable[..., tuple]:
-    """(params, x, layout, weights) → ((Σ weights ⊙ y, y), its gradients by params and x)."""
+    """(params, x, rows, weights) → ((Σ weights ⊙ y, y), its gradients by params and x)."""
 
-    def total(params: dict, x: jax.Array, layout: dict, weights: jax.Array) -> tuple:
-        y, _ = mixer.apply({"params": params}, x, **layout)
+    def total(params: dict, x: jax.Array, rows: RowInfo, weights: jax.Array) -> tuple:
+        y, _ = mixer.apply({"params": params}, x, rows)
         return jnp.sum((y * weights).astype(jnp.promote_types(y.dtype, jnp.float32))), y
 
     return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
 
 
-def run(mixer: Mixer, params: dict, x: jax.Array, layout: dict | None = None) -> jax.Array:
-    layout = one_document(x.shape[1], x.shape[0]) if layout is None else layout
-    return applied(mixer)(params, x, layout)
+def run(mixer: Mixer, params: dict, x: jax.Array, rows: RowInfo | None = None) -> jax.Array:
+    rows = one_document(x.shape[1], x.shape[0]) if rows is None else rows
+    return applied(mixer)(params, x, rows)
 
 
 def assert_close(actual: jax.Array, expected: jax.Array, relative: float = 1e-10) -> None:

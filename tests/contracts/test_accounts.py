@@ -38,19 +38,19 @@ def test_bfloat16_is_near_float64_and_finite_at_extremes(case: Case) -> None:
     params, x = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(leaf.dtype), (params, x))
     exact = run(mixer, params, x)
     half = differentiated(build(case, Dims(D_MODEL, 2, DIMS.init, dtype="bfloat16")))
-    layout, ones = one_document(LENGTH), jnp.ones(x.shape, jnp.bfloat16)
-    (_, y), _ = half(params, x.astype(jnp.bfloat16), layout, ones)
+    rows, ones = one_document(LENGTH), jnp.ones(x.shape, jnp.bfloat16)
+    (_, y), _ = half(params, x.astype(jnp.bfloat16), rows, ones)
     assert y.dtype == jnp.bfloat16
     # bfloat16 has 8 bits: 2⁻⁸ a rounding, a handful of roundings from input to output.
     assert_close(y.astype(jnp.float64), exact, relative=8 * 2**-8)
 
-    assert are_finite(half(params, 1e4 * x.astype(jnp.bfloat16), layout, ones))
+    assert are_finite(half(params, 1e4 * x.astype(jnp.bfloat16), rows, ones))
 
 
 def test_parameters_are_float32_whatever_jax_enable_x64_says(case: Case) -> None:
     x = jnp.zeros((1, LENGTH, D_MODEL))
     assert x.dtype == jnp.float64  # what JAX makes by itself here
-    params = jax.eval_shape(build(case).init, jax.random.key(0), x, **one_document(LENGTH, 1))
+    params = jax.eval_shape(build(case).init, jax.random.key(0), x, one_document(LENGTH, 1))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
@@ -69,9 +69,9 @@ def test_flops_are_those_of_the_products_and_a_stated_rest(case: Case) -> None:
     dims = Dims(width, 2, DIMS.init, dtype="float32")
     mixer = build(case._replace(config=case.wide or case.config), dims)
     x = jax.ShapeDtypeStruct((1, length, width), jnp.float32)
-    layout = one_document(length, batch=1)
-    params = jax.eval_shape(lambda: mixer.init(jax.random.key(0), jnp.zeros(x.shape), **layout))
-    program = jax.make_jaxpr(lambda p, x: mixer.apply(p, x, **layout)[0])(params, x)
+    rows = one_document(length, batch=1)
+    params = jax.eval_shape(lambda: mixer.init(jax.random.key(0), jnp.zeros(x.shape), rows))
+    program = jax.make_jaxpr(lambda p, x: mixer.apply(p, x, rows)[0])(params, x)
     products = product_flops(program.jaxpr) / length
     stated = beside_products(mixer.config, width)
     # A block of queries meets the keys that any of them sees, fewer than a block more than each.

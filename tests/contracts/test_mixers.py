@@ -12,10 +12,13 @@ from contracts.contract import (
     differentiated,
     documents,
     one_document,
+    part_of,
     run,
     setup,
 )
 from contracts.definition import Case
+
+from jaxformer.model.rows import RowInfo
 
 
 def test_a_token_leaves_outputs_before_it_bit_unchanged(case: Case) -> None:
@@ -32,21 +35,21 @@ def test_outputs_and_gradients_are_those_of_the_definition_across_chunks(
 ) -> None:
     """Seven tokens are two chunks of three and a rest; rows of padding alone give finite ones."""
     mixer, params, x = setup(case, length=7)
-    layout = one_document(7)
+    rows = one_document(7)
     weights = jax.random.normal(jax.random.key(3), x.shape)
 
     def defined(params: dict, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         y = jax.vmap(lambda row: case.definition(params, row, case.config, case.scheme))(x)
         return jnp.sum(y * weights), y
 
-    (_, y), gradients = differentiated(mixer)(params, x, layout, weights)
+    (_, y), gradients = differentiated(mixer)(params, x, rows, weights)
     (_, expected_y), expected = jax.jit(jax.value_and_grad(defined, (0, 1), has_aux=True))(
         params, x
     )
     assert_close(y, expected_y)
     jax.tree.map(assert_close, gradients, expected)
 
-    nothing = layout | {"segment_ids": jnp.zeros_like(layout["segment_ids"])}
+    nothing = rows._replace(segment_ids=jnp.zeros_like(rows.segment_ids))
     padded = differentiated(mixer)(params, x, nothing, weights)
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(padded))
 
@@ -54,13 +57,12 @@ def test_outputs_and_gradients_are_those_of_the_definition_across_chunks(
 @pytest.mark.parametrize("pieces", [(5, 1, 5), (1,) * LENGTH], ids=str)
 def test_whole_equals_split_with_the_cache_handed_over(case: Case, pieces: tuple) -> None:
     mixer, params, x = setup(case)
-    layout = {"positions": one_document(LENGTH)["positions"], "segment_ids": documents()}
-    whole = run(mixer, params, x, layout)
+    rows = RowInfo(one_document(LENGTH).positions, documents())
+    whole = run(mixer, params, x, rows)
     cache, start = mixer.init_cache(2, LENGTH, jnp.float64), 0
     for length in pieces:
         part = slice(start, start + length)
-        piece = {name: array[:, part] for name, array in layout.items()}
-        y, cache = continued(mixer)(params, x[:, part], piece, cache)
+        y, cache = continued(mixer)(params, x[:, part], part_of(rows, part), cache)
         assert_close(y, whole[:, part])
         start += length
 
@@ -70,11 +72,10 @@ def test_pieces_of_padding_before_a_document_leave_no_trace(case: Case) -> None:
     mixer, params, x = setup(case)
     segment_ids = jnp.array([[0] * 6 + [1] * 5, [1] * LENGTH], jnp.int32)
     positions = jnp.maximum(jnp.arange(LENGTH) - jnp.array([[6], [0]]), 0)
-    layout = {"positions": positions, "segment_ids": segment_ids}
+    rows = RowInfo(positions, segment_ids)
     cache, parts = mixer.init_cache(2, LENGTH, jnp.float64), []
     for part in (slice(0, 5), slice(5, 6), slice(6, 11)):
-        piece = {name: array[:, part] for name, array in layout.items()}
-        y, cache = continued(mixer)(params, x[:, part], piece, cache)
+        y, cache = continued(mixer)(params, x[:, part], part_of(rows, part), cache)
         parts.append(y)
     y = jnp.concatenate(parts, axis=1)
     assert_close(y[0, 6:], run(mixer, params, x[:1, 6:])[0])
@@ -85,13 +86,12 @@ def test_rows_of_several_chunks_equal_their_pieces(case: Case) -> None:
     """130 tokens are two chunks of 64 and a rest; documents end inside chunks and at their ends."""
     mixer, params, x = setup(case, length=130)
     segment_ids = jnp.array([[1] * 64 + [2] * 66, [1] * 30 + [2] * 99 + [3]], jnp.int32)
-    positions = one_document(130)["positions"]
-    layout = {"positions": positions, "segment_ids": segment_ids}
-    whole = run(mixer, params, x, layout)
+    positions = one_document(130).positions
+    rows = RowInfo(positions, segment_ids)
+    whole = run(mixer, params, x, rows)
     cache, parts = mixer.init_cache(2, 130, jnp.float64), []
     for part in (slice(0, 65), slice(65, 130)):
-        piece = {name: array[:, part] for name, array in layout.items()}
-        y, cache = continued(mixer)(params, x[:, part], piece, cache)
+        y, cache = continued(mixer)(params, x[:, part], part_of(rows, part), cache)
         parts.append(y)
     assert_close(jnp.concatenate(parts, axis=1), whole)
 
@@ -99,10 +99,10 @@ def test_rows_of_several_chunks_equal_their_pieces(case: Case) -> None:
 def test_packed_documents_equal_each_document_alone(case: Case) -> None:
     mixer, params, x = setup(case)
     segment_ids = documents()
-    rows = [[*range(5), 0, *range(3), *range(2)], [*range(5), 0, *range(5)]]
-    positions = np.concatenate(rows)
-    layout = {"positions": jnp.asarray(positions.reshape(2, LENGTH)), "segment_ids": segment_ids}
-    packed = run(mixer, params, x, layout)
+    places = [[*range(5), 0, *range(3), *range(2)], [*range(5), 0, *range(5)]]
+    positions = jnp.asarray(np.concatenate(places).reshape(2, LENGTH))
+    rows = RowInfo(positions, segment_ids)
+    packed = run(mixer, params, x, rows)
     for row in range(2):
         for document in range(1, int(segment_ids[row].max()) + 1):
             own = np.flatnonzero(segment_ids[row] == document)
