@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxformer.cli import _parse, main
+from jaxformer.evaluate.suites import SUITES
 
 REPOSITORY = Path(__file__).parents[1]
 MODEL = """\
@@ -245,6 +246,12 @@ def test_help_of_every_command_has_an_example_that_parses(command, capsys):
     assert name == "jaxformer"
     assert argv[: len(command)] == command
     assert _parse(argv).handler
+
+
+def test_the_help_of_eval_names_every_suite(capsys):
+    assert main(["eval", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert [name for name in SUITES if name not in out] == []
 
 
 def test_lists_name_every_choice(capsys):

@@ -2,6 +2,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,21 @@ def test_every_file_the_readme_names_exists():
         assert (REPOSITORY / name).exists(), name
     models = {f"configs/models/{file.name}" for file in (REPOSITORY / "configs/models").iterdir()}
     assert models <= {*named, *listed}
+
+
+def test_the_readme_names_every_extra():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    installing = README[README.index("## Installing without make") :]
+    for extra in project["optional-dependencies"]:
+        assert f"`{extra}`" in installing, extra
+
+
+def test_contributing_names_every_package_and_nothing_that_is_not_there():
+    page = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    folders = [file.parent.name for file in (REPOSITORY / "jaxformer").glob("*/__init__.py")]
+    assert [name for name in folders if f"`jaxformer/{name}/`" not in page] == []
+    for named in re.findall(r"^\| `(jaxformer/[^`]+)`", page, flags=re.MULTILINE):
+        assert list(REPOSITORY.glob(named)), named
 
 
 def test_the_data_of_the_page_on_instructions_are_sections_of_a_configuration():

@@ -14,8 +14,8 @@ from jaxformer.schema import did_you_mean
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0 done, 1 failed, 2 bad input, 75 stopped by a signal after saving (run it again to go on), 130
-    interrupted, 141 nobody reads the output any more.
+    0 done, 1 failed, 2 bad input, 75 stopped by a signal after saving (run the command again to
+    resume), 130 interrupted, 141 the reader of the output is gone.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
 
@@ -44,7 +44,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="jaxformer",
-        description="Train, evaluate and compare language models.",
+        description="Train, evaluate, fine-tune and compare Transformers and their challengers.",
         example="jaxformer train configs/quickstart.yaml train.steps=200",
     )
     parser.add_argument("--version", action="version", version=f"jaxformer {jaxformer.__version__}")

@@ -13,27 +13,27 @@ def add(commands: Any) -> None:
     parser = add_command(
         commands,
         "arena",
-        "Compare architectures fairly: matched sizes, equal batches, sweeps, seeds, a report.",
+        "Compare architectures of equal size, each at its best learning rate over several seeds.",
         _arena,
         "jaxformer arena configs/arena/quick.yaml --dry-run",
     )
-    parser.add_argument("arena", help="an arena's file; with --all, a folder of them")
+    parser.add_argument("arena", help="an arena's YAML file, or with --all a folder of them")
     takes_overrides(parser)
     parser.add_argument(
-        "--dry-run", action="store_true", help="only print what is matched, and the time it takes"
+        "--dry-run", action="store_true", help="only print the matched sizes and the expected time"
     )
     parser.add_argument(
         "--workers",
         type=whole_number(1),
         metavar="N",
-        help="on a CPU, cells at once; one per core if not given",
+        help="training runs at once, on a CPU (default: one per core)",
     )
-    parser.add_argument("--all", action="store_true", help="run every arena of a folder")
+    parser.add_argument("--all", action="store_true", help="run every arena in a folder")
     parser.add_argument(
         "--out",
         type=local_path,
         default=Path("findings.md"),
-        help="with --all: the page of findings",
+        help="with --all, the page of findings to write (default: findings.md)",
     )
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""How every command takes its arguments, and how it complains."""
+"""How commands declare their arguments, and how they report mistakes in them."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ DONE, FAILED = 0, 1
 
 
 class Parser(argparse.ArgumentParser):
-    """Complains by UserError, with the nearest spelling."""
+    """Reports mistakes as `UserError`, with the nearest spelling."""
 
     def __init__(self, *, example: str = "", **options: Any) -> None:
         super().__init__(
@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_command(commands: Any, name: str, summary: str, handler: Any, example: str) -> Parser:
     parser = commands.add_parser(name, help=summary, description=summary, example=example)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     parser.set_defaults(handler=handler, parser=parser)
     return parser
 
@@ -48,29 +48,36 @@ def takes_overrides(parser: Parser) -> None:
         "overrides",
         nargs="*",
         metavar="key.path=value",
-        help="put in place of what the configuration says",
+        help="override a key of the configuration; the value is YAML",
     )
 
 
 def takes_processes(parser: Parser) -> None:
     group = parser.add_argument_group(
         "several processes",
-        "one on every host, or more; a TPU pod, Slurm, Kubernetes or Open MPI is detected",
+        "Start the same command once per host. TPU pods, Slurm, Kubernetes and Open MPI are\n"
+        "detected; elsewhere, give each process these options.",
     )
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    group.add_argument("--processes", type=int, metavar="N", help="how many; 1 detects nothing")
-    group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+    group.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="the address on which process 0 listens"
+    )
+    group.add_argument(
+        "--processes", type=int, metavar="N", help="the number of processes; 1 turns detection off"
+    )
+    group.add_argument(
+        "--process", type=int, metavar="I", help="the number of this process, counted from 0"
+    )
     group.add_argument(
         "--peer-timeout",
         type=float,
         default=30.0,
         metavar="SECONDS",
-        help="without an answer from a process until all others end (30)",
+        help="how long a process may not answer before the others exit (default: 30)",
     )
 
 
 def whole_number(least: int, most: int = Schema.largest_integer) -> Callable[[str], int]:
-    """The type of an argument."""
+    """The type of an argument that is a whole number from `least` to `most`."""
 
     def parse(word: str) -> int:
         try:

@@ -1,4 +1,4 @@
-"""`jaxformer checkpoint`: look at checkpoints, verify, compare and remove them."""
+"""`jaxformer checkpoint`: list, inspect, verify, compare and remove checkpoints."""
 
 import argparse
 from typing import Any
@@ -10,32 +10,34 @@ from jaxformer.paths import locate_path
 def add(commands: Any) -> None:
     checkpoint = commands.add_parser(
         "checkpoint",
-        help="Look at checkpoints, verify, compare and remove them.",
-        description="Look at checkpoints, verify, compare and remove them.",
+        help="List, inspect, verify, compare and remove checkpoints.",
+        description="List, inspect, verify, compare and remove checkpoints.",
         example="jaxformer checkpoint ls runs/quickstart",
     ).add_subparsers(metavar="COMMAND", required=True)
     ls = add_command(
         checkpoint,
         "ls",
-        "A line for each step of a run.",
+        "List the checkpoints of a run.",
         _ls,
         "jaxformer checkpoint ls runs/quickstart --verify",
     )
     _takes_path(ls, "path", "PATH")
-    ls.add_argument("--verify", action="store_true", help="hash the files, not only their sizes")
+    ls.add_argument(
+        "--verify", action="store_true", help="compare the hashes of files, not only their sizes"
+    )
     inspect = add_command(
         checkpoint,
         "inspect",
-        "What a checkpoint says of itself, and every array in it.",
+        "Print the manifest of a checkpoint, and every array in it.",
         _inspect,
         "jaxformer checkpoint inspect runs/quickstart",
     )
     _takes_path(inspect, "path", "PATH")
-    inspect.add_argument("--json", action="store_true", help="print the manifest")
+    inspect.add_argument("--json", action="store_true", help="print the manifest as JSON")
     verify = add_command(
         checkpoint,
         "verify",
-        "Hash every file, and print those that are not what was saved (exit code 1).",
+        "Hash every file and print those that differ from what was saved (exit code 1 if any do).",
         _verify,
         "jaxformer checkpoint verify runs/quickstart",
     )
@@ -43,7 +45,7 @@ def add(commands: Any) -> None:
     diff = add_command(
         checkpoint,
         "diff",
-        "What differs between two checkpoints: configuration, trees, values.",
+        "Print how two checkpoints differ: configuration, trees, values.",
         _diff,
         "jaxformer checkpoint diff runs/quickstart/checkpoints/250 runs/quickstart",
     )
@@ -52,13 +54,17 @@ def add(commands: Any) -> None:
     rm = add_command(
         checkpoint,
         "rm",
-        "Remove steps of a run; not the last good one, nor beside a writer.",
+        "Remove checkpoints of a run, except the last good one.",
         _rm,
         "jaxformer checkpoint rm runs/quickstart 250 500.damaged",
     )
     rm.add_argument("run", type=locate_path, metavar="RUN", help="a run directory")
-    rm.add_argument("steps", nargs="+", metavar="STEP", help="a name that `ls` shows")
-    rm.add_argument("--force", action="store_true", help="even the last good one, or while written")
+    rm.add_argument("steps", nargs="+", metavar="STEP", help="a name that `ls` prints")
+    rm.add_argument(
+        "--force",
+        action="store_true",
+        help="remove even the last good one, and even while the run is training",
+    )
 
 
 def _takes_path(parser: Parser, name: str, shown: str) -> None:

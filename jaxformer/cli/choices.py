@@ -1,4 +1,4 @@
-"""`jaxformer list` and `schema`: what a configuration can say."""
+"""`jaxformer list` and `schema`: the choices that a configuration has."""
 
 import argparse
 import sys
@@ -15,7 +15,7 @@ def add(commands: Any) -> None:
 
 def _add_list(commands: Any) -> None:
     parser = add_command(
-        commands, "list", "What there is to choose from.", _list, "jaxformer list mixers"
+        commands, "list", "List the available choices.", _list, "jaxformer list mixers"
     )
     parser.add_argument("what", choices=["mixers", "mixers-page", "configs", "optimizers", "tasks"])
 
@@ -38,11 +38,13 @@ def _add_schema(commands: Any) -> None:
     parser = add_command(
         commands,
         "schema",
-        "Print the JSON schema of configuration files, for editors.",
+        "Print the JSON schema of configuration files, for completion in editors.",
         _schema,
         "jaxformer schema > configs/schema.json",
     )
-    parser.add_argument("--check", type=Path, metavar="FILE", help="fail unless FILE is current")
+    parser.add_argument(
+        "--check", type=Path, metavar="FILE", help="exit with 1 unless FILE is up to date"
+    )
 
 
 def _schema(arguments: argparse.Namespace) -> int:

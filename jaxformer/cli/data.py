@@ -1,4 +1,4 @@
-"""`jaxformer data`: token stores and tokenizers."""
+"""`jaxformer data`: build and inspect token stores, and train tokenizers."""
 
 import argparse
 from typing import Any
@@ -11,14 +11,14 @@ from jaxformer.paths import local_path
 def add(commands: Any) -> None:
     data = commands.add_parser(
         "data",
-        help="Token stores and tokenizers.",
-        description="Token stores and tokenizers.",
+        help="Build and inspect token stores, and train tokenizers.",
+        description="Build and inspect token stores, and train tokenizers.",
         example="jaxformer data prepare configs/quickstart.yaml",
     ).add_subparsers(metavar="COMMAND", required=True)
     prepare = add_command(
         data,
         "prepare",
-        "Make the token stores that a configuration needs.",
+        "Build the token stores that a configuration needs.",
         _data_prepare,
         "jaxformer data prepare configs/quickstart.yaml data.source='text:books/*.txt'",
     )
@@ -36,9 +36,9 @@ def add(commands: Any) -> None:
         _data_train_tokenizer,
         "jaxformer data train-tokenizer configs/quickstart.yaml --vocab-size 4096 --out bpe.json",
     )
-    train.add_argument("--vocab-size", type=int, required=True, metavar="N")
+    train.add_argument("--vocab-size", type=int, required=True, metavar="N", help="at least 257")
     train.add_argument(
-        "--out", type=local_path, required=True, help="a new .json file, or its folder"
+        "--out", type=local_path, required=True, help="a new .json file, or a folder for it"
     )
     for parser in (prepare, inspect, train):
         parser.add_argument("config", help="a configuration file")

@@ -1,4 +1,5 @@
-"""`jaxformer import` and `export`: models of others as runs, and runs as models of others."""
+"""`jaxformer import` and `export`: pretrained models become runs, and runs become models that
+other libraries load."""
 
 import argparse
 from typing import Any
@@ -16,7 +17,7 @@ def _add_import(commands: Any) -> None:
     parser = add_command(
         commands,
         "import",
-        "Make a run of a pretrained model, to evaluate, sample and fine-tune.",
+        "Turn a pretrained model into a run, to evaluate, sample and fine-tune.",
         _import,
         "jaxformer import HuggingFaceTB/SmolLM2-135M runs/smollm2",
     )
@@ -54,7 +55,10 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("out", metavar="OUT", type=local_path, help="a new folder")
     takes_overrides(parser)
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="(float32)"
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the weights (default: float32)",
     )
 
 

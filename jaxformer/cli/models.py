@@ -1,4 +1,4 @@
-"""`jaxformer eval`, `generate` and `plot`: what is done with a trained model."""
+"""`jaxformer eval`, `generate` and `plot`: the commands that use a trained model."""
 
 import argparse
 from typing import Any
@@ -25,7 +25,7 @@ def _add_eval(commands: Any) -> None:
     parser = add_command(
         commands,
         "eval",
-        "Loss, perplexity and bits per byte of a run or checkpoint, or what its suites measure.",
+        "Measure the loss, perplexity and bits per byte of a run, or run benchmark suites.",
         _eval,
         "jaxformer eval runs/quickstart --suite lm_eval:hellaswag,arc_easy --limit 100 --json",
     )
@@ -35,14 +35,19 @@ def _add_eval(commands: Any) -> None:
         "--suite",
         action="append",
         metavar="NAME",
-        help="validation (what is measured without any), or lm_eval:TASK[,TASK]; may be repeated",
+        help="validation (the default), lm_eval:TASK[,TASK] or synthetic:TASK[,TASK]; "
+        "repeat the option for several",
     )
-    group = parser.add_argument_group("tasks of lm_eval")
+    group = parser.add_argument_group("lm_eval tasks")
     group.add_argument(
-        "--tasks-dir", type=local_path, metavar="FOLDER", help="a folder of task YAMLs of your own"
+        "--tasks-dir", type=local_path, metavar="FOLDER", help="a folder of your own task files"
     )
-    group.add_argument("--limit", type=int, metavar="N", help="only N samples of each task")
-    group.add_argument("--num-fewshot", type=int, metavar="N", help="N solved examples before each")
+    group.add_argument(
+        "--limit", type=int, metavar="N", help="use only the first N samples of each task"
+    )
+    group.add_argument(
+        "--num-fewshot", type=int, metavar="N", help="put N solved examples before each sample"
+    )
     takes_processes(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -64,7 +69,7 @@ def _add_generate(commands: Any) -> None:
     parser = add_command(
         commands,
         "generate",
-        "Continue prompts with a trained model.",
+        "Continue prompts with a trained model, or answer them with --chat.",
         _generate,
         "jaxformer generate runs/quickstart --prompt 'def ' --max-new-tokens 200 --temperature 0.8",
     )
@@ -76,23 +81,43 @@ def _add_generate(commands: Any) -> None:
         type=text,
         required=True,
         metavar="TEXT",
-        help="repeat it for several prompts in one batch",
+        help="the text to continue; repeat the option for several prompts in one batch",
     )
     parser.add_argument(
         "--chat",
         action="store_true",
-        help="a prompt is what a user says; answer it by the tokenizer's chat template",
+        help="treat prompts as a user's messages, and answer with the tokenizer's chat template",
     )
-    parser.add_argument("--max-new-tokens", type=whole_number(1), default=256, metavar="N")
-    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy")
     parser.add_argument(
-        "--top-k", type=whole_number(1), metavar="K", help="only the K likeliest tokens"
+        "--max-new-tokens",
+        type=whole_number(1),
+        default=256,
+        metavar="N",
+        help="per prompt (default: 256)",
     )
-    parser.add_argument("--top-p", type=float, metavar="P", help="only the likeliest, P in sum")
     parser.add_argument(
-        "--min-p", type=float, metavar="P", help="only those of at least P times the likeliest's"
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="T",
+        help="0 picks the most likely token (default: 1)",
     )
-    parser.add_argument("--seed", type=whole_number(0), default=0, metavar="S")
+    parser.add_argument(
+        "--top-k", type=whole_number(1), metavar="K", help="sample from the K most likely tokens"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="sample from the most likely tokens whose probabilities add up to P",
+    )
+    parser.add_argument(
+        "--min-p",
+        type=float,
+        metavar="P",
+        help="sample from tokens at least P times as likely as the most likely one",
+    )
+    parser.add_argument("--seed", type=whole_number(0), default=0, metavar="S", help="(default: 0)")
     parser.add_argument("--stats", action="store_true", help="print tokens per second")
 
 
@@ -125,7 +150,7 @@ def _add_plot(commands: Any) -> None:
     )
     parser.add_argument("runs", nargs="+", type=locate_path, metavar="RUN", help="a run directory")
     parser.add_argument(
-        "--out", type=local_path, required=True, help="an image file: .png, .svg, .pdf"
+        "--out", type=local_path, required=True, help="an image file: .png, .svg or .pdf"
     )
 
 

@@ -25,7 +25,7 @@ def _add_train(commands: Any) -> None:
     parser = add_command(
         commands,
         "train",
-        "Train a model; run it again to resume.",
+        "Train a model. The same command resumes a run that was stopped.",
         _train,
         "jaxformer train configs/quickstart.yaml model.d_model=128 run.dir=runs/small",
     )
@@ -53,7 +53,7 @@ def _add_plan(commands: Any) -> None:
     parser = add_command(
         commands,
         "plan",
-        "What a training step would take on a TPU slice, by the TPU compiler and without a TPU.",
+        "Predict the memory and time of a training step on a TPU slice, without a TPU.",
         _plan,
         "jaxformer plan configs/models/llama3-8b.yaml --topology v5p-128 mesh.data=1 mesh.fsdp=64 "
         "train.batch_size=128",
@@ -61,12 +61,16 @@ def _add_plan(commands: Any) -> None:
     parser.add_argument("config", help="a configuration file")
     takes_overrides(parser)
     parser.add_argument(
-        "--topology", required=True, metavar="NAME", help="such as v5p-128, v6e-256"
+        "--topology", required=True, metavar="NAME", help="a TPU slice, such as v5p-128 or v6e-256"
     )
-    parser.add_argument("--slices", type=int, default=1, metavar="N")
-    parser.add_argument("--search", action="store_true", help="try remat × batch × mesh")
+    parser.add_argument("--slices", type=int, default=1, metavar="N", help="(default: 1)")
     parser.add_argument(
-        "--show-sharding", action="store_true", help="only list what a chip has of each parameter"
+        "--search", action="store_true", help="try combinations of train.remat, batch size and mesh"
+    )
+    parser.add_argument(
+        "--show-sharding",
+        action="store_true",
+        help="only list what each chip holds of every parameter",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 

@@ -134,7 +134,7 @@ def test_the_markdown_has_verdict_figures_and_commands(report):
     assert "**Reproduced**: c (published: p; s)" in text
     for file in re.findall(r"\]\((images/.*?)\)", text):
         assert (report[1].parent / file).stat().st_size > 5000
-    assert text.count("python train.py") == 24
+    assert text.count("jaxformer train") == 24
 
 
 def test_the_page_needs_nothing_else(report):

@@ -18,7 +18,7 @@ def provenance(cells: Sequence[Cell], command: str) -> str:
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores; {packages}; "
         f"revision {git_revision() or 'unknown'}",
         "",
-        *(f"{_hash(cell)}  python train.py {cell.directory}/config.yaml" for cell in cells),
+        *(f"{_hash(cell)}  jaxformer train {cell.directory}/config.yaml" for cell in cells),
     ]
     return "\n".join(lines)
 
