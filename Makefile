@@ -1,9 +1,9 @@
-# Needs Python 3.11 or newer, and nothing else.
+# Needs Python 3.11 or newer with venv, and network access to a package index.
 #   make train                  train configs/quickstart.yaml   (ARGS="train.steps=200" overrides)
 #   make test                   the test suite                  (TESTS="tests/data" is a part)
-#   make devices                the same on several simulated devices, and by several processes
-#   make faults                 one run killed fifty times, and whatever else may befall it
-#   make parity                 against transformers and lm-evaluation-harness (installs torch, too)
+#   make devices                training on simulated devices, and in several processes
+#   make faults                 one run is killed fifty times; also other faults
+#   make parity                 comparison with transformers and lm-evaluation-harness (installs torch)
 #   make lint                   formatting, lints, types, layers, the JSON schema
 #   make PYTHON=python3.13 test the same with another Python, in an environment of its own
 
@@ -23,7 +23,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input
 .PHONY: train test devices faults parity lint format benchmark clean
 .DEFAULT_GOAL := train
 
-# Large pages for large arrays: steps on a Linux CPU take about a fifth less time. Others ignore it.
+# Huge pages make steps on a Linux CPU about a fifth faster. Other platforms ignore the variable.
 train: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 train: $(VENV)/.installed
@@ -53,6 +53,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/jaxformer schema > configs/schema.json
 	$(BIN)/jaxformer list mixers-page > docs/mixers.md
+	$(BIN)/jaxformer list configuration-page > docs/configuration.md
 
 benchmark: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/step.py $(ARGS)

@@ -210,7 +210,7 @@ def test_overrides_may_stand_before_and_after_options():
         (["trian"], "'trian' is unknown; allowed: train, plan, eval, "),
         (["trian"], "Did you mean 'train'?"),
         (["train", "c.yaml", "--debgu"], "unknown argument '--debgu'. Did you mean '--debug'?"),
-        (["list", "mixer"], "allowed: mixers, mixers-page, configs, optimizers, tasks. Did"),
+        (["list", "mixer"], "allowed: mixers, configs, optimizers, tasks, mixers-page, "),
         (["list", "mixers", "a=b"], "unknown argument 'a=b'"),
         (["generate", "run", "--prompt", "a", "--seed", "x"], "--seed: invalid int value: 'x'"),
         ([], "required: COMMAND"),

@@ -17,18 +17,23 @@ def _add_list(commands: Any) -> None:
     parser = add_command(
         commands, "list", "List the available choices.", _list, "jaxformer list mixers"
     )
-    parser.add_argument("what", choices=["mixers", "mixers-page", "configs", "optimizers", "tasks"])
+    parser.add_argument(
+        "what",
+        choices=["mixers", "configs", "optimizers", "tasks", "mixers-page", "configuration-page"],
+        help="the pages are those in docs/",
+    )
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from jaxformer import listing
+    from jaxformer import configuration_page, listing
 
     tables = {
         "mixers": listing.list_mixers,
-        "mixers-page": listing.mixers_page,
         "configs": listing.list_configs,
         "optimizers": listing.list_optimizers,
         "tasks": listing.list_tasks,
+        "mixers-page": listing.mixers_page,
+        "configuration-page": configuration_page.configuration_page,
     }
     print(tables[arguments.what]().rstrip())
     return DONE

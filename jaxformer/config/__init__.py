@@ -55,39 +55,58 @@ NumRows = Annotated[int, Field(ge=1, le=1 << 24)]
 
 
 class LayerStatisticsConfig(Schema):
-    every: PositiveInt = Field(100, description="steps")
+    """Root mean squares of each layer's activations, gradients, updates and weights."""
+
+    every: PositiveInt = Field(100, description="how often, in steps")
 
 
 class TrainConfig(Schema):
-    """The step and how often it is taken. `batch_size` counts rows of one update, all
-    micro-batches together; `precision` is that of activations, parameters stay float32."""
+    """The training step."""
 
-    steps: PositiveInt = 1000
-    batch_size: NumRows = 32
-    accumulation: PositiveInt = 1
-    seed: NonNegativeInt = 0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    steps: PositiveInt = Field(1000, description="the number of updates")
+    batch_size: NumRows = Field(
+        32, description="rows per update, over all devices and micro-batches"
+    )
+    accumulation: PositiveInt = Field(
+        1, description="the number of micro-batches whose gradients are added for one update"
+    )
+    seed: NonNegativeInt = Field(
+        0, description="for the initial parameters, the order of the rows and dropout"
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="the dtype of activations; parameters and optimizer state stay float32",
+    )
     remat: Literal["none", "dots", "full"] = Field(
         "none",
-        description="what a layer keeps for its gradient: all, matrix products, or its input",
+        description="what a layer keeps for its backward pass: all, matrix products, or its input",
     )
     unroll_layers: bool | Literal["auto"] = Field(
-        "auto", description="auto: unrolled on CPU (faster steps), scanned elsewhere"
+        "auto",
+        description="auto: unrolled on CPU, where it makes steps faster, and scanned elsewhere",
     )
     pipeline_micro_batches: PositiveInt | None = Field(
         None,
-        description="at once over mesh.stage; as many as rows allow, up to 4 a stage, if not given",
+        description="micro-batches at once in the pipeline of mesh.stage; if null, as many as the "
+        "rows allow, up to 4 per stage",
     )
-    kernels: KernelsConfig = AUTOMATIC
-    objective: ObjectiveConfig = NextTokenConfig()
+    kernels: KernelsConfig = Field(AUTOMATIC, description="the kernel for each operation")
+    objective: ObjectiveConfig = Field(NextTokenConfig(), description="what training minimizes")
     freeze: tuple[str, ...] = Field(
-        (), strict=False, description="patterns of the paths of parameters that stay as they are"
+        (), strict=False, description="patterns of the paths of parameters that are not trained"
     )
-    z_loss: NonNegativeFloat = 0.0
-    ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    log_every: PositiveInt = 10
+    z_loss: NonNegativeFloat = Field(
+        0.0, description="the weight of log²Z, which keeps logits from drifting (arXiv:2204.02311)"
+    )
+    ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
+        None,
+        description="the decay of a moving average of the parameters, which evaluation and "
+        "generation use; null for none",
+    )
+    log_every: PositiveInt = Field(10, description="how often metrics are written, in steps")
     layer_statistics: LayerStatisticsConfig | None = Field(
-        None, description="root mean squares of every layer, in metrics.jsonl and the trackers"
+        None,
+        description="writes root mean squares of every layer to metrics.jsonl and the trackers",
     )
     max_nonfinite_steps: PositiveInt = Field(
         10, description="stop after this many skipped updates in a row"
@@ -114,19 +133,25 @@ class TrainConfig(Schema):
 class EvalConfig(Schema):
     """Validation during training, every `every` steps and at the end."""
 
-    every: PositiveInt = 250
-    batches: PositiveInt | None = Field(20, description="null: the whole validation text")
-    batch_size: NumRows | None = Field(
-        None, description="rows at once; train.batch_size if not given"
+    every: PositiveInt = Field(
+        250, description="how often, in steps; the end of the run is always evaluated"
     )
+    batches: PositiveInt | None = Field(
+        20, description="batches per evaluation; null for the whole validation text"
+    )
+    batch_size: NumRows | None = Field(None, description="rows at once; train.batch_size if null")
     suites: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        (), description="measured at the end, such as lm_eval:hellaswag; see eval --suite"
+        (), description="suites to measure, such as lm_eval:hellaswag; see eval --suite"
     )
-    suites_every: PositiveInt | None = Field(None, description="steps; null: only at the end")
-    suites_limit: PositiveInt | None = Field(None, description="only so many samples of a task")
+    suites_every: PositiveInt | None = Field(
+        None, description="how often suites are measured, in steps; null for the end alone"
+    )
+    suites_limit: PositiveInt | None = Field(
+        None, description="use only the first N samples of each task"
+    )
     tasks_dir: LocalPlace | None = Field(None, description="a folder of task YAMLs for lm_eval")
     sample_tokens: NonNegativeInt = Field(
-        256, description="of the sample that a run ends with; 0: none"
+        256, description="the length of the sample at the end of a run; 0 for none"
     )
 
     @model_validator(mode="after")
@@ -140,19 +165,31 @@ class EvalConfig(Schema):
 
 
 class CheckpointConfig(Schema):
-    every: PositiveInt = 250
-    keep_newest: PositiveInt = 2
-    keep_best: NonNegativeInt = Field(1, description="by eval/loss, kept beside the newest")
+    """When checkpoints are saved, and which are kept."""
+
+    every: PositiveInt = Field(
+        250, description="how often, in steps; the end of the run is always saved"
+    )
+    keep_newest: PositiveInt = Field(2, description="how many of the newest checkpoints are kept")
+    keep_best: NonNegativeInt = Field(
+        1, description="how many checkpoints of lowest validation loss are kept besides"
+    )
 
 
 class StartConfig(Schema):
-    """The weights a new run starts from: those of `from`, a run or a checkpoint. Parameters whose
-    paths match a pattern of `partial` start fresh, or with rows of a vocabulary that has grown."""
+    """The weights from which a new run starts."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 
-    source: AnyPlace | None = Field(None, alias="from", description="a run or RUN/checkpoints/STEP")
-    partial: tuple[str, ...] = Field((), strict=False)
+    source: AnyPlace | None = Field(
+        None, alias="from", description="a run, or RUN/checkpoints/STEP"
+    )
+    partial: tuple[str, ...] = Field(
+        (),
+        strict=False,
+        description="patterns of the paths of parameters that may differ; these start fresh, "
+        "except for the rows of a vocabulary that has grown",
+    )
 
     @model_validator(mode="after")
     def _partial_needs_a_source(self) -> "StartConfig":
@@ -162,16 +199,18 @@ class StartConfig(Schema):
 
 
 class RunConfig(Schema):
-    dir: AnyPlace = "runs/run"
+    """Where the run is kept, and how it resumes."""
+
+    dir: AnyPlace = Field("runs/run", description="the run directory, or gs://BUCKET/FOLDER")
     resume: Literal["auto", "never"] = Field(
-        "auto", description="auto: go on from the newest checkpoint of run.dir, if there is one"
+        "auto", description="auto: resume from the newest checkpoint in run.dir, if there is one"
     )
     accept_changes: Annotated[
         tuple[Literal["data", "schedule", "seed"], ...],
         Field(
             strict=False,
-            description="what may differ, in this start, from the run's beginning: its text, the "
-            "learning rate from here on, the order of the text",
+            description="what this start may change in a run that has begun: its text, its "
+            "learning rates from here on, or the order of its text",
         ),
     ] = ()
 
@@ -186,16 +225,20 @@ class RunConfig(Schema):
 class Config(Schema):
     """A whole run: one YAML file, and overrides `key.path=value`."""
 
-    model: ModelConfig
-    data: DataConfig = DataConfig()
-    train: TrainConfig = TrainConfig()
-    optimizer: OptimizerUnion = AdamWConfig()
-    eval: EvalConfig = EvalConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    mesh: MeshConfig = MeshConfig()
-    init: StartConfig = StartConfig()
-    lora: LoRAConfig | None = None
-    run: RunConfig = RunConfig()
+    model: ModelConfig = Field(description="the network")
+    data: DataConfig = Field(DataConfig(), description="the training and validation text")
+    train: TrainConfig = Field(TrainConfig(), description="the training step")
+    optimizer: OptimizerUnion = Field(AdamWConfig(), description="the optimizer and its schedule")
+    eval: EvalConfig = Field(EvalConfig(), description="validation and suites during training")
+    checkpoint: CheckpointConfig = Field(
+        CheckpointConfig(), description="how often to save, and what to keep"
+    )
+    mesh: MeshConfig = Field(MeshConfig(), description="how devices are arranged")
+    init: StartConfig = Field(StartConfig(), description="the weights from which a new run starts")
+    lora: LoRAConfig | None = Field(
+        None, description="low-rank adapters, which freeze everything else; null for none"
+    )
+    run: RunConfig = Field(RunConfig(), description="the run directory, and how to resume")
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "Config":

@@ -19,50 +19,65 @@ COLUMNS: dict[str, str | tuple[str, ...]] = {
 
 
 class SourceConfig(Schema):
-    """One source of a mixture; `weight` is its share of the rows, relative to the others'. Its
-    format is that of `data` if not given, and so is its column, or else the format's usual one."""
+    """One source of a mixture."""
 
-    source: str
-    weight: PositiveFloat = 1.0
-    format: Format | None = None
-    column: str | ColumnPair | None = None
+    source: str = Field(description="as `data.source`")
+    weight: PositiveFloat = Field(
+        1.0, description="its share of the rows, relative to the weights of the other sources"
+    )
+    format: Format | None = Field(None, description="as `data.format`, which it defaults to")
+    column: str | ColumnPair | None = Field(
+        None,
+        description="as `data.column`; the usual column of the format if it differs from "
+        "data.format",
+    )
 
 
 class DataConfig(Schema):
     """Where text comes from and how it becomes rows of `sequence_length` tokens.
 
-    A source is `builtin:python`, `text:GLOB`, `jsonl:GLOB`, `parquet:GLOB` or `hf:NAME[/CONFIG]`.
-    Validation text is `validation_source`, or else the last `validation_fraction` of every source.
-    Of `messages` the assistant's answers are learnt, of `completion` what follows the prompt.
-    A `task` takes the place of text with rows made from random numbers.
+    Of `messages` only the assistant's answers are in the loss, of `completion` only what follows
+    the prompt.
     """
 
-    task: TaskUnion | None = None
+    task: TaskUnion | None = Field(None, description="train on a synthetic task instead of text")
 
-    source: str | Annotated[tuple[SourceConfig, ...], Field(min_length=1, strict=False)] = (
-        "builtin:python"
+    source: str | Annotated[tuple[SourceConfig, ...], Field(min_length=1, strict=False)] = Field(
+        "builtin:python",
+        description="builtin:python, text:GLOB, jsonl:GLOB, parquet:GLOB or hf:NAME[/CONFIG], or a "
+        "list of them with weights",
     )
-    validation_source: str | None = None
-    validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
+    validation_source: str | None = Field(None, description="a source of its own for validation")
+    validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.05,
+        description="the share at the end of every source that is held out, if there is no "
+        "validation_source",
+    )
     tokenizer: AnyPlace = Field(
         "bytes", description="bytes, ids:N for a task, a tokenizer.json file, or a Hub name"
     )
     add_bos: bool | Literal["auto"] = Field(
         "auto",
-        description="a beginning of text before every text; auto: as the tokenizer's files say",
+        description="put BOS before every text; auto: if the tokenizer's files say so",
     )
-    sequence_length: Annotated[int, Field(ge=2)] = 256
+    sequence_length: Annotated[int, Field(ge=2)] = Field(256, description="tokens per row")
     format: Format = Field("text", description="what a row of jsonl, parquet and hf sources holds")
     column: str | ColumnPair = Field(
-        "text", description="where it is: text, messages, or [prompt, completion] if not given"
+        "text",
+        description="its column; the default depends on the format: text, messages, or "
+        "[prompt, completion]",
     )
-    invalid_utf8: Literal["error", "replace", "skip"] = "error"
+    invalid_utf8: Literal["error", "replace", "skip"] = Field(
+        "error",
+        description="what happens to bytes that are not UTF-8: `replace` puts U+FFFD in their "
+        "place, `skip` leaves the document out",
+    )
     missing_text: Literal["error", "skip"] = Field(
-        "error", description="of a row whose column is null, or not there"
+        "error", description="what happens to rows whose column is null or missing"
     )
     cache_dir: LocalPlace = Field("~/.cache/jaxformer", description="where token stores are kept")
     prefetch: Annotated[int, Field(ge=0, le=1024)] = Field(
-        4, description="batches made ahead of the step"
+        4, description="batches prepared ahead of the step"
     )
 
     @model_validator(mode="after")

@@ -14,36 +14,48 @@ Axes = Axis | Annotated[tuple[Axis, ...], Field(strict=False)] | None
 
 
 class RulesConfig(Schema):
-    """Over which mesh axes a dimension of the parameters lies, in place of the usual ones; null:
-    whole on every device."""
+    """The mesh axes over which each dimension of the parameters is split; null keeps it whole on
+    every device."""
 
-    vocab: Axes = "tensor"
-    heads: Axes = "tensor"
-    kv_heads: Axes = "tensor"
-    d_hidden: Axes = "tensor"
-    d_model: Axes = "fsdp"
-    head_dim: Axes = None
-    state: Axes = None
-    layers: Axes = "stage"
+    vocab: Axes = Field("tensor", description="rows of the embedding, and columns of the head")
+    heads: Axes = Field("tensor", description="attention heads, and heads of other mixers")
+    kv_heads: Axes = Field("tensor", description="heads of keys and values")
+    d_hidden: Axes = Field("tensor", description="the hidden width of feed-forward networks")
+    d_model: Axes = Field("fsdp", description="the width of the residual stream")
+    head_dim: Axes = Field(None, description="features of a head")
+    state: Axes = Field(None, description="states of state-space models")
+    layers: Axes = Field("stage", description="the repetitions of the pattern")
 
 
 class MeshConfig(Schema):
-    """Devices along each axis; at most one −1 takes what the others leave.
+    """The number of devices along each axis. One axis may be −1 and takes what the others leave.
 
-    What is not given is up to the preset: `ddp` copies parameters to all devices, `fsdp` splits
-    them, `fsdp_tensor` also splits heads and hidden widths over the devices of a host, `hsdp`
-    copies them to every slice, or host, and splits them inside it. `stage` splits the repetitions
-    of the pattern into a pipeline.
+    The preset decides the axes that are not given: `ddp` copies parameters to all devices, `fsdp`
+    splits them, `fsdp_tensor` also splits heads and hidden widths over the devices of a host, and
+    `hsdp` splits parameters within a slice (or a host) and copies them to every other one.
     """
 
-    preset: Literal["ddp", "fsdp", "fsdp_tensor", "hsdp"] = "ddp"
-    data: AxisSize = None
-    stage: AxisSize = None
-    fsdp: AxisSize = None
-    expert: AxisSize = None
-    tensor: AxisSize = None
-    context: AxisSize = None
-    rules: RulesConfig = RulesConfig()
+    preset: Literal["ddp", "fsdp", "fsdp_tensor", "hsdp"] = Field(
+        "ddp", description="sets the sizes that are not given"
+    )
+    data: AxisSize = Field(
+        None, description="replicas of the parameters; each trains on its own rows"
+    )
+    stage: AxisSize = Field(
+        None, description="pipeline stages, each with a share of the pattern's repetitions"
+    )
+    fsdp: AxisSize = Field(
+        None, description="devices that split parameters, optimizer state and rows"
+    )
+    expert: AxisSize = Field(
+        None, description="devices that split experts; must be 1 for a model without experts"
+    )
+    tensor: AxisSize = Field(None, description="devices that split heads and hidden widths")
+    context: AxisSize = Field(None, description="devices that split each row by tokens")
+    rules: RulesConfig = Field(
+        RulesConfig(),
+        description="the mesh axes over which each dimension of the parameters is split",
+    )
 
     @property
     def table(self) -> Rules:

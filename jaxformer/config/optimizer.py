@@ -17,17 +17,19 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class ScheduleConfig(Schema):
-    """The learning rate's factor: a linear warm-up from 0 to 1, then by `kind` to `final_fraction`.
+    """The learning rate over the run: a linear warm-up, then what `kind` says.
 
     `cosine` and `linear` fall over the rest of the run, `constant` stays, and `wsd` stays and
     then falls linearly over the last `decay_steps`.
     """
 
     kind: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    warmup_steps: NonNegativeInt = 0
-    final_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    warmup_steps: NonNegativeInt = Field(0, description="steps over which the rate rises from 0")
+    final_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.0, description="the rate at the end, as a fraction of `learning_rate`"
+    )
     decay_steps: PositiveInt | None = Field(
-        None, description="wsd only; a fifth of the run if not given"
+        None, description="for wsd alone; a fifth of the run if null"
     )
 
     @model_validator(mode="after")
@@ -40,34 +42,40 @@ class ScheduleConfig(Schema):
 class OptimizerBase(Schema):
     """What every optimizer has. Weight decay is decoupled and applies to matrices alone."""
 
-    learning_rate: PositiveFloat = 1e-3
-    weight_decay: NonNegativeFloat = 0.1
-    clip_norm: PositiveFloat | None = 1.0
-    schedule: ScheduleConfig = ScheduleConfig()
+    learning_rate: PositiveFloat = Field(1e-3, description="the highest rate of the schedule")
+    weight_decay: NonNegativeFloat = Field(
+        0.1, description="multiplied by the learning rate; applies to matrices alone"
+    )
+    clip_norm: PositiveFloat | None = Field(
+        1.0, description="the largest norm of the whole gradient; null does not clip"
+    )
+    schedule: ScheduleConfig = Field(
+        ScheduleConfig(), description="how the learning rate changes over the run"
+    )
 
 
 class AdamWConfig(OptimizerBase):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2017, arXiv:1711.05101)."""
 
     kind: Literal["adamw"] = "adamw"
-    b1: Fraction = 0.9
-    b2: Fraction = 0.95
-    eps: PositiveFloat = 1e-8
+    b1: Fraction = Field(0.9, description="the decay of the average of gradients")
+    b2: Fraction = Field(0.95, description="the decay of the average of squared gradients")
+    eps: PositiveFloat = Field(1e-8, description="added to the denominator")
 
 
 class LionConfig(OptimizerBase):
     """The sign of an average of gradients (Chen et al., 2023, arXiv:2302.06675)."""
 
     kind: Literal["lion"] = "lion"
-    b1: Fraction = 0.9
-    b2: Fraction = 0.99
+    b1: Fraction = Field(0.9, description="the weight of the average of gradients in an update")
+    b2: Fraction = Field(0.99, description="the decay of the average of gradients")
 
 
 class AdafactorConfig(OptimizerBase):
     """Second moments kept by row and column (Shazeer and Stern, 2018, arXiv:1804.04235)."""
 
     kind: Literal["adafactor"] = "adafactor"
-    decay_rate: Fraction = 0.8
+    decay_rate: Fraction = Field(0.8, description="the exponent of the decay of second moments")
 
 
 class MuonConfig(OptimizerBase):
@@ -75,19 +83,21 @@ class MuonConfig(OptimizerBase):
     kellerjordan.github.io/posts/muon), and AdamW at `adamw_learning_rate` for the rest."""
 
     kind: Literal["muon"] = "muon"
-    learning_rate: PositiveFloat = 0.02
-    momentum: Fraction = 0.95
-    adamw_learning_rate: PositiveFloat = 3e-3
-    b1: Fraction = 0.9
-    b2: Fraction = 0.95
-    eps: PositiveFloat = 1e-8
+    learning_rate: PositiveFloat = Field(0.02, description="for the layers' matrices")
+    momentum: Fraction = Field(
+        0.95, description="the decay of the momentum of the layers' matrices"
+    )
+    adamw_learning_rate: PositiveFloat = Field(3e-3, description="for everything else")
+    b1: Fraction = Field(0.9, description="AdamW's decay of the average of gradients")
+    b2: Fraction = Field(0.95, description="AdamW's decay of the average of squared gradients")
+    eps: PositiveFloat = Field(1e-8, description="added to AdamW's denominator")
 
 
 class SGDConfig(OptimizerBase):
     """Gradient descent with momentum."""
 
     kind: Literal["sgd"] = "sgd"
-    momentum: Fraction = 0.9
+    momentum: Fraction = Field(0.9, description="the decay of the sum of gradients")
 
 
 OptimizerUnion = Annotated[

@@ -22,41 +22,61 @@ Part = TypeVar("Part", bound=Schema)
 
 
 class LayerConfig(Schema):
-    """One layer of a pattern; what it leaves out, or has as null, it takes from the model's
-    defaults, and `none` is a layer without a mixer, or without an FFN. Positions of a layer are
-    rope, alibi or none: learned and sinusoidal ones are the whole model's."""
+    """One layer of a pattern. Keys that are left out or null are taken from the model's defaults;
+    `none` is a layer without a mixer, or without an FFN. The positions of a layer are rope, alibi
+    or none, because learned and sinusoidal ones belong to the whole model."""
 
-    mixer: MixerConfig | Literal["none"] | None = None
-    ffn: ChannelMixerConfig | Literal["none"] | None = None
-    positions: PositionsUnion | None = None
+    mixer: MixerConfig | Literal["none"] | None = Field(None, description="as `model.mixer`")
+    ffn: ChannelMixerConfig | Literal["none"] | None = Field(None, description="as `model.ffn`")
+    positions: PositionsUnion | None = Field(None, description="as `model.positions`")
 
 
 class ModelConfig(Schema):
     """A decoder language model.
 
-    `pattern` repeats over the depth; when `num_layers` is no multiple of its length, the last
-    repetition stops early, and a pattern of `num_layers` entries is an explicit list of layers.
+    `pattern` repeats over the depth. If `num_layers` is not a multiple of its length, the last
+    repetition stops early. A pattern of `num_layers` entries is an explicit list of layers.
     """
 
-    d_model: Annotated[int, Field(ge=1, le=1 << 24)]
-    num_layers: Annotated[int, Field(ge=1, le=10_000)]
-    vocab_size: PositiveInt | None = Field(None, description="the tokenizer's when left out")
-    mixer: MixerConfig
+    d_model: Annotated[int, Field(ge=1, le=1 << 24)] = Field(
+        description="the width of the residual stream"
+    )
+    num_layers: Annotated[int, Field(ge=1, le=10_000)] = Field(description="the number of layers")
+    vocab_size: PositiveInt | None = Field(
+        None, description="ids in the embedding and the head; the tokenizer's if null"
+    )
+    mixer: MixerConfig = Field(
+        description="the token mixer of every layer, unless the pattern says otherwise"
+    )
     ffn: ChannelMixerConfig | None = Field(
-        description="null for layers of a mixer alone, as in Mamba"
+        description="the feed-forward network of every layer; null for none, as in Mamba"
     )
-    pattern: tuple[LayerConfig, ...] = Field((LayerConfig(),), min_length=1, strict=False)
-    norm: NormConfig = NormConfig()
-    positions: PositionsUnion = RoPEConfig()
-    init: InitConfig = InitConfig()
-    tie_embeddings: bool = True
+    pattern: tuple[LayerConfig, ...] = Field(
+        (LayerConfig(),),
+        min_length=1,
+        strict=False,
+        description="layers that repeat over the depth",
+    )
+    norm: NormConfig = Field(NormConfig(), description="the norms of all layers")
+    positions: PositionsUnion = Field(RoPEConfig(), description="how tokens know their positions")
+    init: InitConfig = Field(InitConfig(), description="how weight matrices start")
+    tie_embeddings: bool = Field(True, description="uses the embedding as the output head")
     scale_embeddings: bool | PositiveFloat = Field(
-        False, description="multiply embeddings by √d_model (Gemma), or by a number"
+        False,
+        description="true multiplies embeddings by √d_model (Gemma); a number, by that number",
     )
-    logit_softcap: PositiveFloat | None = None
-    inputs: InputsConfig = TokensConfig()
-    outputs: OutputsConfig = LinearConfig()
-    residual: ResidualConfig = PlainConfig()
+    logit_softcap: PositiveFloat | None = Field(
+        None, description="c in c · tanh(logits / c); null for none"
+    )
+    inputs: InputsConfig = Field(
+        TokensConfig(), description="what turns a batch into the first activations"
+    )
+    outputs: OutputsConfig = Field(
+        LinearConfig(), description="what turns the last activations into logits"
+    )
+    residual: ResidualConfig = Field(
+        PlainConfig(), description="how the outputs of sub-layers are added"
+    )
 
     @model_validator(mode="after")
     def _layers_fit(self) -> "ModelConfig":

@@ -6,22 +6,26 @@ from typing import Literal
 
 import flax.linen as nn
 from jax.typing import DTypeLike
-from pydantic import PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from jaxformer.ops.kernels.registry import names
 from jaxformer.schema import Schema, did_you_mean
 
 
 class InitConfig(Schema):
-    """How weight matrices start: normal with `std`, a number or `fan_in` for 1/√(input width).
+    """The initial weight matrices, drawn from a normal distribution.
 
     Matrices that write into the residual stream (a mixer's and an FFN's last) are divided by
     √(2 · num_layers) when `output` is `scaled` (GPT-2), start at zero when it is `zero` (the untied
     head as well), and are like all others when it is `plain`.
     """
 
-    std: PositiveFloat | Literal["fan_in"] = 0.02
-    output: Literal["plain", "scaled", "zero"] = "scaled"
+    std: PositiveFloat | Literal["fan_in"] = Field(
+        0.02, description="the standard deviation; `fan_in` is 1/√(input width)"
+    )
+    output: Literal["plain", "scaled", "zero"] = Field(
+        "scaled", description="the matrices that write into the residual stream"
+    )
 
     def matrix(self, fan_in: int) -> nn.initializers.Initializer:
         """For a matrix inside a layer."""
@@ -37,10 +41,13 @@ class InitConfig(Schema):
 
 
 class KernelsConfig(Schema):
-    """What computes an operation in training and prefill: a kernel by its name, `xla` for none,
-    `auto` for that of the platform where it can serve (splash on TPU, cudnn on NVIDIA)."""
+    """The kernel that computes an operation in training and prefill; `xla` is none, and `auto` is
+    the platform's own where it can serve."""
 
-    attention: str = "auto"
+    attention: str = Field(
+        "auto",
+        description="auto, xla, splash (TPU) or cudnn (NVIDIA)",
+    )
 
     @model_validator(mode="after")
     def _are_registered(self) -> "KernelsConfig":

@@ -22,17 +22,18 @@ PyTree = Any
 
 
 class LoRAConfig(Schema):
-    """Adapters of `rank` beside the projections whose kernels' paths match `targets`; everything
-    else is frozen. `dropout` is on what they read, in training alone."""
+    """Low-rank adapters beside the projections that `targets` match; everything else is frozen."""
 
-    rank: PositiveInt = 8
-    alpha: PositiveFloat = Field(16.0, description="adapters count alpha / rank times")
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    rank: PositiveInt = Field(8, description="the rank of each adapter")
+    alpha: PositiveFloat = Field(16.0, description="adapters are multiplied by alpha / rank")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="on the inputs of adapters, in training alone"
+    )
     targets: tuple[str, ...] = Field(
         ("*/mixer/*",),
         min_length=1,
         strict=False,
-        description="patterns of kernels' paths; the projections of all mixers if not given",
+        description="patterns of the paths of kernels; by default, the projections of all mixers",
     )
 
     @property

@@ -8,22 +8,24 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from pydantic import PositiveFloat
+from pydantic import Field, PositiveFloat
 
 from jaxformer.schema import Schema
 
 
 class NormConfig(Schema):
-    """Which norm, and where it stands about a sub-layer f.
+    """Which norm, and where it stands around a sub-layer f.
 
     pre: x + f(norm(x)); post: norm(x + f(x)); sandwich: x + norm(f(norm(x))); after: x + norm(f(x))
     (OLMo 2, arXiv:2501.00656).
     """
 
     kind: Literal["rms", "layer"] = "rms"
-    placement: Literal["pre", "post", "sandwich", "after"] = "pre"
-    eps: PositiveFloat = 1e-6
-    bias: bool = False
+    placement: Literal["pre", "post", "sandwich", "after"] = Field(
+        "pre", description="where the norm stands around a sub-layer"
+    )
+    eps: PositiveFloat = Field(1e-6, description="added to the mean square, or to the variance")
+    bias: bool = Field(False, description="gives layer norms a bias")
 
 
 def rms_normalize(x: jax.Array, eps: float) -> jax.Array:

@@ -21,73 +21,109 @@ from jaxformer.schema import Schema
 
 
 class NoPositionsConfig(Schema):
+    """Tokens have no positions."""
+
     kind: Literal["none"] = "none"
 
 
 class LearnedPositionsConfig(Schema):
+    """A trained vector for each position, added to the embedding."""
+
     kind: Literal["learned"] = "learned"
-    max_length: PositiveInt
+    max_length: PositiveInt = Field(description="the number of positions; longer rows are refused")
 
 
 class SinusoidalPositionsConfig(Schema):
+    """Sines and cosines of each position, added to the embedding."""
+
     kind: Literal["sinusoidal"] = "sinusoidal"
 
 
 class ALiBiConfig(Schema):
+    """A bias on the attention logits, linear in the distance."""
+
     kind: Literal["alibi"] = "alibi"
 
 
 class LinearScalingConfig(Schema):
+    """Position interpolation."""
+
     kind: Literal["linear"] = "linear"
-    factor: PositiveFloat
+    factor: PositiveFloat = Field(description="divides all positions")
 
 
 class NTKScalingConfig(Schema):
+    """NTK-aware scaling."""
+
     kind: Literal["ntk"] = "ntk"
-    factor: PositiveFloat
+    factor: PositiveFloat = Field(description="raises the base for rows this many times as long")
 
 
 class DynamicScalingConfig(Schema):
-    """NTK-aware scaling by as much as a document is longer than `original_max_length`."""
+    """NTK-aware scaling that follows the length of each document."""
 
     kind: Literal["dynamic"] = "dynamic"
-    factor: PositiveFloat
-    original_max_length: PositiveInt
+    factor: PositiveFloat = Field(description="as in NTK-aware scaling")
+    original_max_length: PositiveInt = Field(
+        description="the length that the model was trained for"
+    )
 
 
 class YaRNScalingConfig(Schema):
-    """`attention_factor` on cos and sin is 0.1 ln(factor) + 1 when left out; `truncate` rounds the
-    ends of the ramp to whole pairs."""
+    """YaRN: fast pairs are left alone, slow pairs are interpolated."""
 
     kind: Literal["yarn"] = "yarn"
-    factor: PositiveFloat
-    original_max_length: PositiveInt
-    beta_fast: PositiveFloat = 32.0
-    beta_slow: PositiveFloat = 1.0
-    attention_factor: PositiveFloat | None = None
-    truncate: bool = True
+    factor: PositiveFloat = Field(description="how many times as long rows may be")
+    original_max_length: PositiveInt = Field(
+        description="the length that the model was trained for"
+    )
+    beta_fast: PositiveFloat = Field(
+        32.0,
+        description="pairs that turn at least so often over the original length are left alone",
+    )
+    beta_slow: PositiveFloat = Field(
+        1.0, description="pairs that turn at most so often are scaled by the whole factor"
+    )
+    attention_factor: PositiveFloat | None = Field(
+        None, description="multiplies cos and sin; 0.1 ln(factor) + 1 if null"
+    )
+    truncate: bool = Field(
+        True, description="rounds the ends of the ramp between them to whole pairs"
+    )
 
 
 class Llama3ScalingConfig(Schema):
+    """Llama 3.1's scaling: only low frequencies are divided."""
+
     kind: Literal["llama3"] = "llama3"
-    factor: PositiveFloat
-    original_max_length: PositiveInt
-    low_frequency_factor: PositiveFloat = 1.0
-    high_frequency_factor: PositiveFloat = 4.0
+    factor: PositiveFloat = Field(description="divides the low frequencies")
+    original_max_length: PositiveInt = Field(
+        description="the length that the model was trained for"
+    )
+    low_frequency_factor: PositiveFloat = Field(
+        1.0,
+        description="wavelengths above original_max_length / this are scaled by the whole factor",
+    )
+    high_frequency_factor: PositiveFloat = Field(
+        4.0, description="wavelengths below original_max_length / this are left alone"
+    )
 
 
 Factors = Annotated[tuple[PositiveFloat, ...], Field(min_length=1, strict=False)]
 
 
 class LongRoPEScalingConfig(Schema):
-    """A factor on the wavelength of every rotated pair: `short_factors` in documents of up to
-    `original_max_length` tokens, `long_factors` in longer ones."""
+    """A factor on the wavelength of every rotated pair."""
 
     kind: Literal["longrope"] = "longrope"
-    short_factors: Factors
-    long_factors: Factors
-    original_max_length: PositiveInt
-    attention_factor: PositiveFloat = 1.0
+    short_factors: Factors = Field(
+        description="one factor per rotated pair, for documents up to the original length"
+    )
+    long_factors: Factors = Field(description="one factor per rotated pair, for longer documents")
+    original_max_length: PositiveInt = Field(
+        description="the length that the model was trained for, in tokens"
+    )
+    attention_factor: PositiveFloat = Field(1.0, description="multiplies cos and sin")
 
 
 ScalingUnion = Annotated[
@@ -102,14 +138,17 @@ ScalingUnion = Annotated[
 
 
 class RoPEConfig(Schema):
-    """Rotary positions; `fraction` of every head's size is rotated, the rest passes. `max_length`
-    is what the model is meant for: longer rows are refused."""
+    """Rotary positions: pairs of features of queries and keys are rotated."""
 
     kind: Literal["rope"] = "rope"
-    base: PositiveFloat = 10000.0
-    fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    scaling: ScalingUnion | None = None
-    max_length: PositiveInt | None = None
+    base: PositiveFloat = Field(10000.0, description="the base of the wavelengths")
+    fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="the share of each head's features that is rotated"
+    )
+    scaling: ScalingUnion | None = Field(None, description="adapts the wavelengths to longer rows")
+    max_length: PositiveInt | None = Field(
+        None, description="refuse rows longer than this; null for no limit"
+    )
 
     def rotated_size(self, head_dim: int) -> int:
         """How many of `head_dim` features are rotated.

@@ -18,14 +18,19 @@ class DistillationConfig(ObjectiveConfig):
     """(1 − weight) · cross-entropy + weight · T² · KL(teacher ‖ student), both distributions
     softmax(logits / T) in the divergence, with the temperature T.
 
-    `teacher` is a run, or RUN/checkpoints/STEP, with the same tokenizer and any model. Its logits
-    are computed in the step, in chunks of tokens.
+    The teacher's logits are computed in the step, in chunks of tokens.
     """
 
     kind: Literal["distillation"] = "distillation"
-    teacher: str
-    temperature: PositiveFloat = 1.0
-    weight: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    teacher: str = Field(
+        description="a run or RUN/checkpoints/STEP with the same tokenizer, and any model"
+    )
+    temperature: PositiveFloat = Field(
+        1.0, description="T, which divides the logits of teacher and student in the divergence"
+    )
+    weight: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.5, description="the share of the divergence in the loss"
+    )
 
     @property
     def reference(self) -> str:

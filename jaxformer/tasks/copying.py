@@ -18,8 +18,10 @@ class SelectiveCopyConfig(TaskConfig):
     """
 
     kind: Literal["selective_copy"] = "selective_copy"
-    vocab_size: Annotated[int, Field(ge=4)] = 16
-    num_tokens: PositiveInt = 16
+    vocab_size: Annotated[int, Field(ge=4)] = Field(
+        16, description="the blank, the mark and the data"
+    )
+    num_tokens: PositiveInt = Field(16, description="data tokens per row")
 
     @property
     def vocabulary(self) -> int:

@@ -11,13 +11,17 @@ from jaxformer.tasks.base import Example, TaskConfig, everywhere
 class MemorizeConfig(TaskConfig):
     """Every key has one value, the same in all rows; the value is the answer and never shown.
 
-    Keys are the lower half of the vocabulary and values the upper one; `facts` picks which goes
-    with which. Published: vocabulary 256 to 8,192, rows of 32.
+    Keys are the lower half of the vocabulary and values the upper one. Published:
+    vocabulary 256 to 8,192, rows of 32.
     """
 
     kind: Literal["memorize"] = "memorize"
-    vocab_size: Annotated[int, Field(ge=4, multiple_of=2)] = 256
-    facts: NonNegativeInt = 0
+    vocab_size: Annotated[int, Field(ge=4, multiple_of=2)] = Field(
+        256, description="half of it keys, half of it values"
+    )
+    facts: NonNegativeInt = Field(
+        0, description="the seed that picks which value goes with which key"
+    )
 
     @property
     def vocabulary(self) -> int:

@@ -16,14 +16,17 @@ class NeedleConfig(TaskConfig):
     """`The secret number of the WORDS is NUMBER.` somewhere in a text, which ends with the
     question; the number is the answer.
 
-    The text is the configuration's source. `depth` is where the sentence stands, 0 the beginning
-    and 1 right before the question; anywhere when left out.
+    The text is the configuration's source.
     """
 
     kind: Literal["needle"] = "needle"
     needs_text: ClassVar[bool] = True
-    digits: PositiveInt = 5
-    depth: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    digits: PositiveInt = Field(5, description="digits of the secret number")
+    depth: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
+        None,
+        description="where the sentence stands, from 0 (the beginning) to 1 (right before the "
+        "question); anywhere if null",
+    )
 
     @property
     def vocabulary(self) -> int:

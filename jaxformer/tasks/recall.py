@@ -19,9 +19,13 @@ class MQARConfig(TaskConfig):
     """
 
     kind: Literal["mqar"] = "mqar"
-    vocab_size: Annotated[int, Field(ge=4, multiple_of=2)] = 256
-    num_pairs: PositiveInt = 8
-    power: PositiveFloat = 0.01
+    vocab_size: Annotated[int, Field(ge=4, multiple_of=2)] = Field(
+        256, description="half of it keys, half of it values"
+    )
+    num_pairs: PositiveInt = Field(8, description="pairs of a key and a value per row")
+    power: PositiveFloat = Field(
+        0.01, description="the exponent of the law of gaps between a pair and its key's return"
+    )
 
     @property
     def vocabulary(self) -> int:
@@ -62,7 +66,7 @@ class InductionConfig(TaskConfig):
     """
 
     kind: Literal["induction"] = "induction"
-    vocab_size: Annotated[int, Field(ge=3)] = 16
+    vocab_size: Annotated[int, Field(ge=3)] = Field(16, description="the mark and the other tokens")
 
     @property
     def vocabulary(self) -> int:

@@ -42,7 +42,9 @@ class WordProblemConfig(TaskConfig):
     """
 
     kind: Literal["word_problem"] = "word_problem"
-    group: Literal["S3", "S5", "A5"] = "S3"
+    group: Literal["S3", "S5", "A5"] = Field(
+        "S3", description="the group whose elements are multiplied"
+    )
 
     @property
     def vocabulary(self) -> int:
@@ -67,7 +69,7 @@ class ModularArithmeticConfig(TaskConfig):
     """
 
     kind: Literal["modular_arithmetic"] = "modular_arithmetic"
-    modulus: Annotated[int, Field(ge=2)] = 5
+    modulus: Annotated[int, Field(ge=2)] = Field(5, description="sums are taken modulo this number")
 
     @property
     def vocabulary(self) -> int:

@@ -9,7 +9,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from jaxformer.model.channel_mixers.base import ChannelMixer, ChannelMixerConfig
 from jaxformer.model.projection import Projection
@@ -18,11 +18,11 @@ from jaxformer.parallel.rules import constrain_tokens
 
 
 class DenseConfig(ChannelMixerConfig):
-    """`d_hidden` is the width between the matrices."""
+    """A dense feed-forward network; `kind` is its activation."""
 
     kind: Literal["gelu", "relu2", "swiglu", "geglu"]
-    d_hidden: PositiveInt
-    bias: bool = False
+    d_hidden: PositiveInt = Field(description="the width between the matrices")
+    bias: bool = Field(False, description="adds a bias to each matrix")
 
     @property
     def gated(self) -> bool:

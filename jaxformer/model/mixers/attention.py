@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from jaxformer.model.mixers.base import Mixer, MixerConfig
 from jaxformer.model.norms import Norm, NormConfig
@@ -30,29 +30,41 @@ from jaxformer.parallel.rules import mesh_axes
 
 
 class AttentionConfig(MixerConfig):
-    """`num_kv_heads` is `num_heads` when left out (1 is multi-query), `head_dim` is
-    d_model / num_heads, and `scale` 1/√head_dim.
-
-    qk_norm: RMSNorm of queries and keys, of each head (arXiv:2010.04245) or over the whole `width`
-    (arXiv:2501.00656), with `qk_norm_eps`. window: keys seen, the query's own
-    among them. sinks: the document's first tokens that stay visible beside the window
-    (arXiv:2309.17453). output_gate: a sigmoid of the input on every output feature
-    (arXiv:2505.06708). logit_softcap: c · tanh(logits / c) (arXiv:2408.00118).
-    """
-
     kind: Literal["attention"] = "attention"
-    num_heads: PositiveInt = 8
-    num_kv_heads: PositiveInt | None = None
-    head_dim: PositiveInt | None = None
-    qkv_bias: bool = False
-    output_bias: bool = False
-    qk_norm: bool | Literal["width"] = False
-    qk_norm_eps: PositiveFloat = 1e-6
-    window: PositiveInt | None = None
-    sinks: NonNegativeInt = 0
-    logit_softcap: PositiveFloat | None = None
-    output_gate: bool = False
-    scale: PositiveFloat | None = None
+    num_heads: PositiveInt = Field(8, description="the number of heads")
+    num_kv_heads: PositiveInt | None = Field(
+        None,
+        description="heads of keys and values; `num_heads` if null, and 1 is multi-query attention",
+    )
+    head_dim: PositiveInt | None = Field(
+        None, description="features per head; d_model / num_heads if null"
+    )
+    qkv_bias: bool = Field(False, description="adds biases to queries, keys and values")
+    output_bias: bool = Field(False, description="adds a bias to the output projection")
+    qk_norm: bool | Literal["width"] = Field(
+        False,
+        description="RMSNorm of queries and keys: of each head (arXiv:2010.04245), or over "
+        "the whole `width` (arXiv:2501.00656)",
+    )
+    qk_norm_eps: PositiveFloat = Field(1e-6, description="added to the mean square")
+    window: PositiveInt | None = Field(
+        None, description="how many keys a query sees, including its own; null for all"
+    )
+    sinks: NonNegativeInt = Field(
+        0,
+        description="how many of a document's first tokens stay visible beside the window "
+        "(arXiv:2309.17453)",
+    )
+    logit_softcap: PositiveFloat | None = Field(
+        None, description="c in c · tanh(logits / c) (arXiv:2408.00118); null for none"
+    )
+    output_gate: bool = Field(
+        False,
+        description="multiplies every output feature by a sigmoid of the input (arXiv:2505.06708)",
+    )
+    scale: PositiveFloat | None = Field(
+        None, description="multiplies the logits; 1/√head_dim if null"
+    )
 
     def check(self, d_model: int, positions: PositionsUnion) -> None:
         if self.head_dim is None and d_model % self.num_heads:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from jaxformer.model.decay_init import a_log_init, dt_bias_init
 from jaxformer.model.mixers.base import Mixer, MixerConfig
@@ -20,12 +20,14 @@ from jaxformer.ops.decay import State
 
 
 class ConvolvedMemoryConfig(MixerConfig):
-    """`head_dim` is that of queries and keys, values are `value_expansion` times as wide."""
+    """The options that mixers of the delta rule share."""
 
     num_heads: PositiveInt
     head_dim: PositiveInt
     value_expansion: PositiveFloat
-    conv_width: PositiveInt = 4
+    conv_width: PositiveInt = Field(
+        4, description="how many tokens the short convolution sees, including the current one"
+    )
 
     @property
     def sizes(self) -> MemorySizes:

@@ -1,11 +1,11 @@
-"""DeltaNet: the memory of the delta rule (Yang et al., 2024, arXiv:2406.06484)."""
+"""DeltaNet: a memory that the delta rule updates (Yang et al., 2024, arXiv:2406.06484)."""
 
 from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from jaxformer.model.heads import HeadsOutput
 from jaxformer.model.mixers.convolved_memory import (
@@ -18,18 +18,19 @@ from jaxformer.ops.delta_rule import delta_rule
 
 
 class DeltaConfig(ConvolvedMemoryConfig):
-    """`head_dim` is that of queries and keys, values have `value_expansion` times as many features.
-
-    negative_eigenvalues: β in [0, 2] instead of [0, 1] (arXiv:2411.12537). output_gate: silu of a
-    projection on every output feature.
-    """
-
     kind: Literal["delta"] = "delta"
-    num_heads: PositiveInt = 8
-    head_dim: PositiveInt = 128
-    value_expansion: PositiveFloat = 1.0
-    negative_eigenvalues: bool = False
-    output_gate: bool = False
+    num_heads: PositiveInt = Field(8, description="the number of heads")
+    head_dim: PositiveInt = Field(128, description="features of a query and a key, per head")
+    value_expansion: PositiveFloat = Field(
+        1.0, description="features of a value, as a multiple of `head_dim`"
+    )
+    negative_eigenvalues: bool = Field(
+        False, description="lets β range over [0, 2] instead of [0, 1] (arXiv:2411.12537)"
+    )
+    output_gate: bool = Field(
+        False,
+        description="multiplies every output feature by the silu of a projection of the input",
+    )
 
 
 class Delta(ConvolvedMemory):

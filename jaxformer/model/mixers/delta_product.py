@@ -1,11 +1,11 @@
-"""DeltaProduct: several steps of the delta rule a token (Siems et al., 2025, arXiv:2502.10297)."""
+"""DeltaProduct: several delta-rule steps per token (Siems et al., 2025, arXiv:2502.10297)."""
 
 from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from jaxformer.model.heads import HeadsOutput
 from jaxformer.model.mixers.convolved_memory import (
@@ -19,22 +19,26 @@ from jaxformer.ops.delta_rule import delta_rule
 
 
 class DeltaProductConfig(ConvolvedMemoryConfig):
-    """`num_householder` steps a token, each with keys, values and β of its own.
-
-    `head_dim` is that of queries and keys, values have `value_expansion` times as many features.
-    negative_eigenvalues: β in [0, 2] instead of [0, 1] (arXiv:2411.12537). forget_gate: the decay
-    of Gated DeltaNet at the first step of a token (Gated DeltaProduct). output_gate: silu of a
-    projection on every output feature.
-    """
+    """With `forget_gate`, this is Gated DeltaProduct."""
 
     kind: Literal["delta_product"] = "delta_product"
-    num_heads: PositiveInt = 6
-    head_dim: PositiveInt = 256
-    value_expansion: PositiveFloat = 2.0
-    num_householder: PositiveInt = 2
-    negative_eigenvalues: bool = True
-    forget_gate: bool = False
-    output_gate: bool = True
+    num_heads: PositiveInt = Field(6, description="the number of heads")
+    head_dim: PositiveInt = Field(256, description="features of a query and a key, per head")
+    value_expansion: PositiveFloat = Field(
+        2.0, description="features of a value, as a multiple of `head_dim`"
+    )
+    num_householder: PositiveInt = Field(
+        2, description="steps per token, each with its own keys, values and β"
+    )
+    negative_eigenvalues: bool = Field(
+        True, description="lets β range over [0, 2] instead of [0, 1] (arXiv:2411.12537)"
+    )
+    forget_gate: bool = Field(
+        False, description="applies the decay of Gated DeltaNet before a token's first step"
+    )
+    output_gate: bool = Field(
+        True, description="multiplies every output feature by the silu of a projection of the input"
+    )
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -1,10 +1,10 @@
-"""Gated DeltaNet: the delta rule with a decay a head (Yang et al., 2024, arXiv:2412.06464)."""
+"""Gated DeltaNet: the delta rule with one decay per head (Yang et al., 2024, arXiv:2412.06464)."""
 
 from typing import Literal
 
 import flax.linen as nn
 import jax
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from jaxformer.model.heads import HeadsOutput
 from jaxformer.model.mixers.convolved_memory import (
@@ -17,16 +17,15 @@ from jaxformer.ops.delta_rule import delta_rule
 
 
 class GatedDeltaConfig(ConvolvedMemoryConfig):
-    """`head_dim` is that of queries and keys, values have `value_expansion` times as many features.
-
-    negative_eigenvalues: β in [0, 2] instead of [0, 1] (arXiv:2411.12537).
-    """
-
     kind: Literal["gated_delta"] = "gated_delta"
-    num_heads: PositiveInt = 6
-    head_dim: PositiveInt = 256
-    value_expansion: PositiveFloat = 2.0
-    negative_eigenvalues: bool = False
+    num_heads: PositiveInt = Field(6, description="the number of heads")
+    head_dim: PositiveInt = Field(256, description="features of a query and a key, per head")
+    value_expansion: PositiveFloat = Field(
+        2.0, description="features of a value, as a multiple of `head_dim`"
+    )
+    negative_eigenvalues: bool = Field(
+        False, description="lets β range over [0, 2] instead of [0, 1] (arXiv:2411.12537)"
+    )
 
 
 class GatedDelta(ConvolvedMemory):

@@ -1,10 +1,10 @@
-"""Gated linear attention: a decay a key channel (Yang et al., 2023, arXiv:2312.06635)."""
+"""Gated linear attention: one decay per key channel (Yang et al., 2023, arXiv:2312.06635)."""
 
 from typing import Literal
 
 import flax.linen as nn
 import jax
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from jaxformer.model.heads import HeadsOutput, project_heads
 from jaxformer.model.mixers.matrix_memory import (
@@ -21,15 +21,16 @@ from jaxformer.ops.decayed_outer_product import decayed_outer_product
 
 
 class GLAConfig(MatrixMemoryConfig):
-    """Keys and values have `key_expansion` and `value_expansion` times d_model features in all;
-    the gate goes through `gate_rank`, and its logarithm is divided by `gate_temperature`."""
-
     kind: Literal["gla"] = "gla"
-    num_heads: PositiveInt = 4
-    key_expansion: PositiveFloat = 0.5
-    value_expansion: PositiveFloat = 1.0
-    gate_rank: PositiveInt = 16
-    gate_temperature: PositiveFloat = 16.0
+    num_heads: PositiveInt = Field(4, description="the number of heads")
+    key_expansion: PositiveFloat = Field(
+        0.5, description="features of all keys, as a multiple of d_model"
+    )
+    value_expansion: PositiveFloat = Field(
+        1.0, description="features of all values, as a multiple of d_model"
+    )
+    gate_rank: PositiveInt = Field(16, description="the rank of the projection to the gate")
+    gate_temperature: PositiveFloat = Field(16.0, description="divides the logarithm of the gate")
 
     def check(self, d_model: int, positions: PositionsUnion) -> None:
         heads_divide("key_expansion × d_model", self.key_expansion * d_model, self.num_heads)

@@ -1,4 +1,4 @@
-"""HGRN2: a linear recurrence whose key is what its forget gate leaves (Qin et al., 2024,
+"""HGRN2: a linear recurrence whose key is one minus its forget gate (Qin et al., 2024,
 arXiv:2404.07904)."""
 
 from typing import Literal
@@ -24,13 +24,14 @@ from jaxformer.ops.decayed_outer_product import decayed_outer_product
 
 
 class HGRN2Config(MatrixMemoryConfig):
-    """Inputs have d_model / num_heads features a head, each expanded to `state_expansion` states;
-    the paper takes as many of one as of the other. Forget gates are not below `lower_bound`."""
+    """Inputs have d_model / num_heads features per head."""
 
     kind: Literal["hgrn2"] = "hgrn2"
-    num_heads: PositiveInt = 8
-    state_expansion: PositiveInt = 128
-    lower_bound: float = Field(0.0, ge=0, lt=1)
+    num_heads: PositiveInt = Field(8, description="the number of heads")
+    state_expansion: PositiveInt = Field(
+        128, description="states per input feature; the paper takes d_model / num_heads"
+    )
+    lower_bound: float = Field(0.0, ge=0, lt=1, description="the least value of forget gates")
 
     def check(self, d_model: int, positions: PositionsUnion) -> None:
         heads_divide("d_model", d_model, self.num_heads)

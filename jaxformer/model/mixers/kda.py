@@ -1,11 +1,11 @@
-"""Kimi Delta Attention: the delta rule with a decay a key channel (arXiv:2510.26692)."""
+"""Kimi Delta Attention: the delta rule with one decay per key channel (arXiv:2510.26692)."""
 
 from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from jaxformer.model.decay_init import a_log_init, dt_bias_init
 from jaxformer.model.mixers.convolved_memory import (
@@ -20,13 +20,16 @@ from jaxformer.ops.delta_rule import delta_rule
 
 
 class KDAConfig(ConvolvedMemoryConfig):
-    """`head_dim` is that of queries and keys, and the rank of the projections to the decay and to
-    the output gate; values have `value_expansion` times as many features."""
-
     kind: Literal["kda"] = "kda"
-    num_heads: PositiveInt = 16
-    head_dim: PositiveInt = 128
-    value_expansion: PositiveFloat = 1.0
+    num_heads: PositiveInt = Field(16, description="the number of heads")
+    head_dim: PositiveInt = Field(
+        128,
+        description="features of a query and a key, per head, and the rank of the projections "
+        "to the decay and the output gate",
+    )
+    value_expansion: PositiveFloat = Field(
+        1.0, description="features of a value, as a multiple of `head_dim`"
+    )
 
 
 class KDA(ConvolvedMemory):

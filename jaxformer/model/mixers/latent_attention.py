@@ -1,5 +1,5 @@
-"""Multi-head latent attention: keys and values out of one small latent a token (DeepSeek-V2, 2024,
-arXiv:2405.04434)."""
+"""Multi-head latent attention: keys and values come from one small latent per token (DeepSeek-V2,
+2024, arXiv:2405.04434)."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from jaxformer.model.heads import project_heads
 from jaxformer.model.mixers.base import Mixer, MixerConfig
@@ -30,19 +30,21 @@ from jaxformer.parallel.rules import mesh_axes
 
 
 class LatentAttentionConfig(MixerConfig):
-    """Of a key, `head_dim` features a head come from the latent of `kv_rank`, and `rope_dim`, which
-    all heads share, carry the position; values have `value_dim`.
-
-    query_rank: queries go through a latent of their own; none when left out.
-    """
+    """A key has `head_dim` features per head, and `rope_dim` more that all heads share."""
 
     kind: Literal["latent_attention"] = "latent_attention"
-    num_heads: PositiveInt = 8
-    head_dim: PositiveInt = 64
-    rope_dim: PositiveInt = 32
-    value_dim: PositiveInt = 64
-    kv_rank: PositiveInt = 256
-    query_rank: PositiveInt | None = None
+    num_heads: PositiveInt = Field(8, description="the number of heads")
+    head_dim: PositiveInt = Field(
+        64, description="features of a key per head that come from the latent"
+    )
+    rope_dim: PositiveInt = Field(
+        32, description="features of a key that carry its position, shared by all heads"
+    )
+    value_dim: PositiveInt = Field(64, description="features of a value, per head")
+    kv_rank: PositiveInt = Field(256, description="the width of the latent of keys and values")
+    query_rank: PositiveInt | None = Field(
+        None, description="the width of a latent for queries; null for none"
+    )
 
     def check(self, d_model: int, positions: PositionsUnion) -> None:
         if isinstance(positions, RoPEConfig):

@@ -1,4 +1,4 @@
-"""Linear attention: a product of features in place of the softmax.
+"""Linear attention: a product of features replaces the softmax.
 
 Features elu + 1: Katharopoulos et al., 2020, arXiv:2006.16236. Taylor's (Based): Arora et al.,
 2024, arXiv:2402.18668.
@@ -9,7 +9,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from jaxformer.model.heads import project_heads
 from jaxformer.model.mixers.matrix_memory import (
@@ -29,16 +29,20 @@ TAYLOR_KEY_DIM = 16
 
 
 class LinearAttentionConfig(MatrixMemoryConfig):
-    """Values have d_model / num_heads features a head, and so have keys, unless `key_dim` is given.
-
-    feature_map: `elu` is φ(x) = elu(x) + 1; `taylor` is φ(q)·φ(k) = 1 + s + s²/2 of s = q·k / √d,
-        from d = 16 features of a key, unless `key_dim` is given, to 1 + d + d².
-    """
+    """With `taylor`, a key has 1 + d + d² features in the memory, where d is `key_dim`."""
 
     kind: Literal["linear_attention"] = "linear_attention"
-    num_heads: PositiveInt = 8
-    feature_map: Literal["elu", "taylor"] = "elu"
-    key_dim: PositiveInt | None = None
+    num_heads: PositiveInt = Field(8, description="the number of heads")
+    feature_map: Literal["elu", "taylor"] = Field(
+        "elu",
+        description="`elu`: φ(x) = elu(x) + 1; `taylor`: φ(q)·φ(k) = 1 + s + s²/2 with s = "
+        "q·k / √key_dim",
+    )
+    key_dim: PositiveInt | None = Field(
+        None,
+        description="features of a key, per head; d_model / num_heads for elu and 16 for "
+        "taylor if null",
+    )
 
     def check(self, d_model: int, positions: PositionsUnion) -> None:
         heads_divide("d_model", d_model, self.num_heads)

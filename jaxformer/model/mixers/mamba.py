@@ -1,4 +1,4 @@
-"""Mamba: a selective state space, diagonal, a state of its own for every channel (Gu and Dao, 2023,
+"""Mamba: a diagonal selective state space, with a state for each channel (Gu and Dao, 2023,
 arXiv:2312.00752)."""
 
 import math
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from jaxformer.model.decay_init import dt_bias_init, s4d_real_init
 from jaxformer.model.mixers.base import Mixer, MixerConfig
@@ -21,14 +21,18 @@ from jaxformer.ops.selective_scan import selective_scan
 
 
 class MambaConfig(MixerConfig):
-    """`expansion` times d_model channels with `state_size` numbers each; the step Δ goes through
-    `dt_rank`, d_model / 16 rounded up when left out."""
-
     kind: Literal["mamba"] = "mamba"
-    expansion: PositiveFloat = 2.0
-    state_size: PositiveInt = 16
-    dt_rank: PositiveInt | None = None
-    conv_width: PositiveInt = 4
+    expansion: PositiveFloat = Field(
+        2.0, description="the number of channels, as a multiple of d_model"
+    )
+    state_size: PositiveInt = Field(16, description="states per channel")
+    dt_rank: PositiveInt | None = Field(
+        None,
+        description="the rank of the projection to the step Δ; d_model / 16, rounded up, if null",
+    )
+    conv_width: PositiveInt = Field(
+        4, description="how many tokens the short convolution sees, including the current one"
+    )
 
     def rank(self, d_model: int) -> int:
         return self.dt_rank or math.ceil(d_model / 16)

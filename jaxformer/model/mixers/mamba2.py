@@ -1,4 +1,4 @@
-"""Mamba-2: a selective state space with one decay a head (Dao and Gu, 2024, arXiv:2405.21060)."""
+"""Mamba-2: a selective state space with one decay per head (Dao and Gu, 2024, arXiv:2405.21060)."""
 
 from typing import Literal
 
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from jaxformer.model.decay_init import a_log_init, dt_bias_init
 from jaxformer.model.heads import project_heads
@@ -24,15 +24,14 @@ EPSILON = 1e-5
 
 
 class Mamba2Config(MixerConfig):
-    """`expansion` times d_model features, `head_dim` a head, each with `state_size` states; the
-    heads of one of `num_groups` groups share B and C."""
-
     kind: Literal["mamba2"] = "mamba2"
-    expansion: PositiveFloat = 2.0
-    head_dim: PositiveInt = 64
-    state_size: PositiveInt = 128
-    num_groups: PositiveInt = 1
-    conv_width: PositiveInt = 4
+    expansion: PositiveFloat = Field(2.0, description="the inner width, as a multiple of d_model")
+    head_dim: PositiveInt = Field(64, description="features per head")
+    state_size: PositiveInt = Field(128, description="states per feature")
+    num_groups: PositiveInt = Field(1, description="groups of heads that share B and C")
+    conv_width: PositiveInt = Field(
+        4, description="how many tokens the short convolution sees, including the current one"
+    )
 
     def check(self, d_model: int, positions: PositionsUnion) -> None:
         if self.expansion * d_model % self.head_dim:

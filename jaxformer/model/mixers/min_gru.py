@@ -1,4 +1,4 @@
-"""minGRU: a GRU whose gates see the input alone, so that it is a diagonal recurrence
+"""minGRU: a GRU whose gates see only the input, which makes it a diagonal recurrence
 (Feng et al., 2024, arXiv:2410.01201, section 3.1)."""
 
 from typing import Literal
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
-from pydantic import PositiveFloat
+from pydantic import Field, PositiveFloat
 
 from jaxformer.model.mixers.base import Mixer, MixerConfig
 from jaxformer.model.projection import Projection
@@ -17,10 +17,10 @@ from jaxformer.ops.diagonal import diagonal_recurrence
 
 
 class MinGRUConfig(MixerConfig):
-    """`expansion` times d_model is the width of the state."""
-
     kind: Literal["min_gru"] = "min_gru"
-    expansion: PositiveFloat = 1.0
+    expansion: PositiveFloat = Field(
+        1.0, description="the width of the state, as a multiple of d_model"
+    )
 
 
 @struct.dataclass

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from jaxformer.model.heads import project_heads
 from jaxformer.model.mixers.base import Mixer, MixerConfig
@@ -26,17 +26,20 @@ from jaxformer.ops.decayed_outer_product import decayed_outer_product
 
 
 class MLSTMConfig(MixerConfig):
-    """Keys and values have `key_expansion` and `value_expansion` times d_model features in all.
-
-    gate_softcap: c · tanh(ĩ / c), and of f̃, for both gates' logits (15 in xLSTM 7B).
-    """
-
     kind: Literal["mlstm"] = "mlstm"
-    num_heads: PositiveInt = 4
-    key_expansion: PositiveFloat = 0.5
-    value_expansion: PositiveFloat = 1.0
-    forget_gate: Literal["sigmoid", "exponential"] = "sigmoid"
-    gate_softcap: PositiveFloat | None = None
+    num_heads: PositiveInt = Field(4, description="the number of heads")
+    key_expansion: PositiveFloat = Field(
+        0.5, description="features of all keys, as a multiple of d_model"
+    )
+    value_expansion: PositiveFloat = Field(
+        1.0, description="features of all values, as a multiple of d_model"
+    )
+    forget_gate: Literal["sigmoid", "exponential"] = Field(
+        "sigmoid", description="the activation of the forget gate"
+    )
+    gate_softcap: PositiveFloat | None = Field(
+        None, description="c in c · tanh(logits / c) for both gates (15 in xLSTM 7B); null for none"
+    )
 
     def check(self, d_model: int, positions: PositionsUnion) -> None:
         heads_divide("key_expansion × d_model", self.key_expansion * d_model, self.num_heads)

@@ -1,4 +1,4 @@
-"""Several mixers side by side on one input, as the hybrid heads of Hymba (Dong et al., 2024,
+"""Several mixers side by side on one input, like the hybrid heads of Hymba (Dong et al., 2024,
 arXiv:2411.13676)."""
 
 from typing import Literal
@@ -15,10 +15,10 @@ from jaxformer.model.rows import RowInfo
 
 
 class ParallelConfig(MixerConfig):
-    """`mixers` are any others, each with its own options."""
-
     kind: Literal["parallel"] = "parallel"
-    mixers: tuple[MixerConfig, ...] = Field(min_length=2, strict=False)
+    mixers: tuple[MixerConfig, ...] = Field(
+        min_length=2, strict=False, description="the mixers, each with its own options"
+    )
 
     def check(self, d_model: int, positions: PositionsUnion) -> None:
         for mixer in self.mixers:

@@ -1,11 +1,11 @@
-"""Retention: linear attention with one fixed decay a head (Sun et al., 2023, arXiv:2307.08621)."""
+"""Retention: linear attention, one fixed decay per head (Sun et al., 2023, arXiv:2307.08621)."""
 
 from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from jaxformer.model.heads import HeadsOutput, project_heads
 from jaxformer.model.mixers.matrix_memory import (
@@ -21,11 +21,11 @@ from jaxformer.ops.decayed_outer_product import decayed_outer_product
 
 
 class RetentionConfig(MatrixMemoryConfig):
-    """Keys have d_model / num_heads features a head, values `value_expansion` times as many."""
-
     kind: Literal["retention"] = "retention"
-    num_heads: PositiveInt = 8
-    value_expansion: PositiveFloat = 2.0
+    num_heads: PositiveInt = Field(8, description="the number of heads")
+    value_expansion: PositiveFloat = Field(
+        2.0, description="features of all values, as a multiple of d_model; keys have d_model"
+    )
 
     def check(self, d_model: int, positions: PositionsUnion) -> None:
         heads_divide("d_model", d_model, self.num_heads)

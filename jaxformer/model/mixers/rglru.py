@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from jaxformer.model.block_diagonal import BlockDiagonal
 from jaxformer.model.mixers.base import Mixer, MixerConfig
@@ -25,13 +25,14 @@ LEAST_DECAY, MOST_DECAY = 0.9, 0.999
 
 
 class RGLRUConfig(MixerConfig):
-    """`expansion` times d_model is the width of the state (the paper has 4/3); its gates are
-    block-diagonal, with a block for each of `num_heads`."""
-
     kind: Literal["rglru"] = "rglru"
-    num_heads: PositiveInt = 8
-    expansion: PositiveFloat = 1.0
-    conv_width: PositiveInt = 4
+    num_heads: PositiveInt = Field(8, description="blocks of the block-diagonal gates")
+    expansion: PositiveFloat = Field(
+        1.0, description="the width of the state, as a multiple of d_model (4/3 in the paper)"
+    )
+    conv_width: PositiveInt = Field(
+        4, description="how many tokens the short convolution sees, including the current one"
+    )
 
     def check(self, d_model: int, positions: PositionsUnion) -> None:
         heads_divide("expansion × d_model", self.expansion * d_model, self.num_heads)

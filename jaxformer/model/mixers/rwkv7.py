@@ -1,4 +1,4 @@
-"""RWKV-7's time mixing: a memory that is erased and written apart (Peng et al., 2025,
+"""RWKV-7's time mixing: a memory with separate keys to erase and to write (Peng et al., 2025,
 arXiv:2503.14456)."""
 
 import math
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from jaxformer.model.mixers.base import Mixer, MixerConfig
 from jaxformer.model.mixers.matrix_memory import MemorySizes
@@ -27,10 +27,12 @@ DEPTH = 0.5
 
 
 class RWKV7Config(MixerConfig):
-    """d_model / `head_dim` heads; the ranks of decay, rate and gate follow from d_model."""
+    """The ranks of the projections to decay, rate and gate follow from d_model."""
 
     kind: Literal["rwkv7"] = "rwkv7"
-    head_dim: PositiveInt = 64
+    head_dim: PositiveInt = Field(
+        64, description="features per head; there are d_model / head_dim heads"
+    )
 
     def check(self, d_model: int, positions: PositionsUnion) -> None:
         if d_model % self.head_dim:

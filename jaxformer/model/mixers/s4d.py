@@ -1,5 +1,5 @@
-"""S4D-Real: a diagonal state space that is the same for every input, the control for those that
-select (Gu et al., 2022, arXiv:2206.11893)."""
+"""S4D-Real: a diagonal state space that does not depend on the input, the control for selective
+ones (Gu et al., 2022, arXiv:2206.11893)."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from jaxformer.model.decay_init import log_step_init, s4d_real_init
 from jaxformer.model.mixers.base import Mixer, MixerConfig
@@ -20,10 +20,8 @@ CHUNK = 64  # tokens whose states [d_model, state_size] are there at once
 
 
 class S4DConfig(MixerConfig):
-    """`state_size` numbers for each of d_model channels."""
-
     kind: Literal["s4d"] = "s4d"
-    state_size: PositiveInt = 64
+    state_size: PositiveInt = Field(64, description="states for each of d_model channels")
 
 
 @struct.dataclass

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from jaxformer.model.block_diagonal import BlockDiagonal
 from jaxformer.model.mixers.base import Mixer, MixerConfig
@@ -23,11 +23,15 @@ GATES = ("candidate", "input_gate", "forget_gate", "output_gate")  # z, i, f, o
 
 
 class SLSTMConfig(MixerConfig):
-    """Heads of d_model / num_heads cells, which see their own head alone."""
+    """A cell sees only the outputs of its own head."""
 
     kind: Literal["slstm"] = "slstm"
-    num_heads: PositiveInt = 4
-    conv_width: PositiveInt = 4
+    num_heads: PositiveInt = Field(
+        4, description="the number of heads, each of d_model / num_heads cells"
+    )
+    conv_width: PositiveInt = Field(
+        4, description="how many tokens the short convolution sees, including the current one"
+    )
 
     def check(self, d_model: int, positions: PositionsUnion) -> None:
         heads_divide("d_model", d_model, self.num_heads)
