@@ -1,3 +1,4 @@
+import json
 import re
 import shlex
 import subprocess
@@ -124,3 +125,33 @@ def test_the_data_of_the_page_on_instructions_are_sections_of_a_configuration():
     assert DataConfig.model_validate(one).sources[0].column == "messages"
     formats = [source.format for source in DataConfig.model_validate(mixture).sources]
     assert formats == ["messages", "completion", "text"]
+
+
+def test_the_mixture_of_the_page_on_your_own_data_is_a_section_of_a_configuration():
+    [mixture] = blocks("yaml", (REPOSITORY / "docs" / "your_data.md").read_text())
+    sources = DataConfig.model_validate(yaml.safe_load(mixture)["data"]).sources
+    assert [source.column for source in sources] == ["text", "body", "body"]
+
+
+def test_the_data_commands_of_the_page_on_your_own_data_run(tmp_path, monkeypatch, capsys):
+    page = (REPOSITORY / "docs" / "your_data.md").read_text()
+    [conversation], [template] = blocks("json", page), blocks("jinja", page)
+    text = "The captain sailed to an island. " * 40
+    files = {
+        "books/one.txt": text,
+        "posts/one.jsonl": json.dumps({"body": text}) + "\n",
+        "chats.jsonl": conversation * 20,
+        "tokenizers/books/chat_template.jinja": template,
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    monkeypatch.chdir(tmp_path)
+    small = ["data.sequence_length=32", f"data.cache_dir={tmp_path / 'stores'}"]
+    lines = [line for block in blocks("bash", page) for line in block.splitlines()]
+    commands = [argv for argv in map(arguments_of, lines) if argv[0] == "data"]
+    assert {argv[1] for argv in commands} == {"prepare", "inspect", "train-tokenizer"}
+    for argv in commands:
+        assert main([*argv, *small]) == 0, capsys.readouterr().err
+    assert "⟦The captain did.<|endoftext|>⟧" in capsys.readouterr().out
