@@ -18,6 +18,7 @@ from jaxformer.model.mixers import MIXERS, Mixer, MixerConfig
 from jaxformer.model.norms import Norm
 from jaxformer.model.outputs import OUTPUTS, Linear, OutputsConfig
 from jaxformer.model.parameter_paths import by_path
+from jaxformer.model.projection import Projection
 from jaxformer.model.residuals import RESIDUALS, Residual, ResidualConfig
 from jaxformer.model.rows import LayerAux
 from jaxformer.objectives import OBJECTIVES, NextTokenConfig, ObjectiveConfig
@@ -47,7 +48,9 @@ class Mean(Mixer):
             goes_on = (rows.segment_ids[:, t] == last)[:, None]
             total, last = x[:, t] + jnp.where(goes_on, total, 0), rows.segment_ids[:, t]
             means.append(total / (1 + rows.positions[:, t, None]))
-        y = nn.Dense(x.shape[-1], name="out", param_dtype=jnp.float32)(jnp.stack(means, axis=1))
+        init = self.dims.init.matrix(x.shape[-1])
+        out = Projection((x.shape[-1],), ("d_model", "d_out"), init, name="out")
+        y = out(jnp.stack(means, axis=1))
         return y, None if cache is None else (total, last)
 
     def init_cache(self, batch, max_length, dtype):
@@ -72,7 +75,8 @@ class Gates(ChannelMixer):
 
     @nn.compact
     def __call__(self, x, rows):
-        gates = self.param("gates", nn.initializers.ones, (self.dims.d_model,), jnp.float32)
+        ones = nn.with_logical_partitioning(nn.initializers.ones, ("d_model",))
+        gates = self.param("gates", ones, (self.dims.d_model,), jnp.float32)
         real = jnp.sum(rows.segment_ids != 0).astype(jnp.float32)
         size = real * jnp.sum(gates**2)
         return gates.astype(x.dtype) * x, LayerAux({"gates": size}, self.config.weight * size)
@@ -86,7 +90,8 @@ class Weighted(nn.Module):
 
     @nn.compact
     def __call__(self, y):
-        return self.param("weight", nn.initializers.zeros, (), jnp.float32).astype(y.dtype) * y
+        zero = nn.with_logical_partitioning(nn.initializers.zeros, ())
+        return self.param("weight", zero, (), jnp.float32).astype(y.dtype) * y
 
 
 class StreamsConfig(ResidualConfig):
@@ -155,8 +160,8 @@ class Biased(Linear):
 
     def setup(self):
         super().setup()
-        shape = (self.vocab_size,)
-        self.bias = self.param("head_bias", nn.initializers.zeros, shape, jnp.float32)
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
+        self.bias = self.param("head_bias", zeros, (self.vocab_size,), jnp.float32)
 
     def weights(self, table):
         return super().weights(table), self.bias
@@ -219,7 +224,6 @@ def test_parts_from_outside_train_and_survive_save_and_restore(tmp_path, registe
             for path in (
                 "mixer_norm/scale",
                 "mixer/out/kernel",
-                "mixer/out/bias",
                 "mixer_weight/weight",
                 "ffn_norm/scale",
                 "ffn/gates",

@@ -341,4 +341,6 @@ def restored(
     trained = by_path(program.abstract.params)
     params, frozen = split(arrays["params"], trained)
     ema = split(arrays["ema"], trained)[0] if "ema" in arrays else None
-    return TrainState(step, params, arrays["opt_state"], ema, nonfinite, frozen, base or {}, rates)
+    return TrainState(
+        step, params, arrays["opt_state"], ema, nonfinite, frozen, base or {}, rates=rates
+    )

@@ -53,8 +53,7 @@ def test_a_hybrid_is_scanned_in_groups_with_a_tail() -> None:
 
 
 def test_layers_may_go_without_a_mixer_or_without_an_ffn() -> None:
-    nothing = {"kind": "none"}
-    pattern = [{}, {"mixer": nothing}, {"ffn": nothing}, {"mixer": nothing, "ffn": nothing}]
+    pattern = [{}, {"mixer": "none"}, {"ffn": "none"}, {"mixer": "none", "ffn": "none"}]
     model = model_of(num_layers=4, pattern=pattern)
     params = parameters(model)
     groups = params["stack"]["groups"]
@@ -142,7 +141,7 @@ def test_norm_placements_are_what_they_say() -> None:
         if placement == "post":  # double the last norm's scale, to see that it comes last
             params["stack"]["tail"]["layer_0"]["ffn_norm"]["scale"] *= 2
         hidden = jax.jit(partial(model.apply, method="hidden"))
-        x, _ = hidden({"params": params}, TOKENS)
+        x, _, _ = hidden({"params": params}, TOKENS)
         root_mean_square = np.sqrt(np.mean(np.square(x), axis=-1))
         np.testing.assert_allclose(root_mean_square, expected, rtol=1e-5)
 
@@ -165,7 +164,7 @@ def test_the_loss_is_that_of_the_logits() -> None:
     positions = np.broadcast_to(np.arange(10), TOKENS.shape)
     ones = np.ones_like(TOKENS)
     loss = jax.jit(partial(model.apply, method="loss"))
-    sums = loss({"params": params}, TOKENS, targets, positions, ones, mask)
+    sums, _ = loss({"params": params}, TOKENS, targets, positions, ones, mask)
     log_probabilities = jax.nn.log_softmax(logits(model, params))
     picked = np.take_along_axis(np.asarray(log_probabilities), targets[..., None], -1)[..., 0]
     assert float(sums.loss) == pytest.approx(-picked[mask].sum(), rel=1e-6)
@@ -176,7 +175,7 @@ def test_activations_of_a_bfloat16_model_are_bfloat16_and_its_parameters_float32
     with jax.enable_x64(False):
         model = model_of().clone(dtype=jnp.bfloat16)
         params = meta.unbox(abstract_parameters(model))
-        x, _ = jax.eval_shape(partial(model.apply, method="hidden"), {"params": params}, TOKENS)
+        x, _, _ = jax.eval_shape(partial(model.apply, method="hidden"), {"params": params}, TOKENS)
         assert x.dtype == jnp.bfloat16
         assert jax.eval_shape(model.apply, {"params": params}, TOKENS).dtype == jnp.float32
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}

@@ -21,11 +21,17 @@ from jaxformer.model.positions import (
     rope_rotation,
     sinusoidal,
 )
+from jaxformer.model.rows import RowInfo
 
 
 def turn(x: jnp.ndarray, positions: list[int], config: RoPEConfig) -> jnp.ndarray:
     """x [1, length, heads, head_dim], rotated."""
-    return rope(x, rope_rotation(jnp.array([positions]), config, x.shape[-1], x.dtype))
+    return rope(x, rope_rotation(of_one(jnp.array([positions])), config, x.shape[-1], x.dtype))
+
+
+def of_one(positions: jax.Array) -> RowInfo:
+    """Rows of one document each."""
+    return RowInfo(positions, jnp.ones_like(positions))
 
 
 def test_rope_logits_depend_on_the_distance_alone() -> None:
@@ -115,9 +121,9 @@ def test_longrope_takes_the_long_factors_for_longer_documents_alone() -> None:
         assert factor == 1.5
     # A document of three tokens and one of four, packed, are each as they are alone.
     positions, segments = jnp.array([[0, 1, 2, 0, 1, 2, 3]]), jnp.array([[1, 1, 1, 2, 2, 2, 2]])
-    packed = rope_rotation(positions, config, 4, jnp.float32, segments)
+    packed = rope_rotation(RowInfo(positions, segments), config, 4, jnp.float32)
     for start, stop in ((0, 3), (3, 7)):
-        alone = rope_rotation(positions[:, start:stop], config, 4, jnp.float32)
+        alone = rope_rotation(of_one(positions[:, start:stop]), config, 4, jnp.float32)
         for ours, expected in zip(packed, alone, strict=True):
             np.testing.assert_array_equal(ours[:, start:stop], expected)
 
@@ -158,5 +164,5 @@ def test_rotation_by_a_product_is_that_of_halves_to_the_last_bit(fraction):
     config = RoPEConfig(fraction=fraction)
     x = jax.random.normal(jax.random.key(0), (2, 7, 3, 8))
     positions = jnp.arange(14).reshape(2, 7)
-    rotation = rope_rotation(positions, config, 8, x.dtype)
+    rotation = rope_rotation(of_one(positions), config, 8, x.dtype)
     assert jnp.array_equal(_rotate_by_product(x, *rotation), _rotate_halves(x, *rotation))

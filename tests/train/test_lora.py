@@ -99,7 +99,7 @@ def test_adapters_lie_as_the_sides_of_their_kernels_in_every_mixer():
 
         def boxed(mixer=mixer):
             x = jnp.zeros((1, 2, D_MODEL))
-            init = lambda: mixer.init(jax.random.key(0), x, **one_document(2, batch=1))  # noqa: E731
+            init = lambda: mixer.init(jax.random.key(0), x, one_document(2, batch=1))  # noqa: E731
             return jax.eval_shape(init)["params"]
 
         with jax.enable_x64(True):

@@ -17,14 +17,14 @@ from tests.train.test_loop import signal_at_step
 def teacher(tmp_path_factory):
     """A run of 12 steps with the tokenizer and rows of the students."""
     folder = tmp_path_factory.mktemp("teacher")
-    assert train(make_config(folder)) == 0
+    assert train(make_config(folder, optimizer={"learning_rate": 0.03})) == 0
     return folder / "run"
 
 
 def student(folder: Path, teacher: Path, **changes: object) -> Config:
     """Of one layer, trained 4 steps beside the teacher's two, and with a padded vocabulary."""
     folder.mkdir()
-    objective = {"kind": "distillation", "teacher": str(teacher), "weight": 0.9, "temperature": 2.0}
+    objective = {"kind": "distillation", "teacher": str(teacher), "weight": 1.0, "temperature": 2.0}
     return make_config(
         folder,
         model={"num_layers": 1, "vocab_size": 260},

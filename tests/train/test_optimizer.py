@@ -99,7 +99,7 @@ def every_mixer() -> dict[str, dict]:
         mixer = build(case)
         x = jnp.zeros((1, 2, D_MODEL))
         return jax.eval_shape(
-            lambda: mixer.init(jax.random.key(0), x, **one_document(2, batch=1))["params"]
+            lambda: mixer.init(jax.random.key(0), x, one_document(2, batch=1))["params"]
         )
 
     with jax.enable_x64(True):
