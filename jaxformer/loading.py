@@ -119,7 +119,11 @@ def _nearest_file(path: Path) -> str:
         return f" Neither does the folder {path.parent}."
     names = {file.name: file for file in path.parent.iterdir() if file.is_file()}
     nearest = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
-    return f" Did you mean {names[nearest[0]]}?" if nearest else f" Look into {path.parent}."
+    return (
+        f" Did you mean {names[nearest[0]]}?"
+        if nearest
+        else f" Look into the folder '{path.parent}'."
+    )
 
 
 def _message(

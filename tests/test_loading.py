@@ -62,6 +62,15 @@ def test_an_override_of_kind_names_the_keys_that_the_new_kind_lacks(configuratio
     assert load_config(file, ["optimizer={kind: lion}"]).optimizer.kind == "lion"
 
 
+def test_the_former_key_of_the_attention_kernel_is_read_but_not_beside_the_present_one(
+    configuration,
+):
+    config = load_config(configuration("train: {attention_kernel: xla}\n"))
+    assert config.train.kernels.attention == "xla"
+    (line,) = mistakes(configuration("train: {attention_kernel: xla, kernels: {}}\n"))
+    assert line.startswith("train: attention_kernel is kernels.attention now; give that one alone")
+
+
 def test_every_mistake_has_a_line_with_its_place(configuration):
     file = configuration("train:\n  stpes: 3\n  seed: -1\nmesh: {data: two}\n")
     assert mistakes(file, "eval.every=0") == [

@@ -44,6 +44,7 @@ FREE_KEYS = (
     "train.layer_statistics.every",
     "train.log_every",
     "train.max_nonfinite_steps",
+    "train.objective.teacher",  # may lie elsewhere; its weights are compared
     "train.remat",
     "train.steps",  # may grow; checked on its own
     "train.unroll_layers",

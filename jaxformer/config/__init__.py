@@ -118,6 +118,8 @@ class TrainConfig(Schema):
         """Runs of earlier versions have `attention_kernel`."""
         if not isinstance(given, dict) or "attention_kernel" not in given:
             return given
+        if "kernels" in given:
+            raise ValueError("attention_kernel is kernels.attention now; give that one alone")
         rest = {key: value for key, value in given.items() if key != "attention_kernel"}
         return {"kernels": {"attention": given["attention_kernel"]}} | rest
 

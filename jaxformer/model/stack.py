@@ -179,6 +179,8 @@ def layers_of_path(path: str, num_layers: int, pattern_length: int) -> Sequence[
 
 def separate_layers(params: dict) -> dict:
     """Parameters of a scanned model → those of its `separate` layout."""
+    if "groups" not in params.get("stack", {}):  # no layer of the pattern has any
+        return params
     stack = dict(params["stack"])
     groups = stack.pop("groups")
     repetitions = jax.tree.leaves(groups)[0].shape[0]

@@ -23,7 +23,8 @@ class DistillationConfig(ObjectiveConfig):
 
     kind: Literal["distillation"] = "distillation"
     teacher: str = Field(
-        description="a run or RUN/checkpoints/STEP with the same tokenizer, and any model"
+        min_length=1,
+        description="a run or RUN/checkpoints/STEP with the same tokenizer, and any model",
     )
     temperature: PositiveFloat = Field(
         1.0, description="T, which divides the logits of teacher and student in the divergence"

@@ -41,7 +41,7 @@ from jaxformer.train.program import (
     weights,
 )
 from jaxformer.train.recorder import Recorder
-from jaxformer.train.reference import load_reference
+from jaxformer.train.reference import find_reference, load_reference
 from jaxformer.train.session import Session, save
 from jaxformer.train.start import begin, find_start, tell
 from jaxformer.train.step import TrainState
@@ -80,6 +80,7 @@ def train(config: Config) -> int:
             mesh.shape, config.train.batch_size, config.train.accumulation, "train.batch_size"
         )
         check_rows(mesh.shape, _eval_rows(config), 1, "eval.batch_size")
+        teacher = find_reference(config, tokenizer)
         program = make_program(config, mesh, tokenizer.vocab_size)
         check_state(program)
         other = None if directory.has_checkpoints else find_start(program)
@@ -127,8 +128,8 @@ def train(config: Config) -> int:
             else:
                 state, manifest["init"], under = program.initial_state(), None, None
             told = None if resumed is None else saved.get("reference")
-            reference, manifest["reference"], teacher = load_reference(
-                config, program.abstract.reference, tokenizer, told
+            reference, manifest["reference"] = load_reference(
+                teacher, program.abstract.reference, told
             )
             state = state.replace(reference=reference)
             processes.first_alone(

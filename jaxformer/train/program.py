@@ -177,7 +177,9 @@ def make_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
         UserError: the mesh does not divide the parameters, the layers, or the rows, or
             train.kernels cannot serve.
     """
-    return replace(_shared_program(_program_part(config), mesh, vocab_size), config=config)
+    reference = reference_model(config, vocab_size)
+    shared = _shared_program(_program_part(config), mesh, vocab_size, reference)
+    return replace(shared, config=config)
 
 
 def _program_part(config: Config) -> Config:
@@ -202,7 +204,9 @@ def _rates(config: Config) -> dict[str, jax.Array]:
 
 
 @lru_cache(maxsize=2)
-def _shared_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
+def _shared_program(
+    config: Config, mesh: Mesh, vocab_size: int, reference: LanguageModel | None
+) -> Program:
     check_length(mesh.shape["context"], config.data.sequence_length)
     train, optimizer_config = config.train, config.optimizer
     check_repetitions(mesh.shape["stage"], config.model.num_layers, len(config.model.pattern))
@@ -233,8 +237,6 @@ def _shared_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
         frozen, base = (rest, {}) if config.lora is None else ({}, rest)
         state = init_state(params, optimizer, train.ema_decay, frozen, base)
         return state.replace(rates=rates)
-
-    reference = reference_model(config, vocab_size)
 
     def loss_of(
         params: PyTree, reference_params: PyTree, batch: Batch, rngs: dict[str, jax.Array]

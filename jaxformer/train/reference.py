@@ -16,7 +16,7 @@ from jaxformer.loading import load_config
 from jaxformer.model.accounting import abstract_parameters
 from jaxformer.model.language_model import LanguageModel, build_model
 from jaxformer.parallel.rules import parameter_shardings
-from jaxformer.schema import UserError
+from jaxformer.schema import DoesNotFit, UserError
 
 PyTree = Any
 
@@ -25,14 +25,21 @@ def reference_model(config: Config, vocab_size: int) -> LanguageModel | None:
     """The model of the run that the objective names, to be computed as the trained one is.
 
     Raises:
-        UserError: it names no run.
+        UserError: it names no run, or rows are longer than its model takes.
     """
     source = config.train.objective.reference
     if source is None:
         return None
     directory, _ = locate(source)
+    model = load_config(directory.config).model
+    if config.data.sequence_length > model.longest_row:
+        raise UserError(
+            f"train.objective.teacher {source} takes rows of up to {model.longest_row:,} tokens, "
+            f"and data.sequence_length is {config.data.sequence_length:,}; shorten the rows, or "
+            f"give another teacher"
+        )
     return build_model(
-        load_config(directory.config).model,
+        model,
         vocab_size=vocab_size,
         dtype=jnp.dtype(config.train.precision),
         kernels=config.train.kernels,
@@ -44,25 +51,23 @@ def abstract_reference(model: LanguageModel | None, config: Config, mesh: Mesh) 
     if model is None:
         return {}
     boxed = abstract_parameters(model)
-    return placed(meta.unbox(boxed), parameter_shardings(mesh, boxed, config.mesh.table))
+    # No stage works on it alone: its layers lie on all of them, whatever their number.
+    table = tuple((name, None if axes == "stage" else axes) for name, axes in config.mesh.table)
+    try:
+        return placed(meta.unbox(boxed), parameter_shardings(mesh, boxed, table))
+    except DoesNotFit as error:
+        raise DoesNotFit(f"the teacher {config.train.objective.reference}: {error}") from None
 
 
-def load_reference(
-    config: Config, abstract: PyTree, tokenizer: Tokenizer, saved: Json | None
-) -> tuple[PyTree, Json | None, Weights | None]:
-    """The weights, placed as `abstract` says, what the manifest says of where they come from, and
-    where they lie.
-
-    Args:
-        saved: what the manifest said when the run began; None for a new run.
+def find_reference(config: Config, tokenizer: Tokenizer) -> Weights | None:
+    """Where its weights lie.
 
     Raises:
-        UserError: there are none; they have another tokenizer; they have changed since the run
-            began.
+        UserError: there are none, or they have another tokenizer.
     """
     source = config.train.objective.reference
     if source is None:
-        return {}, None, None
+        return None
     weights = find_weights(source)
     theirs = weights.manifest["tokenizer"]
     if theirs["fingerprint"] != tokenizer.fingerprint:
@@ -70,12 +75,31 @@ def load_reference(
             f"train.objective.teacher {source} has the tokenizer {theirs['name']}, and "
             f"data.tokenizer is {tokenizer.name}; teacher and student need the same one"
         )
+    return weights
+
+
+def load_reference(
+    weights: Weights | None, abstract: PyTree, saved: Json | None
+) -> tuple[PyTree, Json | None]:
+    """The weights, placed as `abstract` says, and what the manifest says of where they come from.
+
+    Args:
+        saved: what the manifest said when the run began; None for a new run.
+
+    Raises:
+        UserError: they have changed since the run began.
+    """
+    if weights is None:
+        return {}, None
+    source = weights.directory.path
     params, stored = weights.restore(abstract)
-    now = {"from": source, "step": weights.step, "fingerprint": fingerprint(stored)}
-    if saved is not None and saved["fingerprint"] != now["fingerprint"]:
+    now = {"from": str(source), "step": weights.step, "fingerprint": fingerprint(stored)}
+    if saved is None:
+        return params, now
+    if saved["fingerprint"] != now["fingerprint"]:
         raise UserError(
             f"train.objective.teacher {source} has changed since this run began: step "
             f"{saved['step']} then, {now['step']} now; name that step, as in "
             f"{saved['from']}/checkpoints/{saved['step']}"
         )
-    return params, now, weights
+    return params, saved

@@ -52,6 +52,11 @@ def test_a_hybrid_is_scanned_in_groups_with_a_tail() -> None:
     assert kernel.shape == (2, 8, 8) and set(stack["tail"]) == {"layer_0"}
 
 
+def test_layers_that_are_all_empty_pass_the_embeddings_on() -> None:
+    params = parameters(model_of(pattern=[{"mixer": "none", "ffn": "none"}]))
+    assert separate_layers(params) == params
+
+
 def test_layers_may_go_without_a_mixer_or_without_an_ffn() -> None:
     pattern = [{}, {"mixer": "none"}, {"ffn": "none"}, {"mixer": "none", "ffn": "none"}]
     model = model_of(num_layers=4, pattern=pattern)

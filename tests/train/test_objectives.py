@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from jaxformer.config import Config
 from jaxformer.loading import load_config
@@ -87,6 +88,19 @@ def test_a_teacher_with_another_tokenizer_is_refused(tmp_path, teacher):
     )
     with pytest.raises(UserError, match="teacher and student need the same one"):
         train(other)
+    assert not (tmp_path / "student" / "run").exists()
+
+
+def test_a_teacher_whose_positions_end_before_the_rows_is_refused(tmp_path, teacher):
+    short = tmp_path / "teacher"
+    shutil.copytree(teacher, short)
+    text = yaml.safe_load((short / "config.yaml").read_text())
+    text["model"]["positions"] = {"kind": "learned", "max_length": 8}
+    text["data"]["sequence_length"] = 8
+    (short / "config.yaml").write_text(yaml.safe_dump(text))
+    with pytest.raises(UserError, match=r"rows of up to 8 tokens, and data.sequence_length is 16"):
+        train(student(tmp_path / "student", short))
+    assert not (tmp_path / "student" / "run").exists()
 
 
 def test_a_teacher_that_is_no_run_is_refused(tmp_path):
