@@ -30,7 +30,7 @@ def training_step(kind: str, length: int) -> tuple[Callable[[], None], float]:
 
     def loss(params: dict) -> jax.Array:
         batch = (tokens, tokens, positions, ones, ones > 0)
-        return model.apply({"params": params}, *batch, method="loss").loss
+        return model.apply({"params": params}, *batch, method="loss")[0].loss
 
     compiled = jax.jit(jax.value_and_grad(loss)).lower(params).compile()
 

@@ -3,10 +3,10 @@
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.language_model import LanguageModel, build_model
 from jaxformer.model.mixers import MIXERS
-from jaxformer.schema_tree import kind_of
+from jaxformer.schema_tree import all_kinds
 
 D_MODEL, D_HIDDEN, VOCAB = 256, 688, 256
-KINDS = [str(kind_of(config)) for config in MIXERS]
+KINDS = all_kinds(list(MIXERS))
 
 HEADS = {"num_heads": 4}
 
