@@ -50,7 +50,8 @@ class Kind(Schema):
 
 @functools.cache
 def _validator(classes: tuple[type[Kind], ...]) -> SchemaValidator:
-    """Of a section of any of these; an error's place names the kind, as that of any union does."""
+    """The validator takes a section of any of these classes. The place of an error names the kind,
+    as it does for any union."""
     choices: dict[Any, Mapping[str, Any]] = {
         kind: core_schema.no_info_plain_validator_function(each.model_validate)
         for each in classes

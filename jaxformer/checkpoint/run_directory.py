@@ -197,12 +197,13 @@ class RunDirectory:
             places = (original, own_tokenizer(self.path, original))
             if any(place and same_place(place, data.tokenizer) for place in places):
                 data = data.model_copy(update={"tokenizer": original})
-            originals, named = named_runs(before), named_runs(now)
-            copies = {name: own_run(self.path, name) for name in named}
+            now_named = named_runs(now)
             originals = {
-                name: originals[name]
-                for name, copy in copies.items()
-                if copy and same_place(copy, named[name])
+                name: original
+                for name, original in named_runs(before).items()
+                if name in now_named
+                and (copy := own_run(self.path, name))
+                and same_place(copy, now_named[name])
             }
             now = with_named_runs(now, originals)
         return now.model_copy(update={"run": run, "data": data})

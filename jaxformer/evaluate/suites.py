@@ -145,7 +145,12 @@ def _record(path: Path, run: Run, results: dict[str, Result]) -> dict[str, Any]:
 
 def _hash_wherever_it_lies(run: Run) -> str:
     """Hashes the configuration without the places of a run and its copies, which may move."""
-    places: dict[str, Any] = {"run": True, "init": {"source"}, "data": {"tokenizer", "cache_dir"}}
+    places: dict[str, Any] = {
+        "run": True,
+        "init": {"source"},
+        "data": {"tokenizer", "cache_dir"},
+        "train": {"objective": {"teacher"}},
+    }
     text = run.config.model_dump_json(exclude=places) + run.tokenizer.fingerprint
     return sha256(text.encode()).hexdigest()
 

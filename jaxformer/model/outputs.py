@@ -64,7 +64,7 @@ class Outputs(nn.Module):
         raise NotImplementedError
 
     def scores(self, weights: PyTree, x: jax.Array, targets: jax.Array) -> TokenScores:
-        """Of every target [batch, length]."""
+        """What the model says of every target [batch, length]."""
         raise NotImplementedError
 
 

@@ -68,7 +68,7 @@ def token_scores(
 
 
 class Heads(NamedTuple):
-    """Of a student and its teacher, each [d_model, vocab]."""
+    """The heads of a student and its teacher, each [d_model, vocab]."""
 
     student: jax.Array
     teacher: jax.Array

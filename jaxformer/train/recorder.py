@@ -91,16 +91,16 @@ class Recorder:
         self._display.say(f"step {step:,}  {', '.join(shown)}")
 
     def _finish(self, step: int, metrics: Metrics) -> None:
-        found = jax.device_get(metrics)
-        layers = found.pop("layers", None)
-        values = {name: value.item() for name, value in found.items()}
+        found = {name: value for name, value in metrics.items() if name != "layers"}
+        values = {name: value.item() for name, value in jax.device_get(found).items()}
         self.finished, self.nonfinite = step, values["nonfinite"]
         if self.nonfinite:
             self._display.say(
                 f"step {step:,}  loss {values['loss']}, gradient norm {values['grad_norm']}: not "
                 f"finite, update skipped ({self.nonfinite} in a row)"
             )
-        if layers is not None and self._layers_every and step % self._layers_every == 0:
+        if self._layers_every and step % self._layers_every == 0:
+            layers = jax.device_get(metrics["layers"])
             for row in statistics.rows(step, layers, self._layer_counts):
                 self._write(row)
         if step % self._log_every and step not in (1, self._last_step):

@@ -24,7 +24,7 @@ def small_chunks_in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def inputs() -> tuple:
-    """Of a student of width 5 and a teacher of width 3 with a larger padded vocabulary."""
+    """The student has width 5, the teacher width 3 and a larger padded vocabulary."""
     random = np.random.default_rng(0)
     heads = Heads(random.normal(size=(5, VOCAB)), random.normal(size=(3, VOCAB + 3)))
     x, taught = (random.normal(size=(BATCH, LENGTH, width)) for width in (5, 3))

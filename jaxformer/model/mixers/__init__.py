@@ -1,8 +1,7 @@
 """The registry of token mixers: a new one is its file, and its line in `MIXERS`."""
 
-from jaxformer.model.dims import Dims
 from jaxformer.model.mixers.attention import Attention, AttentionConfig
-from jaxformer.model.mixers.base import MIXERS, Cache, Mixer, MixerConfig
+from jaxformer.model.mixers.base import MIXERS, Cache, Mixer, MixerConfig, build_mixer
 from jaxformer.model.mixers.delta import Delta, DeltaConfig
 from jaxformer.model.mixers.delta_product import DeltaProduct, DeltaProductConfig
 from jaxformer.model.mixers.gated_delta import GatedDelta, GatedDeltaConfig
@@ -21,7 +20,6 @@ from jaxformer.model.mixers.rglru import RGLRU, RGLRUConfig
 from jaxformer.model.mixers.rwkv7 import RWKV7, RWKV7Config
 from jaxformer.model.mixers.s4d import S4D, S4DConfig
 from jaxformer.model.mixers.slstm import SLSTM, SLSTMConfig
-from jaxformer.model.positions import PositionsUnion
 
 MIXERS |= {
     AttentionConfig: Attention,
@@ -44,13 +42,6 @@ MIXERS |= {
     SLSTMConfig: SLSTM,
     ParallelConfig: Parallel,
 }
-
-
-def build_mixer(
-    config: MixerConfig, dims: Dims, scheme: PositionsUnion, **place: str | None
-) -> Mixer:
-    """The module that `config.kind` names; `place` is name=… in a module, parent=None outside."""
-    return MIXERS[type(config)](config, dims, scheme, **place)
 
 
 __all__ = ["MIXERS", "Cache", "Mixer", "MixerConfig", "build_mixer"]

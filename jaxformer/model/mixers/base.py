@@ -86,3 +86,10 @@ class Mixer(nn.Module):
     def cache_bytes(self, length: int) -> int:
         """Bytes of the cache of one sequence of `length` tokens, with activations of dims.dtype."""
         raise NotImplementedError
+
+
+def build_mixer(
+    config: MixerConfig, dims: Dims, scheme: PositionsUnion, **place: str | None
+) -> Mixer:
+    """The module that `config.kind` names; `place` is name=… in a module, parent=None outside."""
+    return MIXERS[type(config)](config, dims, scheme, **place)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from pydantic import Field
 
-from jaxformer.model.mixers.base import MIXERS, Cache, Mixer, MixerConfig
+from jaxformer.model.mixers.base import Cache, Mixer, MixerConfig, build_mixer
 from jaxformer.model.positions import PositionsUnion
 from jaxformer.model.rows import RowInfo
 
@@ -64,7 +64,7 @@ class Parallel(Mixer):
 
     @nn.nowrap
     def _mixer(self, config: MixerConfig, **place: str | None) -> Mixer:
-        return MIXERS[type(config)](config, self.dims, self.scheme, **place)
+        return build_mixer(config, self.dims, self.scheme, **place)
 
     @property
     def _parts(self) -> list[Mixer]:
