@@ -8,7 +8,7 @@ import pytest
 
 from jaxformer.checkpoint.interop.folder import INDEX, HuggingFaceFolder
 from jaxformer.data.tokenizers import load_tokenizer
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 from tests.checkpoint.interop.models import (
     CONFIG,
     llama_tensors,
@@ -63,11 +63,11 @@ def test_pickles_are_refused_with_the_reason(tmp_path: Path, name: str) -> None:
 
 
 LIES = {
-    "overlap": ([[0, 16], [8, 24]], "'b', which overlaps"),
-    "gap": ([[0, 16], [20, 36]], "'b', which leaves a gap"),
-    "longer": ([[0, 16], [16, 36]], "'b' from byte 16 to 36, but F32[4] takes 16"),
-    "negative": ([[-16, 0], [0, 16]], "'a' from byte -16"),
-    "beyond": ([[0, 16], [16, 32]], "up to byte"),
+    "overlap": ([[0, 16], [8, 24]], "invalid offset for tensor `b`"),
+    "gap": ([[0, 16], [20, 36]], "invalid offset for tensor `b`"),
+    "longer": ([[0, 16], [16, 36]], "invalid shape, data type, or offset"),
+    "negative": ([[-16, 0], [0, 16]], "integer `-16`, expected usize"),
+    "beyond": ([[0, 16], [16, 32]], "file not fully covered"),
 }
 
 
@@ -89,16 +89,25 @@ def test_offsets_that_do_not_add_up_are_refused(tmp_path: Path, name: str) -> No
 @pytest.mark.parametrize(
     ("header", "expected"),
     [
-        ('{"a": {"dtype": "F31", "shape": [4], "data_offsets": [0, 16]}}', "dtype 'F31'"),
-        ('{"a": {"dtype": "F64", "shape": [4], "data_offsets": [0, 16]}}', "F64[4] takes 32"),
-        ('{"a": {"dtype": "F32", "shape": [-4], "data_offsets": [0, 16]}}', "shape [-4]"),
-        ('{"a": {"dtype": "F32", "shape": [2.0, 2], "data_offsets": [0, 16]}}', "shape [2.0, 2]"),
-        ('{"a": {"dtype": "F32", "shape": [4]}}', "without dtype, shape and data_offsets"),
-        ('{"a": 1, "a": 2}', "a name stands there twice"),
-        ("[1, 2]", "not a JSON object"),
-        ("{", "not JSON"),
-        ("[" * 100_000, "not JSON"),
-        ("{}", "tensors up to byte"),
+        ('{"a": {"dtype": "F31", "shape": [4], "data_offsets": [0, 16]}}', "unknown variant `F31`"),
+        (
+            '{"a": {"dtype": "F64", "shape": [4], "data_offsets": [0, 16]}}',
+            "invalid shape, data type, or offset",
+        ),
+        (
+            '{"a": {"dtype": "F32", "shape": [-4], "data_offsets": [0, 16]}}',
+            "integer `-4`, expected usize",
+        ),
+        (
+            '{"a": {"dtype": "F32", "shape": [2.0, 2], "data_offsets": [0, 16]}}',
+            "floating point `2.0`, expected usize",
+        ),
+        ('{"a": {"dtype": "F32", "shape": [4]}}', "missing field `data_offsets`"),
+        ('{"a": 1}', "invalid type: integer `1`"),
+        ("[1, 2]", "invalid type: sequence"),
+        ("{", "invalid JSON"),
+        ("[" * 100_000, "invalid JSON"),
+        ("{}", "file not fully covered"),
     ],
 )
 def test_a_header_that_lies_is_refused(tmp_path: Path, header: str, expected: str) -> None:
