@@ -22,7 +22,7 @@ from zoo import KINDS, mixer
 from jaxformer.config import Config
 from jaxformer.model.accounting import count_parameters
 from jaxformer.model.language_model import build_model
-from jaxformer.train.loop import train
+from jaxformer.train.run import train
 
 D_MODEL, UNIGRAM = 128, 3.31  # nats: the text's entropy a byte when order says nothing
 

@@ -4,7 +4,7 @@
 
 Both steps train the model of `bare.Sizes` in float32 with AdamW and clipping, from the same kind of
 batch. They take turns in one process, `--steps` at a time, so that a noisy machine disturbs both
-alike; the third to have its turn is the loop, a real run of `jaxformer.train.loop.train`.
+alike; the third to have its turn is the loop, a real run of `jaxformer.train.run.train`.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from jaxformer.batch import Batch
 from jaxformer.config import Config
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.parallel.rules import batch_sharding, put_batch
-from jaxformer.train.loop import train
 from jaxformer.train.program import make_program
+from jaxformer.train.run import train
 
 SIZES = Sizes()
 

@@ -3,7 +3,7 @@
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.language_model import LanguageModel, build_model
 from jaxformer.model.mixers import MIXERS
-from jaxformer.schema_tree import all_kinds
+from jaxformer.schema.tree import all_kinds
 
 D_MODEL, D_HIDDEN, VOCAB = 256, 688, 256
 KINDS = all_kinds(list(MIXERS))

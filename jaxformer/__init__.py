@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 from jaxformer.xla_flags import set_xla_flags
 
 if TYPE_CHECKING:
-    from jaxformer.loading import load_config
+    from jaxformer.config.loading import load_config
+    from jaxformer.errors import UserError
     from jaxformer.model.language_model import build_model
     from jaxformer.run import load
-    from jaxformer.schema import UserError
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "UserError": "jaxformer.schema",
+    "UserError": "jaxformer.errors",
     "build_model": "jaxformer.model.language_model",
     "load": "jaxformer.run",
-    "load_config": "jaxformer.loading",
+    "load_config": "jaxformer.config.loading",
 }
 
 __all__ = ["UserError", "__version__", "build_model", "load", "load_config"]

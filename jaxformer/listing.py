@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from jaxformer.schema import UserError
-from jaxformer.schema_tree import kinds_of, one_of, section_classes
-from jaxformer.validation import show
+from jaxformer.errors import UserError
+from jaxformer.schema.explanations import show
+from jaxformer.schema.tree import kinds_of, one_of, section_classes
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

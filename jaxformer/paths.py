@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import cast
 
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 
 BUCKET = "gs://"
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 from jaxformer.train.metrics import read_rows
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ from jax.sharding import Mesh
 from jaxformer.config import Config
 from jaxformer.data.chat_template import load_chat_template
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
+from jaxformer.errors import UserError
 from jaxformer.generate.decode import Decoder
 from jaxformer.generate.text import generate_text
 from jaxformer.model.accounting import abstract_parameters
 from jaxformer.model.language_model import LanguageModel, build_model
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.parallel.rules import parameter_shardings
-from jaxformer.schema import UserError
 
 PyTree = Any
 

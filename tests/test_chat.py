@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from jaxformer.cli import main
-from jaxformer.data.loader import open_stores
+from jaxformer.data.stores import Stores
 from jaxformer.run import load
-from jaxformer.train.loop import train
+from jaxformer.train.run import train
 from tests.data.chats import CHATML, chat, write_jsonl, write_tokenizer
 from tests.runs import make_config
 
@@ -42,7 +42,7 @@ def finished(tmp_path_factory):
 
 def test_the_loss_is_of_answers_alone(finished, capsys):
     run = load(finished.run.dir)
-    [part] = open_stores(finished.data, run.tokenizer).training
+    [part] = Stores(finished.data, run.tokenizer).training
     batch = part.pack(np.arange(len(part)))
     sums, _ = run.model.apply({"params": run.params}, *batch, method="loss")
     assert int(sums.tokens) == batch.loss_mask.sum() == part.loss_tokens()

@@ -7,8 +7,8 @@ import jsonschema
 import pytest
 import yaml
 
-from jaxformer.json_schema import json_schema
-from jaxformer.loading import load_config
+from jaxformer.config.json_schema import json_schema
+from jaxformer.config.loading import load_config
 from jaxformer.model.accounting import abstract_parameters, count_parameters
 from jaxformer.model.language_model import build_model
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from jaxformer.config import Config
-from jaxformer.configuration_page import configuration_page
-from jaxformer.schema_tree import fields_of, item_type, kinds_of, section_classes
+from jaxformer.config.page import configuration_page
+from jaxformer.schema.tree import fields_of, item_type, kinds_of, section_classes
 
 PAGE = Path(__file__).parents[1] / "docs/configuration.md"
 

@@ -26,7 +26,7 @@ from jaxformer.ops.attention import Tokens, attend
 from jaxformer.ops.cross_entropy import LossSums
 from jaxformer.ops.kernels.registry import KERNELS, Kernel
 from jaxformer.run import load
-from jaxformer.train.loop import train
+from jaxformer.train.run import train
 from tests.runs import make_config, results
 from tests.train.test_loop import signal_at_step
 

@@ -10,8 +10,8 @@ import pytest
 
 from jaxformer.cli import main
 from jaxformer.cli.guard import guarded, output_may_close
+from jaxformer.errors import UserError
 from jaxformer.parallel.mesh import find_devices
-from jaxformer.schema import UserError
 
 REPOSITORY = Path(__file__).parents[1]
 

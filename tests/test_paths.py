@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from jaxformer.cli import main
-from jaxformer.loading import load_config
+from jaxformer.config.loading import load_config
+from jaxformer.errors import UserError
 from jaxformer.paths import local_path, locate_path
-from jaxformer.schema import UserError
 from tests.runs import make_config, write_config
 
 SCHEMES = ("s3://bucket/x", "hdfs://host/x", "az://container/x", "file:///tmp/x")

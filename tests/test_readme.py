@@ -12,7 +12,7 @@ import yaml
 from jaxformer.arena.config import load_arena
 from jaxformer.cli import _parse, main
 from jaxformer.config import DataConfig
-from jaxformer.loading import load_config
+from jaxformer.config.loading import load_config
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()

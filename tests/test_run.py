@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import jaxformer
+from jaxformer.errors import UserError
 from jaxformer.run import load
-from jaxformer.schema import UserError
-from jaxformer.train.loop import train
+from jaxformer.train.run import train
 from tests.runs import make_config, saved_arrays, write_text
 
 

@@ -11,8 +11,8 @@ from jaxformer.arena.config import ArenaConfig
 from jaxformer.arena.efficiency import Measured, efficiency
 from jaxformer.arena.match import Matched
 from jaxformer.arena.results import value_of
-from jaxformer.json_reader import read_json_object
 from jaxformer.paths import replace_text
+from jaxformer.reading import read_json_object
 from jaxformer.run import load
 
 SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 160, 0.8

@@ -59,10 +59,3 @@ def predicted_seconds(arena: ArenaConfig, left: Sequence[Cell]) -> float:
         flops += runs * tokens * sizes(config, 1).training_flops
     fixed = PROGRAM_SECONDS * len(programs) + CELL_SECONDS * len(left)
     return fixed + flops / (UTILISATION * peak)
-
-
-def readable_time(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.4 h`"""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

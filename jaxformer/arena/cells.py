@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from jaxformer.arena.config import ArenaConfig
 from jaxformer.arena.match import Matched
 from jaxformer.config import Config, DataConfig
-from jaxformer.json_reader import read_json_object
+from jaxformer.errors import UserError, did_you_mean
 from jaxformer.paths import replace_text
-from jaxformer.schema import UserError, did_you_mean
+from jaxformer.reading import read_json_object
 
 Result = dict[str, Any]
 

@@ -11,18 +11,18 @@ from typing import Any
 import jax
 
 from jaxformer.arena.afterwards import Afterwards
-from jaxformer.arena.announce import describe_match, predicted_seconds, readable_time
+from jaxformer.arena.announce import describe_match, predicted_seconds
 from jaxformer.arena.cells import Cell, cells, without_result
 from jaxformer.arena.config import ArenaConfig, load_arena
 from jaxformer.arena.findings import findings_page
 from jaxformer.arena.match import Matched, match
 from jaxformer.arena.report import write_report
 from jaxformer.arena.seconds import seconds_per_step
-from jaxformer.data.progress import progress, say
-from jaxformer.json_reader import read_json_object
+from jaxformer.errors import UserError
 from jaxformer.parallel.mesh import find_devices
 from jaxformer.paths import local_path, replace_text
-from jaxformer.schema import UserError
+from jaxformer.reading import read_json_object
+from jaxformer.terminal import in_time, progress, say
 
 DONE, FAILED, STOPPED = 0, 1, 75
 NAMED = 5  # cells in a message
@@ -45,7 +45,7 @@ def arena(path: str, overrides: Sequence[str], *, dry_run: bool, workers: int) -
     left = without_result(every)
     seconds = predicted_seconds(config, left)
     print(
-        f"{len(every)} cells, {len(left)} of them to run: about {readable_time(seconds)} on this "
+        f"{len(every)} cells, {len(left)} of them to run: about {in_time(seconds)} on this "
         f"machine, by their FLOPs"
     )
     if dry_run:
@@ -61,7 +61,7 @@ def arena(path: str, overrides: Sequence[str], *, dry_run: bool, workers: int) -
     after = Afterwards.of(config, matched, every)
     for file in write_report(config, matched, every, after, shlex.join(["jaxformer", *command])):
         print(f"wrote {file}")
-    print(f"done in {readable_time(time.monotonic() - began)}")
+    print(f"done in {in_time(time.monotonic() - began)}")
     return DONE
 
 

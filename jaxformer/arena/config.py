@@ -17,9 +17,10 @@ from pydantic import (
 
 from jaxformer.config import Config
 from jaxformer.config.places import LocalPlace
-from jaxformer.loading import load_as
-from jaxformer.schema import Schema, UserError, did_you_mean
-from jaxformer.validation import explain
+from jaxformer.errors import UserError, did_you_mean
+from jaxformer.schema.base import Schema
+from jaxformer.schema.explanations import explain
+from jaxformer.schema.loading import load_as
 
 Keys = dict[str, Any]
 

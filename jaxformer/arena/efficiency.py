@@ -14,7 +14,7 @@ from flax.core import meta
 
 from jaxformer.config import Config
 from jaxformer.data.loader import train_batches
-from jaxformer.data.progress import progress
+from jaxformer.data.stores import Stores
 from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.generate.decode import Decoder, Stats
 from jaxformer.generate.sampling import Sampling
@@ -22,6 +22,7 @@ from jaxformer.model.accounting import cache_bytes
 from jaxformer.model.language_model import build_model
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.parallel.rules import batch_sharding, put_batch
+from jaxformer.terminal import progress
 from jaxformer.train.program import make_program
 
 ROUNDS = 3
@@ -86,7 +87,7 @@ def _trainer(config: Config, length: int) -> tuple[Callable[[], float], Measured
         "peak_bytes": compiled.bytes_per_device,
     }
     rows = config.train.batch_size
-    batches = train_batches(config.data, tokenizer, batch_size=rows, seed=0)
+    batches = train_batches(Stores(config.data, tokenizer), batch_size=rows, seed=0)
     batch = put_batch(batches[0], batch_sharding(mesh))
     state = program.initial_state()
 

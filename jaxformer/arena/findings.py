@@ -8,7 +8,7 @@ from jaxformer.arena.config import ArenaConfig
 from jaxformer.arena.match import Matched
 from jaxformer.arena.results import entries
 from jaxformer.arena.verdict import reproduction
-from jaxformer.json_reader import read_json_object
+from jaxformer.reading import read_json_object
 
 HEAD = """# Findings
 

@@ -9,6 +9,7 @@ import jax
 from jaxformer.arena.config import ArenaConfig, MatchConfig
 from jaxformer.config import Config
 from jaxformer.data.tokenizers import load_tokenizer
+from jaxformer.errors import UserError
 from jaxformer.model.accounting import (
     abstract_parameters,
     cache_bytes,
@@ -16,7 +17,6 @@ from jaxformer.model.accounting import (
     flops_per_token,
 )
 from jaxformer.model.language_model import build_model
-from jaxformer.schema import UserError
 
 OUTSIDE = ("embedding", "head", "position_embedding")  # not counted as a contestant's size
 LARGEST = 1 << 20

@@ -12,14 +12,14 @@ import jax
 import jaxformer
 from jaxformer.arena.cells import DIVERGED, IMPOSSIBLE, Cell, Result
 from jaxformer.checkpoint.lock import RunLocked
-from jaxformer.data.progress import say
+from jaxformer.errors import DoesNotFit, RunFailed, UserError
 from jaxformer.evaluate.by_position import measure_on
 from jaxformer.run import load
-from jaxformer.schema import DoesNotFit, RunFailed, UserError
+from jaxformer.terminal import say
 from jaxformer.train.ending import DONE, FAILED
 from jaxformer.train.interrupt import STOPPED
-from jaxformer.train.loop import train
 from jaxformer.train.metrics import read_rows
+from jaxformer.train.run import train
 
 PACKAGE = Path(jaxformer.__file__).parent
 

@@ -6,6 +6,7 @@ import jax
 
 from jaxformer.config import Config
 from jaxformer.data.loader import train_batches
+from jaxformer.data.stores import Stores
 from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.parallel.rules import batch_sharding, put_batch
@@ -21,7 +22,8 @@ def seconds_per_step(config: Config) -> float:
     program = make_program(config, mesh, tokenizer.vocab_size)
     train_step = program.compile(None).train_step
     rows = config.train.batch_size
-    batches = train_batches(config.data, tokenizer, batch_size=rows, seed=config.train.seed)
+    stores = Stores(config.data, tokenizer)
+    batches = train_batches(stores, batch_size=rows, seed=config.train.seed)
     batch = put_batch(batches[0], batch_sharding(mesh))
     state, times = program.initial_state(), []
     for _ in range(STEPS + 1):

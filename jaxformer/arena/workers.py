@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 
 from jaxformer.arena.cells import Cell, without_result
-from jaxformer.data.progress import progress, say
+from jaxformer.terminal import progress, say
 
 DONE, FAILED, STOPPED = 0, 1, 75
 LOOK_SECONDS = 0.5

@@ -13,8 +13,8 @@ from jaxformer.checkpoint.health import Step, look_at, names_step, newest_of, st
 from jaxformer.checkpoint.lock import check_no_writer
 from jaxformer.checkpoint.manifest import Description
 from jaxformer.checkpoint.run_directory import locate
+from jaxformer.errors import UserError, did_you_mean
 from jaxformer.paths import remove_tree
-from jaxformer.schema import UserError, did_you_mean
 
 WIDEST = 60  # of a path in a table
 

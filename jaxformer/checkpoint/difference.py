@@ -16,9 +16,9 @@ from jaxformer.checkpoint.health import Step, newest_of
 from jaxformer.checkpoint.integrity import DamagedError, Json
 from jaxformer.checkpoint.manifest import Description
 from jaxformer.checkpoint.run_directory import flat
-from jaxformer.data.progress import progress
 from jaxformer.parallel.mesh import find_devices
 from jaxformer.parallel.rules import path_name
+from jaxformer.terminal import progress
 
 PIECE = 1 << 22  # numbers compared at once
 

@@ -8,8 +8,8 @@ from typing import Literal
 from jaxformer.checkpoint import integrity
 from jaxformer.checkpoint.integrity import ASIDE, DamagedError, Fault, Json, read_manifest
 from jaxformer.checkpoint.run_directory import RunDirectory, is_finished, locate
+from jaxformer.errors import UserError
 from jaxformer.paths import file_sizes
-from jaxformer.schema import UserError
 
 Health = Literal["complete", "unverified", "damaged", "incomplete", "other format"]
 

@@ -14,11 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxformer.data.progress import progress
+from jaxformer.errors import UserError
 from jaxformer.file_formats import irregular
-from jaxformer.json_reader import read_json
 from jaxformer.paths import file_sizes, is_remote, replace_text
-from jaxformer.schema import UserError
+from jaxformer.reading import read_json
+from jaxformer.terminal import progress
 
 FORMAT = 2  # 1 had no hashes
 MANIFEST = "manifest.json"

@@ -24,11 +24,11 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from jaxformer.checkpoint.run_directory import RunDirectory
-from jaxformer.data.progress import say
-from jaxformer.json_reader import read_json
+from jaxformer.errors import RunFailed, UserError
 from jaxformer.parallel import processes
 from jaxformer.paths import is_remote, replace_text
-from jaxformer.schema import RunFailed, UserError
+from jaxformer.reading import read_json
+from jaxformer.terminal import say
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0

@@ -19,11 +19,11 @@ import orbax.checkpoint as ocp
 from jaxformer.checkpoint import integrity
 from jaxformer.checkpoint.integrity import ASIDE, DamagedError, Fault, read_manifest
 from jaxformer.checkpoint.manifest import check_same_tree, describe
-from jaxformer.data.progress import say
+from jaxformer.errors import RunFailed, UserError
 from jaxformer.parallel import processes
 from jaxformer.parallel.mesh import find_devices
 from jaxformer.paths import is_remote
-from jaxformer.schema import RunFailed, UserError
+from jaxformer.terminal import say
 
 OS_REASONS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 CHUNK = 1 << 23  # bytes of an array that are read or written as one, on any mesh

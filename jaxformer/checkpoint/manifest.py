@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 
+from jaxformer.errors import UserError, did_you_mean
 from jaxformer.parallel.rules import path_name
-from jaxformer.schema import UserError, did_you_mean
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 

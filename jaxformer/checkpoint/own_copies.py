@@ -18,11 +18,11 @@ from jaxformer.checkpoint import integrity
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.checkpoint.weights import Weights
 from jaxformer.data.huggingface_tokenizer import HuggingFaceTokenizer
-from jaxformer.data.progress import progress
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
+from jaxformer.errors import UserError
 from jaxformer.paths import is_remote, locate_path, remove_tree, same_place
 from jaxformer.run_files import BASE, CHECKPOINTS, DEFINITION, own_tokenizer
-from jaxformer.schema import UserError
+from jaxformer.terminal import progress
 
 # The last two are a model's: they may name the end of text where a tokenizer's own files do not.
 TOKENIZER_FILES = (

@@ -10,7 +10,7 @@ import yaml
 from jaxformer.config import Config
 from jaxformer.config.local_paths import as_they_are_here, made_absolute
 from jaxformer.config.named_runs import named_runs, with_named_runs
-from jaxformer.loading import load_as
+from jaxformer.errors import UserError
 from jaxformer.paths import (
     is_remote,
     locate_path,
@@ -31,7 +31,7 @@ from jaxformer.run_files import (
     own_run,
     own_tokenizer,
 )
-from jaxformer.schema import UserError
+from jaxformer.schema.loading import load_as
 
 # Keys that may change when a run goes on: they decide cadence, place or speed, not results.
 FREE_SECTIONS = ("eval", "checkpoint", "mesh", "run")

@@ -15,10 +15,10 @@ from jaxformer.checkpoint.manager import Checkpoints, Json
 from jaxformer.checkpoint.manifest import Description
 from jaxformer.checkpoint.run_directory import RunDirectory, locate
 from jaxformer.config import Config
-from jaxformer.loading import load_config
+from jaxformer.config.loading import load_config
+from jaxformer.errors import UserError
 from jaxformer.model.parameter_paths import from_paths, join
 from jaxformer.parallel.rules import replicated
-from jaxformer.schema import UserError
 
 PyTree = Any
 

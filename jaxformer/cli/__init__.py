@@ -8,7 +8,7 @@ import jaxformer
 from jaxformer.cli import arena, checkpoints, choices, data, interop, models, training
 from jaxformer.cli.arguments import Parser
 from jaxformer.cli.guard import guarded
-from jaxformer.schema import did_you_mean
+from jaxformer.errors import did_you_mean
 
 
 def main(argv: Sequence[str] | None = None) -> int:

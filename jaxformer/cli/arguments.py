@@ -6,7 +6,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
-from jaxformer.schema import Schema, UserError, did_you_mean, shorten
+from jaxformer.errors import UserError, did_you_mean, shorten
+from jaxformer.schema.base import Schema
 
 DONE, FAILED = 0, 1
 

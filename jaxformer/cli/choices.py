@@ -25,7 +25,8 @@ def _add_list(commands: Any) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from jaxformer import configuration_page, listing
+    from jaxformer import listing
+    from jaxformer.config.page import configuration_page
 
     tables = {
         "mixers": listing.list_mixers,
@@ -33,7 +34,7 @@ def _list(arguments: argparse.Namespace) -> int:
         "optimizers": listing.list_optimizers,
         "tasks": listing.list_tasks,
         "mixers-page": listing.mixers_page,
-        "configuration-page": configuration_page.configuration_page,
+        "configuration-page": configuration_page,
     }
     print(tables[arguments.what]().rstrip())
     return DONE
@@ -53,7 +54,7 @@ def _add_schema(commands: Any) -> None:
 
 
 def _schema(arguments: argparse.Namespace) -> int:
-    from jaxformer.json_schema import is_current, json_schema
+    from jaxformer.config.json_schema import is_current, json_schema
 
     if arguments.check is None:
         print(json_schema(), end="")

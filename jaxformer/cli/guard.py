@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO, cast
 
 import jaxformer
-from jaxformer.schema import RunFailed, UserError
+from jaxformer.errors import RunFailed, UserError
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 CLOSED_PIPE = 141  # 128 + SIGPIPE, as shells count it

@@ -54,8 +54,9 @@ def _add_eval(commands: Any) -> None:
 
 def _eval(arguments: argparse.Namespace) -> int:
     with joined_processes(arguments):
+        from jaxformer.evaluate.commands import evaluate_suites
         from jaxformer.evaluate.perplexity import evaluate_run
-        from jaxformer.evaluate.suites import Options, evaluate_suites
+        from jaxformer.evaluate.suite import Options
 
         options = Options(arguments.tasks_dir, arguments.limit, arguments.num_fewshot)
         run, overrides = arguments.run, arguments.overrides

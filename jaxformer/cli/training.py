@@ -13,7 +13,7 @@ from jaxformer.cli.arguments import (
     takes_processes,
 )
 from jaxformer.cli.guard import output_may_close, tell
-from jaxformer.schema import RunFailed
+from jaxformer.errors import RunFailed
 
 
 def add(commands: Any) -> None:
@@ -39,7 +39,7 @@ def _train(arguments: argparse.Namespace) -> int:
     with output_may_close():
         try:
             with joined_processes(arguments):
-                from jaxformer.train.loop import train
+                from jaxformer.train.run import train
 
                 return train(config)
         except RunFailed as error:
@@ -77,8 +77,8 @@ def _add_plan(commands: Any) -> None:
 
 def _plan(arguments: argparse.Namespace) -> int:
     config = jaxformer.load_config(arguments.config, arguments.overrides)
-    from jaxformer.train.plan import plan, show_sharding
-    from jaxformer.train.search import search
+    from jaxformer.plan.plan import plan, show_sharding
+    from jaxformer.plan.search import search
 
     if arguments.show_sharding:
         show_sharding(config, arguments.topology, arguments.slices)

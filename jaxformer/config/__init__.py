@@ -29,7 +29,7 @@ from jaxformer.model.config import ModelConfig
 from jaxformer.model.dims import AUTOMATIC, KernelsConfig
 from jaxformer.model.lora import LoRAConfig
 from jaxformer.objectives import NextTokenConfig, ObjectiveConfig
-from jaxformer.schema import Schema
+from jaxformer.schema.base import Schema
 
 __all__ = [
     "AdafactorConfig",

@@ -6,7 +6,7 @@ from pydantic import Field, PositiveFloat, model_validator
 
 from jaxformer.config.places import AnyPlace, LocalPlace
 from jaxformer.paths import fault_of_local_place
-from jaxformer.schema import Schema
+from jaxformer.schema.base import Schema
 from jaxformer.tasks import TaskUnion
 
 Format = Literal["text", "messages", "completion"]

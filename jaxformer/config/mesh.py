@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from jaxformer.parallel.mesh import AXES
 from jaxformer.parallel.rules import Rules, overridden
-from jaxformer.schema import Schema
+from jaxformer.schema.base import Schema
 
 AxisSize = int | None
 Axis = Literal["data", "stage", "fsdp", "expert", "tensor", "context"]

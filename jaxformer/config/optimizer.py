@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from jaxformer.schema import Schema
+from jaxformer.schema.base import Schema
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 

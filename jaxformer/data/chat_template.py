@@ -21,8 +21,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from jaxformer.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxformer.data.tokenizers import Tokenizer
-from jaxformer.loading import read_text
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
+from jaxformer.reading import read_text
 
 Message = Mapping[str, Any]
 Tools = Sequence[Mapping[str, Any]] | None

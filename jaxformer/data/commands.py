@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxformer.config import Config, DataConfig
-from jaxformer.data.loader import Rows, Stores, open_stores
 from jaxformer.data.overlap import warn_of_overlap
 from jaxformer.data.packing import PackedRows
-from jaxformer.data.progress import progress, say
 from jaxformer.data.rows import Column
 from jaxformer.data.sources import open_source
 from jaxformer.data.store import TOKENS, UnusableStoreError, verify
+from jaxformer.data.stores import Part, Stores
 from jaxformer.data.text_of_ids import added_text
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
+from jaxformer.errors import UserError
 from jaxformer.paths import nearest_existing
-from jaxformer.schema import Schema, UserError
+from jaxformer.schema.base import Schema
+from jaxformer.terminal import progress, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,7 +35,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 def prepare(config: Config) -> None:
     """Makes every token store that the configuration needs, and says what is there."""
     tokenizer = load_tokenizer(config.data.tokenizer, config.data.add_bos)
-    stores = open_stores(config.data, tokenizer)
+    stores = Stores(config.data, tokenizer)
     if config.data.task is not None:
         say(f"task {config.data.task.kind}: its rows are made while training; nothing to prepare")
         return
@@ -56,7 +57,7 @@ def inspect(config: Config) -> None:
 
     console = Console()
     tokenizer = load_tokenizer(config.data.tokenizer, config.data.add_bos)
-    stores = open_stores(config.data, tokenizer)
+    stores = Stores(config.data, tokenizer)
     if config.data.task is not None:
         console.print(_task_row(stores.training[0], tokenizer), markup=False, highlight=False)
         return
@@ -146,7 +147,7 @@ def _share(part: PackedRows, purpose: str) -> str:
     return f"{part.end - part.begin:,} tokens, {len(part):,} rows of {part.length} {purpose}"
 
 
-def _packed(parts: Sequence[Rows]) -> list[PackedRows]:
+def _packed(parts: Sequence[Part]) -> list[PackedRows]:
     return [part for part in parts if isinstance(part, PackedRows)]
 
 
@@ -155,7 +156,7 @@ def _one_of_each_store(stores: Stores) -> list[PackedRows]:
     return list({part.store.path: part for part in parts}.values())
 
 
-def _task_row(rows: Rows, tokenizer: Tokenizer) -> str:
+def _task_row(rows: Part, tokenizer: Tokenizer) -> str:
     """The first row of a task, and its answers: place, then what is to be said there."""
     row = rows.pack(np.asarray([0]))
     places = np.flatnonzero(row.loss_mask[0])

@@ -5,8 +5,8 @@ from typing import Any
 
 from jaxformer.data.chat_template import Message, Tools
 from jaxformer.data.rows import named_kind
-from jaxformer.json_reader import read_json
-from jaxformer.schema import UserError, did_you_mean
+from jaxformer.errors import UserError, did_you_mean
+from jaxformer.reading import read_json
 
 TOOLS = "tools"  # the column beside the messages
 CALLS = ("tool_calls", "function_call")  # which a message may have in place of content

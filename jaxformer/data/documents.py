@@ -17,7 +17,7 @@ from jaxformer.data.long_text import Text, utf8_bytes
 from jaxformer.data.plain_tokenizers import byte_offsets
 from jaxformer.data.rows import Column, Row
 from jaxformer.data.tokenizers import Tokenizer
-from jaxformer.schema import Schema
+from jaxformer.schema.base import Schema
 
 
 class Document(NamedTuple):

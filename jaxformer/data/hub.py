@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxformer.data.rows import Column, Policies, Row, hf_rows
+from jaxformer.errors import UserError, did_you_mean
 from jaxformer.paths import local_path
-from jaxformer.schema import UserError, did_you_mean
 
 DEFAULT_SPLIT = "train"
 PART = r"[A-Za-z0-9][\w.-]*"

@@ -14,8 +14,8 @@ from jaxformer.data.long_text import Part, Text, joined
 from jaxformer.data.pieces import PieceEncoder
 from jaxformer.data.text_ends import AddBos, ends_of, named_tokens, read_settings
 from jaxformer.data.text_of_ids import TextOfIds, TextStream
+from jaxformer.errors import UserError, did_you_mean
 from jaxformer.paths import locate_path
-from jaxformer.schema import UserError, did_you_mean
 
 if TYPE_CHECKING:
     import tokenizers

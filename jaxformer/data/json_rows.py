@@ -17,8 +17,8 @@ from jaxformer.data.rows import (
     wrong_value,
 )
 from jaxformer.data.unpacking import TextFile, open_text
-from jaxformer.json_reader import not_json, read_json
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
+from jaxformer.reading import not_json, read_json
 
 BYTES_AT_ONCE = 1 << 16
 LONGEST_ESCAPE = 12  # characters: a surrogate pair

@@ -7,137 +7,22 @@ on from step k asks for batch k and has lost nothing, on any number of hosts.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
 from jaxformer.batch import Batch
-from jaxformer.config import DataConfig, SourceConfig
 from jaxformer.data.overlap import warn_of_overlap
-from jaxformer.data.packing import PackedRows
-from jaxformer.data.prepare import open_store, recipe_of
-from jaxformer.data.store import TokenStore
-from jaxformer.data.task_rows import Split, TaskRows
+from jaxformer.data.stores import Part, Stores
 from jaxformer.data.tokenizers import Tokenizer
-from jaxformer.schema import UserError
-from jaxformer.tasks import TaskConfig
+from jaxformer.errors import UserError
 
 if TYPE_CHECKING:
     import grain
 
 
-Rows = PackedRows | TaskRows
-
-
-@dataclass(frozen=True)
-class Stores:
-    """The stores of a configuration, and which of their rows train and validate."""
-
-    training: tuple[Rows, ...]
-    weights: tuple[float, ...]
-    validation: tuple[Rows, ...]
-
-    def manifest(self) -> list[dict[str, Any]]:
-        """What identifies the data in a run's manifest: the same text and tokens, wherever kept."""
-        return [
-            {
-                **rows.manifest(),
-                "split": split,
-                "weight": weight,
-                "tokens": rows.tokens,
-                "rows": len(rows),
-            }
-            for split, parts, weights in (
-                ("train", self.training, self.weights),
-                ("validation", self.validation, [None] * len(self.validation)),
-            )
-            for rows, weight in zip(parts, weights, strict=True)
-        ]
-
-
-def open_stores(data: DataConfig, tokenizer: Tokenizer) -> Stores:
-    """Opens, or makes, the store of every source, and divides it.
-
-    Raises:
-        UserError: a source is wrong, or too small for a row.
-    """
-    training = _training_rows(data, tokenizer)
-    return Stores(training, _weights(data), _validation_rows(data, tokenizer))
-
-
-def _weights(data: DataConfig) -> tuple[float, ...]:
-    return tuple(entry.weight for entry in data.sources) if data.task is None else (1.0,)
-
-
-def _training_rows(data: DataConfig, tokenizer: Tokenizer) -> tuple[Rows, ...]:
-    length, parts = data.sequence_length, []
-    if data.task is not None:
-        return (_task_rows(data.task, data, tokenizer, "train"),)
-    for entry in data.sources:
-        store = open_source_store(entry, data, tokenizer)
-        end = _first_held_out(store, data)
-        if end < length + 1:
-            raise UserError(
-                f"data source '{entry.source}': {end:,} tokens to train on are fewer than one row "
-                f"of data.sequence_length {length} and the token after it; shorten the rows or add "
-                f"text"
-            )
-        parts.append(PackedRows(store, 0, end, length))
-    return tuple(parts)
-
-
-def _validation_rows(data: DataConfig, tokenizer: Tokenizer) -> tuple[Rows, ...]:
-    length = data.sequence_length
-    if data.task is not None:
-        return (_task_rows(data.task, data, tokenizer, "validation"),)
-    if data.held_out is not None:
-        store = open_source_store(data.held_out, data, tokenizer)
-        return (PackedRows(store, 0, store.manifest.tokens, length),)
-    if not data.validation_fraction:
-        return ()
-    stores = [open_source_store(entry, data, tokenizer) for entry in data.sources]
-    return tuple(
-        PackedRows(store, _first_held_out(store, data), store.manifest.tokens, length)
-        for store in stores
-    )
-
-
-def _task_rows(task: TaskConfig, data: DataConfig, tokenizer: Tokenizer, split: Split) -> TaskRows:
-    if task.vocabulary > tokenizer.vocab_size:
-        raise UserError(
-            f"data.task {task.kind} needs {task.vocabulary} ids, and data.tokenizer "
-            f"'{data.tokenizer}' has {tokenizer.vocab_size}; give data.tokenizer="
-            f"ids:{task.vocabulary}"
-        )
-    if not task.needs_text:
-        return TaskRows(task, task.sample, split, data.sequence_length)
-    store = open_source_store(data.sources[0], data, tokenizer)
-    cut = _first_held_out(store, data)
-    text = store.tokens[:cut] if split == "train" else store.tokens[cut:]
-    rows = TaskRows(task, task.sample_from(text, tokenizer.encode), split, data.sequence_length)
-    try:
-        rows.pack(np.zeros(1, np.int64))
-    except ValueError as error:
-        raise UserError(f"data.task {task.kind}: {error}") from None
-    return rows
-
-
-def _first_held_out(store: TokenStore, data: DataConfig) -> int:
-    """⌊(1 − validation_fraction)·tokens⌋, also inside a document; all tokens train when there is
-    a validation source."""
-    fraction = 0.0 if data.validation_source is not None else data.validation_fraction
-    return int((1 - fraction) * store.manifest.tokens)
-
-
-def open_source_store(source: SourceConfig, data: DataConfig, tokenizer: Tokenizer) -> TokenStore:
-    """Opens, or makes, the store of one source."""
-    return open_store(recipe_of(source, data, tokenizer))
-
-
 def train_batches(
-    data: DataConfig,
-    tokenizer: Tokenizer,
+    stores: Stores,
     *,
     batch_size: int,
     seed: int,
@@ -157,8 +42,7 @@ def train_batches(
 
     from jaxformer.data.order import HeldRows, ShuffledRows
 
-    training = _training_rows(data, tokenizer)
-    weights = list(_weights(data))
+    training, weights = stores.training, list(stores.weights)
     mixture = Mixture(training)
     orders = [
         ShuffledRows(first, len(rows), seed, number)
@@ -193,7 +77,7 @@ class ValidationBatches(Sequence[Batch]):
 
     def __init__(
         self,
-        parts: Sequence[Rows],
+        parts: Sequence[Part],
         tokenizer: Tokenizer,
         batch_size: int,
         held: np.ndarray,
@@ -226,8 +110,7 @@ class ValidationBatches(Sequence[Batch]):
 
 
 def validation_batches(
-    data: DataConfig,
-    tokenizer: Tokenizer,
+    stores: Stores,
     *,
     batch_size: int,
     held: np.ndarray | None = None,
@@ -235,30 +118,25 @@ def validation_batches(
     """The rows `held` (all, if not given) of every validation batch; no batches if the
     configuration holds out nothing.
 
-    The text is `validation_source`, whole, or else the last tokens of every source. The training
-    sources are not needed when there is a validation source.
-
     Raises:
         UserError: a source is wrong or empty, or what is held out has no token to predict.
     """
-    if data.task is None:
-        warn_of_overlap(data, tokenizer)
-    parts = _validation_rows(data, tokenizer)
-    for part in parts:
+    warn_of_overlap(stores.data, stores.tokenizer)
+    for part in stores.validation:
         if part.loss_tokens() == 0:
             raise UserError(
                 f"data source '{part.manifest()['source']}': the validation part holds "
                 f"{part.tokens} tokens, none to predict; raise data.validation_fraction "
-                f"({data.validation_fraction}), or set it to 0 for no validation"
+                f"({stores.data.validation_fraction}), or set it to 0 for no validation"
             )
     held = np.arange(batch_size) if held is None else held
-    return ValidationBatches(parts, tokenizer, batch_size, held)
+    return ValidationBatches(stores.validation, stores.tokenizer, batch_size, held)
 
 
 class Mixture:
     """The rows of several stores under one numbering: part p has numbers from `firsts[p]` on."""
 
-    def __init__(self, parts: Sequence[Rows]) -> None:
+    def __init__(self, parts: Sequence[Part]) -> None:
         self._parts = parts
         self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
         self.firsts = [int(end) - len(part) for end, part in zip(self._ends, parts, strict=True)]

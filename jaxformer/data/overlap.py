@@ -1,15 +1,13 @@
 """Warns when validation text is also trained on."""
 
-import logging
-
 from jaxformer.config import DataConfig, SourceConfig
 from jaxformer.data.prepare import recipe_of
 from jaxformer.data.sources import FileSource
-from jaxformer.data.store import TOKENS, UnusableStoreError, read_store
+from jaxformer.data.store import TOKENS, UnusableStoreError, read_manifest
 from jaxformer.data.tokenizers import Tokenizer
-from jaxformer.schema import UserError
-
-logger = logging.getLogger(__name__)
+from jaxformer.errors import UserError
+from jaxformer.parallel import processes
+from jaxformer.terminal import say
 
 
 def warn_of_overlap(data: DataConfig, tokenizer: Tokenizer) -> None:
@@ -18,16 +16,14 @@ def warn_of_overlap(data: DataConfig, tokenizer: Tokenizer) -> None:
     Text that is only similar goes unseen, and so does a training source that is not on this
     machine, as when a run is evaluated elsewhere.
     """
-    if data.held_out is None:
+    if data.held_out is None or not processes.is_first():
         return
     held_out = _traces(data.held_out, data, tokenizer)
     for entry in data.sources:
         if held_out & _traces(entry, data, tokenizer):
-            logger.warning(
-                "data.validation_source '%s' shares text with the training source '%s': "
-                "validation will look better than it is",
-                data.validation_source,
-                entry.source,
+            say(
+                f"warning: data.validation_source '{data.validation_source}' shares text with the "
+                f"training source '{entry.source}': validation will look better than it is"
             )
 
 
@@ -40,6 +36,6 @@ def _traces(entry: SourceConfig, data: DataConfig, tokenizer: Tokenizer) -> set[
     names = source.files if isinstance(source, FileSource) else [source.identity]
     traces = {str(name) for name in names}
     try:
-        return traces | {read_store(recipe).manifest.files[TOKENS].sha256}
+        return traces | {read_manifest(recipe).files[TOKENS].sha256}
     except UnusableStoreError:
         return traces

@@ -18,7 +18,7 @@ import numpy as np
 from jaxformer.batch import Batch
 from jaxformer.data.store import LOSS_MASK, TOKENS, TokenStore
 from jaxformer.data.tokenizers import Tokenizer
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 
 
 @dataclass(frozen=True)

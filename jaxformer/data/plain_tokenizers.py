@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxformer.data.long_text import Part, Text, blocks_of, joined, with_next
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
 

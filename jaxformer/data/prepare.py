@@ -21,7 +21,6 @@ from filelock import FileLock, Timeout
 
 from jaxformer.config import DataConfig, SourceConfig
 from jaxformer.data.documents import Document, Encoded, format_of
-from jaxformer.data.progress import progress, say
 from jaxformer.data.sources import open_source
 from jaxformer.data.store import (
     DOCUMENTS,
@@ -39,7 +38,8 @@ from jaxformer.data.store import (
     token_dtype,
 )
 from jaxformer.data.tokenizers import Tokenizer
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
+from jaxformer.terminal import progress, say
 
 # Texts handed to the tokenizer at once: enough for all cores, little memory.
 CHARACTERS_AT_ONCE = 4_000_000

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxformer.data.long_text import BLOCK, LongText
 from jaxformer.data.unpacking import open_text
+from jaxformer.errors import UserError, did_you_mean
 from jaxformer.file_formats import HEAD, binary_format_of, compression_of
-from jaxformer.schema import UserError, did_you_mean
 
 if TYPE_CHECKING:
     import pyarrow as pa

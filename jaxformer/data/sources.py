@@ -30,9 +30,9 @@ from typing import Protocol
 from jaxformer.data.hub import HubSource
 from jaxformer.data.json_rows import jsonl_rows
 from jaxformer.data.rows import Column, Policies, Row, parquet_rows, text_rows
+from jaxformer.errors import UserError, did_you_mean, shorten
 from jaxformer.file_formats import irregular
 from jaxformer.paths import local_path
-from jaxformer.schema import UserError, did_you_mean, shorten
 
 KINDS = ("builtin", "text", "jsonl", "parquet", "hf")
 NOT_STANDARD = ("site-packages", "dist-packages", "__pycache__")

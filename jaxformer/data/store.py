@@ -28,7 +28,7 @@ from jaxformer.data.documents import Format, Instructions
 from jaxformer.data.sources import Source
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.paths import local_path
-from jaxformer.schema import Schema
+from jaxformer.schema.base import Schema
 
 FORMAT = 2  # 1 kept byte order marks, and compressed bytes as text
 TOKENS, DOCUMENTS, TEXT_BYTES, LOSS_MASK, MANIFEST = (
@@ -131,19 +131,13 @@ def read_store(recipe: Recipe) -> TokenStore:
     Raises:
         UnusableStoreError: absent, incomplete, altered, of another format, or its text has changed.
     """
-    path = recipe.path
-    text = _manifest_text(path)
-    try:
-        manifest = Manifest.model_validate_json(text)
-    except ValidationError:
-        raise UnusableStoreError("its manifest is not one of this version") from None
-    _compare(manifest, recipe)
+    path, manifest = recipe.path, read_manifest(recipe)
     dtypes = {TOKENS: manifest.dtype, DOCUMENTS: "int64", TEXT_BYTES: "int64", LOSS_MASK: "bool"}
     arrays = {name: _map(path / name, dtypes[name], manifest) for name in manifest.files}
     if sum(record.bytes for record in manifest.files.values()) <= HASHED_ON_OPENING:
         verify(path, manifest)
     # Another process may have put a new store in place while the files were opened.
-    if _manifest_text(path) != text:
+    if read_manifest(recipe) != manifest:
         raise UnusableStoreError("it was replaced while it was opened")
     return TokenStore(
         path,
@@ -153,6 +147,20 @@ def read_store(recipe: Recipe) -> TokenStore:
         arrays[TEXT_BYTES],
         arrays.get(LOSS_MASK),
     )
+
+
+def read_manifest(recipe: Recipe) -> Manifest:
+    """What the store of `recipe` says of itself, compared with the recipe; its files are not read.
+
+    Raises:
+        UnusableStoreError: absent, of another format, or its text has changed.
+    """
+    try:
+        manifest = Manifest.model_validate_json(_manifest_text(recipe.path))
+    except ValidationError:
+        raise UnusableStoreError("its manifest is not one of this version") from None
+    _compare(manifest, recipe)
+    return manifest
 
 
 def verify(path: Path, manifest: Manifest) -> None:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxformer.data.long_text import with_next
 from jaxformer.data.pattern import Pattern, UnknownPatternError
-from jaxformer.parallel.memory import available_memory, in_bytes
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
+from jaxformer.memory import available_memory
+from jaxformer.terminal import in_bytes
 
 if TYPE_CHECKING:
     import tokenizers

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from jaxformer.json_reader import read_json_object
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
+from jaxformer.reading import read_json_object
 
 if TYPE_CHECKING:
     import tokenizers

@@ -16,8 +16,8 @@ from jaxformer.data.huggingface_tokenizer import (
 from jaxformer.data.long_text import Part, Text
 from jaxformer.data.plain_tokenizers import ByteTokenizer, IdsTokenizer
 from jaxformer.data.text_ends import AddBos, read_settings
+from jaxformer.errors import UserError, did_you_mean
 from jaxformer.paths import locate_path
-from jaxformer.schema import UserError, did_you_mean
 
 
 class StreamDecoder(Protocol):

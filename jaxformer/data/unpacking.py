@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from jaxformer.errors import UserError
 from jaxformer.file_formats import HEAD, binary_format_of, compression_of, encoding_of
-from jaxformer.schema import UserError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 SUFFIXES = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "Zstandard"}

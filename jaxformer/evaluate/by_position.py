@@ -12,6 +12,7 @@ import numpy as np
 from jaxformer.batch import Batch
 from jaxformer.config import DataConfig
 from jaxformer.data.loader import validation_batches
+from jaxformer.data.stores import Stores
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.run import Run
 
@@ -79,7 +80,7 @@ def measure_on(run: Run, data: DataConfig) -> dict[str, Any]:
     """
     size = run.config.eval.batch_size or run.config.train.batch_size
     rows = max(1, size * run.config.data.sequence_length // data.sequence_length)
-    batches = validation_batches(data, run.tokenizer, batch_size=rows)
+    batches = validation_batches(Stores(data, run.tokenizer), batch_size=rows)
     count = min(len(batches), run.config.eval.batches or len(batches))
     chosen = (batches[index] for index in range(count))
     return {"length": data.sequence_length, **measure(run, chosen, batches.bytes_per_token)}

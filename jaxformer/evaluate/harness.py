@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.data.progress import say
-from jaxformer.evaluate.suites import Check, Options, Result, Suite
+from jaxformer.errors import UserError, did_you_mean
+from jaxformer.evaluate.suite import Check, Options, Result, Suite
 from jaxformer.parallel import processes
 from jaxformer.run import Run
-from jaxformer.schema import UserError, did_you_mean
+from jaxformer.terminal import say
 
 # The harness's own seeds, so that it draws the same examples as anywhere else.
 PYTHON_SEED, NUMPY_SEED, FEWSHOT_SEED = 0, 1234, 1234

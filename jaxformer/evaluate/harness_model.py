@@ -11,13 +11,13 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from jaxformer.data.progress import progress
 from jaxformer.data.tokenizers import prompt_ids, start_id
+from jaxformer.errors import UserError
 from jaxformer.evaluate.scoring import Continuation, Score, rows_at_once, score
 from jaxformer.generate.sampling import Sampling
 from jaxformer.generate.text import until_end
 from jaxformer.run import Run
-from jaxformer.schema import UserError
+from jaxformer.terminal import progress
 
 MAX_NEW_TOKENS = 256  # where a task says nothing, as the harness has it
 SHORTEST_PROMPT = 64  # prompts are padded to this length, or twice, four times, … as much

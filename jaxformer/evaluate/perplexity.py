@@ -12,14 +12,15 @@ from jax.sharding import NamedSharding
 
 from jaxformer.batch import Batch
 from jaxformer.data.loader import validation_batches
-from jaxformer.data.progress import progress
+from jaxformer.data.stores import Stores
+from jaxformer.errors import UserError
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.ops.cross_entropy import LossSums
 from jaxformer.parallel import processes
 from jaxformer.parallel.mesh import check_rows
 from jaxformer.parallel.rules import batch_sharding, put_batch, rows_held, use_mesh
 from jaxformer.run import Run, load
-from jaxformer.schema import UserError
+from jaxformer.terminal import progress
 
 PyTree = Any
 EvalStep = Callable[[PyTree, Batch], LossSums]
@@ -132,7 +133,8 @@ def validate(run: Run, check: Callable[[], None] = lambda: None) -> Evaluation:
     check_rows(run.mesh.shape, batch_size, 1, "eval.batch_size")
     with processes.first_goes_first("token stores"):
         held = rows_held(sharding, batch_size)
-        batches = validation_batches(config.data, run.tokenizer, batch_size=batch_size, held=held)
+        stores = Stores(config.data, run.tokenizer)
+        batches = validation_batches(stores, batch_size=batch_size, held=held)
     count = min(len(batches), config.eval.batches or len(batches))
     if count == 0:
         raise UserError(

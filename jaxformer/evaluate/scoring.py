@@ -10,14 +10,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxformer.batch import Batch
-from jaxformer.data.progress import progress
+from jaxformer.errors import UserError
 from jaxformer.evaluate.perplexity import one_ahead
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.ops.token_losses import TokenScores
 from jaxformer.parallel.mesh import check_rows
 from jaxformer.parallel.rules import Rules, batch_sharding, replicated, rows_held, use_mesh
 from jaxformer.run import Run
-from jaxformer.schema import UserError
+from jaxformer.terminal import progress
 
 PyTree = Any
 

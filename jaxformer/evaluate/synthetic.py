@@ -4,11 +4,11 @@ import math
 from typing import Any
 
 from jaxformer.config import DataConfig
+from jaxformer.errors import UserError, did_you_mean
 from jaxformer.evaluate.by_position import measure_on
-from jaxformer.evaluate.suites import Check, Options, Result, Suite
+from jaxformer.evaluate.suite import Check, Options, Result, Suite
 from jaxformer.run import Run
-from jaxformer.schema import UserError, did_you_mean
-from jaxformer.schema_tree import all_kinds, section_classes
+from jaxformer.schema.tree import all_kinds, section_classes
 from jaxformer.tasks import TaskUnion
 
 MULTIPLES = (1, 2, 4)  # of the trained length, as far as the model's positions go

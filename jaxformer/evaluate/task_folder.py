@@ -13,9 +13,9 @@ from jinja2.sandbox import SandboxedEnvironment
 from lm_eval.api.registry import metric_registry
 from lm_eval.tasks import TaskManager
 
-from jaxformer.loading import read_text
-from jaxformer.schema import UserError, did_you_mean
-from jaxformer.yaml_reader import read_yaml
+from jaxformer.errors import UserError, did_you_mean
+from jaxformer.reading import read_text
+from jaxformer.schema.yaml_reader import read_yaml
 
 
 def read_task_folder(folder: Path) -> TaskManager:

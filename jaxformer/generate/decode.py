@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxformer.errors import UserError
 from jaxformer.generate.sampling import Sampling, sample
+from jaxformer.memory import check_fits, program_bytes
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.model.positions import LearnedPositionsConfig
 from jaxformer.model.stack import separate_layers
-from jaxformer.parallel.memory import check_fits, program_bytes
 from jaxformer.parallel.mesh import data_shards
 from jaxformer.parallel.rules import bytes_per_device, put_rows, whole
-from jaxformer.schema import UserError
 
 # Lengths are rounded up to a multiple of this, so that few prompts compile anew.
 LENGTH_STEP = 64

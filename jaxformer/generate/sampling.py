@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 
 
 @dataclass(frozen=True)

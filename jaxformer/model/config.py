@@ -13,7 +13,7 @@ from jaxformer.model.norms import NormConfig
 from jaxformer.model.outputs import LinearConfig, OutputsConfig
 from jaxformer.model.positions import ALiBiConfig, PositionsUnion, RoPEConfig
 from jaxformer.model.residuals import PlainConfig, ResidualConfig
-from jaxformer.schema import Schema
+from jaxformer.schema.base import Schema
 
 ADDED_TO_EMBEDDINGS = ("learned", "sinusoidal")
 

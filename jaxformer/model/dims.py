@@ -8,8 +8,9 @@ import flax.linen as nn
 from jax.typing import DTypeLike
 from pydantic import Field, PositiveFloat, model_validator
 
+from jaxformer.errors import did_you_mean
 from jaxformer.ops.kernels.registry import names
-from jaxformer.schema import Schema, did_you_mean
+from jaxformer.schema.base import Schema
 
 
 class InitConfig(Schema):

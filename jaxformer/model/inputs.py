@@ -16,7 +16,7 @@ from jaxformer.model.positions import (
     sinusoidal,
 )
 from jaxformer.model.rows import RowInfo
-from jaxformer.schema_kinds import Kind
+from jaxformer.schema.kinds import Kind
 
 INPUTS: dict[type["InputsConfig"], type["Inputs"]] = {}  # filled below
 

@@ -14,7 +14,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from jaxformer.model.parameter_paths import by_path, matches
 from jaxformer.model.projection import Projection
-from jaxformer.schema import Schema
+from jaxformer.schema.base import Schema
 
 A, B = "lora/a", "lora/b"  # beside `kernel`
 

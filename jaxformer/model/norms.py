@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field, PositiveFloat
 
-from jaxformer.schema import Schema
+from jaxformer.schema.base import Schema
 
 
 class NormConfig(Schema):

@@ -11,7 +11,7 @@ from jaxformer.ops.cross_entropy import LossSums, cross_entropy
 from jaxformer.ops.token_losses import TokenScores, logits_of, token_scores
 from jaxformer.parallel.rows import by_rows, over_rows
 from jaxformer.parallel.rules import pad_vocabulary
-from jaxformer.schema_kinds import Kind
+from jaxformer.schema.kinds import Kind
 
 PyTree = Any
 

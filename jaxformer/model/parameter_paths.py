@@ -6,7 +6,7 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxformer.schema import UserError, did_you_mean
+from jaxformer.errors import UserError, did_you_mean
 
 PyTree = Any
 

@@ -17,7 +17,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from jaxformer.model.rows import RowInfo
 from jaxformer.ops.shards import of_whole
-from jaxformer.schema import Schema
+from jaxformer.schema.base import Schema
 
 
 class NoPositionsConfig(Schema):

@@ -7,7 +7,7 @@ import jax
 
 from jaxformer.model.norms import Norm, NormConfig
 from jaxformer.parallel.stream import constrain_stream, gather_tokens, scatter_tokens
-from jaxformer.schema_kinds import Kind
+from jaxformer.schema.kinds import Kind
 
 Stream = Any  # a pytree of arrays [batch, length, ...], each residual's own
 

@@ -7,7 +7,7 @@ import jax
 from jaxformer.batch import Batch
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.model.rows import LayerAux
-from jaxformer.schema_kinds import Kind
+from jaxformer.schema.kinds import Kind
 
 PyTree = Any
 

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
+from jaxformer.errors import UserError
 from jaxformer.ops.shards import AXIS
-from jaxformer.schema import UserError
 
 PyTree = Any
 OfRows = Callable[..., tuple[PyTree, PyTree]]

@@ -8,7 +8,7 @@ import jax
 from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh
 
-from jaxformer.schema import UserError, did_you_mean
+from jaxformer.errors import UserError, did_you_mean
 
 AXES = ("data", "stage", "fsdp", "expert", "tensor", "context")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from jaxformer.errors import DoesNotFit, UserError
 from jaxformer.parallel.mesh import ROWS_OF_STAGE
-from jaxformer.schema import DoesNotFit, UserError
 
 AXIS = "stage"
 MOST_OF_STAGE = 4  # micro-batches a stage that are chosen: their bubble is below a fifth

@@ -18,9 +18,9 @@ import jax
 from jax._src import distributed
 from jax._src.clusters import ClusterEnv
 
+from jaxformer.errors import UserError
 from jaxformer.parallel.rendezvous import meet
 from jaxformer.parallel.watch import Stop, Watch
-from jaxformer.schema import UserError
 
 JOIN_SECONDS = 300
 LEAST_TIMEOUT = 3

@@ -5,8 +5,8 @@ import json
 import socket
 import time
 
-from jaxformer.json_reader import read_json
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
+from jaxformer.reading import read_json
 
 RETRY_SECONDS = 0.2
 

@@ -13,8 +13,8 @@ from flax.core import meta
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxformer.errors import DoesNotFit
 from jaxformer.parallel.mesh import DATA_AXES, data_shards
-from jaxformer.schema import DoesNotFit
 
 MeshAxes = str | tuple[str, ...] | None
 Rules = tuple[tuple[str, MeshAxes], ...]

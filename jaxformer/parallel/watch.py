@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxformer.schema import RunFailed, UserError
+from jaxformer.errors import RunFailed, UserError
 
 STORE = "jaxformer/watch"
 BEAT_SECONDS = 1.0

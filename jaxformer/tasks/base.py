@@ -5,7 +5,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from jaxformer.schema import Schema
+from jaxformer.schema.base import Schema
 
 
 class Example(NamedTuple):

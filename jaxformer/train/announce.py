@@ -6,10 +6,10 @@ from pathlib import Path
 
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.config import Config
-from jaxformer.data.loader import Stores
+from jaxformer.data.stores import Stores
 from jaxformer.parallel.compiler import described
-from jaxformer.parallel.memory import in_bytes
 from jaxformer.parallel.rules import bytes_per_device
+from jaxformer.terminal import in_bytes
 from jaxformer.train.mfu import Peak
 from jaxformer.train.program import Program, unrolls
 from jaxformer.xla_flags import FLAG

@@ -1,19 +1,13 @@
 """The three ways in which a run ends, each with its exit code."""
 
-from functools import partial
-
-import jax
 import numpy as np
 
-from jaxformer.checkpoint.lora import merged
 from jaxformer.data.loader import train_batches
 from jaxformer.parallel import processes
 from jaxformer.paths import append_text
-from jaxformer.run import Run
 from jaxformer.train import announce
 from jaxformer.train.interrupt import STOPPED
-from jaxformer.train.program import averaged
-from jaxformer.train.session import Session, save
+from jaxformer.train.loop import Session, save
 from jaxformer.train.step import TrainState
 
 DONE, FAILED = 0, 1
@@ -24,22 +18,18 @@ def end_finished(session: Session, state: TrainState, step: int) -> int:
     """Save, write a sample, and say what the run is good for now."""
     save(session, state, step, wait=True)
     if session.config.eval.sample_tokens:
-        with session.goodput.spent_on("evaluation"):
+        with session.recorder.goodput.spent_on("evaluation"):
             sample = _sample(session, state, step)
         if processes.is_first():
             append_text(session.directory.samples, f"--- step {step}\n{sample}\n")
-        session.display.say(f"a sample:\n\n{sample}\n")
-    session.display.say(announce.commands(session.directory, session.config, finished=True))
+        session.say(f"a sample:\n\n{sample}\n")
+    session.say(announce.commands(session.directory, session.config, finished=True))
     return DONE
 
 
 def _sample(session: Session, state: TrainState, step: int) -> str:
-    program, config = session.program, session.config
-    model, params = program.model, averaged(state)
-    if config.lora is not None:
-        model, params = model.clone(lora=None), jax.jit(partial(merged, config=config.lora))(params)
-    run = Run(config, model, params, session.tokenizer, step, program.mesh)
-    text = run.generate(
+    config = session.config
+    text = session.model_after(step, state).generate(
         "",
         max_new_tokens=int(min(config.eval.sample_tokens, config.model.longest_row - 1)),
         temperature=SAMPLE_TEMPERATURE,
@@ -51,30 +41,29 @@ def _sample(session: Session, state: TrainState, step: int) -> str:
 
 def end_stopped(session: Session, state: TrainState, step: int) -> int:
     """After a signal: finish what runs, save, say how to go on."""
-    session.display.say(f"{session.stop.name}: saving step {step:,}; a second signal exits at once")
+    session.say(f"{session.stop.name}: saving step {step:,}; a second signal exits at once")
     session.recorder.drain()
     save(session, state, step, wait=True)
     saved = session.checkpoints.latest()
     if saved != step:
-        session.display.say(f"step {step:,} is not saved, its update was skipped; saved: {saved}")
-    session.display.say(announce.commands(session.directory, session.config, finished=False))
+        session.say(f"step {step:,} is not saved, its update was skipped; saved: {saved}")
+    session.say(announce.commands(session.directory, session.config, finished=False))
     return STOPPED
 
 
-def end_failed(session: Session, step: int) -> int:
+def end_failed(session: Session) -> int:
     """After too many updates that were not finite: keep the last checkpoints and the batch."""
+    step = session.recorder.finished
     path = session.directory.path / f"nonfinite_batch_{step}.npz"
     if processes.is_first():
-        train, data = session.config.train, session.config.data
-        batches = train_batches(
-            data, session.tokenizer, batch_size=train.batch_size, seed=train.seed
-        )
+        train = session.config.train
+        batches = train_batches(session.stores, batch_size=train.batch_size, seed=train.seed)
         with path.open("wb") as file:
             np.savez(file, **batches[step - 1]._asdict())
     session.checkpoints.wait()
     good = session.checkpoints.latest()
     last_good = "none" if good is None else f"step {good:,}"
-    session.display.say(
+    session.say(
         f"stopped at step {step:,}: the loss or the gradient was not finite for "
         f"{session.recorder.nonfinite} steps in a row (train.max_nonfinite_steps). The batch is in "
         f"{path}, the last good checkpoint is {last_good}. Lower "

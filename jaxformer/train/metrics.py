@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from jaxformer.json_reader import read_json_object
+from jaxformer.errors import RunFailed, UserError
 from jaxformer.paths import is_remote, replace_text
-from jaxformer.schema import RunFailed, UserError
+from jaxformer.reading import read_json_object
 
 Row = Mapping[str, float | int | None]
 

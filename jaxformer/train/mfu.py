@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxformer.parallel.topology import CHIPS
+from jaxformer.parallel.chips import CHIPS
 
 # Dense bfloat16 FLOP/s of one device, from the vendors' data sheets, by jax.Device.device_kind.
 PEAKS = {

@@ -12,13 +12,12 @@ from jaxformer.checkpoint.manager import Checkpoints, Json
 from jaxformer.checkpoint.manifest import git_revision, source_hash, versions
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.config import Config
-from jaxformer.data.loader import Stores
 from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.errors import DoesNotFit, UserError
+from jaxformer.memory import check_fits
 from jaxformer.parallel import processes
-from jaxformer.parallel.memory import check_fits
 from jaxformer.parallel.rules import bytes_per_device
 from jaxformer.paths import file_sizes, is_remote, nearest_existing
-from jaxformer.schema import DoesNotFit, UserError
 from jaxformer.train.metrics import read_rows
 from jaxformer.train.program import Compiled, Program, trees
 from jaxformer.train.schedule import make_schedule
@@ -158,13 +157,13 @@ def _identity(manifest: Json) -> Json:
     return {"tokenizer": manifest["tokenizer"]["fingerprint"], "data": data}
 
 
-def manifest_of(recorded: Config, program: Program, tokenizer: Tokenizer, stores: Stores) -> Json:
-    """What a run says of itself, its configuration as config.yaml has it."""
+def manifest_of(recorded: Config, program: Program, tokenizer: Tokenizer, data: list[Json]) -> Json:
+    """What a run says of itself and its `data`, its configuration as config.yaml has it."""
     return {
         "config": recorded.model_dump(mode="json"),
         "parameters": program.num_parameters,
         "tokenizer": {"name": recorded.data.tokenizer, "fingerprint": tokenizer.fingerprint},
-        "data": stores.manifest(),
+        "data": data,
         "mesh": dict(program.mesh.shape),
         "compiler_options": program.compiler_options,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),

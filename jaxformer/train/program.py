@@ -14,7 +14,9 @@ from jax.sharding import Mesh
 from jaxformer.batch import Batch
 from jaxformer.checkpoint.manager import Json, placed
 from jaxformer.config import CheckpointConfig, Config, DataConfig, EvalConfig, RunConfig
+from jaxformer.errors import DoesNotFit, UserError
 from jaxformer.evaluate.perplexity import EvalStep, make_eval_step
+from jaxformer.memory import program_bytes
 from jaxformer.model.accounting import (
     abstract_parameters,
     count_parameters,
@@ -27,9 +29,7 @@ from jaxformer.objectives import Loss, Reference
 from jaxformer.parallel import rules
 from jaxformer.parallel.compiler import Options, compiler_options
 from jaxformer.parallel.context import check_length
-from jaxformer.parallel.memory import program_bytes
 from jaxformer.parallel.pipeline import Pipeline, check_repetitions, make_pipeline
-from jaxformer.schema import DoesNotFit, UserError
 from jaxformer.train.optimizer import decay_mask, make_optimizer, rates_of
 from jaxformer.train.reference import abstract_reference, reference_model
 from jaxformer.train.schedule import make_schedule

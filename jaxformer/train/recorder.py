@@ -3,16 +3,18 @@
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self
 
 import jax
-import numpy as np
 
 from jaxformer.evaluate.perplexity import Evaluation
-from jaxformer.evaluate.suites import Result
+from jaxformer.evaluate.suite import Result
 from jaxformer.train import statistics
 from jaxformer.train.display import Display
 from jaxformer.train.goodput import Goodput
 from jaxformer.train.metrics import MetricsLog, Row
+from jaxformer.train.program import Program
 from jaxformer.train.step import Metrics
 from jaxformer.train.trackers import Tracker
 
@@ -23,7 +25,7 @@ class Recorder:
     `add` waits for the step before the one added, so that one step is always queued on the device
     while the host prepares the next; its finish is then seen as it happens. `step_seconds` is the
     mean over the steps since the last row, without evaluation and saving. Every `layers_every`
-    steps come the rows of layers, whose numbers of trained parameters are `layer_counts`.
+    steps come the rows of layers.
     """
 
     def __init__(
@@ -32,23 +34,33 @@ class Recorder:
         trackers: Sequence[Tracker],
         display: Display,
         goodput: Goodput,
-        *,
-        log_every: int,
-        layers_every: int | None,
-        layer_counts: np.ndarray,
-        last_step: int,
-        tokens_per_step: int,
-        flops_per_step: float,
+        program: Program,
         peak_flops: float,
     ) -> None:
-        self._log, self._trackers, self._display, self._goodput = log, trackers, display, goodput
-        self._log_every, self._last_step = log_every, last_step
-        self._layers_every, self._layer_counts = layers_every, layer_counts
-        self._tokens_per_step = tokens_per_step
-        self._utilisation = flops_per_step / peak_flops
+        self.log, self.display, self.goodput = log, display, goodput
+        train = program.config.train
+        self._trackers = trackers
+        self._log_every, self._last_step = train.log_every, train.steps
+        self._layers_every = layers.every if (layers := train.layer_statistics) else None
+        self._layer_counts = statistics.counts(program.abstract.params, program.config.model)
+        self._tokens_per_step = program.tokens_per_step
+        self._utilisation = program.flops_per_step / peak_flops
         self._running: deque[tuple[int, Metrics]] = deque()
         self.finished = 0  # the newest step that is known to have ended
         self.nonfinite = 0  # updates skipped in a row up to it
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for tracker in self._trackers:
+            tracker.close()
+        self.log.close()
 
     def start(self, step: int, nonfinite: int) -> None:
         """Begin to count time; `step` updates have been tried so far."""
@@ -75,7 +87,7 @@ class Recorder:
             "eval/perplexity": evaluation.perplexity,
         }
         self._write(row)
-        self._display.say(
+        self.display.say(
             f"step {step:,}  validation loss {evaluation.loss:.4f}, "
             f"{evaluation.bits_per_byte:.4f} bits per byte, perplexity {evaluation.perplexity:.4g}"
         )
@@ -88,14 +100,14 @@ class Recorder:
             row |= {f"suite/{task}/{metric}": value for metric, value in result.metrics.items()}
         self._write(row)
         shown = (f"{key.removeprefix('suite/')} {row[key]:.4g}" for key in row if key != "step")
-        self._display.say(f"step {step:,}  {', '.join(shown)}")
+        self.display.say(f"step {step:,}  {', '.join(shown)}")
 
     def _finish(self, step: int, metrics: Metrics) -> None:
         found = {name: value for name, value in metrics.items() if name != "layers"}
         values = {name: value.item() for name, value in jax.device_get(found).items()}
         self.finished, self.nonfinite = step, values["nonfinite"]
         if self.nonfinite:
-            self._display.say(
+            self.display.say(
                 f"step {step:,}  loss {values['loss']}, gradient norm {values['grad_norm']}: not "
                 f"finite, update skipped ({self.nonfinite} in a row)"
             )
@@ -104,7 +116,7 @@ class Recorder:
             for row in statistics.rows(step, layers, self._layer_counts):
                 self._write(row)
         if step % self._log_every and step not in (1, self._last_step):
-            self._display.stepped(step)
+            self.display.stepped(step)
             return
         now = self._clock()
         seconds = (now - self._row_clock) / (step - self._row_step)
@@ -122,12 +134,12 @@ class Recorder:
             "mfu": self._utilisation / seconds,
         }
         self._write(row)
-        self._display.logged(row)
+        self.display.logged(row)
 
     def _write(self, row: Row) -> None:
-        self._log.write(row)
+        self.log.write(row)
         for tracker in self._trackers:
             tracker.write(row)
 
     def _clock(self) -> float:
-        return time.perf_counter() - self._goodput.paused
+        return time.perf_counter() - self.goodput.paused

@@ -11,12 +11,12 @@ from jaxformer.checkpoint.manager import Json, placed
 from jaxformer.checkpoint.run_directory import locate
 from jaxformer.checkpoint.weights import Weights, find_weights
 from jaxformer.config import Config
+from jaxformer.config.loading import load_config
 from jaxformer.data.tokenizers import Tokenizer
-from jaxformer.loading import load_config
+from jaxformer.errors import DoesNotFit, UserError
 from jaxformer.model.accounting import abstract_parameters
 from jaxformer.model.language_model import LanguageModel, build_model
 from jaxformer.parallel.rules import parameter_shardings
-from jaxformer.schema import DoesNotFit, UserError
 
 PyTree = Any
 

@@ -1,22 +1,27 @@
-"""What a new run takes of another's weights, as `init` says."""
+"""How a run begins: from its own newest checkpoint, from another run's weights, or from scratch."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxformer.checkpoint.lora import fingerprint
-from jaxformer.checkpoint.manager import Json
+from jaxformer.checkpoint.manager import Checkpoints, Json
 from jaxformer.checkpoint.manifest import Description, check_same_tree, describe
-from jaxformer.checkpoint.run_directory import flat
+from jaxformer.checkpoint.own_copies import keep_copies
+from jaxformer.checkpoint.run_directory import RunDirectory, flat
 from jaxformer.checkpoint.weights import Weights, abstract_leaves, find_weights
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.model.accounting import abstract_parameters
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.parameter_paths import by_path, from_paths, matching, split
+from jaxformer.parallel import processes
 from jaxformer.parallel.rules import logical_axes, replicated
 from jaxformer.paths import is_remote
-from jaxformer.train.program import Program, weights
+from jaxformer.train.preflight import check_same_data
+from jaxformer.train.program import Program, restored, trees, weights
+from jaxformer.train.reference import load_reference
 from jaxformer.train.step import TrainState
 
 PyTree = Any
@@ -102,6 +107,51 @@ def _note(path: str, theirs: Description, ours: Description, grown: bool) -> str
         return f"fresh: {path} {ours[path]['shape']}"
     before, now = theirs[path]["shape"], ours[path]["shape"]
     return f"taken in part: {path} {before}, what {now} has beyond starts fresh"
+
+
+def first_state(
+    directory: RunDirectory,
+    checkpoints: Checkpoints,
+    program: Program,
+    manifest: Json,
+    other: Start | None,
+    teacher: Weights | None,
+    tokenizer: Tokenizer,
+    say: Callable[[str], None],
+) -> tuple[TrainState, int, Json]:
+    """The state from which this start of the run goes on, after how many steps, and the manifest
+    with where the weights come from.
+
+    A run starts from its own newest good checkpoint; or else from `other` weights (init.from), as
+    far as they are taken (init.partial); or else from scratch. What it needs of other runs is
+    copied into its directory.
+
+    Raises:
+        UserError: other text or another tokenizer than the checkpoint's; weights of other runs that
+            are gone or have changed.
+    """
+    resumed = checkpoints.newest_good()
+    saved: Json = {} if resumed is None else checkpoints.manifest(resumed)
+    if resumed is not None:
+        check_same_data(program.config, saved, manifest)
+        origin = saved.get("init")
+        own = Weights(directory, checkpoints, resumed, program.config, saved)
+        under = own.base if program.config.lora else None
+        base = own.restore_base(program.abstract.base) if under else None
+        arrays = checkpoints.restore(resumed, trees(program.abstract))
+        state = restored(program, arrays, checkpoints.state(resumed), base)
+        say(f"resumed from {own.where}")
+    elif other is not None:
+        state, origin = begin(other, program)
+        under = other.source if program.config.lora else None
+        say(tell(other, tokenizer))
+    else:
+        state, origin, under = program.initial_state(), None, None
+    reference, told = load_reference(teacher, program.abstract.reference, saved.get("reference"))
+    manifest = {**manifest, "init": origin, "reference": told}
+    processes.first_alone("copies", lambda: keep_copies(directory, tokenizer, under, teacher))
+    processes.first_alone("manifest", lambda: directory.write_manifest(manifest))
+    return state.replace(reference=reference), resumed or 0, manifest
 
 
 def begin(start: Start, program: Program) -> tuple[TrainState, Json]:

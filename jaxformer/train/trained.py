@@ -3,9 +3,9 @@
 from typing import Any
 
 from jaxformer.config import Config
+from jaxformer.errors import UserError
 from jaxformer.model.lora import A, adapter_paths
 from jaxformer.model.parameter_paths import by_path, matches, matching, unmatched
-from jaxformer.schema import UserError
 
 PyTree = Any
 

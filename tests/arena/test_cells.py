@@ -7,6 +7,7 @@ from arena.test_match import make_arena
 from jaxformer.arena.cells import Cell, cells
 from jaxformer.arena.match import match
 from jaxformer.data.loader import train_batches
+from jaxformer.data.stores import Stores
 from jaxformer.data.tokenizers import load_tokenizer
 
 STEPS = 5
@@ -16,7 +17,7 @@ def hashes(cell: Cell) -> tuple[str, ...]:
     """One a step, of all arrays of its batch."""
     data, train = cell.config.data, cell.config.train
     tokenizer = load_tokenizer(data.tokenizer)
-    batches = train_batches(data, tokenizer, batch_size=train.batch_size, seed=train.seed)
+    batches = train_batches(Stores(data, tokenizer), batch_size=train.batch_size, seed=train.seed)
     return tuple(
         hashlib.sha256(b"".join(array.tobytes() for array in batches[step])).hexdigest()
         for step in range(STEPS)

@@ -10,7 +10,7 @@ from arena.test_match import BASE, CONTESTANTS
 
 from jaxformer.arena import commands, run
 from jaxformer.arena.commands import prepare
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 
 
 @pytest.fixture

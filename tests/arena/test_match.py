@@ -4,7 +4,7 @@ import pytest
 
 from jaxformer.arena.config import ArenaConfig
 from jaxformer.arena.match import Matched, match, sizes, solve
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 
 BASE = {
     "model": {

@@ -18,7 +18,7 @@ from jaxformer.arena.report.figures import pareto, scaling_figures
 from jaxformer.arena.results import entries
 from jaxformer.arena.scaling import Ladder
 from jaxformer.arena.verdict import outcome, rate_of, reproduction, verdict, winner
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 
 CHROMIUM = shutil.which("chromium")
 CHECK = {"task": "parity", "metric": "loss", "better": "retention", "than": "attention"}

@@ -13,7 +13,7 @@ from jaxformer.arena import run, workers
 from jaxformer.arena.cells import cells, without_result
 from jaxformer.arena.match import match
 from jaxformer.checkpoint.lock import RunLocked
-from jaxformer.schema import DoesNotFit, RunFailed, UserError
+from jaxformer.errors import DoesNotFit, RunFailed, UserError
 
 TWO_RATES = {"seeds": [0], "learning_rates": [1e-3, 1e-2]}
 

@@ -14,10 +14,10 @@ from jaxformer.checkpoint.own_copies import keep_copies, keep_weights
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.checkpoint.weights import find_weights
 from jaxformer.cli import main
+from jaxformer.config.loading import load_config
 from jaxformer.data.tokenizers import load_tokenizer
-from jaxformer.loading import load_config
+from jaxformer.errors import UserError
 from jaxformer.run import load
-from jaxformer.schema import UserError
 from tests.checkpoint.interop.models import write_tokenizer
 from tests.checkpoint.test_manager import cut, like, make_trees, save
 from tests.runs import (

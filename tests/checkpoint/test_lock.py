@@ -13,7 +13,7 @@ import pytest
 from jaxformer.checkpoint import lock
 from jaxformer.checkpoint.lock import RunLock, check_no_writer, read_owner
 from jaxformer.checkpoint.run_directory import RunDirectory
-from jaxformer.schema import RunFailed, UserError
+from jaxformer.errors import RunFailed, UserError
 from tests.runs import finish, make_config, start_training, write_config
 
 

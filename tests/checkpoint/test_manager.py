@@ -12,7 +12,7 @@ import pytest
 
 from jaxformer.checkpoint.integrity import read_manifest, wrong_hashes
 from jaxformer.checkpoint.manager import Checkpoints, placed
-from jaxformer.schema import RunFailed, UserError
+from jaxformer.errors import RunFailed, UserError
 
 OPTIMIZER = optax.chain(optax.scale_by_adam(), optax.scale(-1.0))
 

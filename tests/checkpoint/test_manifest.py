@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxformer.checkpoint.manifest import check_same_tree, describe, differences
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 
 SAVED = {
     "embedding": jnp.zeros((10, 4)),

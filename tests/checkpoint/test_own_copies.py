@@ -15,9 +15,9 @@ from jaxformer.checkpoint.manager import Checkpoints
 from jaxformer.checkpoint.own_copies import keep_tokenizer, keep_weights
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.checkpoint.weights import find_weights
+from jaxformer.config.loading import load_config
 from jaxformer.data.tokenizers import load_tokenizer
-from jaxformer.loading import load_config
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 from tests.checkpoint.interop.models import write_tokenizer
 from tests.checkpoint.test_manager import like, make_trees, save
 from tests.runs import make_config

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from jaxformer.checkpoint.run_directory import RunDirectory, locate
-from jaxformer.loading import load_config
+from jaxformer.config.loading import load_config
+from jaxformer.errors import UserError
 from jaxformer.paths import replace_text
-from jaxformer.schema import UserError
 from tests.runs import make_config
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from jaxformer.data.chat_template import ChatTemplate, load_chat_template
 from jaxformer.data.tokenizers import load_tokenizer
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 from tests.data.chats import CHATML, HEADERS, MARKED, SPECIALS, chat, write_tokenizer
 
 TALK = chat("q", "a")["messages"]

@@ -6,10 +6,10 @@ import pytest
 from jaxformer.config import Config
 from jaxformer.data import commands
 from jaxformer.data import store as store_module
-from jaxformer.data.loader import open_stores
 from jaxformer.data.store import TOKENS
+from jaxformer.data.stores import Stores
 from jaxformer.data.tokenizers import load_tokenizer
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 
 MODEL = {
     "d_model": 8,
@@ -42,7 +42,7 @@ def test_inspect_prints_a_table_and_a_row_of_each_store(
     monkeypatch.setenv("COLUMNS", "120")
     commands.inspect(config)
     out = capsys.readouterr().out
-    [part] = open_stores(config.data, load_tokenizer("bytes")).training
+    [part] = Stores(config.data, load_tokenizer("bytes")).training
     digest = hashlib.sha256((part.store.path / TOKENS).read_bytes()).hexdigest()
     for line in (
         "│ documents           │ 20 ",
@@ -64,7 +64,7 @@ def test_inspect_refuses_a_large_store_whose_hash_differs(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_module, "HASHED_ON_OPENING", 0)
-    [part] = open_stores(config.data, load_tokenizer("bytes")).training
+    [part] = Stores(config.data, load_tokenizer("bytes")).training
     content = bytearray((part.store.path / TOKENS).read_bytes())
     content[2] ^= 1
     (part.store.path / TOKENS).write_bytes(content)
@@ -77,7 +77,7 @@ def test_a_trained_tokenizer_prepares_a_store(config: Config, tmp_path: Path, ca
     assert "tokenizer of 270 ids: data.tokenizer=" in capfd.readouterr().err
     data = config.data.model_copy(update={"tokenizer": str(tmp_path / "tokenizer")})
     commands.prepare(config.model_copy(update={"data": data}))
-    [part] = open_stores(data, load_tokenizer(data.tokenizer)).training
+    [part] = Stores(data, load_tokenizer(data.tokenizer)).training
     assert part.store.manifest.tokens < 560
     assert part.store.manifest.text_bytes == 520
 

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxformer.data.documents import MessagesFormat
-from jaxformer.data.loader import open_source_store
 from jaxformer.data.rows import Row
+from jaxformer.data.stores import Stores
 from jaxformer.data.tokenizers import load_tokenizer
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 from tests.data.chats import chat, write_jsonl, write_tokenizer
 from tests.data.test_chat_template import template_of
 from tests.data.tokenizer_kinds import TEMPLATE
@@ -119,7 +119,7 @@ def test_jsonl_and_parquet_give_the_same_tools_and_calls(make_data, tmp_path: Pa
     texts = []
     for source in (write_jsonl(tmp_path / "rows.jsonl", rows), f"parquet:{tmp_path}/rows.parquet"):
         data = make_data(source=source, format="messages", tokenizer=tokenizer)
-        store = open_source_store(data.sources[0], data, load_tokenizer(tokenizer))
+        store = Stores(data, load_tokenizer(tokenizer)).open(data.sources[0])
         texts.append(load_tokenizer(tokenizer).decode_whole(store.tokens))
     assert texts[0] == texts[1]
     assert texts[0].count("tools: ") == 2

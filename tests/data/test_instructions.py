@@ -13,16 +13,11 @@ from tokenizers import pre_tokenizers
 
 from jaxformer.config import Config, DataConfig
 from jaxformer.data import commands
-from jaxformer.data.loader import (
-    iterate,
-    open_source_store,
-    open_stores,
-    train_batches,
-    validation_batches,
-)
+from jaxformer.data.loader import iterate, train_batches, validation_batches
 from jaxformer.data.store import LOSS_MASK, MANIFEST, TokenStore
+from jaxformer.data.stores import Stores
 from jaxformer.data.tokenizers import load_tokenizer
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 from tests.data.chats import (
     CHATML,
     HEADERS,
@@ -72,7 +67,7 @@ def make(make_data, tmp_path: Path) -> Callable[..., DataConfig]:
 
 
 def open_store(data: DataConfig) -> TokenStore:
-    return open_source_store(data.sources[0], data, load_tokenizer(data.tokenizer))
+    return Stores(data, load_tokenizer(data.tokenizer)).open(data.sources[0])
 
 
 def document(store: TokenStore, number: int = 0) -> tuple[list[int], list[bool]]:
@@ -229,7 +224,7 @@ def test_a_source_without_any_answer_is_refused(make) -> None:
 def test_a_batch_has_only_answers_in_its_loss(make) -> None:
     rows = [chat("Hi", "Hello"), chat("a", "b", "c", "d")] * 3
     data = make(rows, sequence_length=16, validation_fraction=0.0)
-    [part] = open_stores(data, load_tokenizer(data.tokenizer)).training
+    [part] = Stores(data, load_tokenizer(data.tokenizer)).training
     batch = part.pack(np.arange(len(part)))
     store = part.store
     targets = batch.targets[batch.segment_ids > 0]
@@ -250,13 +245,13 @@ def test_a_mixture_of_instructions_and_text_has_the_loss_of_each(make, write_tex
     options = {"source": sources, "format": "text", "column": "text", "validation_fraction": 0.0}
     mixed = DataConfig.model_validate(data.model_dump() | options | {"sequence_length": 32})
     tokenizer = load_tokenizer(mixed.tokenizer)
-    batches = train_batches(mixed, tokenizer, batch_size=8, seed=0)
+    batches = train_batches(Stores(mixed, tokenizer), batch_size=8, seed=0)
     learnt: set[str] = set()
     for step in range(10):
         batch = batches[step]
         learnt |= set(tokenizer.decode_whole(batch.targets[batch.loss_mask]))
     assert learnt == set("ABCDEFGH<|im_end|>0123456789<|endoftext|>")
-    resumed = next(iterate(train_batches(mixed, tokenizer, batch_size=8, seed=0), 9, 0))
+    resumed = next(iterate(train_batches(Stores(mixed, tokenizer), batch_size=8, seed=0), 9, 0))
     for array, before in zip(resumed, batch, strict=True):
         np.testing.assert_array_equal(array, before)
 
@@ -266,7 +261,7 @@ def test_bits_per_byte_count_the_bytes_of_answers_alone(make) -> None:
     for fraction in (0.2, 0.37, 0.5):
         data = make(rows, sequence_length=16, validation_fraction=fraction)
         tokenizer = load_tokenizer(data.tokenizer)
-        batches = validation_batches(data, tokenizer, batch_size=2)
+        batches = validation_batches(Stores(data, tokenizer), batch_size=2)
         learnt = np.concatenate([batch.targets[batch.loss_mask] for batch in batches])
         assert batches.loss_tokens == len(learnt)
         assert batches.text_bytes == pytest.approx(tokenizer.count_bytes(learnt), abs=2)
@@ -275,11 +270,11 @@ def test_bits_per_byte_count_the_bytes_of_answers_alone(make) -> None:
 
 def test_validation_without_an_answer_is_refused(make) -> None:
     data = make([chat("a", "b"), chat("q" * 500, "c")], validation_fraction=0.3, sequence_length=16)
-    validation_batches(data, load_tokenizer(data.tokenizer), batch_size=1)
+    validation_batches(Stores(data, load_tokenizer(data.tokenizer)), batch_size=1)
     tail = chat("a", "b", "q" * 500)
     data = make([chat("a", "b"), tail], validation_fraction=0.3, sequence_length=16)
     with pytest.raises(UserError, match=r"the validation part holds \d+ tokens, none to predict"):
-        validation_batches(data, load_tokenizer(data.tokenizer), batch_size=1)
+        validation_batches(Stores(data, load_tokenizer(data.tokenizer)), batch_size=1)
 
 
 def test_format_columns_and_template_have_a_store_each(make) -> None:
@@ -291,7 +286,7 @@ def test_format_columns_and_template_have_a_store_each(make) -> None:
     paths.append(open_store(make(rows, format="completion", column=["completion", "prompt"])).path)
     paths.append(open_store(make(rows, format="text")).path)
     assert len(set(paths)) == 5
-    [row] = open_stores(
+    [row] = Stores(
         make(rows * 9, validation_fraction=0.0, sequence_length=8), load_tokenizer(data.tokenizer)
     ).manifest()
     assert len(row["loss_mask_sha256"]) == 64

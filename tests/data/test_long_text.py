@@ -8,7 +8,7 @@ from jaxformer.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxformer.data.long_text import LongText, utf8_bytes
 from jaxformer.data.rows import Policies, text_rows
 from jaxformer.data.tokenizers import load_tokenizer
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 from tests.data.test_store import open_store
 
 TEXT = "naïve 日本語 🎉 the cat sat, 12 times\n" * 20

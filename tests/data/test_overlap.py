@@ -1,8 +1,7 @@
-import logging
-
 import pytest
 
-from jaxformer.data.loader import open_stores, validation_batches
+from jaxformer.data.loader import validation_batches
+from jaxformer.data.stores import Stores
 from jaxformer.data.tokenizers import load_tokenizer
 
 TOKENIZER = load_tokenizer("bytes")
@@ -10,15 +9,16 @@ TEXTS = [f"text {number} " * 9 for number in range(5)]
 
 
 @pytest.fixture
-def warnings_of(make_data, caplog):
+def warnings_of(make_data, capsys):
     """The warnings of validating on one source while training on another."""
 
     def run(source: str, validation_source: str | None) -> list[str]:
-        caplog.clear()
         data = make_data(source=source, validation_source=validation_source, sequence_length=16)
-        with caplog.at_level(logging.WARNING):
-            validation_batches(data, TOKENIZER, batch_size=2)
-        return [record.getMessage() for record in caplog.records]
+        stores = Stores(data, TOKENIZER)
+        assert stores.validation is not None
+        capsys.readouterr()
+        validation_batches(stores, batch_size=2)
+        return capsys.readouterr().err.splitlines()
 
     return run
 
@@ -27,8 +27,8 @@ def test_validating_on_a_training_file_warns_once(warnings_of, write_texts, tmp_
     train = write_texts(TEXTS, "train")
     for validation_source in (train, f"text:{tmp_path}/train/0003.txt"):
         assert warnings_of(train, validation_source) == [
-            f"data.validation_source '{validation_source}' shares text with the training source "
-            f"'{train}': validation will look better than it is"
+            f"warning: data.validation_source '{validation_source}' shares text with the "
+            f"training source '{train}': validation will look better than it is"
         ]
 
 
@@ -36,8 +36,8 @@ def test_validating_on_a_copy_of_prepared_training_text_warns(
     warnings_of, write_texts, make_data
 ) -> None:
     train, copy = write_texts(TEXTS, "train"), write_texts(TEXTS, "copy")
-    open_stores(make_data(source=train, sequence_length=16), TOKENIZER)
-    open_stores(make_data(source=copy, sequence_length=16), TOKENIZER)
+    for source in (train, copy):
+        assert Stores(make_data(source=source, sequence_length=16), TOKENIZER).training
     [warning] = warnings_of(train, copy)
     assert "shares text with the training source" in warning
 

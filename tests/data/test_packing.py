@@ -5,11 +5,11 @@ import pytest
 
 from jaxformer.batch import Batch
 from jaxformer.data import store as store_module
-from jaxformer.data.loader import open_source_store
 from jaxformer.data.packing import PackedRows
 from jaxformer.data.store import TOKENS
+from jaxformer.data.stores import Stores
 from jaxformer.data.tokenizers import load_tokenizer
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 
 BOS = EOS = 256
 
@@ -47,7 +47,7 @@ def random_documents(seed: int, count: int, longest: int) -> list[str]:
 def make_rows(make_data, write_texts):
     def make(documents: list[str], length: int, begin: int = 0, end: int | None = None):
         data = make_data(source=write_texts(documents))
-        store = open_source_store(data.sources[0], data, load_tokenizer("bytes"))
+        store = Stores(data, load_tokenizer("bytes")).open(data.sources[0])
         return PackedRows(store, begin, store.manifest.tokens if end is None else end, length)
 
     return make
@@ -125,6 +125,6 @@ def test_ids_out_of_range_in_a_store_are_refused_on_the_host(
     tokens[3] = 300
     tokens.tofile(path / TOKENS)
     data = make_data(source=f"text:{tmp_path}/texts/*.txt")
-    store = open_source_store(data.sources[0], data, load_tokenizer("bytes"))
+    store = Stores(data, load_tokenizer("bytes")).open(data.sources[0])
     with pytest.raises(UserError, match=r"holds id 300, beyond the vocabulary of 257: its files"):
         PackedRows(store, 0, store.manifest.tokens, 4).pack(np.arange(2))

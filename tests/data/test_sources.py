@@ -11,7 +11,7 @@ import pytest
 
 from jaxformer.data.rows import Column
 from jaxformer.data.sources import expand_braces, open_source
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 
 
 def texts(

@@ -13,19 +13,19 @@ import pytest
 
 from jaxformer.config import DataConfig
 from jaxformer.data import prepare
-from jaxformer.data.loader import open_source_store
 from jaxformer.data.store import DOCUMENTS, MANIFEST, TOKENS, TokenStore, token_dtype
+from jaxformer.data.stores import Stores
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 
 PREPARE = """
 import sys
 from jaxformer.config import DataConfig
-from jaxformer.data.loader import open_source_store
+from jaxformer.data.stores import Stores
 from jaxformer.data.tokenizers import load_tokenizer
 data = DataConfig(source=sys.argv[1], cache_dir=sys.argv[2])
 print("ready", flush=True)
-store = open_source_store(data.sources[0], data, load_tokenizer("bytes"))
+store = Stores(data, load_tokenizer("bytes")).open(data.sources[0])
 print(store.manifest.files["tokens.bin"].sha256)
 """
 
@@ -39,7 +39,7 @@ def start(source: str, cache: Path) -> subprocess.Popen[str]:
 
 
 def open_store(data: DataConfig, tokenizer: Tokenizer | None = None) -> TokenStore:
-    return open_source_store(data.sources[0], data, tokenizer or load_tokenizer("bytes"))
+    return Stores(data, tokenizer or load_tokenizer("bytes")).open(data.sources[0])
 
 
 def write_rows(file: Path, count: int) -> str:

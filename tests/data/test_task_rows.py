@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from jaxformer.config import DataConfig
-from jaxformer.data.loader import open_stores, train_batches, validation_batches
+from jaxformer.data.loader import train_batches, validation_batches
+from jaxformer.data.stores import Stores
 from jaxformer.data.tokenizers import load_tokenizer
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 
 MQAR = {"kind": "mqar", "vocab_size": 32, "num_pairs": 4}
 
@@ -19,7 +20,7 @@ def make_data(**options):
 def test_batches_of_a_task_are_a_function_of_seed_and_step():
     data, tokenizer = make_data(), load_tokenizer("ids:32")
     one, two, other = (
-        train_batches(data, tokenizer, batch_size=3, seed=seed)[7] for seed in (0, 0, 1)
+        train_batches(Stores(data, tokenizer), batch_size=3, seed=seed)[7] for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(one.inputs, two.inputs)
     assert (one.inputs != other.inputs).any()
@@ -28,7 +29,7 @@ def test_batches_of_a_task_are_a_function_of_seed_and_step():
 
 def test_validation_rows_are_the_same_for_any_batch_size():
     data, tokenizer = make_data(), load_tokenizer("ids:32")
-    ones, threes = (validation_batches(data, tokenizer, batch_size=size) for size in (1, 3))
+    ones, threes = (validation_batches(Stores(data, tokenizer), batch_size=size) for size in (1, 3))
     assert len(ones) == 1024 and ones.loss_tokens == 4096
     np.testing.assert_array_equal(threes[1].inputs[2], ones[5].inputs[0])
 
@@ -36,7 +37,7 @@ def test_validation_rows_are_the_same_for_any_batch_size():
 def test_a_task_is_told_apart_in_the_manifest():
     tokenizer = load_tokenizer("ids:32")
     easy, hard = (
-        open_stores(make_data(task=MQAR | {"num_pairs": pairs}), tokenizer).manifest()
+        Stores(make_data(task=MQAR | {"num_pairs": pairs}), tokenizer).manifest()
         for pairs in (4, 5)
     )
     assert easy[0]["source"] == "task:mqar"
@@ -46,7 +47,7 @@ def test_a_task_is_told_apart_in_the_manifest():
 def test_a_task_with_more_ids_than_the_tokenizer_is_refused():
     data = make_data(tokenizer="ids:8")
     with pytest.raises(UserError, match=r"mqar needs 32 ids, and data.tokenizer 'ids:8' has 8"):
-        open_stores(data, load_tokenizer("ids:8"))
+        assert Stores(data, load_tokenizer("ids:8")).training
 
 
 @pytest.mark.parametrize(
@@ -72,11 +73,11 @@ def test_a_needle_lies_in_the_text_of_the_source(tmp_path):
         cache_dir=str(tmp_path / "cache"),
     )
     tokenizer = load_tokenizer("bytes")
-    batch = train_batches(data, tokenizer, batch_size=2, seed=0)[0]
+    batch = train_batches(Stores(data, tokenizer), batch_size=2, seed=0)[0]
     assert "The secret number of the" in tokenizer.decode(batch.inputs[1])
     assert batch.loss_mask.sum() == 12
     with pytest.raises(UserError, match="needle: the needle and its question take"):
-        open_stores(data.model_copy(update={"sequence_length": 60}), tokenizer)
+        assert Stores(data.model_copy(update={"sequence_length": 60}), tokenizer).training
 
 
 def test_ids_are_written_as_numbers():

@@ -12,7 +12,7 @@ from tokenizers import pre_tokenizers as pre
 from jaxformer.data import pieces, text_cuts
 from jaxformer.data.pattern import Pattern, UnknownPatternError
 from jaxformer.data.pieces import PieceEncoder
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 ENDING = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

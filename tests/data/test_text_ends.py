@@ -10,10 +10,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from jaxformer.data.documents import CompletionFormat, TextFormat
 from jaxformer.data.huggingface_tokenizer import HuggingFaceTokenizer
-from jaxformer.data.loader import open_source_store, open_stores
 from jaxformer.data.rows import Row
+from jaxformer.data.stores import Stores
 from jaxformer.data.tokenizers import load_tokenizer, prompt_ids, start_id
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 from tests.data.tokenizer_kinds import write_kind
 
 WORDS = ["<unk>", "<s>", "</s>", "<end>", "yes", "no"]
@@ -183,8 +183,8 @@ def test_bytes_are_those_of_the_loss_tokens_whether_documents_begin_or_not(
     for add_bos in (True, False):
         data = make_data(source=source, add_bos=add_bos, validation_fraction=0.0, sequence_length=4)
         tokenizer = load_tokenizer(data.tokenizer, data.add_bos)
-        paths.add(open_source_store(data.sources[0], data, tokenizer).path)
-        [part] = open_stores(data, tokenizer).training
+        paths.add(Stores(data, tokenizer).open(data.sources[0]).path)
+        [part] = Stores(data, tokenizer).training
         batch = part.pack(np.arange(len(part)))
         learnt = batch.targets[batch.loss_mask]
         assert part.loss_tokens() == len(learnt)
@@ -200,7 +200,7 @@ def test_a_store_is_not_used_again_where_texts_begin_otherwise(make_data, tmp_pa
         config = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": add_bos_token}
         tokenizer = write_kind("metaspace", tmp_path / "tokenizer", tokenizer_config=config)
         data = make_data(source=f"text:{tmp_path}/a.txt", tokenizer=tokenizer)
-        store = open_source_store(data.sources[0], data, load_tokenizer(data.tokenizer))
+        store = Stores(data, load_tokenizer(data.tokenizer)).open(data.sources[0])
         assert (store.tokens[0] == 1) == add_bos_token
         paths.append(store.path)
     assert paths[0] != paths[1]

@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from jaxformer.data.loader import open_source_store
 from jaxformer.data.packing import PackedRows
+from jaxformer.data.stores import Stores
 from jaxformer.data.tokenizers import load_tokenizer, prompt_ids
 from tests.data.tokenizer_kinds import KINDS, write_kind
 
@@ -84,7 +84,7 @@ def test_the_bytes_of_a_cut_document_are_those_of_its_text(kind, make_data, tmp_
     (tmp_path / "a.txt").write_text(text)
     data = make_data(source=f"text:{tmp_path}/a.txt", tokenizer=write_kind(kind, tmp_path / "t"))
     tokenizer = load_tokenizer(data.tokenizer)
-    store = open_source_store(data.sources[0], data, tokenizer)
+    store = Stores(data, tokenizer).open(data.sources[0])
     for begin in range(len(tokenizer.prefix_ids) + 1, store.manifest.tokens - 1):
         learnt = tokenizer.decode(store.tokens[: begin + 1])
         rows = PackedRows(store, begin, store.manifest.tokens, 8)
@@ -101,7 +101,7 @@ def test_learnt_bytes_of_a_cut_conversation_are_counted_a_run_at_a_time(
         tokenizer=write_kind("metaspace", tmp_path / "t"),
     )
     tokenizer = load_tokenizer(data.tokenizer)
-    store = open_source_store(data.sources[0], data, tokenizer)
+    store = Stores(data, tokenizer).open(data.sources[0])
     assert store.text_bytes.tolist() == [0, len(" sat on the mat")]
     rows = PackedRows(store, 1, store.manifest.tokens, 8)
     assert rows.text_bytes(tokenizer) == len(" sat on the mat")

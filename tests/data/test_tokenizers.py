@@ -12,7 +12,7 @@ from jaxformer.config import DataConfig
 from jaxformer.data.commands import train_tokenizer
 from jaxformer.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxformer.data.tokenizers import load_tokenizer
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 
 TEXTS = [
     "",

@@ -16,7 +16,7 @@ import pytest
 from jaxformer.data import json_rows
 from jaxformer.data.rows import Column
 from jaxformer.data.sources import open_source
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 
 TEXT = "one\n\nnaïve, and some more text to cut"
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {

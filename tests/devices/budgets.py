@@ -10,9 +10,9 @@ import numpy as np
 
 from jaxformer.config import Config
 from jaxformer.ops import cross_entropy
-from jaxformer.parallel.cost import read_cost
 from jaxformer.parallel.mesh import AXES, make_mesh
 from jaxformer.parallel.rules import path_name
+from jaxformer.plan.cost import read_cost
 from jaxformer.train.program import make_program
 
 # The embedding is larger than what is looked up in it.

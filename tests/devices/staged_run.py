@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jaxformer.evaluate.perplexity import evaluate_run
 from jaxformer.run import load
-from jaxformer.train.loop import train
+from jaxformer.train.run import train
 from tests.runs import make_config
 
 PLACES = {

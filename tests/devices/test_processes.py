@@ -16,8 +16,8 @@ import pytest
 from jaxformer.cli import main
 from jaxformer.config import Config
 from jaxformer.parallel import processes
-from jaxformer.train.loop import train
 from jaxformer.train.metrics import read_rows
+from jaxformer.train.run import train
 from tests.checkpoint.test_manager import flip, largest_file
 from tests.parallel.test_rendezvous import free_port
 from tests.runs import (

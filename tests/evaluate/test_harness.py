@@ -13,15 +13,16 @@ from jaxformer.batch import Batch
 from jaxformer.cli import main
 from jaxformer.config import EvalConfig
 from jaxformer.data.tokenizers import load_tokenizer
+from jaxformer.errors import UserError
 from jaxformer.evaluate.perplexity import evaluate, make_eval_step, validate
 from jaxformer.evaluate.scoring import Continuation
-from jaxformer.evaluate.suites import Options, find_suite
+from jaxformer.evaluate.suite import Options
+from jaxformer.evaluate.suites import find_suite
 from jaxformer.generate.sampling import Sampling
 from jaxformer.parallel.rules import batch_sharding
 from jaxformer.run import Run, load
-from jaxformer.schema import UserError
-from jaxformer.train.loop import train
-from jaxformer.yaml_reader import read_yaml
+from jaxformer.schema.yaml_reader import read_yaml
+from jaxformer.train.run import train
 from tests.data.tokenizer_kinds import write_kind
 from tests.devices.test_processes import finish_all, start
 from tests.evaluate.test_scoring import BOS, LENGTH, naive, small_run

@@ -7,12 +7,12 @@ from flax.core import meta
 
 from jaxformer.config import Config
 from jaxformer.data.plain_tokenizers import ByteTokenizer
+from jaxformer.errors import UserError
 from jaxformer.evaluate.scoring import Continuation, score
 from jaxformer.generate.sampling import Sampling
 from jaxformer.model.language_model import build_model
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.run import Run
-from jaxformer.schema import UserError
 from tests.runs import MODEL
 
 LENGTH = 24

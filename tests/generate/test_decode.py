@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from flax.core import meta
 
+from jaxformer import memory
+from jaxformer.errors import UserError
 from jaxformer.generate import decode
 from jaxformer.generate.decode import Decoder, Stats
 from jaxformer.generate.sampling import Sampling
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.language_model import LanguageModel, build_model
-from jaxformer.parallel import memory
-from jaxformer.schema import UserError
 
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9]]
 GREEDY = Sampling(temperature=0)

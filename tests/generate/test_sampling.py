@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxformer.errors import UserError
 from jaxformer.generate.sampling import Sampling, filter_logits, sample
-from jaxformer.schema import UserError
 
 PROBABILITIES = np.array([[0.1, 0.4, 0.05, 0.25, 0.2]])
 LOGITS = jnp.log(jnp.asarray(PROBABILITIES, jnp.float32))

@@ -3,8 +3,8 @@ from dataclasses import dataclass
 import jax
 import pytest
 
+from jaxformer.errors import UserError
 from jaxformer.parallel.mesh import AXES, check_rows, data_shards, make_mesh, resolve_sizes
-from jaxformer.schema import UserError
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxformer.errors import UserError
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.parallel.pipeline import (
     Pipeline,
@@ -14,7 +15,6 @@ from jaxformer.parallel.pipeline import (
     run_stages,
 )
 from jaxformer.parallel.rules import use_mesh
-from jaxformer.schema import UserError
 
 WIDTH = 3
 

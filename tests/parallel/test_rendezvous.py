@@ -3,8 +3,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from jaxformer.errors import UserError
 from jaxformer.parallel.rendezvous import meet
-from jaxformer.schema import UserError
 
 
 def free_port() -> int:

@@ -5,10 +5,10 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from jaxformer.config import Config, MeshConfig
+from jaxformer.errors import UserError
 from jaxformer.model.accounting import abstract_parameters
 from jaxformer.model.language_model import build_model
 from jaxformer.parallel.mesh import AXES, DATA_AXES
-from jaxformer.parallel.report import sharding_report
 from jaxformer.parallel.rules import (
     RULES,
     batch_sharding,
@@ -18,7 +18,7 @@ from jaxformer.parallel.rules import (
     parameter_shardings,
     rows_held,
 )
-from jaxformer.schema import UserError
+from jaxformer.train.sharding_report import sharding_report
 from tests.runs import MODEL
 
 HEAD = ("d_model", "vocab")
@@ -83,10 +83,10 @@ def test_the_report_says_what_a_device_has_and_what_lies_whole_on_all():
     }
     assert sharding_report(params, 32, RULES).splitlines() == [
         "parameter  shape         over         a device has",
-        "big        [4096, 4096]  - -             64.00 MiB",
-        "embedding  [32, 16]      tensor fsdp      0.00 MiB",
-        "in all                                   64.00 MiB",
-        "large parameters lie whole on every device: big (64.00 MiB); mesh.preset=fsdp, or "
+        "big        [4096, 4096]  - -              64.0 MiB",
+        "embedding  [32, 16]      tensor fsdp         512 B",
+        "in all                                    64.0 MiB",
+        "large parameters lie whole on every device: big (64.0 MiB); mesh.preset=fsdp, or "
         "mesh.rules, splits them",
     ]
 

@@ -12,8 +12,8 @@ from parity.config_keys import CONFIGS, keys, model_type
 
 from jaxformer.checkpoint.interop.families import FAMILIES
 from jaxformer.checkpoint.interop.fitting import described
+from jaxformer.errors import UserError
 from jaxformer.model.config import ModelConfig
-from jaxformer.schema import UserError
 
 Json = dict[str, Any]
 OLDER = {"rope_theta", "rope_scaling", "partial_rotary_factor"}  # now a part of rope_parameters

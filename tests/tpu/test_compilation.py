@@ -9,9 +9,9 @@ from contracts.cases import CASES
 from jax.experimental import topologies
 
 from jaxformer.config import Config
-from jaxformer.parallel.cost import read_cost
 from jaxformer.parallel.mesh import make_mesh
-from jaxformer.parallel.topology import compile_only_devices, parse_slice
+from jaxformer.plan.cost import read_cost
+from jaxformer.plan.topology import compile_only_devices, parse_slice
 from jaxformer.train.program import Program, make_program
 
 # What the cache keeps for a chip is only read by a process that has one.

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from jaxformer.config import Config
+from jaxformer.errors import UserError
 from jaxformer.model.accounting import flops_per_token
 from jaxformer.model.parameter_paths import by_path
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.run import load
-from jaxformer.schema import UserError
-from jaxformer.train.loop import train
 from jaxformer.train.program import Program, make_program, trees
+from jaxformer.train.run import train
 from tests.runs import MODEL, assert_same_arrays, make_config, results, saved_arrays
 from tests.train.test_loop import signal_at_step
 

@@ -12,17 +12,17 @@ import pytest
 from jaxformer.batch import Batch
 from jaxformer.checkpoint.manager import Checkpoints
 from jaxformer.config import RunConfig
+from jaxformer.config.loading import load_config
 from jaxformer.data.tokenizers import load_tokenizer
-from jaxformer.loading import load_config
+from jaxformer.errors import RunFailed, UserError
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.parallel.rules import batch_sharding, put_batch
-from jaxformer.schema import RunFailed, UserError
 from jaxformer.train import loop, program
 from jaxformer.train.interrupt import SIGNALS
-from jaxformer.train.loop import train
 from jaxformer.train.metrics import TIMING_FIELDS, read_rows
 from jaxformer.train.program import make_program
 from jaxformer.train.recorder import Recorder
+from jaxformer.train.run import train
 from tests.checkpoint.test_manager import flip, largest_file
 from tests.runs import assert_same_arrays, make_config, results, saved_arrays
 

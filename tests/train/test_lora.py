@@ -18,17 +18,17 @@ from jaxformer.checkpoint.lora import fingerprint, merged
 from jaxformer.checkpoint.manager import Checkpoints
 from jaxformer.cli import main
 from jaxformer.config import Config
+from jaxformer.errors import UserError
 from jaxformer.model.accounting import abstract_parameters, count_parameters, flops_per_token
 from jaxformer.model.language_model import build_model
 from jaxformer.model.lora import A, B, LoRAConfig, adapted, adapter_paths
 from jaxformer.model.parameter_paths import by_path, from_paths, join
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.run import load
-from jaxformer.schema import UserError
-from jaxformer.train.loop import train
 from jaxformer.train.metrics import read_rows
 from jaxformer.train.optimizer import matrix_sides
 from jaxformer.train.program import make_program, weights
+from jaxformer.train.run import train
 from jaxformer.train.start import begin, find_start
 from tests.runs import MODEL, assert_same_arrays, make_config, results, saved_arrays
 from tests.train.test_loop import signal_at_step

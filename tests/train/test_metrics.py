@@ -2,7 +2,7 @@ import warnings
 
 import pytest
 
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 from jaxformer.train.metrics import MetricsLog, read_rows
 from jaxformer.train.trackers import Guarded, TensorBoard
 

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from jaxformer.config import Config
-from jaxformer.loading import load_config
-from jaxformer.schema import UserError
-from jaxformer.train.loop import train
+from jaxformer.config.loading import load_config
+from jaxformer.errors import UserError
+from jaxformer.train.run import train
 from tests.runs import assert_same_arrays, make_config, results, saved_arrays
 from tests.train.test_loop import signal_at_step
 

@@ -2,13 +2,13 @@
 
 import pytest
 
+from jaxformer import memory
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.cli import main
 from jaxformer.config import Config
-from jaxformer.parallel import memory
-from jaxformer.schema import UserError
-from jaxformer.train.loop import train
+from jaxformer.errors import UserError
 from jaxformer.train.preflight import schedule_notes
+from jaxformer.train.run import train
 from tests.runs import make_config, write_config
 
 

@@ -9,10 +9,11 @@ import pytest
 
 from jaxformer.config import Config
 from jaxformer.data.loader import train_batches
+from jaxformer.data.stores import Stores
 from jaxformer.data.tokenizers import load_tokenizer
+from jaxformer.errors import UserError
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.parallel.rules import batch_sharding, put_batch
-from jaxformer.schema import UserError
 from jaxformer.train.program import make_program, unrolls
 from tests.runs import MODEL, make_config
 
@@ -30,7 +31,7 @@ def test_learning_rates_and_seeds_share_a_program_and_act_as_if_alone(tmp_path):
         program = make_program(config, mesh, tokenizer.vocab_size)
         compiled.append(program.compile(None).train_step)
         state = program.initial_state()
-        batch = train_batches(config.data, tokenizer, batch_size=4, seed=0)[0]
+        batch = train_batches(Stores(config.data, tokenizer), batch_size=4, seed=0)[0]
         for _ in range(3):
             state, metrics = compiled[-1](state, put_batch(batch, batch_sharding(mesh)))
         np.testing.assert_allclose(metrics["learning_rate"], rate * 0.75, rtol=0.3)

@@ -6,12 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
+from jaxformer.errors import UserError
 from jaxformer.model.parameter_paths import by_path
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.run import load
-from jaxformer.schema import UserError
-from jaxformer.train.loop import train
 from jaxformer.train.program import make_program, weights
+from jaxformer.train.run import train
 from jaxformer.train.start import begin, find_start, tell
 from tests.runs import make_config, results
 from tests.train.test_loop import signal_at_step

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxformer.train.loop import train
+from jaxformer.train.run import train
 from tests.runs import make_config, results, saved_arrays
 
 MIN_GRU = {"mixer": {"kind": "min_gru"}}

@@ -5,12 +5,12 @@ import signal
 
 import pytest
 
+from jaxformer.errors import UserError
 from jaxformer.evaluate import suites
-from jaxformer.evaluate.suites import Check, Result
+from jaxformer.evaluate.suite import Check, Result
 from jaxformer.run import Run
-from jaxformer.schema import UserError
-from jaxformer.train.loop import train
 from jaxformer.train.metrics import read_rows
+from jaxformer.train.run import train
 from tests.runs import make_config
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxformer.arena.report.figures import Figure, Point
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 
 
 def draw_images(figures: Sequence[Figure], folder: Path) -> dict[str, str]:

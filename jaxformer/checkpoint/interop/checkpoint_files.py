@@ -19,9 +19,9 @@ import tensorstore
 
 from jaxformer.checkpoint.interop.blocks import contiguous_blocks
 from jaxformer.checkpoint.interop.rules import Shape
-from jaxformer.json_reader import read_json_object
 from jaxformer.model.config import ModelConfig
 from jaxformer.paths import is_remote
+from jaxformer.reading import read_json_object
 
 PIECE = 1 << 26  # bytes of a file: of larger ones, each device would read what it has no use for
 

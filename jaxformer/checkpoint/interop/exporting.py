@@ -20,10 +20,10 @@ from jaxformer.checkpoint.interop.table import Table
 from jaxformer.checkpoint.interop.tokenizer_folder import write_tokenizer_folder
 from jaxformer.checkpoint.manifest import differences
 from jaxformer.checkpoint.weights import find_weights
-from jaxformer.data.progress import progress
 from jaxformer.data.tokenizers import load_tokenizer
+from jaxformer.errors import UserError
 from jaxformer.paths import is_remote, nearest_existing
-from jaxformer.schema import UserError
+from jaxformer.terminal import progress
 
 SHARD_BYTES = 5_000_000_000
 

@@ -7,10 +7,10 @@ from pydantic import ValidationError
 from jaxformer.checkpoint.interop.decoder import usual_scale
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.run_directory import flat
+from jaxformer.errors import UserError
 from jaxformer.model.config import Layer, ModelConfig
 from jaxformer.model.mixers.attention import AttentionConfig
 from jaxformer.model.mixers.mamba import MambaConfig
-from jaxformer.schema import UserError
 
 
 def fit(family: Family, model: ModelConfig) -> tuple[Json, list[str]]:

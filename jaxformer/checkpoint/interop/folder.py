@@ -13,8 +13,8 @@ import numpy as np
 from jaxformer.checkpoint.interop.safetensors import Place, read_header
 from jaxformer.checkpoint.interop.source import TensorInfo
 from jaxformer.data.text_ends import read_settings
-from jaxformer.json_reader import read_json_object
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
+from jaxformer.reading import read_json_object
 
 AHEAD = 1 << 26  # bytes
 INDEX = "model.safetensors.index.json"

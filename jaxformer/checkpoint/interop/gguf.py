@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxformer.checkpoint.interop.source import TensorInfo
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 
 NAMES = {
     "token_embd": "model.embed_tokens",

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxformer.checkpoint.interop.gguf_reader import Metadata
+from jaxformer.errors import UserError, did_you_mean
 from jaxformer.model.positions import Llama3ScalingConfig, RoPEConfig, rope_frequencies
-from jaxformer.schema import UserError, did_you_mean
 
 
 class Architecture(NamedTuple):

@@ -7,8 +7,8 @@ import numpy as np
 from gguf import GGUFReader
 from numpy.typing import DTypeLike, NDArray
 
-from jaxformer.data.progress import say
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
+from jaxformer.terminal import say
 
 KINDS = {
     int: "a whole number",

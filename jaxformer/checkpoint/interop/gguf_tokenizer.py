@@ -4,7 +4,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 from jaxformer.checkpoint.interop.gguf_reader import Metadata
-from jaxformer.schema import UserError, did_you_mean
+from jaxformer.errors import UserError, did_you_mean
 
 
 class TokenType(IntEnum):

@@ -5,7 +5,7 @@ import reprlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 
 # What changes no logits: how a file was written, training, generation, classification heads.
 HARMLESS = re.compile(

@@ -20,12 +20,12 @@ from jaxformer.checkpoint.interop.table import Table
 from jaxformer.checkpoint.manifest import git_revision, source_hash, versions
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.config import Config
-from jaxformer.data.progress import progress, say
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
+from jaxformer.errors import UserError
 from jaxformer.paths import is_remote, nearest_existing
 from jaxformer.run_files import TOKENIZER
-from jaxformer.schema import UserError
-from jaxformer.validation import explain
+from jaxformer.schema.explanations import explain
+from jaxformer.terminal import progress, say
 
 LONGEST_ROW = 1024  # of the run's configuration, for fine-tuning; longer ones are the user's choice
 FINE_TUNING = {

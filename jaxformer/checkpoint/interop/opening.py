@@ -6,9 +6,9 @@ from pathlib import Path
 from jaxformer.checkpoint.interop.folder import INDEX, HuggingFaceFolder
 from jaxformer.checkpoint.interop.gguf import GGUFFile
 from jaxformer.checkpoint.interop.source import Source
-from jaxformer.data.progress import say
+from jaxformer.errors import UserError
 from jaxformer.paths import local_path
-from jaxformer.schema import UserError
+from jaxformer.terminal import say
 
 HUB_NAME = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
 WANTED = ("*.json", "*.jinja", "model*.safetensors", INDEX)

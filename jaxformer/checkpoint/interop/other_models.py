@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from jaxformer.checkpoint.interop.hub_config import shown
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 
 Json = dict[str, Any]
 

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from jaxformer.checkpoint.interop.hub_config import LARGEST, HubConfig, shown
+from jaxformer.errors import UserError
 from jaxformer.model.positions import (
     DynamicScalingConfig,
     LinearScalingConfig,
@@ -13,7 +14,6 @@ from jaxformer.model.positions import (
     RoPEConfig,
     YaRNScalingConfig,
 )
-from jaxformer.schema import UserError
 
 Json = dict[str, Any]
 

@@ -10,10 +10,10 @@ from jaxformer.checkpoint.interop.family import Family
 from jaxformer.checkpoint.interop.rules import Rule, Shape
 from jaxformer.checkpoint.interop.source import TensorInfo
 from jaxformer.checkpoint.manifest import Description, describe
+from jaxformer.errors import UserError, did_you_mean
 from jaxformer.model.accounting import abstract_parameters
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.language_model import build_model
-from jaxformer.schema import UserError, did_you_mean
 
 FLOATS = ("float32", "bfloat16", "float16")  # what float32 holds exactly
 

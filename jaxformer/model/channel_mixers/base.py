@@ -5,7 +5,7 @@ import jax
 
 from jaxformer.model.dims import Dims
 from jaxformer.model.rows import LayerAux, RowInfo
-from jaxformer.schema_kinds import Kind
+from jaxformer.schema.kinds import Kind
 
 # Filled in channel_mixers/__init__.py.
 CHANNEL_MIXERS: dict[type["ChannelMixerConfig"], type["ChannelMixer"]] = {}

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxformer.model.dims import Dims
 from jaxformer.model.positions import PositionsUnion
 from jaxformer.model.rows import RowInfo
-from jaxformer.schema_kinds import Kind
+from jaxformer.schema.kinds import Kind
 
 Cache = Any  # a pytree of arrays, each mixer's own
 

@@ -10,8 +10,8 @@ import pytest
 
 from jaxformer.checkpoint.interop.families import FAMILIES
 from jaxformer.checkpoint.interop.fitting import described, fit
+from jaxformer.errors import UserError
 from jaxformer.model.config import ModelConfig
-from jaxformer.schema import UserError
 
 Json = dict[str, Any]
 

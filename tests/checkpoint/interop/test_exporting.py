@@ -24,8 +24,8 @@ from jaxformer.cli import main
 from jaxformer.config import DataConfig
 from jaxformer.data.commands import train_tokenizer
 from jaxformer.data.tokenizers import load_tokenizer
-from jaxformer.schema import UserError
-from jaxformer.train.loop import train
+from jaxformer.errors import UserError
+from jaxformer.train.run import train
 from tests.checkpoint.interop.models import llama_tensors, write_model
 from tests.data.tokenizer_kinds import KINDS, write_kind
 from tests.runs import assert_same_arrays, make_config, saved_arrays

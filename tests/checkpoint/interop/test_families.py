@@ -10,8 +10,8 @@ from jaxformer.checkpoint.interop.checkpoint_files import leaf_of
 from jaxformer.checkpoint.interop.families import FAMILIES
 from jaxformer.checkpoint.interop.fitting import fit
 from jaxformer.checkpoint.interop.table import Table
+from jaxformer.errors import UserError
 from jaxformer.model.config import ModelConfig
-from jaxformer.schema import UserError
 
 SIZES = {
     "vocab_size": 40,

@@ -13,8 +13,8 @@ from jaxformer.checkpoint.interop.gguf import GGUFFile
 from jaxformer.checkpoint.interop.opening import open_source
 from jaxformer.cli import main
 from jaxformer.data.tokenizers import load_tokenizer
+from jaxformer.errors import UserError
 from jaxformer.model.positions import Llama3ScalingConfig, RoPEConfig, rope_frequencies
-from jaxformer.schema import UserError
 
 D_MODEL, HEADS, KV_HEADS, HEAD_DIM, D_HIDDEN = 32, 4, 2, 8, 64
 BYTES = tokenizers.pre_tokenizers.ByteLevel.alphabet()

@@ -13,7 +13,7 @@ from jaxformer.checkpoint.interop import checkpoint_files
 from jaxformer.checkpoint.interop.folder import HuggingFaceFolder
 from jaxformer.checkpoint.interop.importing import import_model
 from jaxformer.cli import main
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 from tests.checkpoint.interop.models import (
     CONFIG,
     VOCAB,

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from jaxformer.checkpoint.interop.opening import open_source
-from jaxformer.schema import UserError
+from jaxformer.errors import UserError
 from tests.checkpoint.interop.models import CONFIG, write_model
 
 

@@ -15,8 +15,8 @@ from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.fitting import fit
 from jaxformer.checkpoint.interop.hub_config import shown
 from jaxformer.checkpoint.interop.other_models import refuse_other_models
+from jaxformer.errors import UserError, did_you_mean
 from jaxformer.model.config import ModelConfig
-from jaxformer.schema import UserError, did_you_mean
 
 TABLE = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, OLMO2, PHI3, GPT2),

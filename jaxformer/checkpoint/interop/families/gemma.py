@@ -21,8 +21,8 @@ from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.hub_config import LARGEST, HubConfig, shown
 from jaxformer.checkpoint.interop.rope import ROPE_DEFAULTS, from_rope, to_rope
 from jaxformer.checkpoint.interop.rules import OnePlus, Rule
+from jaxformer.errors import UserError
 from jaxformer.model.config import ModelConfig
-from jaxformer.schema import UserError
 
 SANDWICH_NORMS = {
     "input_layernorm": "mixer_norm",

@@ -11,9 +11,9 @@ from jaxformer.checkpoint.interop.decoder import (
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.hub_config import HubConfig
 from jaxformer.checkpoint.interop.rules import Matrix, Rule, Vector, row, within
+from jaxformer.errors import UserError
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.positions import LearnedPositionsConfig
-from jaxformer.schema import UserError
 
 QKV = ("query", "key", "value")
 TANH_GELU = ("gelu_new", "gelu_pytorch_tanh")

@@ -13,9 +13,9 @@ from jaxformer.checkpoint.interop.decoder import (
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.hub_config import HubConfig, shown
 from jaxformer.checkpoint.interop.rules import Linear, Rule, row, within
+from jaxformer.errors import UserError
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.mixers.mamba import MambaConfig
-from jaxformer.schema import UserError
 
 # How weights start and sums are rounded, and what the first release's files say of themselves.
 UNREAD = (

@@ -17,9 +17,9 @@ from jaxformer.checkpoint.interop.families.mamba import (
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.hub_config import HubConfig
 from jaxformer.checkpoint.interop.rules import Linear, Rule, row
+from jaxformer.errors import UserError
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.mixers.mamba2 import EPSILON, Mamba2Config
-from jaxformer.schema import UserError
 
 NO_LIMITS = ([0.0, math.inf], [0.0, {"__float__": "Infinity"}])  # JSON knows no infinity
 

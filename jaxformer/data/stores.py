@@ -1,0 +1,132 @@
+"""The rows that a configuration trains and validates on, out of the stores of its sources."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxformer.config import DataConfig, SourceConfig
+from jaxformer.data.packing import PackedRows
+from jaxformer.data.prepare import open_store, recipe_of
+from jaxformer.data.store import TokenStore
+from jaxformer.data.task_rows import Split, TaskRows
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.errors import UserError
+from jaxformer.tasks import TaskConfig
+
+Part = PackedRows | TaskRows  # all rows of one source
+
+
+class Stores:
+    """The stores of a configuration, and which of their rows train and validate.
+
+    Each store is opened, or made, once, when its rows are first asked for: where there is a
+    validation source, validation needs no training source.
+    """
+
+    def __init__(self, data: DataConfig, tokenizer: Tokenizer) -> None:
+        self.data, self.tokenizer = data, tokenizer
+        self._opened: dict[Path, TokenStore] = {}
+
+    @cached_property
+    def training(self) -> tuple[Part, ...]:
+        """The rows to train on, a part per source.
+
+        Raises:
+            UserError: a source is wrong, empty, or too small for a row.
+        """
+        data = self.data
+        if data.task is not None:
+            return (self._task_rows(data.task, "train"),)
+        return tuple(self._rows_to_train_on(entry) for entry in data.sources)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The share of each part of `training`."""
+        data = self.data
+        return tuple(entry.weight for entry in data.sources) if data.task is None else (1.0,)
+
+    @cached_property
+    def validation(self) -> tuple[Part, ...]:
+        """The rows of `validation_source`, whole, or else the last tokens of every source.
+
+        Raises:
+            UserError: a source is wrong or empty.
+        """
+        data, length = self.data, self.data.sequence_length
+        if data.task is not None:
+            return (self._task_rows(data.task, "validation"),)
+        if data.held_out is not None:
+            store = self.open(data.held_out)
+            return (PackedRows(store, 0, store.manifest.tokens, length),)
+        if not data.validation_fraction:
+            return ()
+        stores = [self.open(entry) for entry in data.sources]
+        return tuple(
+            PackedRows(store, self._first_held_out(store), store.manifest.tokens, length)
+            for store in stores
+        )
+
+    def open(self, source: SourceConfig) -> TokenStore:
+        """The store of one source, made first if there is none."""
+        recipe = recipe_of(source, self.data, self.tokenizer)
+        if recipe.path not in self._opened:
+            self._opened[recipe.path] = open_store(recipe)
+        return self._opened[recipe.path]
+
+    def manifest(self) -> list[dict[str, Any]]:
+        """What identifies the data in a run's manifest: the same text and tokens, wherever kept."""
+        return [
+            {
+                **rows.manifest(),
+                "split": split,
+                "weight": weight,
+                "tokens": rows.tokens,
+                "rows": len(rows),
+            }
+            for split, parts, weights in (
+                ("train", self.training, self.weights),
+                ("validation", self.validation, [None] * len(self.validation)),
+            )
+            for rows, weight in zip(parts, weights, strict=True)
+        ]
+
+    def _rows_to_train_on(self, source: SourceConfig) -> Part:
+        store, length = self.open(source), self.data.sequence_length
+        end = self._first_held_out(store)
+        if end < length + 1:
+            raise UserError(
+                f"data source '{source.source}': {end:,} tokens to train on are fewer than one row "
+                f"of data.sequence_length {length} and the token after it; shorten the rows or add "
+                f"text"
+            )
+        return PackedRows(store, 0, end, length)
+
+    def _task_rows(self, task: TaskConfig, split: Split) -> TaskRows:
+        data, tokenizer = self.data, self.tokenizer
+        if task.vocabulary > tokenizer.vocab_size:
+            raise UserError(
+                f"data.task {task.kind} needs {task.vocabulary} ids, and data.tokenizer "
+                f"'{data.tokenizer}' has {tokenizer.vocab_size}; give data.tokenizer="
+                f"ids:{task.vocabulary}"
+            )
+        if not task.needs_text:
+            return TaskRows(task, task.sample, split, data.sequence_length)
+        store = self.open(data.sources[0])
+        cut = self._first_held_out(store)
+        text = store.tokens[:cut] if split == "train" else store.tokens[cut:]
+        sample = task.sample_from(text, tokenizer.encode)
+        rows = TaskRows(task, sample, split, data.sequence_length)
+        try:
+            rows.pack(np.zeros(1, np.int64))
+        except ValueError as error:
+            raise UserError(f"data.task {task.kind}: {error}") from None
+        return rows
+
+    def _first_held_out(self, store: TokenStore) -> int:
+        """⌊(1 − validation_fraction)·tokens⌋, also inside a document; all tokens train when there
+        is a validation source."""
+        data = self.data
+        fraction = 0.0 if data.validation_source is not None else data.validation_fraction
+        return int((1 - fraction) * store.manifest.tokens)

@@ -1,0 +1,1 @@
+"""Configurations as data: their classes, overrides, YAML, and the words for their mistakes."""

@@ -1,0 +1,156 @@
+"""A training run from a configuration to a trained model, to be read from top to bottom."""
+
+from functools import partial
+
+from jaxformer.checkpoint.lock import RunLock
+from jaxformer.checkpoint.manager import Checkpoints
+from jaxformer.checkpoint.run_directory import RunDirectory, flat
+from jaxformer.config import Config
+from jaxformer.data.loader import validation_batches
+from jaxformer.data.stores import Stores
+from jaxformer.data.tokenizers import load_tokenizer
+from jaxformer.evaluate.suites import suites_of
+from jaxformer.parallel import processes
+from jaxformer.parallel.mesh import check_rows, make_mesh
+from jaxformer.parallel.rules import batch_sharding, rows_held
+from jaxformer.train import announce
+from jaxformer.train.display import make_display
+from jaxformer.train.ending import DONE, end_failed, end_finished, end_stopped
+from jaxformer.train.goodput import Goodput
+from jaxformer.train.interrupt import Interrupted, StopSignal
+from jaxformer.train.loop import End, Session, run_steps
+from jaxformer.train.metrics import MetricsLog
+from jaxformer.train.mfu import peak_flops
+from jaxformer.train.preflight import (
+    check_room,
+    check_state,
+    check_step,
+    check_vocabulary,
+    is_complete,
+    manifest_of,
+    schedule_notes,
+)
+from jaxformer.train.program import make_program, weights
+from jaxformer.train.recorder import Recorder
+from jaxformer.train.reference import find_reference
+from jaxformer.train.sharding_report import sharding_report
+from jaxformer.train.start import find_start, first_state
+from jaxformer.train.step import TrainState
+from jaxformer.train.trackers import Guarded, TensorBoard
+
+
+def train(config: Config) -> int:
+    """Train, or go on with, the run of `config.run.dir`.
+
+    Returns:
+        The exit code: 0 done (or done before), 1 after too many updates in a row that were not
+        finite, 75 stopped by SIGTERM or Ctrl-C with everything saved.
+
+    Raises:
+        UserError: the configuration does not fit the run directory, the data or the devices.
+    """
+    goodput = Goodput()
+    with goodput.spent_on("start"):
+        # The run's directory comes first: a mistake there is found before any device is touched.
+        directory = RunDirectory(config.run.dir)
+        directory.check(config)
+        if is_complete(directory, config):
+            print(f"{directory.path} is complete: all {config.train.steps:,} steps are done")
+            print(announce.commands(directory, config, finished=True))
+            return DONE
+        notes = schedule_notes(directory, config)
+        config = directory.with_own_copies(config)
+        suites = suites_of(config)
+
+        # Then the mesh and what will be compiled, which only compute shapes; then the data.
+        tokenizer = load_tokenizer(config.data.tokenizer, config.data.add_bos)
+        check_vocabulary(config, tokenizer)
+        mesh = make_mesh(config.mesh.sizes, config.mesh.preset)
+        check_rows(
+            mesh.shape, config.train.batch_size, config.train.accumulation, "train.batch_size"
+        )
+        check_rows(mesh.shape, _eval_rows(config), 1, "eval.batch_size")
+        teacher = find_reference(config, tokenizer)
+        program = make_program(config, mesh, tokenizer.vocab_size)
+        check_state(program)
+        other = None if directory.has_checkpoints else find_start(program)
+        stores = Stores(config.data, tokenizer)
+        with processes.first_goes_first("token stores"):
+            data = stores.manifest()
+            validation = validation_batches(
+                stores,
+                batch_size=_eval_rows(config),
+                held=rows_held(batch_sharding(mesh), _eval_rows(config)),
+            )
+        peak = peak_flops(list(mesh.devices.flat), config.train.precision)
+        manifest = manifest_of(directory.recorded(config), program, tokenizer, data)
+        processes.check_same("configuration, code or data", flat(manifest))
+        check_room(directory, program)
+
+    with (
+        RunLock(directory) as lock,
+        _opened(directory, config) as checkpoints,
+        make_display(config.train.steps) as display,
+        StopSignal() as stop,
+    ):
+        display.say("\n".join([announce.plan_of(program, stores, peak), *notes]))
+        if mesh.size > 1:
+            held, table = weights(program.abstract), config.mesh.table
+            display.say(sharding_report(held, program.model.vocab_size, table))
+        with goodput.spent_on("start"):
+            state, step, manifest = first_state(
+                directory, checkpoints, program, manifest, other, teacher, tokenizer, display.say
+            )
+            log = MetricsLog(directory.metrics, step, writes=processes.is_first())
+        board = partial(TensorBoard, directory.tensorboard, step)
+        trackers = [Guarded("TensorBoard", board)] if processes.is_first() else []
+        with Recorder(log, trackers, display, goodput, program, peak.flops) as recorder:
+            session = Session(
+                program=program,
+                directory=directory,
+                stores=stores,
+                validation=validation,
+                suites=suites,
+                checkpoints=checkpoints,
+                lock=lock,
+                recorder=recorder,
+                stop=stop,
+                manifest=manifest,
+            )
+            code = _compile_and_run(session, state, step)
+    print(goodput.table())
+    return code
+
+
+def _opened(directory: RunDirectory, config: Config) -> Checkpoints:
+    """The run's directory with its configuration, from here on this run's alone to write to."""
+    processes.first_alone("run directory", lambda: directory.create(config))
+    directory.check_shared()
+    keep = config.checkpoint
+    return Checkpoints(directory.checkpoints, keep.keep_newest, keep.keep_best)
+
+
+def _compile_and_run(session: Session, state: TrainState, step: int) -> int:
+    program, stop, recorder = session.program, session.stop, session.recorder
+    rows = _eval_rows(program.config) if len(session.validation) else None
+    try:
+        with recorder.goodput.spent_on("compile"):
+            compiled = stop.wait_for(lambda: program.compile(rows))
+            # Transports wait only seconds for a process that still compiles.
+            processes.barrier("compiled")
+    except Interrupted:
+        return end_stopped(session, state, step)
+    check_step(program, compiled)
+    seconds = recorder.goodput.seconds()["compile"]
+    session.say(announce.compiled_in(seconds, compiled.bytes_per_device))
+    match run_steps(session, compiled, state, step):
+        case End.FINISHED, state, step:
+            return end_finished(session, state, step)
+        case End.STOPPED, state, step:
+            return end_stopped(session, state, step)
+        case _:
+            return end_failed(session)
+
+
+def _eval_rows(config: Config) -> int:
+    return config.eval.batch_size or config.train.batch_size
