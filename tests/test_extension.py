@@ -18,7 +18,7 @@ from jaxformer.model.mixers import MIXERS, Mixer, MixerConfig
 from jaxformer.model.norms import Norm
 from jaxformer.model.outputs import OUTPUTS, Linear, OutputsConfig
 from jaxformer.model.parameter_paths import by_path
-from jaxformer.model.projection import Projection
+from jaxformer.model.projections import Projection
 from jaxformer.model.residuals import RESIDUALS, Residual, ResidualConfig
 from jaxformer.model.rows import LayerAux
 from jaxformer.objectives import OBJECTIVES, NextTokenConfig, ObjectiveConfig

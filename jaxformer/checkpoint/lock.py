@@ -20,7 +20,6 @@ import socket
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple, Self
 
 from jaxformer.checkpoint.run_directory import RunDirectory
@@ -62,7 +61,7 @@ class RunLock:
 
     def __init__(self, directory: RunDirectory) -> None:
         self._run, self._directory = directory, directory.path
-        self._kernel: int | None = None  # a file descriptor, for as long as the lock is held
+        self._held: int | None = None  # a file descriptor, for as long as the lock is held
         self._over = threading.Event()
         self._owner: Owner | None = None
         self._taken_by: Owner | None = None
@@ -78,19 +77,14 @@ class RunLock:
             self._heart.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._owner is not None:
             self._over.set()
             self._heart.join(BEAT_SECONDS)  # a last beat must not bring the file back
             if self._taken_by is None:
                 (self._directory / OWNER).unlink(missing_ok=True)
-        if self._kernel is not None:
-            os.close(self._kernel)
+        if self._held is not None:
+            os.close(self._held)
 
     def check(self) -> None:
         """Raises RunFailed once another writer has taken this one for dead."""
@@ -101,11 +95,11 @@ class RunLock:
             )
 
     def _acquire(self) -> None:
-        self._kernel = _kernel_lock(self._directory)
+        self._held = _system_lock(self._directory)
         owner = read_owner(self._directory)
         if owner is None:
             return
-        if self._kernel is None or owner.host != socket.gethostname():
+        if self._held is None or owner.host != socket.gethostname():
             self._watch(owner)
         say(f"the lock of {self._directory} is taken over: {owner}, is gone")
 
@@ -122,8 +116,8 @@ class RunLock:
             if now is None:
                 return
             if now != owner:
-                if self._kernel is not None:
-                    os.close(self._kernel)
+                if self._held is not None:
+                    os.close(self._held)
                 raise _refused(self._directory, f"its {OWNER} changes")
 
     def _beat(self) -> None:
@@ -158,7 +152,7 @@ def check_no_writer(directory: Path) -> None:
     Raises:
         UserError: a writer lives, or may live on another host.
     """
-    kernel = _kernel_lock(directory)
+    kernel = _system_lock(directory)
     if kernel is not None:
         os.close(kernel)
     owner = read_owner(directory)
@@ -166,7 +160,7 @@ def check_no_writer(directory: Path) -> None:
         raise _refused(directory, f"it may live; if not, remove {directory / OWNER}")
 
 
-def _kernel_lock(directory: Path) -> int | None:
+def _system_lock(directory: Path) -> int | None:
     """The kernel's lock as an open file; None where there is none to be had, as in a bucket.
 
     Raises:

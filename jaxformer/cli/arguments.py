@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
 from jaxformer.errors import UserError, did_you_mean, shorten
+from jaxformer.paths import locate_path
 from jaxformer.schema.base import Schema
 
 DONE, FAILED = 0, 1
@@ -42,6 +43,16 @@ def add_command(commands: Any, name: str, summary: str, handler: Any, example: s
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     parser.set_defaults(handler=handler, parser=parser)
     return parser
+
+
+def add_group(commands: Any, name: str, summary: str, example: str) -> Any:
+    """What the commands `jaxformer NAME COMMAND` are added to."""
+    group = commands.add_parser(name, help=summary, description=summary, example=example)
+    return group.add_subparsers(metavar="COMMAND", required=True)
+
+
+def takes_run(parser: Parser) -> None:
+    parser.add_argument("run", type=locate_path, help="a run directory, or one of its checkpoints")
 
 
 def takes_overrides(parser: Parser) -> None:

@@ -3,17 +3,17 @@
 import argparse
 from typing import Any
 
-from jaxformer.cli.arguments import DONE, FAILED, Parser, add_command
+from jaxformer.cli.arguments import DONE, FAILED, Parser, add_command, add_group
 from jaxformer.paths import locate_path
 
 
 def add(commands: Any) -> None:
-    checkpoint = commands.add_parser(
+    checkpoint = add_group(
+        commands,
         "checkpoint",
-        help="List, inspect, verify, compare and remove checkpoints.",
-        description="List, inspect, verify, compare and remove checkpoints.",
-        example="jaxformer checkpoint ls runs/quickstart",
-    ).add_subparsers(metavar="COMMAND", required=True)
+        "List, inspect, verify, compare and remove checkpoints.",
+        "jaxformer checkpoint ls runs/quickstart",
+    )
     ls = add_command(
         checkpoint,
         "ls",

@@ -4,17 +4,17 @@ import argparse
 from typing import Any
 
 import jaxformer
-from jaxformer.cli.arguments import DONE, add_command, takes_overrides
+from jaxformer.cli.arguments import DONE, add_command, add_group, takes_overrides
 from jaxformer.paths import local_path
 
 
 def add(commands: Any) -> None:
-    data = commands.add_parser(
+    data = add_group(
+        commands,
         "data",
-        help="Build and inspect token stores, and train tokenizers.",
-        description="Build and inspect token stores, and train tokenizers.",
-        example="jaxformer data prepare configs/quickstart.yaml",
-    ).add_subparsers(metavar="COMMAND", required=True)
+        "Build and inspect token stores, and train tokenizers.",
+        "jaxformer data prepare configs/quickstart.yaml",
+    )
     prepare = add_command(
         data,
         "prepare",

@@ -4,7 +4,7 @@ other libraries load."""
 import argparse
 from typing import Any
 
-from jaxformer.cli.arguments import DONE, add_command, takes_overrides
+from jaxformer.cli.arguments import DONE, add_command, takes_overrides, takes_run
 from jaxformer.paths import local_path, locate_path
 
 
@@ -51,7 +51,7 @@ def _add_export(commands: Any) -> None:
         _export,
         "jaxformer export runs/smollm2 exported --dtype bfloat16",
     )
-    parser.add_argument("run", type=locate_path, help="a run directory, or one of its checkpoints")
+    takes_run(parser)
     parser.add_argument("out", metavar="OUT", type=local_path, help="a new folder")
     takes_overrides(parser)
     parser.add_argument(

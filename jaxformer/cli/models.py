@@ -9,6 +9,7 @@ from jaxformer.cli.arguments import (
     joined_processes,
     takes_overrides,
     takes_processes,
+    takes_run,
     text,
     whole_number,
 )
@@ -29,7 +30,7 @@ def _add_eval(commands: Any) -> None:
         _eval,
         "jaxformer eval runs/quickstart --suite lm_eval:hellaswag,arc_easy --limit 100 --json",
     )
-    parser.add_argument("run", type=locate_path, help="a run directory, or one of its checkpoints")
+    takes_run(parser)
     takes_overrides(parser)
     parser.add_argument(
         "--suite",
@@ -74,7 +75,7 @@ def _add_generate(commands: Any) -> None:
         _generate,
         "jaxformer generate runs/quickstart --prompt 'def ' --max-new-tokens 200 --temperature 0.8",
     )
-    parser.add_argument("run", type=locate_path, help="a run directory, or one of its checkpoints")
+    takes_run(parser)
     takes_overrides(parser)
     parser.add_argument(
         "--prompt",

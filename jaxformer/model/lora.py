@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from jaxformer.model.parameter_paths import by_path, matches
-from jaxformer.model.projection import Projection
+from jaxformer.model.projections import Projection
 from jaxformer.schema.base import Schema
 
 A, B = "lora/a", "lora/b"  # beside `kernel`

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxformer.model.dims import Dims
 from jaxformer.ops.cross_entropy import LossSums, cross_entropy
 from jaxformer.ops.token_losses import TokenScores, logits_of, token_scores
-from jaxformer.parallel.rows import by_rows, over_rows
+from jaxformer.parallel.own_tokens import by_rows, over_rows
 from jaxformer.parallel.rules import pad_vocabulary
 from jaxformer.schema.kinds import Kind
 

@@ -10,7 +10,7 @@ from jaxformer.batch import Batch
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.objectives.base import Loss, ObjectiveConfig, PyTree, Reference
 from jaxformer.ops.token_losses import Heads, distillation
-from jaxformer.parallel.rows import over_rows
+from jaxformer.parallel.own_tokens import over_rows
 from jaxformer.parallel.rules import pad_vocabulary
 
 

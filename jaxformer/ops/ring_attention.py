@@ -32,7 +32,7 @@ class Mixed(NamedTuple):
     log_sum: jax.Array  # [2, batch, half, heads]: of the exponentials of the logits
 
 
-class Rows(NamedTuple):
+class Queries(NamedTuple):
     """What the gradient needs of queries."""
 
     q: jax.Array
@@ -152,7 +152,7 @@ def _backward(options: dict, kept: tuple, d_o: jax.Array) -> tuple:
     q, keys, o, log_sum = kept
     wide = log_sum.dtype
     along = jnp.sum(o.astype(wide) * d_o.astype(wide), axis=-1)
-    own = Rows(q, keys.tokens, log_sum, d_o, along)
+    own = Queries(q, keys.tokens, log_sum, d_o, along)
 
     def meet(d_q: jax.Array, keys: Keys, d_keys: tuple, pairs: tuple) -> tuple:
         for query, key in pairs:
@@ -194,19 +194,19 @@ def _joined(one: Mixed, other: Mixed) -> Mixed:
 
 
 def _attend_gradient(
-    options: dict, rows: Rows, keys: Keys
+    options: dict, queries: Queries, keys: Keys
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of q, k and v, where one half's queries met one half's keys."""
 
     def logits_of(q: jax.Array, k: jax.Array) -> jax.Array:
-        return masked_logits(q, k, rows.tokens, keys.tokens, **options)
+        return masked_logits(q, k, queries.tokens, keys.tokens, **options)
 
-    logits, pull = jax.vjp(logits_of, rows.q, keys.k)
-    weights = jnp.exp(logits - _by_head(rows.log_sum, logits))
-    grouped = rows.d_o.reshape(*rows.d_o.shape[:2], *logits.shape[1:3], -1)
-    d_v = jnp.einsum("bkgqs,bqkgd->bskd", weights.astype(rows.d_o.dtype), grouped)
+    logits, pull = jax.vjp(logits_of, queries.q, keys.k)
+    weights = jnp.exp(logits - _by_head(queries.log_sum, logits))
+    grouped = queries.d_o.reshape(*queries.d_o.shape[:2], *logits.shape[1:3], -1)
+    d_v = jnp.einsum("bkgqs,bqkgd->bskd", weights.astype(queries.d_o.dtype), grouped)
     d_weights = jnp.einsum("bqkgd,bskd->bkgqs", grouped, keys.v)
-    d_q, d_k = pull(weights * (d_weights - _by_head(rows.along, logits)))
+    d_q, d_k = pull(weights * (d_weights - _by_head(queries.along, logits)))
     return d_q, d_k, d_v
 
 

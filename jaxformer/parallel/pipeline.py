@@ -17,8 +17,8 @@ AXIS = "stage"
 MOST_OF_STAGE = 4  # micro-batches a stage that are chosen: their bubble is below a fifth
 
 PyTree = Any
-Rows = Any  # a pytree of arrays [rows, ...]
-OfLayers = Callable[[PyTree, Rows, jax.Array], tuple[Rows, PyTree]]
+
+OfLayers = Callable[[PyTree, PyTree, jax.Array], tuple[PyTree, PyTree]]
 
 
 class Pipeline(NamedTuple):
@@ -106,8 +106,8 @@ def check_repetitions(stages: int, num_layers: int, pattern_length: int) -> None
 
 
 def run_stages(
-    of_layers: OfLayers, params: PyTree, rows: Rows, pipeline: Pipeline
-) -> tuple[Rows, PyTree]:
+    of_layers: OfLayers, params: PyTree, rows: PyTree, pipeline: Pipeline
+) -> tuple[PyTree, PyTree]:
     """`of_layers(params, rows, call)`, for layers that follow one another in the leading axis of
     `params`, of which every stage holds its own.
 
@@ -129,7 +129,9 @@ def run_stages(
     layers = jax.tree.map(lambda x: x.reshape(stages, -1, *x.shape[1:]), params)
     store = jax.tree.map(lambda x: _split(x, stages, each), rows)
 
-    def turn(carry: tuple[Rows, Rows], number: jax.Array) -> tuple[tuple[Rows, Rows], PyTree]:
+    def turn(
+        carry: tuple[PyTree, PyTree], number: jax.Array
+    ) -> tuple[tuple[PyTree, PyTree], PyTree]:
         made, store = carry
         place = number % each
         stored = jax.tree.map(
@@ -159,7 +161,7 @@ def _all_stages(of_layers: OfLayers) -> OfLayers:
     """On layers [stages, n, ...], rows [stages, rows, ...] and calls [stages]: every stage its
     own."""
 
-    def of_stage(layers: PyTree, rows: Rows, call: jax.Array) -> tuple[Rows, PyTree]:
+    def of_stage(layers: PyTree, rows: PyTree, call: jax.Array) -> tuple[PyTree, PyTree]:
         rules = [("batch", ROWS_OF_STAGE), *nn.get_logical_axis_rules()]
         with nn.logical_axis_rules(rules):
             return of_layers(layers, rows, call)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from pydantic import Field, PositiveInt
 
 from jaxformer.model.channel_mixers.base import ChannelMixer, ChannelMixerConfig
-from jaxformer.model.projection import Projection
+from jaxformer.model.projections import Projection
 from jaxformer.model.rows import LayerAux, RowInfo
 from jaxformer.parallel.rules import constrain_tokens
 

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from jaxformer.model.mixers.base import Mixer, MixerConfig
+from jaxformer.model.mixers.options import NumHeads
 from jaxformer.model.norms import Norm, NormConfig
 from jaxformer.model.positions import (
     ALiBiConfig,
@@ -21,7 +22,7 @@ from jaxformer.model.positions import (
     rope,
     rope_rotation,
 )
-from jaxformer.model.projection import Projection
+from jaxformer.model.projections import Projection
 from jaxformer.model.rows import RowInfo
 from jaxformer.ops.attention import Tokens, Visibility, attend
 from jaxformer.ops.causal_attention import causal_attention, prefill_attention
@@ -31,7 +32,7 @@ from jaxformer.parallel.rules import mesh_axes
 
 class AttentionConfig(MixerConfig):
     kind: Literal["attention"] = "attention"
-    num_heads: PositiveInt = Field(8, description="the number of heads")
+    num_heads: NumHeads = 8
     num_kv_heads: PositiveInt | None = Field(
         None,
         description="heads of keys and values; `num_heads` if null, and 1 is multi-query attention",
@@ -122,10 +123,7 @@ class Attention(Mixer):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        rows: RowInfo,
-        cache: KVCache | None = None,
+        self, x: jax.Array, rows: RowInfo, cache: KVCache | None = None
     ) -> tuple[jax.Array, KVCache | None]:
         config, d_model = self.config, self.dims.d_model
         q = self._project_in(x, "query", config.num_heads, "heads", config.qkv_bias)

@@ -51,10 +51,7 @@ class Mixer(nn.Module):
     scheme: PositionsUnion  # how positions enter
 
     def __call__(
-        self,
-        x: jax.Array,
-        rows: RowInfo,
-        cache: Cache | None = None,
+        self, x: jax.Array, rows: RowInfo, cache: Cache | None = None
     ) -> tuple[jax.Array, Cache | None]:
         """x [batch, length, d_model] → (y of the same shape, cache).
 

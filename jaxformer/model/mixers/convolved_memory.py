@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from jaxformer.model.decay_init import a_log_init, dt_bias_init
 from jaxformer.model.mixers.base import Mixer, MixerConfig
 from jaxformer.model.mixers.matrix_memory import MemorySizes
+from jaxformer.model.mixers.options import ConvWidth
 from jaxformer.model.norms import unit_normalize
-from jaxformer.model.projection import Projection
+from jaxformer.model.projections import Projection
 from jaxformer.model.short_convolution import ConvolutionCache, ShortConvolution
 from jaxformer.ops.decay import State
 
@@ -25,9 +26,7 @@ class ConvolvedMemoryConfig(MixerConfig):
     num_heads: PositiveInt
     head_dim: PositiveInt
     value_expansion: PositiveFloat
-    conv_width: PositiveInt = Field(
-        4, description="how many tokens the short convolution sees, including the current one"
-    )
+    conv_width: ConvWidth = 4
 
     @property
     def sizes(self) -> MemorySizes:

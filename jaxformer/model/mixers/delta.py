@@ -5,32 +5,31 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from pydantic import Field, PositiveFloat, PositiveInt
 
-from jaxformer.model.heads import HeadsOutput
 from jaxformer.model.mixers.convolved_memory import (
     ConvolvedMemory,
     ConvolvedMemoryCache,
     ConvolvedMemoryConfig,
 )
+from jaxformer.model.mixers.options import (
+    KeyDim,
+    NegativeEigenvalues,
+    NumHeads,
+    OutputGate,
+    ValueExpansion,
+)
+from jaxformer.model.projections import HeadsOutput
 from jaxformer.model.rows import RowInfo
 from jaxformer.ops.delta_rule import delta_rule
 
 
 class DeltaConfig(ConvolvedMemoryConfig):
     kind: Literal["delta"] = "delta"
-    num_heads: PositiveInt = Field(8, description="the number of heads")
-    head_dim: PositiveInt = Field(128, description="features of a query and a key, per head")
-    value_expansion: PositiveFloat = Field(
-        1.0, description="features of a value, as a multiple of `head_dim`"
-    )
-    negative_eigenvalues: bool = Field(
-        False, description="lets β range over [0, 2] instead of [0, 1] (arXiv:2411.12537)"
-    )
-    output_gate: bool = Field(
-        False,
-        description="multiplies every output feature by the silu of a projection of the input",
-    )
+    num_heads: NumHeads = 8
+    head_dim: KeyDim = 128
+    value_expansion: ValueExpansion = 1.0
+    negative_eigenvalues: NegativeEigenvalues = False
+    output_gate: OutputGate = False
 
 
 class Delta(ConvolvedMemory):
@@ -44,10 +43,7 @@ class Delta(ConvolvedMemory):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        rows: RowInfo,
-        cache: ConvolvedMemoryCache | None = None,
+        self, x: jax.Array, rows: RowInfo, cache: ConvolvedMemoryCache | None = None
     ) -> tuple[jax.Array, ConvolvedMemoryCache | None]:
         config = self.config
         start = self.init_cache(x.shape[0], x.shape[1], x.dtype) if cache is None else cache

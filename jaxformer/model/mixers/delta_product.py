@@ -5,15 +5,21 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
-from jaxformer.model.heads import HeadsOutput
 from jaxformer.model.mixers.convolved_memory import (
     ConvolvedMemory,
     ConvolvedMemoryCache,
     ConvolvedMemoryConfig,
 )
-from jaxformer.model.projection import Projection
+from jaxformer.model.mixers.options import (
+    KeyDim,
+    NegativeEigenvalues,
+    NumHeads,
+    OutputGate,
+    ValueExpansion,
+)
+from jaxformer.model.projections import HeadsOutput, Projection
 from jaxformer.model.rows import RowInfo
 from jaxformer.ops.delta_rule import delta_rule
 
@@ -22,23 +28,17 @@ class DeltaProductConfig(ConvolvedMemoryConfig):
     """With `forget_gate`, this is Gated DeltaProduct."""
 
     kind: Literal["delta_product"] = "delta_product"
-    num_heads: PositiveInt = Field(6, description="the number of heads")
-    head_dim: PositiveInt = Field(256, description="features of a query and a key, per head")
-    value_expansion: PositiveFloat = Field(
-        2.0, description="features of a value, as a multiple of `head_dim`"
-    )
+    num_heads: NumHeads = 6
+    head_dim: KeyDim = 256
+    value_expansion: ValueExpansion = 2.0
     num_householder: PositiveInt = Field(
         2, description="steps per token, each with its own keys, values and β"
     )
-    negative_eigenvalues: bool = Field(
-        True, description="lets β range over [0, 2] instead of [0, 1] (arXiv:2411.12537)"
-    )
+    negative_eigenvalues: NegativeEigenvalues = True
     forget_gate: bool = Field(
         False, description="applies the decay of Gated DeltaNet before a token's first step"
     )
-    output_gate: bool = Field(
-        True, description="multiplies every output feature by the silu of a projection of the input"
-    )
+    output_gate: OutputGate = True
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -59,10 +59,7 @@ class DeltaProduct(ConvolvedMemory):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        rows: RowInfo,
-        cache: ConvolvedMemoryCache | None = None,
+        self, x: jax.Array, rows: RowInfo, cache: ConvolvedMemoryCache | None = None
     ) -> tuple[jax.Array, ConvolvedMemoryCache | None]:
         config, sizes, init = self.config, self.config.sizes, self.dims.init
         (batch, length), heads, steps = x.shape[:2], sizes.heads, config.num_householder

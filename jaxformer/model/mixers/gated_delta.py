@@ -4,28 +4,24 @@ from typing import Literal
 
 import flax.linen as nn
 import jax
-from pydantic import Field, PositiveFloat, PositiveInt
 
-from jaxformer.model.heads import HeadsOutput
 from jaxformer.model.mixers.convolved_memory import (
     ConvolvedMemory,
     ConvolvedMemoryCache,
     ConvolvedMemoryConfig,
 )
+from jaxformer.model.mixers.options import KeyDim, NegativeEigenvalues, NumHeads, ValueExpansion
+from jaxformer.model.projections import HeadsOutput
 from jaxformer.model.rows import RowInfo
 from jaxformer.ops.delta_rule import delta_rule
 
 
 class GatedDeltaConfig(ConvolvedMemoryConfig):
     kind: Literal["gated_delta"] = "gated_delta"
-    num_heads: PositiveInt = Field(6, description="the number of heads")
-    head_dim: PositiveInt = Field(256, description="features of a query and a key, per head")
-    value_expansion: PositiveFloat = Field(
-        2.0, description="features of a value, as a multiple of `head_dim`"
-    )
-    negative_eigenvalues: bool = Field(
-        False, description="lets β range over [0, 2] instead of [0, 1] (arXiv:2411.12537)"
-    )
+    num_heads: NumHeads = 6
+    head_dim: KeyDim = 256
+    value_expansion: ValueExpansion = 2.0
+    negative_eigenvalues: NegativeEigenvalues = False
 
 
 class GatedDelta(ConvolvedMemory):
@@ -39,10 +35,7 @@ class GatedDelta(ConvolvedMemory):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        rows: RowInfo,
-        cache: ConvolvedMemoryCache | None = None,
+        self, x: jax.Array, rows: RowInfo, cache: ConvolvedMemoryCache | None = None
     ) -> tuple[jax.Array, ConvolvedMemoryCache | None]:
         config = self.config
         start = self.init_cache(x.shape[0], x.shape[1], x.dtype) if cache is None else cache

@@ -6,15 +6,15 @@ import flax.linen as nn
 import jax
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from jaxformer.model.heads import HeadsOutput, project_heads
 from jaxformer.model.mixers.matrix_memory import (
     MatrixMemory,
     MatrixMemoryConfig,
     MemorySizes,
     heads_divide,
 )
+from jaxformer.model.mixers.options import KeyShare, NumHeads, ValueShare
 from jaxformer.model.positions import PositionsUnion
-from jaxformer.model.projection import Projection
+from jaxformer.model.projections import HeadsOutput, Projection, project_heads
 from jaxformer.model.rows import RowInfo
 from jaxformer.ops.decay import State
 from jaxformer.ops.decayed_outer_product import decayed_outer_product
@@ -22,13 +22,9 @@ from jaxformer.ops.decayed_outer_product import decayed_outer_product
 
 class GLAConfig(MatrixMemoryConfig):
     kind: Literal["gla"] = "gla"
-    num_heads: PositiveInt = Field(4, description="the number of heads")
-    key_expansion: PositiveFloat = Field(
-        0.5, description="features of all keys, as a multiple of d_model"
-    )
-    value_expansion: PositiveFloat = Field(
-        1.0, description="features of all values, as a multiple of d_model"
-    )
+    num_heads: NumHeads = 4
+    key_expansion: KeyShare = 0.5
+    value_expansion: ValueShare = 1.0
     gate_rank: PositiveInt = Field(16, description="the rank of the projection to the gate")
     gate_temperature: PositiveFloat = Field(16.0, description="divides the logarithm of the gate")
 
@@ -51,10 +47,7 @@ class GLA(MatrixMemory):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        rows: RowInfo,
-        cache: State | None = None,
+        self, x: jax.Array, rows: RowInfo, cache: State | None = None
     ) -> tuple[jax.Array, State | None]:
         config, sizes, init = self.config, self._sizes, self.dims.init
         q = project_heads(x, self.dims, "query", sizes.heads, sizes.key) * sizes.key**-0.5

@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field, PositiveInt
 
-from jaxformer.model.heads import project_heads
 from jaxformer.model.mixers.matrix_memory import (
     MatrixMemory,
     MatrixMemoryConfig,
     MemorySizes,
     heads_divide,
 )
+from jaxformer.model.mixers.options import NumHeads
 from jaxformer.model.norms import Norm, NormConfig
 from jaxformer.model.positions import PositionsUnion
-from jaxformer.model.projection import Projection
+from jaxformer.model.projections import Projection, project_heads
 from jaxformer.model.rows import RowInfo
 from jaxformer.ops.decay import State
 from jaxformer.ops.decayed_outer_product import decayed_outer_product
@@ -27,7 +27,7 @@ class HGRN2Config(MatrixMemoryConfig):
     """Inputs have d_model / num_heads features per head."""
 
     kind: Literal["hgrn2"] = "hgrn2"
-    num_heads: PositiveInt = Field(8, description="the number of heads")
+    num_heads: NumHeads = 8
     state_expansion: PositiveInt = Field(
         128, description="states per input feature; the paper takes d_model / num_heads"
     )
@@ -50,10 +50,7 @@ class HGRN2(MatrixMemory):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        rows: RowInfo,
-        cache: State | None = None,
+        self, x: jax.Array, rows: RowInfo, cache: State | None = None
     ) -> tuple[jax.Array, State | None]:
         sizes, bound = self._sizes, self.config.lower_bound
         wide = sizes.wide(x.dtype)

@@ -5,7 +5,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
 from jaxformer.model.decay_init import a_log_init, dt_bias_init
 from jaxformer.model.mixers.convolved_memory import (
@@ -13,23 +13,22 @@ from jaxformer.model.mixers.convolved_memory import (
     ConvolvedMemoryCache,
     ConvolvedMemoryConfig,
 )
+from jaxformer.model.mixers.options import NumHeads, ValueExpansion
 from jaxformer.model.norms import Norm, NormConfig
-from jaxformer.model.projection import Projection
+from jaxformer.model.projections import Projection
 from jaxformer.model.rows import RowInfo
 from jaxformer.ops.delta_rule import delta_rule
 
 
 class KDAConfig(ConvolvedMemoryConfig):
     kind: Literal["kda"] = "kda"
-    num_heads: PositiveInt = Field(16, description="the number of heads")
+    num_heads: NumHeads = 16
     head_dim: PositiveInt = Field(
         128,
         description="features of a query and a key, per head, and the rank of the projections "
         "to the decay and the output gate",
     )
-    value_expansion: PositiveFloat = Field(
-        1.0, description="features of a value, as a multiple of `head_dim`"
-    )
+    value_expansion: ValueExpansion = 1.0
 
 
 class KDA(ConvolvedMemory):
@@ -43,10 +42,7 @@ class KDA(ConvolvedMemory):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        rows: RowInfo,
-        cache: ConvolvedMemoryCache | None = None,
+        self, x: jax.Array, rows: RowInfo, cache: ConvolvedMemoryCache | None = None
     ) -> tuple[jax.Array, ConvolvedMemoryCache | None]:
         sizes, init = self.config.sizes, self.dims.init
         heads, wide = sizes.heads, sizes.wide(x.dtype)

@@ -10,8 +10,8 @@ from flax import struct
 from jax.typing import DTypeLike
 from pydantic import Field, PositiveInt
 
-from jaxformer.model.heads import project_heads
 from jaxformer.model.mixers.base import Mixer, MixerConfig
+from jaxformer.model.mixers.options import NumHeads
 from jaxformer.model.norms import Norm, NormConfig
 from jaxformer.model.positions import (
     ALiBiConfig,
@@ -21,7 +21,7 @@ from jaxformer.model.positions import (
     rope,
     rope_rotation,
 )
-from jaxformer.model.projection import Projection
+from jaxformer.model.projections import Projection, project_heads
 from jaxformer.model.rows import RowInfo
 from jaxformer.ops.attention import Tokens, Visibility, attend
 from jaxformer.ops.causal_attention import causal_attention, prefill_attention
@@ -33,7 +33,7 @@ class LatentAttentionConfig(MixerConfig):
     """A key has `head_dim` features per head, and `rope_dim` more that all heads share."""
 
     kind: Literal["latent_attention"] = "latent_attention"
-    num_heads: PositiveInt = Field(8, description="the number of heads")
+    num_heads: NumHeads = 8
     head_dim: PositiveInt = Field(
         64, description="features of a key per head that come from the latent"
     )
@@ -79,10 +79,7 @@ class LatentAttention(Mixer):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        rows: RowInfo,
-        cache: LatentCache | None = None,
+        self, x: jax.Array, rows: RowInfo, cache: LatentCache | None = None
     ) -> tuple[jax.Array, LatentCache | None]:
         config, heads, init = self.config, self.config.num_heads, self.dims.init
         q = self._queries(x)

@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field, PositiveInt
 
-from jaxformer.model.heads import project_heads
 from jaxformer.model.mixers.matrix_memory import (
     MatrixMemory,
     MatrixMemoryConfig,
     MemorySizes,
     heads_divide,
 )
+from jaxformer.model.mixers.options import NumHeads
 from jaxformer.model.positions import PositionsUnion
-from jaxformer.model.projection import Projection
+from jaxformer.model.projections import Projection, project_heads
 from jaxformer.model.rows import RowInfo
 from jaxformer.ops.decay import State
 from jaxformer.ops.decayed_outer_product import decayed_outer_product
@@ -32,7 +32,7 @@ class LinearAttentionConfig(MatrixMemoryConfig):
     """With `taylor`, a key has 1 + d + d² features in the memory, where d is `key_dim`."""
 
     kind: Literal["linear_attention"] = "linear_attention"
-    num_heads: PositiveInt = Field(8, description="the number of heads")
+    num_heads: NumHeads = 8
     feature_map: Literal["elu", "taylor"] = Field(
         "elu",
         description="`elu`: φ(x) = elu(x) + 1; `taylor`: φ(q)·φ(k) = 1 + s + s²/2 with s = "
@@ -69,10 +69,7 @@ class LinearAttention(MatrixMemory):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        rows: RowInfo,
-        cache: State | None = None,
+        self, x: jax.Array, rows: RowInfo, cache: State | None = None
     ) -> tuple[jax.Array, State | None]:
         heads, key, value = self.config.projected(self.dims.d_model)
         wide = self._sizes.wide(x.dtype)

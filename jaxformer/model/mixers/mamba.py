@@ -13,7 +13,8 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from jaxformer.model.decay_init import dt_bias_init, s4d_real_init
 from jaxformer.model.mixers.base import Mixer, MixerConfig
-from jaxformer.model.projection import Projection
+from jaxformer.model.mixers.options import ConvWidth
+from jaxformer.model.projections import Projection
 from jaxformer.model.rows import RowInfo
 from jaxformer.model.short_convolution import ConvolutionCache, ShortConvolution
 from jaxformer.ops.diagonal import Carried
@@ -30,9 +31,7 @@ class MambaConfig(MixerConfig):
         None,
         description="the rank of the projection to the step Δ; d_model / 16, rounded up, if null",
     )
-    conv_width: PositiveInt = Field(
-        4, description="how many tokens the short convolution sees, including the current one"
-    )
+    conv_width: ConvWidth = 4
 
     def rank(self, d_model: int) -> int:
         return self.dt_rank or math.ceil(d_model / 16)
@@ -58,10 +57,7 @@ class Mamba(Mixer):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        rows: RowInfo,
-        cache: MambaCache | None = None,
+        self, x: jax.Array, rows: RowInfo, cache: MambaCache | None = None
     ) -> tuple[jax.Array, MambaCache | None]:
         config, init, channels = self.config, self.dims.init, self._channels
         rank, size = config.rank(self.dims.d_model), config.state_size

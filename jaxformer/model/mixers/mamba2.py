@@ -10,11 +10,11 @@ from jax.typing import DTypeLike
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from jaxformer.model.decay_init import a_log_init, dt_bias_init
-from jaxformer.model.heads import project_heads
 from jaxformer.model.mixers.base import Mixer, MixerConfig
 from jaxformer.model.mixers.matrix_memory import CHUNK, MemorySizes
+from jaxformer.model.mixers.options import ConvWidth
 from jaxformer.model.positions import PositionsUnion
-from jaxformer.model.projection import Projection
+from jaxformer.model.projections import Projection, project_heads
 from jaxformer.model.rows import RowInfo
 from jaxformer.model.short_convolution import ConvolutionCache, ShortConvolution
 from jaxformer.ops.decay import State
@@ -29,9 +29,7 @@ class Mamba2Config(MixerConfig):
     head_dim: PositiveInt = Field(64, description="features per head")
     state_size: PositiveInt = Field(128, description="states per feature")
     num_groups: PositiveInt = Field(1, description="groups of heads that share B and C")
-    conv_width: PositiveInt = Field(
-        4, description="how many tokens the short convolution sees, including the current one"
-    )
+    conv_width: ConvWidth = 4
 
     def check(self, d_model: int, positions: PositionsUnion) -> None:
         if self.expansion * d_model % self.head_dim:
@@ -67,10 +65,7 @@ class Mamba2(Mixer):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        rows: RowInfo,
-        cache: Mamba2Cache | None = None,
+        self, x: jax.Array, rows: RowInfo, cache: Mamba2Cache | None = None
     ) -> tuple[jax.Array, Mamba2Cache | None]:
         config, sizes, init = self.config, self._sizes, self.dims.init
         heads, groups, inner = sizes.heads, config.num_groups, sizes.heads * sizes.value

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from pydantic import Field, PositiveFloat
 
 from jaxformer.model.mixers.base import Mixer, MixerConfig
-from jaxformer.model.projection import Projection
+from jaxformer.model.projections import Projection
 from jaxformer.model.rows import RowInfo
 from jaxformer.ops.diagonal import diagonal_recurrence
 
@@ -38,10 +38,7 @@ class MinGRU(Mixer):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        rows: RowInfo,
-        cache: MinGRUCache | None = None,
+        self, x: jax.Array, rows: RowInfo, cache: MinGRUCache | None = None
     ) -> tuple[jax.Array, MinGRUCache | None]:
         init, channels = self.dims.init, self._channels
 

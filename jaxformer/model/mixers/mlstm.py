@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
-from jaxformer.model.heads import project_heads
 from jaxformer.model.mixers.base import Mixer, MixerConfig
 from jaxformer.model.mixers.matrix_memory import MemorySizes, heads_divide
+from jaxformer.model.mixers.options import KeyShare, NumHeads, ValueShare
 from jaxformer.model.norms import layer_normalize
 from jaxformer.model.positions import PositionsUnion
-from jaxformer.model.projection import Projection
+from jaxformer.model.projections import Projection, project_heads
 from jaxformer.model.rows import RowInfo
 from jaxformer.ops import shards
 from jaxformer.ops.decay import State
@@ -27,13 +27,9 @@ from jaxformer.ops.decayed_outer_product import decayed_outer_product
 
 class MLSTMConfig(MixerConfig):
     kind: Literal["mlstm"] = "mlstm"
-    num_heads: PositiveInt = Field(4, description="the number of heads")
-    key_expansion: PositiveFloat = Field(
-        0.5, description="features of all keys, as a multiple of d_model"
-    )
-    value_expansion: PositiveFloat = Field(
-        1.0, description="features of all values, as a multiple of d_model"
-    )
+    num_heads: NumHeads = 4
+    key_expansion: KeyShare = 0.5
+    value_expansion: ValueShare = 1.0
     forget_gate: Literal["sigmoid", "exponential"] = Field(
         "sigmoid", description="the activation of the forget gate"
     )
@@ -75,10 +71,7 @@ class MLSTM(Mixer):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        rows: RowInfo,
-        cache: MLSTMCache | None = None,
+        self, x: jax.Array, rows: RowInfo, cache: MLSTMCache | None = None
     ) -> tuple[jax.Array, MLSTMCache | None]:
         heads, key, value = self.config.projected(self.dims.d_model)
         wide = self._sizes.wide(x.dtype)

@@ -40,10 +40,7 @@ class Parallel(Mixer):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        rows: RowInfo,
-        cache: tuple[Cache, ...] | None = None,
+        self, x: jax.Array, rows: RowInfo, cache: tuple[Cache, ...] | None = None
     ) -> tuple[jax.Array, tuple[Cache, ...] | None]:
         count = len(self.config.mixers)
         equal = nn.initializers.constant(1 / count)

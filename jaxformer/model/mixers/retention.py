@@ -5,16 +5,17 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
-from jaxformer.model.heads import HeadsOutput, project_heads
 from jaxformer.model.mixers.matrix_memory import (
     MatrixMemory,
     MatrixMemoryConfig,
     MemorySizes,
     heads_divide,
 )
+from jaxformer.model.mixers.options import NumHeads
 from jaxformer.model.positions import PositionsUnion, RoPEConfig, rope, rope_rotation
+from jaxformer.model.projections import HeadsOutput, project_heads
 from jaxformer.model.rows import RowInfo
 from jaxformer.ops.decay import State
 from jaxformer.ops.decayed_outer_product import decayed_outer_product
@@ -22,7 +23,7 @@ from jaxformer.ops.decayed_outer_product import decayed_outer_product
 
 class RetentionConfig(MatrixMemoryConfig):
     kind: Literal["retention"] = "retention"
-    num_heads: PositiveInt = Field(8, description="the number of heads")
+    num_heads: NumHeads = 8
     value_expansion: PositiveFloat = Field(
         2.0, description="features of all values, as a multiple of d_model; keys have d_model"
     )
@@ -51,10 +52,7 @@ class Retention(MatrixMemory):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        rows: RowInfo,
-        cache: State | None = None,
+        self, x: jax.Array, rows: RowInfo, cache: State | None = None
     ) -> tuple[jax.Array, State | None]:
         sizes = self._sizes
         q = project_heads(x, self.dims, "query", sizes.heads, sizes.key) * sizes.key**-0.5

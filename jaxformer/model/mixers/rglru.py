@@ -13,8 +13,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from jaxformer.model.block_diagonal import BlockDiagonal
 from jaxformer.model.mixers.base import Mixer, MixerConfig
 from jaxformer.model.mixers.matrix_memory import heads_divide
+from jaxformer.model.mixers.options import ConvWidth
 from jaxformer.model.positions import PositionsUnion
-from jaxformer.model.projection import Projection
+from jaxformer.model.projections import Projection
 from jaxformer.model.rows import RowInfo
 from jaxformer.model.short_convolution import ConvolutionCache, ShortConvolution
 from jaxformer.ops import shards
@@ -30,9 +31,7 @@ class RGLRUConfig(MixerConfig):
     expansion: PositiveFloat = Field(
         1.0, description="the width of the state, as a multiple of d_model (4/3 in the paper)"
     )
-    conv_width: PositiveInt = Field(
-        4, description="how many tokens the short convolution sees, including the current one"
-    )
+    conv_width: ConvWidth = 4
 
     def check(self, d_model: int, positions: PositionsUnion) -> None:
         heads_divide("expansion × d_model", self.expansion * d_model, self.num_heads)
@@ -59,10 +58,7 @@ class RGLRU(Mixer):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        rows: RowInfo,
-        cache: RGLRUCache | None = None,
+        self, x: jax.Array, rows: RowInfo, cache: RGLRUCache | None = None
     ) -> tuple[jax.Array, RGLRUCache | None]:
         config, init, channels = self.config, self.dims.init, self._channels
         wide = jnp.promote_types(x.dtype, jnp.float32)

@@ -16,7 +16,7 @@ from jaxformer.model.mixers.base import Mixer, MixerConfig
 from jaxformer.model.mixers.matrix_memory import MemorySizes
 from jaxformer.model.norms import layer_normalize, unit_normalize
 from jaxformer.model.positions import PositionsUnion
-from jaxformer.model.projection import Projection
+from jaxformer.model.projections import Projection
 from jaxformer.model.rows import RowInfo
 from jaxformer.model.short_convolution import ConvolutionCache
 from jaxformer.ops.decay import State
@@ -68,10 +68,7 @@ class RWKV7(Mixer):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        rows: RowInfo,
-        cache: RWKV7Cache | None = None,
+        self, x: jax.Array, rows: RowInfo, cache: RWKV7Cache | None = None
     ) -> tuple[jax.Array, RWKV7Cache | None]:
         sizes, d_model = self._sizes, self.dims.d_model
         heads, size, wide = sizes.heads, sizes.key, sizes.wide(x.dtype)

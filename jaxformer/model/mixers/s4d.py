@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt
 
 from jaxformer.model.decay_init import log_step_init, s4d_real_init
 from jaxformer.model.mixers.base import Mixer, MixerConfig
-from jaxformer.model.projection import Projection
+from jaxformer.model.projections import Projection
 from jaxformer.model.rows import RowInfo
 from jaxformer.ops.diagonal import Carried, associative_recurrence, in_chunks
 
@@ -44,10 +44,7 @@ class S4D(Mixer):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        rows: RowInfo,
-        cache: S4DCache | None = None,
+        self, x: jax.Array, rows: RowInfo, cache: S4DCache | None = None
     ) -> tuple[jax.Array, S4DCache | None]:
         size, d_model, init = self.config.state_size, self.dims.d_model, self.dims.init
         wide = jnp.promote_types(x.dtype, jnp.float32)

@@ -13,6 +13,7 @@ from pydantic import Field, PositiveInt
 from jaxformer.model.block_diagonal import BlockDiagonal
 from jaxformer.model.mixers.base import Mixer, MixerConfig
 from jaxformer.model.mixers.matrix_memory import heads_divide
+from jaxformer.model.mixers.options import ConvWidth
 from jaxformer.model.norms import layer_normalize
 from jaxformer.model.positions import PositionsUnion
 from jaxformer.model.rows import RowInfo
@@ -29,9 +30,7 @@ class SLSTMConfig(MixerConfig):
     num_heads: PositiveInt = Field(
         4, description="the number of heads, each of d_model / num_heads cells"
     )
-    conv_width: PositiveInt = Field(
-        4, description="how many tokens the short convolution sees, including the current one"
-    )
+    conv_width: ConvWidth = 4
 
     def check(self, d_model: int, positions: PositionsUnion) -> None:
         heads_divide("d_model", d_model, self.num_heads)
@@ -58,10 +57,7 @@ class SLSTM(Mixer):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        rows: RowInfo,
-        cache: SLSTMCache | None = None,
+        self, x: jax.Array, rows: RowInfo, cache: SLSTMCache | None = None
     ) -> tuple[jax.Array, SLSTMCache | None]:
         config, heads, head_dim = self.config, self.config.num_heads, self._head_dim
         wide, names = jnp.promote_types(x.dtype, jnp.float32), nn.with_logical_partitioning

@@ -38,25 +38,31 @@ DEFAULTS: Json = {
 def to_config(hub: HubConfig) -> Json:
     hub.need("hidden_act", "silu")
     bias = hub.flag("attention_bias")
-    mixer = {**heads(hub), "qkv_bias": bias, "output_bias": bias}
+    return section(hub, {**heads(hub), "qkv_bias": bias, "output_bias": bias})
+
+
+def section(
+    hub: HubConfig, mixer: Json, *, norm: Json | None = None, positions: Json | None = None
+) -> Json:
+    """The model section of a model whose layers are all alike, as Llama's are."""
     return model_section(
         hub,
         mixers=[mixer],
         ffn=gated_ffn(hub, "swiglu"),
-        norm=rms_norm(hub, "pre"),
-        positions=to_rope(hub, mixer["head_dim"]),
+        norm=norm or rms_norm(hub, "pre"),
+        positions=positions or to_rope(hub, mixer["head_dim"]),
     )
 
 
 def from_config(model: ModelConfig) -> Json:
     layer = first_layer(model)
-    return {
-        **sizes(model),
-        **from_rope(layer.positions),
-        "hidden_act": "silu",
-        "attention_bias": attention_of(layer).qkv_bias,
-        "mlp_bias": ffn_of(layer).bias,
-    }
+    bias = {"attention_bias": attention_of(layer).qkv_bias, "mlp_bias": ffn_of(layer).bias}
+    return {**options(model), **bias}
+
+
+def options(model: ModelConfig) -> Json:
+    """What config.json says of such a model."""
+    return {**sizes(model), **from_rope(first_layer(model).positions), "hidden_act": "silu"}
 
 
 def rules(model: ModelConfig) -> list[Rule]:

@@ -3,16 +3,12 @@
 from jaxformer.checkpoint.interop.decoder import (
     attention_of,
     first_layer,
-    gated_ffn,
     heads,
-    model_section,
-    rms_norm,
-    sizes,
 )
-from jaxformer.checkpoint.interop.families.llama import rules
+from jaxformer.checkpoint.interop.families.llama import options, rules, section
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.hub_config import LARGEST, HubConfig
-from jaxformer.checkpoint.interop.rope import ROPE_DEFAULTS, from_rope, to_rope
+from jaxformer.checkpoint.interop.rope import ROPE_DEFAULTS
 from jaxformer.model.config import ModelConfig
 
 DEFAULTS: Json = {
@@ -31,24 +27,12 @@ DEFAULTS: Json = {
 def to_config(hub: HubConfig) -> Json:
     hub.need("hidden_act", "silu")
     hub.need("attention_bias", False)
-    mixer = {**heads(hub), "window": hub.count("sliding_window", None, most=LARGEST)}
-    return model_section(
-        hub,
-        mixers=[mixer],
-        ffn=gated_ffn(hub, "swiglu"),
-        norm=rms_norm(hub, "pre"),
-        positions=to_rope(hub, mixer["head_dim"]),
-    )
+    window = hub.count("sliding_window", None, most=LARGEST)
+    return section(hub, {**heads(hub), "window": window})
 
 
 def from_config(model: ModelConfig) -> Json:
-    layer = first_layer(model)
-    return {
-        **sizes(model),
-        **from_rope(layer.positions),
-        "hidden_act": "silu",
-        "sliding_window": attention_of(layer).window,
-    }
+    return {**options(model), "sliding_window": attention_of(first_layer(model)).window}
 
 
 MISTRAL = Family(

@@ -3,17 +3,15 @@
 from jaxformer.checkpoint.interop.decoder import (
     attention_of,
     first_layer,
-    gated_ffn,
     heads,
     layer_rules,
     model_rules,
-    model_section,
     rms_norm,
-    sizes,
 )
+from jaxformer.checkpoint.interop.families.llama import options, section
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.hub_config import HubConfig
-from jaxformer.checkpoint.interop.rope import ROPE_DEFAULTS, from_rope, to_rope
+from jaxformer.checkpoint.interop.rope import ROPE_DEFAULTS
 from jaxformer.checkpoint.interop.rules import Rule
 from jaxformer.model.config import ModelConfig
 
@@ -42,23 +40,11 @@ def to_config(hub: HubConfig) -> Json:
         "qk_norm": "width",
         "qk_norm_eps": norm["eps"],
     }
-    return model_section(
-        hub,
-        mixers=[mixer],
-        ffn=gated_ffn(hub, "swiglu"),
-        norm=norm,
-        positions=to_rope(hub, mixer["head_dim"]),
-    )
+    return section(hub, mixer, norm=norm)
 
 
 def from_config(model: ModelConfig) -> Json:
-    layer = first_layer(model)
-    return {
-        **sizes(model),
-        **from_rope(layer.positions),
-        "hidden_act": "silu",
-        "attention_bias": attention_of(layer).qkv_bias,
-    }
+    return {**options(model), "attention_bias": attention_of(first_layer(model)).qkv_bias}
 
 
 def rules(model: ModelConfig) -> list[Rule]:

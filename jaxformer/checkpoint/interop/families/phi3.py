@@ -5,18 +5,15 @@ from jaxformer.checkpoint.interop.decoder import (
     PRE_NORMS,
     attention_of,
     first_layer,
-    gated_ffn,
     heads,
     linear_rules,
     model_rules,
-    model_section,
     norm_rules,
-    rms_norm,
-    sizes,
 )
+from jaxformer.checkpoint.interop.families.llama import options, section
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.hub_config import LARGEST, HubConfig
-from jaxformer.checkpoint.interop.rope import ROPE_DEFAULTS, from_rope, to_rope
+from jaxformer.checkpoint.interop.rope import ROPE_DEFAULTS, to_rope
 from jaxformer.checkpoint.interop.rules import Linear, Rule
 from jaxformer.model.config import ModelConfig
 
@@ -52,25 +49,16 @@ def to_config(hub: HubConfig) -> Json:
     hub.need("hidden_act", "silu")
     hub.need("attention_bias", False)
     mixer = {**heads(hub), "window": hub.count("sliding_window", None, most=LARGEST)}
-    return model_section(
-        hub,
-        mixers=[mixer],
-        ffn=gated_ffn(hub, "swiglu"),
-        norm=rms_norm(hub, "pre"),
-        positions=to_rope(hub, mixer["head_dim"], kinds=ROPE_TYPES),
-    )
+    return section(hub, mixer, positions=to_rope(hub, mixer["head_dim"], kinds=ROPE_TYPES))
 
 
 def from_config(model: ModelConfig) -> Json:
-    layer = first_layer(model)
-    options = from_rope(layer.positions)
-    scaling, original = options["rope_parameters"], "original_max_position_embeddings"
+    written = options(model)
+    scaling, original = written["rope_parameters"], "original_max_position_embeddings"
     return {
-        **sizes(model),
-        **options,
+        **written,
         **({original: scaling[original]} if original in scaling else {}),
-        "hidden_act": "silu",
-        "sliding_window": attention_of(layer).window,
+        "sliding_window": attention_of(first_layer(model)).window,
     }
 
 

@@ -15,7 +15,7 @@ TOKEN_AXES = (*DATA_AXES, CONTEXT)
 
 PyTree = Any
 Sums = TypeVar("Sums")
-Rows = TypeVar("Rows")
+Arrays = TypeVar("Arrays")
 Out = TypeVar("Out")
 
 
@@ -34,7 +34,7 @@ def over_rows(sums: Callable[..., Sums]) -> Callable[..., Sums]:
     return _of_own_rows(added, sums, PartitionSpec())
 
 
-def by_rows(function: Callable[..., Rows]) -> Callable[..., Rows]:
+def by_rows(function: Callable[..., Arrays]) -> Callable[..., Arrays]:
     """Like `over_rows`, for a function that gives arrays [rows, length, ...]."""
     return _of_own_rows(function, function, PartitionSpec(DATA_AXES, CONTEXT))
 
