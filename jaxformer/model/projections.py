@@ -1,6 +1,8 @@
 """The linear maps inside of mixers and feed-forward networks, and into heads and out of them."""
 
+import math
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -14,7 +16,6 @@ from jaxformer.model.norms import rms_normalize
 class Projection(nn.Module):
     """y = x W (+ b), over one or several input axes, to one or several output axes.
 
-    Axes are not merged: XLA then lays out what comes and goes as a kernel of attention wants it.
     `names` are the logical axes of the kernel, inputs first; the product is in x's type, and is
     named `projection` for rematerialisation policies.
     """
@@ -33,7 +34,13 @@ class Projection(nn.Module):
             (*x.shape[x.ndim - num_inputs :], *self.features),
             jnp.float32,
         )
-        y = checkpoint_name(jnp.tensordot(x, kernel.astype(x.dtype), num_inputs), "projection")
+        product = jax.lax.platform_dependent(
+            x,
+            kernel.astype(x.dtype),
+            tpu=partial(jnp.tensordot, axes=num_inputs),
+            default=partial(_product_of_matrices, num_inputs=num_inputs),
+        )
+        y = checkpoint_name(product, "projection")
         if self.use_bias:
             bias = self.param(
                 "bias",
@@ -43,6 +50,16 @@ class Projection(nn.Module):
             )
             y += bias.astype(x.dtype)
         return y
+
+
+def _product_of_matrices(x: jax.Array, kernel: jax.Array, num_inputs: int) -> jax.Array:
+    """As `tensordot`, with the axes merged: the gradient is then a product as well, which XLA on a
+    CPU else copies to turn it around. A TPU lays out what comes and goes as attention wants it, if
+    the axes stay."""
+    outputs = kernel.shape[num_inputs:]
+    matrix = kernel.reshape(-1, math.prod(outputs))
+    y = x.reshape(-1, matrix.shape[0]) @ matrix
+    return y.reshape(*x.shape[: x.ndim - num_inputs], *outputs)
 
 
 def project_heads(
