@@ -61,7 +61,13 @@ def test_eval_prints_a_table(run):
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
-    for line in ("loss (nats per token)", "perplexity", "bits per byte", "tokens per second"):
+    for line in (
+        "the last 0.1 of",
+        "loss (nats per token)",
+        "perplexity",
+        "bits per byte",
+        "tokens per second",
+    ):
         assert line in finished.stdout
 
 

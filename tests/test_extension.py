@@ -1,6 +1,10 @@
 """Every seam has an outside user: parts that are defined here, registered in one line each, trained
 for three steps, saved and restored."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Literal
 
 import flax.linen as nn
@@ -248,3 +252,22 @@ def test_a_kernel_from_outside_computes_attention_in_training(tmp_path, register
     assert jnp.abs(logits("doubled") - logits("xla")).max() > 1e-3
     with pytest.raises(ValidationError, match=r"'double'; allowed: auto, xla, splash.*'doubled'"):
         KernelsConfig(attention="double")
+
+
+def test_the_script_of_the_page_about_extending_runs(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
+    [script] = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    small = {"train.steps=50": "train.steps=30", "runs/gates": f"{tmp_path}/gates", "=64": "=4"}
+    small['"model.ffn'] = '"model.d_model=16", "data.sequence_length=16", "model.ffn'
+    for usual, other in small.items():
+        assert usual in script
+        script = script.replace(usual, other)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "step 30/30" in done.stdout

@@ -178,7 +178,11 @@ def _table(part: PackedRows, stores: Stores) -> "Table":
         "left out": f"{manifest.empty_documents:,} {empty}, {manifest.skipped_documents:,} "
         f"not UTF-8, {manifest.missing_documents:,} null or missing",
         "tokens": f"{manifest.tokens:,} ({manifest.dtype}, {manifest.tokenizer})",
-        **({} if learnt is None else {"learnt": f"{learnt:,} ({learnt / manifest.tokens:.1%})"}),
+        **(
+            {}
+            if learnt is None
+            else {"in the loss": f"{learnt:,} ({learnt / manifest.tokens:.1%})"}
+        ),
         f"bytes of {text}": f"{manifest.text_bytes:,}",
         "bytes per token": f"{manifest.text_bytes / (learnt or manifest.tokens):.3f}",
         "tokens per document": " ".join(f"{value:,}" for value in quantiles)
@@ -221,5 +225,7 @@ def _example(part: PackedRows, tokenizer: Tokenizer) -> str:
         f"⟦{added_text(*texts_of)}⟧" if learnt[cut - 1] else added_text(*texts_of)
         for texts_of, cut in zip(texts, ends, strict=True)
     ]
-    head = f"document 0: {np.count_nonzero(learnt)} of {end} tokens are learnt, between ⟦ and ⟧"
+    head = (
+        f"document 0: {np.count_nonzero(learnt)} of {end} tokens are in the loss, between ⟦ and ⟧"
+    )
     return "\n".join([head, *(f"  | {line}" for line in "".join(pieces).splitlines()), ""])

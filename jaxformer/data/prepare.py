@@ -323,7 +323,7 @@ def _announce(manifest: Manifest, path: Path, seconds: float) -> None:
     if manifest.missing_documents:
         left_out += f", {manifest.missing_documents:,} that are null or missing skipped"
     if manifest.learnt_tokens is not None:
-        learnt = f" ({manifest.learnt_tokens / manifest.tokens:.1%} learnt)"
+        learnt = f" ({manifest.learnt_tokens / manifest.tokens:.1%} in the loss)"
     say(
         f"token store of {manifest.source}: {manifest.documents:,} documents{left_out}, "
         f"{manifest.tokens:,} tokens{learnt} in {seconds:.1f} s ({path})"

@@ -11,6 +11,7 @@ import jax
 from jax.sharding import NamedSharding
 
 from jaxformer.batch import Batch
+from jaxformer.config import DataConfig
 from jaxformer.data.loader import validation_batches
 from jaxformer.data.stores import Stores
 from jaxformer.errors import UserError
@@ -118,7 +119,7 @@ def evaluate_run(path: Path, overrides: Sequence[str], *, json: bool) -> int:
     if json:
         print(json_format.dumps({"run": str(path), "step": run.step, **result._asdict()}))
     else:
-        _print_table(f"{path}, step {run.step:,}", result)
+        _print_table(f"{path}, step {run.step:,}", _text_of(run.config.data), result)
     return 0
 
 
@@ -160,19 +161,30 @@ def validate(run: Run, check: Callable[[], None] = lambda: None) -> Evaluation:
         )
 
 
-def _print_table(title: str, result: Evaluation) -> None:
+def _text_of(data: DataConfig) -> str:
+    """What is evaluated on, in words."""
+    if data.task is not None:
+        return f"held-out rows of the task {data.task.kind}"
+    if data.validation_source is not None:
+        return data.validation_source
+    sources = ", ".join(entry.source for entry in data.sources)
+    return f"the last {data.validation_fraction:.3g} of {sources}"
+
+
+def _print_table(title: str, text: str, result: Evaluation) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    for name, text in (
+    for name, value in (
+        ("text", text),
         ("loss (nats per token)", f"{result.loss:.4f}"),
         ("perplexity", f"{result.perplexity:.4g}"),
         ("bits per byte", f"{result.bits_per_byte:.4f}"),
         ("tokens", f"{result.tokens:,}"),
         ("tokens per second", f"{result.tokens_per_second:,.0f}"),
     ):
-        table.add_row(name, text)
+        table.add_row(name, value)
     Console().print(table)

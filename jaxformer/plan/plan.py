@@ -40,6 +40,7 @@ class Memory:
 
     parameters: int
     optimizer: int
+    reference: int  # the weights of another model, such as a teacher's
     batch: int
     temporary: int  # activations, gradients, and whatever else lives within the step
     peak: int
@@ -171,10 +172,12 @@ def _memory(program: Program, compiled: jax.stages.Compiled, where: Slice) -> Me
     parameters = bytes_per_device(weights(state), weights(shardings))
     stats: Any = compiled.memory_analysis()
     optimizer = bytes_per_device((state.opt_state, state.ema), (shardings.opt_state, shardings.ema))
+    reference = bytes_per_device(state.reference, shardings.reference)
     return Memory(
         parameters=parameters,
         optimizer=optimizer,
-        batch=stats.argument_size_in_bytes - parameters - optimizer,
+        reference=reference,
+        batch=stats.argument_size_in_bytes - parameters - optimizer - reference,
         temporary=stats.temp_size_in_bytes,
         peak=stats.peak_memory_in_bytes,
         capacity=where.chip.memory,
@@ -243,6 +246,7 @@ def describe(made: Plan) -> str:
             "",
             f"parameters {in_bytes(memory.parameters)}, optimizer {in_bytes(memory.optimizer)}",
         ),
+        *([("", f"the other model {in_bytes(memory.reference)}")] if memory.reference else []),
         ("", f"activations and other temporaries {in_bytes(memory.temporary)}"),
         ("FLOPs", f"{made.model_flops:.4g} a step by the model"),
         (

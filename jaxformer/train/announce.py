@@ -26,7 +26,7 @@ def plan_of(program: Program, stores: Stores, peak: Peak) -> str:
         text, epochs = f"task {config.data.task.kind}, every row a new one", ""
     elif any("loss_mask_sha256" in part.manifest() for part in stores.training):
         share = sum(part.loss_tokens() for part in stores.training) / epoch
-        text += f" ({share:.1%} learnt)"
+        text += f" ({share:.1%} in the loss)"
     micro = f" in {train.accumulation} micro-batches" if train.accumulation > 1 else ""
     layers = "unrolled" if unrolls(config, program.mesh) else "scanned"
     chosen = " (auto)" if train.unroll_layers == "auto" else ""

@@ -9,6 +9,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from jaxformer.train.metrics import Row
 
 LINE_SECONDS = 5.0  # between plain lines about training
+USUAL = {  # in the rows of every run
+    "step",
+    "loss",
+    "learning_rate",
+    "grad_norm",
+    "tokens",
+    "loss_tokens",
+    "nonfinite",
+    "tokens_per_second",
+    "step_seconds",
+    "mfu",
+}
 
 
 class Display(Protocol):
@@ -89,5 +101,7 @@ def make_display(total: int) -> Display:
 
 
 def summary(row: Row) -> str:
-    """`loss 1.2345  12,345 tokens/s  MFU 45.6%`"""
-    return f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tokens/s  MFU {row['mfu']:.1%}"
+    """`loss 1.2345  12,345 tokens/s  MFU 45.6%`, and what else the objective reports."""
+    parts = (f"{name} {value:.4f}" for name, value in row.items() if name not in USUAL)
+    losses = "  ".join([f"loss {row['loss']:.4f}", *parts])
+    return f"{losses}  {row['tokens_per_second']:,.0f} tokens/s  MFU {row['mfu']:.1%}"

@@ -24,7 +24,7 @@ class Recorder:
     `add` waits for the step before the one added, so that one step is always queued on the device
     while the host prepares the next; its finish is then seen as it happens. `step_seconds` is the
     mean over the steps since the last row, without evaluation and saving. Every `layers_every`
-    steps come the rows of layers.
+    steps, and after the last, come the rows of layers.
     """
 
     def __init__(
@@ -105,11 +105,12 @@ class Recorder:
                 f"step {step:,}  loss {values['loss']}, gradient norm {values['grad_norm']}: not "
                 f"finite, update skipped ({self.nonfinite} in a row)"
             )
-        if self._layers_every and step % self._layers_every == 0:
+        is_last = step == self._last_step
+        if self._layers_every and (is_last or step % self._layers_every == 0):
             layers = jax.device_get(metrics["layers"])
             for row in statistics.rows(step, layers, self._layer_counts):
                 self._write(row)
-        if step % self._log_every and step not in (1, self._last_step):
+        if step % self._log_every and step != 1 and not is_last:
             self.display.stepped(step)
             return
         now = self._clock()

@@ -428,10 +428,10 @@ def test_inspect_shows_the_learnt_share_and_an_example_with_answers_marked(
     out = capsys.readouterr().out
     for line in (
         "│ left out            │ 9 without an answer, 0 not UTF-8, 0 null or missing ",
-        f"│ learnt              │ 54 ({6 / 46:.1%}) ",
+        f"│ in the loss         │ 54 ({6 / 46:.1%}) ",
         "│ bytes of answers    │ 45 ",
         f"│ bytes per token     │ {45 / 54:.3f} ",
-        "document 0: 6 of 46 tokens are learnt, between ⟦ and ⟧",
+        "document 0: 6 of 46 tokens are in the loss, between ⟦ and ⟧",
         "  | ⟦Hello<|im_end|>⟧",
         "  | <|im_start|>user",
     ):

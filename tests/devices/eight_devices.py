@@ -67,7 +67,8 @@ def step(program: Program, compiled: Compiled, state: TrainState, number: int) -
     batch = put_batch(make_batch(number), batch_sharding(program.mesh))
     state, metrics = compiled.train_step(state, batch)
     names = ("loss", "grad_norm", "tokens", "z_loss")
-    return state, [float(metrics[name]) for name in names if name in metrics]
+    of_layers = {name: np.asarray(rows).tolist() for name, rows in metrics["layers"].items()}
+    return state, [float(metrics[name]) for name in names if name in metrics], of_layers
 
 
 def train(mixers: dict, axes: dict, repetitions: int, remat: str) -> Trained:
@@ -83,6 +84,7 @@ def train(mixers: dict, axes: dict, repetitions: int, remat: str) -> Trained:
                 "accumulation": 2,
                 "unroll_layers": False,
                 "z_loss": 0.1,
+                "layer_statistics": {},
                 "remat": remat,
             },
             "mesh": {"data": 1} | axes,
@@ -102,7 +104,7 @@ def train(mixers: dict, axes: dict, repetitions: int, remat: str) -> Trained:
     }
     compiled = program.compile(None)
     for number in range(5):
-        state, metrics = step(program, compiled, state, number)
+        state, metrics, seen["layers"] = step(program, compiled, state, number)
         seen["losses"].append(metrics)
         if number == 0:  # a tenth of the gradient
             seen["gradients"] = {

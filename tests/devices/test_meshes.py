@@ -17,6 +17,9 @@ def test_steps_on_eight_devices_equal_those_on_one(mixers, meshes):
     assert len(seen) == {"rows": 5, "stages": 4}[meshes]
     for name, mesh in seen.items():
         np.testing.assert_allclose(mesh["losses"], one["losses"], rtol=1e-5, err_msg=name)
+        for measured, rows in one["layers"].items():
+            of_layers = mesh["layers"][measured]
+            np.testing.assert_allclose(of_layers, rows, rtol=1e-4, err_msg=f"{name} {measured}")
         for path, gradient in one["gradients"].items():
             atol = 1e-5 * np.max(np.abs(gradient))
             ours = mesh["gradients"][path]

@@ -19,13 +19,13 @@ def runs(tmp_path_factory):
             folder,
             model={"num_layers": 5, "pattern": [{}, MIN_GRU]},
             train={
-                "steps": 4,
+                "steps": 5,
                 "log_every": 1,
                 "accumulation": 2,
                 "layer_statistics": every and {"every": every},
             },
             optimizer={"clip_norm": 0.1},
-            checkpoint={"every": 2},
+            checkpoint={"every": 2, "keep_newest": 3},
             eval={"every": 4},
         )
         assert train(config) == 0
@@ -35,8 +35,8 @@ def runs(tmp_path_factory):
 
 def test_every_layer_and_what_is_outside_have_a_row_at_the_steps_asked_for(runs):
     rows = [row for row in results(runs["measured"]) if "layer" in row]
-    assert [row["step"] for row in rows] == [2] * 6 + [4] * 6
-    assert [row["layer"] for row in rows] == [0, 1, 2, 3, 4, None] * 2
+    assert [row["step"] for row in rows] == [2] * 6 + [4] * 6 + [5] * 6  # the last step, too
+    assert [row["layer"] for row in rows] == [0, 1, 2, 3, 4, None] * 3
     names = {"activation_rms", "gradient_rms", "update_rms", "weight_rms"}
     assert all(names < row.keys() for row in rows if row["layer"] is not None)
     assert all(row[name] > 0 for row in rows for name in names if name in row)
