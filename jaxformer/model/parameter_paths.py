@@ -62,7 +62,8 @@ def matching(patterns: Iterable[str], paths: Collection[str], key: str) -> set[s
 
 def unmatched(pattern: str, paths: Collection[str], key: str) -> UserError:
     """What to say of a pattern that matches none of the paths: some of them, and the nearest."""
-    some = ", ".join(sorted(paths)[:8]) + (", ..." if len(paths) > 8 else "")
+    some = ", ".join(sorted(paths)[:8])
+    some += f" and {len(paths) - 8} more" if len(paths) > 8 else ""
     return UserError(
         f"{key}: '{pattern}' matches no parameter; there are {some}.{did_you_mean(pattern, paths)}"
     )

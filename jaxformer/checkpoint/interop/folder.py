@@ -92,7 +92,7 @@ class HuggingFaceFolder:
                 )
             held = ", ".join(sorted(file.name for file in self._folder.iterdir())[:10])
             raise UserError(
-                f"{self._folder} has no *.safetensors file, and no {INDEX}; there are only {held}. "
+                f"{self._folder} has no *.safetensors file, and no {INDEX}; it holds only {held}. "
                 f"In transformers, save_pretrained(FOLDER) writes them"
             )
         self._refuse_missing_shards({file.name for file in files})

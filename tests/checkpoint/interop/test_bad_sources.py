@@ -65,7 +65,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "a pickle": (only("pytorch_model.bin"), "weights in pytorch_model.bin, a pickle"),
     "the index of pickles": (only("pytorch_model.bin.index.json"), "a pickle"),
-    "weights of Flax": (only("flax_model.msgpack"), "there are only config.json, flax_model.msgp"),
+    "weights of Flax": (only("flax_model.msgpack"), "it holds only config.json, flax_model.msgpa"),
     "shards without an index": (only("model-00002-of-00003.safetensors"), "00003-of-00003.safet"),
     "an index without shards": (index_without_shards, "model-00003-of-00003.safetensors are miss"),
     "an encoder and a decoder": (config(is_encoder_decoder=True), "is_encoder_decoder true"),
