@@ -1,5 +1,6 @@
 """The typed schema of a configuration, and what must hold across its sections."""
 
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -217,9 +218,9 @@ class RunConfig(Schema):
 
     @field_validator("dir")
     @classmethod
-    def _has_a_name(cls, value: str) -> str:
-        if not value.strip():
-            raise ValueError("it is empty; name a folder")
+    def _is_safe(cls, value: str) -> str:
+        if not value.strip() or ".." in PurePosixPath(value).parts or "\0" in value:
+            raise ValueError(f"'{value}' is no safe run directory; name a folder, without '..'")
         return value
 
 

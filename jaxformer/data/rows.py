@@ -255,8 +255,8 @@ def _is_text(kind: "pa.DataType") -> bool:
 def wrong_column(place: str, column: str, columns: Any) -> UserError:
     names = [str(name) for name in columns]
     return UserError(
-        f"{place}: no column '{column}'; columns: {', '.join(names)}. Set data.column to one of them."
-        f"{did_you_mean(column, names)}"
+        f"{place}: no column '{column}'; columns: {', '.join(names)}. Set data.column to one of "
+        f"them.{did_you_mean(column, names)}"
     )
 
 
