@@ -1,4 +1,4 @@
-"""What a model costs, told by its own parts: parameters, FLOPs, bytes of decoding state."""
+"""What a model costs: parameters, FLOPs and bytes of decoding state, as its parts report them."""
 
 import math
 
@@ -14,21 +14,21 @@ from jaxformer.model.parameter_paths import by_path
 
 
 def abstract_parameters(model: LanguageModel) -> dict:
-    """The parameter tree as shapes and types with their logical axes, nothing allocated."""
+    """The parameter tree as shapes and types with their logical axes, without allocating them."""
     tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     return jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
 
 
 def count_parameters(model: LanguageModel) -> int:
-    """How many numbers the parameters are; tied embeddings count once."""
+    """The number of parameters; tied embeddings count once."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_parameters(model)))
 
 
 def flops_per_token(model: LanguageModel, length: int) -> float:
-    """Forward FLOPs per token of sequences of `length` tokens, a multiply-add counting two.
+    """Forward FLOPs per token in sequences of `length` tokens; a multiply-add counts as two.
 
-    A training step costs three times as much: the backward pass has two products for each one.
-    That of a frozen matrix has one.
+    A training step costs three times as much: the backward pass has two products for each one,
+    or one if the matrix is frozen.
     """
     mixers = sum(mixer.flops(length) for mixer in _mixers(model))
     ffns = sum(
@@ -50,7 +50,7 @@ def _mixers(model: LanguageModel) -> list[Mixer]:
 
 
 def _adapters(model: LanguageModel) -> int:
-    """How many weights the adapters have; each is multiplied once for every token."""
+    """How many weights the adapters have; each is multiplied once per token."""
     if model.lora is None:
         return 0
     leaves = by_path(meta.unbox(abstract_parameters(model)))
@@ -58,8 +58,8 @@ def _adapters(model: LanguageModel) -> int:
 
 
 def kernels(model: LanguageModel, length: int) -> tuple[str, ...]:
-    """What serves the layers that have kernels, for rows of `length` tokens on the mesh that is
-    set; layers that agree are told once.
+    """Which kernels serve the layers that have some, for rows of `length` tokens on the current
+    mesh, each named once.
 
     Raises:
         ValueError: a kernel asked for by name cannot serve.

@@ -13,8 +13,8 @@ from jaxformer.model.rows import LayerAux, RowInfo
 
 
 class Block(nn.Module):
-    """x ← x + mixer(norm(x)), x ← x + ffn(norm(x)), each where the layer has one; `residual` says
-    how else they may be added."""
+    """x ← x + mixer(norm(x)), x ← x + ffn(norm(x)), each if the layer has it; `residual` may
+    add them in another way."""
 
     layer: Layer
     residual: Residual
@@ -24,10 +24,10 @@ class Block(nn.Module):
     def __call__(
         self, stream: Stream, rows: RowInfo, cache: Cache | None = None
     ) -> tuple[Stream, Cache | None, LayerAux]:
-        """The residual's stream → (stream, the mixer's cache, what else the layer says).
+        """The residual's stream → (stream, the mixer's cache, the layer's loss and statistics).
 
-        Its statistics are those of the channel mixer, and `activation`, the sum over tokens of the
-        stream's mean square.
+        The statistics are the channel mixer's, and `activation`: the stream's mean square, summed
+        over tokens.
         """
         layer, residual, aux = self.layer, self.residual, LayerAux({})
         shape = rows.segment_ids.shape  # (batch, length)
@@ -49,7 +49,7 @@ class Block(nn.Module):
 
 
 def _squares(stream: jax.Array, rows: RowInfo) -> jax.Array:
-    """The sum over tokens that are no padding of the mean square of [batch · length, d_model]."""
+    """The mean square of [batch · length, d_model], summed over tokens that are not padding."""
     wide = stream.astype(jnp.promote_types(stream.dtype, jnp.float32))
     squares = jnp.mean(wide * wide, axis=-1)
     return jnp.sum(jnp.where(rows.segment_ids.reshape(-1) != 0, squares, 0.0))
@@ -66,7 +66,7 @@ class Group(nn.Module):
     def __call__(
         self, stream: Stream, caches: tuple[Cache, ...] | None, rows: RowInfo
     ) -> tuple[Stream, tuple[tuple[Cache, ...] | None, tuple[LayerAux, ...]]]:
-        """stream → (stream, (caches, aux)), one of both per layer; no keywords, for `nn.scan`."""
+        """stream → (stream, (caches, aux)), one of each per layer; positional, for `nn.scan`."""
         longer, said = [], []
         for index, layer in enumerate(self.layers):
             block = Block(layer, self.residual, self.dims, name=f"layer_{index}")

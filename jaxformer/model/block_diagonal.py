@@ -1,4 +1,4 @@
-"""A linear map in which every head sees itself alone: its matrix is block-diagonal."""
+"""A linear map that keeps the heads apart: its matrix is block-diagonal."""
 
 import flax.linen as nn
 import jax

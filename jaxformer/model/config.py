@@ -109,7 +109,7 @@ class ModelConfig(Schema):
                     f"{layer.mixer_kind} does not use; leave them out"
                 )
         is_used = any(layer.uses_positions for layer in layers)
-        # RoPE is the default, of models without a layer that turns anything, too.
+        # RoPE is the default, even of models in which no layer uses it.
         if isinstance(self.positions, ALiBiConfig) and not is_used:
             mixers = ", ".join(sorted({layer.mixer_kind for layer in layers}))
             raise ValueError(
@@ -120,7 +120,7 @@ class ModelConfig(Schema):
 
     @property
     def longest_row(self) -> float:
-        """Tokens; infinite where no positions have a `max_length`."""
+        """In tokens; infinite if no positions have a `max_length`."""
         every = (self.positions, *(layer.positions for layer in self.pattern_layers()))
         return min(getattr(each, "max_length", None) or math.inf for each in every)
 
@@ -142,7 +142,7 @@ class ModelConfig(Schema):
 
 
 class Layer(Schema):
-    """A pattern entry with nothing left open; None is a layer without that part."""
+    """A pattern entry with the defaults filled in; None is a layer without that part."""
 
     mixer: MixerConfig | None
     ffn: ChannelMixerConfig | None

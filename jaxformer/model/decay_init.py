@@ -9,7 +9,7 @@ SMALLEST_STEP, LARGEST_STEP, STEP_FLOOR = 1e-3, 1e-1, 1e-4
 
 
 def a_log_init(low: float, high: float) -> nn.initializers.Initializer:
-    """log of a number uniform in [low, high), which is kept off zero."""
+    """The log of a number that is uniform in [low, high) and kept away from zero."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
         tiny = jnp.finfo(dtype).tiny
@@ -29,7 +29,7 @@ def dt_bias_init(
 def log_step_init(
     key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
 ) -> jax.Array:
-    """log Δ of the same steps."""
+    """log Δ of the steps of `dt_bias_init`."""
     low, high = (jnp.log(jnp.asarray(step, dtype)) for step in (SMALLEST_STEP, LARGEST_STEP))
     return jax.random.uniform(key, shape, dtype, low, high)
 

@@ -29,11 +29,11 @@ class InitConfig(Schema):
     )
 
     def matrix(self, fan_in: int) -> nn.initializers.Initializer:
-        """For a matrix inside a layer."""
+        """The initializer of a matrix inside a layer."""
         return nn.initializers.normal(fan_in**-0.5 if self.std == "fan_in" else self.std)
 
     def output_matrix(self, fan_in: int, num_layers: int) -> nn.initializers.Initializer:
-        """For a matrix that writes into the residual stream."""
+        """The initializer of a matrix that writes into the residual stream."""
         if self.output == "zero":
             return nn.initializers.zeros
         std = fan_in**-0.5 if self.std == "fan_in" else self.std

@@ -28,7 +28,10 @@ class InputsConfig(Kind):
 
 
 class Inputs(nn.Module):
-    """Its parameters are the model's own: their paths begin where the model's do."""
+    """Turns tokens into the first layer's input.
+
+    Its parameters lie at the top of the model's tree.
+    """
 
     config: InputsConfig
     dims: Dims
@@ -39,7 +42,7 @@ class Inputs(nn.Module):
     def __call__(
         self, tokens: jax.Array, positions: jax.Array | None, segment_ids: jax.Array | None
     ) -> tuple[jax.Array, RowInfo]:
-        """tokens [batch, length] → (x [batch, length, d_model], where they stand).
+        """tokens [batch, length] → (x [batch, length, d_model], their positions and documents).
 
         Args:
             positions, segment_ids: [batch, length]; one document per row where they are None.
@@ -47,7 +50,7 @@ class Inputs(nn.Module):
         raise NotImplementedError
 
     def table(self) -> jax.Array:
-        """What a tied head multiplies by, [vocab, d_model]."""
+        """The matrix [vocab, d_model] that a tied head shares."""
         raise NotImplementedError
 
 

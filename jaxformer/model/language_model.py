@@ -28,12 +28,11 @@ PyTree = Any
 class LanguageModel(nn.Module):
     """logits_t = head(norm(layers(embed(tokens_{≤t})))).
 
-    `remat` names what a layer keeps for its gradient; `layout` is how the stack is laid out, and
-    `micro_batches` how many are at once in its stages, see `Stack`; `kernels` see
-    `KernelsConfig`; `lora` adds adapters. Parameters are float32, activations `dtype`, logits
-    and losses float32. Ids from `num_tokens` on, if given, pad the vocabulary: they have no
-    probability in losses and scores, and decoding draws none. With `statistics`, layers measure
-    themselves, see `Block`.
+    `remat` names what a layer keeps for its gradient; `lora` adds adapters. For `layout` and
+    `micro_batches` see `Stack`, for `kernels` `KernelsConfig`. Parameters are float32, activations
+    `dtype`, logits and losses float32. Ids from `num_tokens` on, if given, pad the vocabulary: they
+    have no probability in losses and scores, and decoding draws none. With `statistics`, layers
+    measure themselves, see `Block`.
     """
 
     config: ModelConfig
@@ -84,12 +83,12 @@ class LanguageModel(nn.Module):
         positions: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
     ) -> jax.Array:
-        """tokens [batch, length] → logits [batch, length, vocab], float32, of padding too.
+        """tokens [batch, length] → logits [batch, length, vocab], float32, also for padding.
 
         Args:
             positions: [batch, length], places in the document; 0, 1, 2, … when left out.
             segment_ids: [batch, length], the document of each token, 0 for padding; one document
-                a row when left out.
+                per row when left out.
         """
         x, _, _ = self.hidden(tokens, positions, segment_ids)
         return self.outputs.logits(self._head(), x)
@@ -103,8 +102,8 @@ class LanguageModel(nn.Module):
         loss_mask: jax.Array,
         z_loss: float = 0.0,
     ) -> tuple[LossSums, LayerAux]:
-        """Sums of the token losses over [batch, length], without ever holding all logits, and what
-        the layers say."""
+        """Sums of the token losses over [batch, length], without ever holding all logits, and the
+        layers' losses and statistics."""
         x, head, aux = self.read(inputs, positions, segment_ids)
         return self.outputs.loss(head, x, targets, loss_mask, z_loss), aux
 
@@ -116,7 +115,7 @@ class LanguageModel(nn.Module):
         segment_ids: jax.Array,
         loss_mask: jax.Array,
     ) -> TokenScores:
-        """Of every target [batch, length]; where loss_mask is not set, 0 and True."""
+        """The scores of every target [batch, length]; 0 and True where loss_mask is not set."""
         x, head, _ = self.read(inputs, positions, segment_ids)
         scores = self.outputs.scores(head, x, targets)
         return TokenScores(jnp.where(loss_mask, scores.log_probs, 0.0), scores.greedy | ~loss_mask)
@@ -124,8 +123,8 @@ class LanguageModel(nn.Module):
     def read(
         self, inputs: jax.Array, positions: jax.Array, segment_ids: jax.Array
     ) -> tuple[jax.Array, PyTree, LayerAux]:
-        """What the outputs read of rows [batch, length], which may be cut over `context`, the
-        outputs' weights, and what the layers say."""
+        """The outputs' input for rows [batch, length], which may be split over `context`, the
+        outputs' weights, and the layers' losses and statistics."""
         module = self.clone(parent=None)
 
         def hidden(params: dict, keys: dict[str, jax.Array], *rows: jax.Array) -> tuple:
@@ -161,13 +160,13 @@ class LanguageModel(nn.Module):
         segment_ids: jax.Array | None = None,
         cache: Cache | None = None,
     ) -> tuple[jax.Array, Cache | None, LayerAux]:
-        """tokens [batch, length] → what the outputs read [batch, length, d_model], the cache, and
-        what the layers say."""
+        """tokens [batch, length] → the outputs' input [batch, length, d_model], the cache, and the
+        layers' losses and statistics."""
         x, rows = self.inputs(tokens, positions, segment_ids)
         x = constrain_tokens(x, "d_model")
         with adapted(self.lora):
             x, cache, aux = self.stack(x, rows, cache)
-        x = constrain_tokens(x, "d_model")  # no longer cut over `tensor`
+        x = constrain_tokens(x, "d_model")  # no longer split over `tensor`
         x = x if self.config.norm.placement == "post" else self.final_norm(x)
         return x, cache, aux
 
@@ -200,8 +199,8 @@ def build_model(
     kernels: KernelsConfig = AUTOMATIC,
     lora: LoRAConfig | None = None,
 ) -> LanguageModel:
-    """The module that `config` describes. `vocab_size` is the tokenizer's; what the configuration
-    has beyond it is padding.
+    """The module that `config` describes. `vocab_size` is the tokenizer's; ids that the
+    configuration has beyond it are padding.
 
     Raises:
         ValueError: when neither gives a vocabulary size.

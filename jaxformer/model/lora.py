@@ -43,13 +43,13 @@ class LoRAConfig(Schema):
 
 @contextlib.contextmanager
 def adapted(config: LoRAConfig | None) -> Iterator[None]:
-    """Within it, projections that are targets compute
+    """A context in which the targeted projections compute
 
         y = x W + (alpha / rank) · dropout(x) A B,
 
-    with A [inputs, rank] uniform in ±1/√inputs, as the authors' code has it (the paper: normal),
-    and B [rank, outputs] zero, so that a model begins as it was without adapters. A lies as the
-    inputs of W do, B as its outputs. Dropout needs the random stream `dropout`, and is off without.
+    with A [inputs, rank] uniform in ±1/√inputs, as in the authors' code (the paper has normal),
+    and B [rank, outputs] zero, so that the model starts unchanged. A is sharded like the inputs of
+    W, B like its outputs. Dropout needs the random stream `dropout`, and is off without it.
     """
     if config is None:
         yield

@@ -25,10 +25,11 @@ class OutputsConfig(Kind):
 
 
 class Outputs(nn.Module):
-    """Its parameters are the model's own: their paths begin where the model's do.
+    """Turns the last layer's output into logits, losses and scores.
 
-    The vocabulary has `num_tokens` entries; the rest up to `vocab_size` is padding, which has no
-    probability in losses and scores. `weights` are what the method of that name gives.
+    Its parameters lie at the top of the model's tree. The vocabulary has `num_tokens` entries; the
+    rest up to `vocab_size` is padding, which has no probability in losses and scores. Arguments
+    `weights` are what the method of that name returns.
     """
 
     config: OutputsConfig
@@ -39,8 +40,8 @@ class Outputs(nn.Module):
     logit_softcap: float | None
 
     def weights(self, table: jax.Array) -> PyTree:
-        """What x is multiplied by; `table` [vocab, d_model] is the inputs', which a tied one
-        shares."""
+        """What x is multiplied by; a tied output shares `table` [vocab, d_model], the inputs'
+        matrix."""
         raise NotImplementedError
 
     def logits(self, weights: PyTree, x: jax.Array, num_tokens: int | None = None) -> jax.Array:
@@ -64,7 +65,7 @@ class Outputs(nn.Module):
         raise NotImplementedError
 
     def scores(self, weights: PyTree, x: jax.Array, targets: jax.Array) -> TokenScores:
-        """What the model says of every target [batch, length]."""
+        """The model's scores of every target [batch, length]."""
         raise NotImplementedError
 
 
@@ -129,7 +130,7 @@ class Linear(Outputs):
         return by_rows(of_rows)(pad_vocabulary(weights), x, targets)
 
     def _cut(self, head: jax.Array) -> int | None:
-        """Where padding begins in a head as the mesh splits it; None if nowhere."""
+        """Where padding begins in a head as the mesh splits it; None if there is none."""
         return self.num_tokens if self.num_tokens < head.shape[1] else None
 
 

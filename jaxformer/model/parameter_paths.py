@@ -1,4 +1,4 @@
-"""Parameters by their paths: trees taken apart and put together, and patterns over paths."""
+"""Parameters by their paths: splitting and joining trees, and patterns over paths."""
 
 from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
@@ -31,7 +31,7 @@ def split(tree: PyTree, chosen: Collection[str]) -> tuple[PyTree, PyTree]:
 
 
 def join(*parts: PyTree) -> PyTree:
-    """One tree of several; of two leaves with the same path the later one."""
+    """Join trees into one; of two leaves with the same path, the later one stays."""
     leaves: dict[str, Any] = {}
     for part in parts:
         leaves |= by_path(part)
@@ -39,7 +39,7 @@ def join(*parts: PyTree) -> PyTree:
 
 
 def matches(pattern: str, paths: Iterable[str]) -> set[str]:
-    """The paths that the pattern matches, as file names are; `*` takes any letters, `/` too."""
+    """The paths that the pattern matches, as with file names; `*` also matches `/`."""
     return {path for path in paths if fnmatchcase(path, pattern)}
 
 
@@ -50,7 +50,7 @@ def matching(patterns: Iterable[str], paths: Collection[str], key: str) -> set[s
         key: where the patterns were given, for the message.
 
     Raises:
-        UserError: a pattern that matches none.
+        UserError: a pattern matches none.
     """
     found: set[str] = set()
     for pattern in patterns:
@@ -61,7 +61,7 @@ def matching(patterns: Iterable[str], paths: Collection[str], key: str) -> set[s
 
 
 def unmatched(pattern: str, paths: Collection[str], key: str) -> UserError:
-    """What to say of a pattern that matches none of the paths: some of them, and the nearest."""
+    """The error for a pattern that matches no path; it names some paths, and the nearest."""
     some = ", ".join(sorted(paths)[:8])
     some += f" and {len(paths) - 8} more" if len(paths) > 8 else ""
     return UserError(

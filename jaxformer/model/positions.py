@@ -245,8 +245,8 @@ def rope_rotation(
     """cos and sin of position · frequency_i, each [batch, length, 1, rotated / 2].
 
     The phases are float32 whatever `dtype` is: bfloat16 cannot count past 256. Scalings that depend
-    on a document's length know it up to the last of the tokens given: as in transformers, keys
-    cached before it outgrew its original length stay as they were.
+    on a document's length take it from the tokens given so far: as in transformers, keys cached
+    before it outgrew the original length stay as they were.
     """
     phase_type = jnp.promote_types(dtype, jnp.float32)
     lengths = jnp.ones((), phase_type)
@@ -259,7 +259,7 @@ def rope_rotation(
     def table(is_cos: jax.Array) -> jax.Array:
         return factor * jnp.where(is_cos, jnp.cos(phases), jnp.sin(phases))
 
-    # A loop of two, because XLA on a CPU else computes cos and sin again for every head and use.
+    # A loop of two, or XLA on a CPU computes cos and sin again for every head and use.
     cos, sin = jax.lax.map(table, jnp.array([True, False])).astype(dtype)[..., None, :]
     return cos, sin
 
@@ -287,8 +287,8 @@ def _rotate_halves(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 def _rotate_by_product(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """The same, the halves exchanged by a matrix of 0 and ±1: halves of a head are halves of a
-    vector register, each of which XLA would move about on its own."""
+    """The same, with the halves exchanged by a matrix of 0 and ±1: halves of a head are halves of
+    a vector register, which XLA would move one by one."""
     half = cos.shape[-1]
     index = np.arange(half)
     exchange = np.zeros((x.shape[-1],) * 2)
@@ -313,7 +313,7 @@ def sinusoidal(positions: jax.Array, d_model: int) -> jax.Array:
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:
-    """Every head's slope [heads]: 2^{−8h/n}, and the paper's rule where n is no power of two."""
+    """Every head's slope [heads]: 2^{−8h/n}, or the paper's rule if n is not a power of two."""
 
     def power_of_two(count: int) -> np.ndarray:
         return 2.0 ** (-8.0 * np.arange(1, count + 1) / count)

@@ -1,4 +1,4 @@
-"""The linear maps inside of mixers and feed-forward networks, and into heads and out of them."""
+"""The linear maps of mixers and feed-forward networks, including those into and out of heads."""
 
 import math
 from collections.abc import Callable
@@ -53,9 +53,9 @@ class Projection(nn.Module):
 
 
 def _product_of_matrices(x: jax.Array, kernel: jax.Array, num_inputs: int) -> jax.Array:
-    """As `tensordot`, with the axes merged: the gradient is then a product as well, which XLA on a
-    CPU else copies to turn it around. A TPU lays out what comes and goes as attention wants it, if
-    the axes stay."""
+    """`tensordot` with merged axes: the gradient is then a product of matrices as well, which XLA
+    on a CPU otherwise copies to transpose it. With separate axes, a TPU lays out inputs and outputs
+    as attention wants them."""
     outputs = kernel.shape[num_inputs:]
     matrix = kernel.reshape(-1, math.prod(outputs))
     y = x.reshape(-1, matrix.shape[0]) @ matrix
@@ -89,7 +89,7 @@ class HeadsOutput(nn.Module):
 
     @nn.compact
     def __call__(self, o: jax.Array, x: jax.Array) -> jax.Array:
-        """o [batch, length, heads, head_dim], x [batch, length, d_model] → y as x."""
+        """o [batch, length, heads, head_dim], x [batch, length, d_model] → y, shaped like x."""
         num_heads, head_dim = o.shape[2:]
         y = rms_normalize(o, self.eps)
         if self.scale:

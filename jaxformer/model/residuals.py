@@ -22,10 +22,10 @@ class ResidualConfig(Kind):
 
 @dataclass(frozen=True)
 class Residual:
-    """What the layers of a stack pass on, and how a sub-layer, `mixer` or `ffn`, reads and changes
-    it. Between `start` and `finish`, within a layer, tokens are one axis: [batch · length, ...].
+    """The stream that layers pass on, and how a sub-layer, `mixer` or `ffn`, reads and changes it.
+    Within a layer, tokens are one axis between `start` and `finish`: [batch · length, ...].
 
-    What `read` and `write` learn belongs to the layer in whose compact method they are called.
+    Parameters of `read` and `write` belong to the layer in whose compact method they are called.
     """
 
     config: ResidualConfig
@@ -44,7 +44,7 @@ class Residual:
         raise NotImplementedError
 
     def finish(self, stream: Stream) -> jax.Array:
-        """One array [..., d_model] of the stream, inside of layers and above the last."""
+        """The stream as one array [..., d_model]; called inside layers and above the last."""
         raise NotImplementedError
 
 
@@ -91,5 +91,5 @@ RESIDUALS |= {
 
 
 def build_residual(config: ResidualConfig, norm: NormConfig) -> Residual:
-    """What `config.kind` names."""
+    """The residual that `config.kind` names."""
     return RESIDUALS[type(config)](config, norm)

@@ -1,4 +1,4 @@
-"""What every layer may know about the rows that it works on, and what it says beside its output."""
+"""What every layer knows about its rows, and what it returns beside its output."""
 
 from typing import NamedTuple
 
@@ -6,15 +6,15 @@ import jax
 
 
 class RowInfo(NamedTuple):
-    """Where the tokens of a batch stand, each array [batch, length]."""
+    """Positions and documents of the tokens of a batch, each array [batch, length]."""
 
     positions: jax.Array  # int32, the token's place in its document
     segment_ids: jax.Array  # int32, the document of the token; 0 is padding
 
 
 class LayerAux(NamedTuple):
-    """Sums over the tokens that are no padding, float32 scalars; those of scanned layers are
-    stacked."""
+    """A layer's loss and statistics: float32 sums over the tokens that are not padding, stacked
+    for scanned layers."""
 
     stats: dict[str, jax.Array]  # by name
-    loss: jax.Array | None = None  # weighted; added to the loss before it is divided by the tokens
+    loss: jax.Array | None = None  # weighted; added to the loss before division by the tokens

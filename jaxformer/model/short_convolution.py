@@ -24,14 +24,14 @@ class ConvolutionCache:
         )
 
     def extended(self, x: jax.Array, segment_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Inputs and documents with those before: of the cache, or of the shard before."""
+        """Inputs and documents behind those before them, from the cache or the previous shard."""
         inputs = shards.tokens_before(x, self.inputs.astype(x.dtype))
         segments = shards.tokens_before(segment_ids, self.segments)
         return jnp.concatenate([inputs, x], axis=1), jnp.concatenate([segments, segment_ids], 1)
 
     @staticmethod
     def bytes(width: int, channels: int, dtype: DTypeLike) -> int:
-        """Of one sequence."""
+        """Bytes of one sequence's cache."""
         return (width - 1) * (channels * jnp.dtype(dtype).itemsize + 4)
 
 
@@ -70,8 +70,8 @@ class ShortConvolution(nn.Module):
 
 @jax.custom_vjp
 def _convolve(kernel: jax.Array, inputs: jax.Array, segments: jax.Array) -> jax.Array:
-    """y_t = Σ_j w_j ⊙ x_{t−j} within documents: kernel [width, channels], inputs and segments with
-    the width − 1 tokens before → [batch, length, channels].
+    """y_t = Σ_j w_j ⊙ x_{t−j} within documents: kernel [width, channels], inputs and segments from
+    width − 1 tokens earlier on → [batch, length, channels].
 
     Its gradient is written out, because the transposes of the slices, sums of padded arrays, take
     more than twice as long on a CPU.
@@ -80,7 +80,7 @@ def _convolve(kernel: jax.Array, inputs: jax.Array, segments: jax.Array) -> jax.
 
 
 def _earlier(inputs: jax.Array, segments: jax.Array, width: int) -> list[jax.Array]:
-    """x_{t−j} for j < width, zero where that is of another document than t."""
+    """x_{t−j} for j < width, zero where that token is in another document."""
     length = inputs.shape[1] - width + 1
     own = segments[:, width - 1 :]
     starts = range(width - 1, -1, -1)
@@ -103,7 +103,7 @@ def _convolve_backward(
     width, length = len(kernel), inputs.shape[1]
     d_kernel = [jnp.sum(dy * x, axis=(0, 1)) for x in _earlier(inputs, segments, width)]
     dy = jnp.pad(dy, [(0, 0), (width - 1, width - 1), (0, 0)])
-    of = jnp.pad(segments, [(0, 0), (0, width - 1)])  # the document of dy, zero behind the end
+    of = jnp.pad(segments, [(0, 0), (0, width - 1)])  # the document of dy, zero past the end
     d_inputs = jnp.zeros_like(inputs)
     for ahead, w in enumerate(kernel):
         same = of[:, ahead : ahead + length] == segments

@@ -20,22 +20,22 @@ from jaxformer.parallel.pipeline import Pipeline, pipeline_of_rows, run_stages
 
 REMAT_POLICIES = {
     "full": None,
-    # `attention` is what its kernel gives.
+    # `attention` is the output of its kernel.
     "dots": jax.checkpoint_policies.save_only_these_names("projection", "attention"),
 }
 
 
 class Stack(nn.Module):
-    """All layers, bottom up: whole repetitions of the pattern, then a rest of it (`tail`).
+    """All layers, bottom up: whole repetitions of the pattern, then what remains of it (`tail`).
 
     `layout`: `scanned` compiles one repetition and loops over it; `unrolled` has the same
-    parameters and compiles every layer; `separate` is unrolled with parameters and caches of
-    `separate_layers`, a tree a repetition, which decoding updates in place.
+    parameters and compiles every layer; `separate` is unrolled with one tree of parameters and
+    caches per repetition, see `separate_layers`, which decoding updates in place.
 
     On a mesh with stages, `scanned` repetitions without caches run as a pipeline of
-    `micro_batches`, see `parallel.pipeline`. Embedding, tail and head are outside of it: they lie
-    by their own rules, the same on every stage, and their rows are split over the stages. Rows that
-    do not go into micro-batches pass the repetitions one by one.
+    `micro_batches`, see `parallel.pipeline`. Embedding, tail and head are outside of it: they are
+    sharded by their own rules, the same on every stage, and their rows are split over the stages.
+    Rows that do not divide into micro-batches pass through the repetitions one by one.
     """
 
     layers: tuple[Layer, ...]
@@ -50,7 +50,7 @@ class Stack(nn.Module):
     def __call__(
         self, x: jax.Array, rows: RowInfo, caches: dict[str, Cache] | None = None
     ) -> tuple[jax.Array, dict[str, Cache] | None, LayerAux]:
-        """x [batch, length, d_model] → (x, caches, what the layers say: one loss, and statistics
+        """x [batch, length, d_model] → (x, caches, the layers' summed loss and statistics
         [layers])."""
         pipeline, stream = None, self.residual.start(x)
         if self.layout == "scanned" and caches is None and not self.is_initializing():
@@ -71,7 +71,7 @@ class Stack(nn.Module):
     def _repeated(
         self, layers: tuple[Layer, ...], repetitions: int | None, **place: str | None
     ) -> nn.Module:
-        """`layers`, scanned over so many repetitions, or once without a scan where that is None."""
+        """`layers`, scanned over `repetitions`, or applied once without a scan if that is None."""
         group = Group
         if self.remat != "none":
             group = nn.remat(
@@ -143,7 +143,7 @@ class Stack(nn.Module):
 
 
 def _together(said: Sequence[tuple[LayerAux, ...]]) -> LayerAux:
-    """What each layer of each part's pattern says, [repetitions] or [] each, as that of the stack:
+    """Combine the aux of each part's layers, [repetitions] or [] each, into that of the stack:
     losses are summed, and a statistic is [layers] from the bottom up, NaN where a layer has none.
     """
     names = {name for layers in said for layer in layers for name in layer.stats}
@@ -166,7 +166,7 @@ def _repeat(times: int, leaf: jax.Array) -> jax.Array:
 
 def layers_of_path(path: str, num_layers: int, pattern_length: int) -> Sequence[int] | None:
     """The layers, from the bottom up, whose parameters a leaf of a scanned model stacks along its
-    first axis; one layer where it is not stacked, None for a parameter outside of the layers."""
+    first axis; one layer if it is not stacked, None for a parameter outside the layers."""
     match path.split("/"):
         case ["stack", part, layer, *_]:
             first = int(layer.removeprefix("layer_"))
@@ -179,7 +179,7 @@ def layers_of_path(path: str, num_layers: int, pattern_length: int) -> Sequence[
 
 def separate_layers(params: dict) -> dict:
     """Parameters of a scanned model → those of its `separate` layout."""
-    if "groups" not in params.get("stack", {}):  # no layer of the pattern has any
+    if "groups" not in params.get("stack", {}):  # no layer of the pattern has parameters
         return params
     stack = dict(params["stack"])
     groups = stack.pop("groups")

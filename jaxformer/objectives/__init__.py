@@ -1,4 +1,4 @@
-"""The registry of objectives: a new one is its file, and its line in `OBJECTIVES`."""
+"""The registry of objectives: a new one needs a file, and a line in `OBJECTIVES`."""
 
 from jaxformer.objectives.base import OBJECTIVES, Loss, ObjectiveConfig, Reference
 from jaxformer.objectives.distillation import DistillationConfig

@@ -1,4 +1,4 @@
-"""What a training step makes smaller."""
+"""What a training step minimizes."""
 
 from typing import Any, NamedTuple
 
@@ -15,11 +15,11 @@ OBJECTIVES: list[type["ObjectiveConfig"]] = []  # filled in objectives/__init__.
 
 
 class Loss(NamedTuple):
-    """Sums over the tokens of a batch, float32 scalars, which micro-batches add up.
+    """Float32 sums over the tokens of a batch, to be added up over micro-batches.
 
     The gradient of a step is that of total / weight; `sums` are reported, each divided by weight,
-    by the names of their metrics. `loss`, the cross-entropy in nats, is always one of them.
-    `layers` are what the model's layers say, [layers] each.
+    under the names of their metrics. `loss`, the cross-entropy in nats, is always one of them.
+    `layers` are the loss and statistics of the model's layers, statistics [layers] each.
     """
 
     total: jax.Array
@@ -29,7 +29,7 @@ class Loss(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """Another model that an objective compares with, and its weights, which stay as they are."""
+    """Another model that an objective compares with, and its weights, which are not trained."""
 
     model: LanguageModel
     params: PyTree
@@ -61,6 +61,6 @@ class ObjectiveConfig(Kind):
             params: all weights of `model`.
             z_loss: the weight of log²Z.
             rngs: keys, such as `dropout`.
-            reference: what `self.reference` names.
+            reference: the model that `self.reference` names.
         """
         raise NotImplementedError

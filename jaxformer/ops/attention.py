@@ -11,15 +11,15 @@ import numpy as np
 
 
 class Tokens(NamedTuple):
-    """Where tokens stand. Each is [batch, length], or [1, length] where all rows agree."""
+    """Order, positions and documents of tokens, each [batch, length], or [1, length] for all."""
 
-    order: jax.Array  # in the row: a query sees no key of a higher one
+    order: jax.Array  # in the row: a query sees no key of higher order
     positions: jax.Array  # in the document
     segment_ids: jax.Array  # which document; 0 is padding, −1 an empty slot of a cache
 
 
 class Visibility(NamedTuple):
-    """What else than causality and documents limits a query's view.
+    """What limits a query's view besides causality and documents.
 
     `window` counts the keys seen, the query's own among them; the first `sinks` tokens of a
     document are seen from everywhere in it (Xiao et al., 2023, arXiv:2309.17453).
@@ -73,12 +73,12 @@ def masked_logits(
     Args:
         q: [batch, q, heads, head_dim]; query head h reads key-value head h // (heads / kv_heads).
         k: [batch, s, kv_heads, head_dim].
-        queries, keys: where both stand.
+        queries, keys: their order, positions and documents.
         logit_softcap: cap(x) = c · tanh(x / c) (Gemma 2, arXiv:2408.00118).
         slopes: [heads], ALiBi's, per token of distance.
 
     Returns:
-        [batch, kv_heads, heads of each, q, s], the least number where a query does not see the key.
+        [batch, kv_heads, heads of each, q, s], the lowest number where a query does not see a key.
     """
     batch, length, _, head_dim = q.shape
     grouped = (q * scale).reshape(batch, length, k.shape[2], -1, head_dim)

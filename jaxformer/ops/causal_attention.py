@@ -33,11 +33,11 @@ def causal_attention(
     place: PartitionSpec = NOWHERE,
     **options: Any,
 ) -> jax.Array:
-    """`attend` of a whole row to itself: by a kernel, or in blocks of queries that skip the keys no
-    query sees.
+    """`attend` of whole rows to themselves: by a kernel, or in blocks of queries that skip the keys
+    no query sees.
 
-    Of a row that is cut over devices, a window that reaches into the shard before alone brings its
-    end; everything else is `ring_attention`.
+    For rows split over devices, a window that reaches no further than the previous shard fetches
+    that shard's end; everything else is `ring_attention`.
 
     Args:
         kernel: see `choose`.
@@ -93,8 +93,8 @@ def prefill_attention(
     kernel: str,
     **options: Any,
 ) -> jax.Array:
-    """`of_cache()`, attention of new tokens to a cache and themselves; where the cache was empty
-    and a kernel serves, the same by the kernel."""
+    """`of_cache()`, attention of new tokens to a cache and themselves; if the cache was empty and
+    a kernel can serve, the kernel computes it instead."""
     if choose(kernel, q, v, **options).name == "xla":
         return of_cache()
     rows = (q, k, v, positions, segment_ids)
@@ -104,7 +104,7 @@ def prefill_attention(
 
 
 def _with_end_before(x: jax.Array, count: int, fill: int) -> jax.Array:
-    """x behind the last `count` tokens of the shard before, or behind `fill` in the first shard."""
+    """x preceded by the last `count` tokens of the shard before, by `fill` in the first shard."""
     nothing = jnp.full((x.shape[0], count, *x.shape[2:]), fill, x.dtype)
     return jnp.concatenate([shards.tokens_before(x, nothing), x], axis=1)
 
@@ -126,7 +126,7 @@ def _join(parts: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def _earlier_sinks(tokens: Tokens, first: int, count: int) -> tuple[Tokens, jax.Array]:
-    """The sinks that lie before token `first`, of the document that goes on there, and their
+    """The sinks before token `first` of the document that continues there, and their
     indices [batch, count]. Only that document can have both sinks before and queries after."""
     wanted = first - tokens.positions[:, first, None] + jnp.arange(count, dtype=jnp.int32)
     before = (wanted >= 0) & (wanted < first)

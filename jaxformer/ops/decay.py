@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxformer.ops import shards
 
-# Below this many tokens the decays between pairs are made one by one, above it by halves.
+# Up to this many tokens, decays between pairs are computed one by one, above it by halves.
 SMALLEST_BLOCK = 4
 # In float32, e^{3/4 REACH} is far from overflow, and e^x is not yet zero 27 below e^−REACH: what a
 # pair loses there is less than its rounding.
@@ -40,7 +40,7 @@ def by_token(x: jax.Array, length: int) -> jax.Array:
 
 
 def for_heads(x: jax.Array, heads: int) -> jax.Array:
-    """[batch, groups, ...] → [batch, heads, ...], each group for as many heads in a row."""
+    """[batch, groups, ...] → [batch, heads, ...], each group repeated for its heads."""
     return jnp.repeat(x, heads // x.shape[1], axis=1)
 
 
@@ -52,7 +52,7 @@ class Chunks(NamedTuple):
 
     @classmethod
     def of(cls, segment_ids: jax.Array, size: int, before: jax.Array) -> "Chunks":
-        """From segment ids [batch, length] and the document of the state; the end is repeated."""
+        """From segment ids [batch, length] and the state's document; the last id fills padding."""
         before = shards.from_before(segment_ids[:, -1], before)
         padding = -segment_ids.shape[1] % size
         padded = jnp.pad(segment_ids, [(0, 0), (0, padding)], mode="edge")
@@ -67,47 +67,48 @@ class Chunks(NamedTuple):
         return near & (self.segments[..., :, None] == self.segments[..., None, :])
 
     def reads(self, x: jax.Array, log_total: jax.Array) -> jax.Array:
-        """What meets the memory before the chunk: x_t e^{log_total_t}, zero in other documents."""
+        """x as it reads the memory before a chunk: x_t e^{log_total_t}, 0 in other documents."""
         reached = (self.segments == self.before)[..., None]
         return jnp.where(reached, x * jnp.exp(log_total), 0.0)
 
     def writes(self, x: jax.Array, log_total: jax.Array) -> jax.Array:
-        """What of x lasts to the end of the chunk, zero in documents that end within."""
+        """What is left of x at the end of the chunk, zero in documents that end before it."""
         lasting = (self.segments == self.segments[..., -1:])[..., None]
         return jnp.where(lasting, x * jnp.exp(log_total[..., -1:, :] - log_total), 0.0)
 
     def decay(self, log_total: jax.Array) -> jax.Array:
-        """[batch, heads, chunks, K or 1, 1]: of the memory before a chunk, what is left after."""
+        """[batch, heads, chunks, K or 1, 1]: the share of a chunk's initial memory that is left."""
         survives = (self.before == self.segments[..., -1:])[..., None]
         return jnp.where(survives, jnp.exp(log_total[..., -1:, :]), 0.0).swapaxes(-1, -2)
 
 
 def running_total(logs: jax.Array) -> jax.Array:
-    """Sums along the tokens [..., tokens, K]. On a CPU `cumsum` adds every token's sum anew."""
+    """Running sums over tokens [..., tokens, K]. On a CPU, `cumsum` adds every token's sum anew."""
     return jax.lax.associative_scan(jnp.add, logs, axis=logs.ndim - 2)
 
 
 def exclusive(log_total: jax.Array) -> jax.Array:
-    """The sum before every token, from that up to and with it."""
+    """The sums before every token, from those that include it."""
     return jnp.pad(log_total[..., :-1, :], [(0, 0)] * (log_total.ndim - 2) + [(1, 0), (0, 0)])
 
 
 def decayed_products(
     x: jax.Array, y: jax.Array, log_x: jax.Array, log_y: jax.Array, *, strict: bool = False
 ) -> jax.Array:
-    """Σ_K x_t y_s e^{log_x_t − log_y_s} for s ≤ t, or s < t if strict: [..., chunks, t, s], else
-    anything: mask it with `where`.
+    """Σ_K x_t y_s e^{log_x_t − log_y_s} for s ≤ t, or s < t if strict: [..., chunks, t, s]. Other
+    entries are arbitrary: mask them with `where`.
 
     Args:
-        x, y: [..., chunks, tokens, K]; with one decay a head, a head of x and y may serve several.
-        log_x, log_y: [..., chunks, tokens, K or 1], falling sums, log_x_t ≤ log_y_s wherever it
-            counts.
+        x, y: [..., chunks, tokens, K]; with one decay per head, heads of x and y may serve several.
+        log_x, log_y: [..., chunks, tokens, K or 1], falling sums, log_x_t ≤ log_y_s for all pairs
+            that count.
 
-    With one decay a head all pairs are made at once. With one a channel, what has decayed by less
-    than e^REACH since the chunk began is one product of x and y about that beginning. Should there
-    be more, no difference that is positive meets `exp` for it: a block of pairs is a product about
-    its own middle (GLA's secondary chunks, arXiv:2312.06635 section 4.3, halved down to
-    `SMALLEST_BLOCK` tokens). Every pair is made of what was known at t, to the last bit.
+    With one decay per head, all pairs are computed at once. With one per channel, what has decayed
+    by less than e^REACH since the chunk began is one product of x and y, relative to that
+    beginning. For the rest, if any, `exp` never gets a positive difference: a block of pairs is a
+    product relative to its own middle (GLA's secondary chunks, arXiv:2312.06635 section 4.3, halved
+    down to `SMALLEST_BLOCK` tokens). Every pair depends only on what was known at t, to the last
+    bit.
     """
     if log_x.shape[-1] == 1:
         products = for_heads(x @ y.swapaxes(-1, -2), log_x.shape[1])
@@ -119,7 +120,7 @@ def decayed_products(
 def _channel_products(
     x: jax.Array, y: jax.Array, log_x: jax.Array, log_y: jax.Array, strict: bool
 ) -> jax.Array:
-    """`decayed_products` with one decay a channel. The gradient keeps the arguments alone."""
+    """`decayed_products` with one decay per channel. The gradient keeps only the arguments."""
     decay_x, decay_y, far = _from_the_beginning(log_x, log_y)
     near = (x * decay_x) @ (y * decay_y).swapaxes(-1, -2)
 
@@ -157,7 +158,7 @@ _channel_products.defvjp(_channel_products_forward, _channel_products_backward)
 def _from_the_beginning(
     log_x: jax.Array, log_y: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Factors of e^{log_x_t − log_y_s}, and where that of y is zero, as too much has decayed."""
+    """Factors of e^{log_x_t − log_y_s}, and where y's is zero because too much has decayed."""
     beginning = jnp.maximum(log_x[..., :1, :], log_y[..., :1, :])
     far = beginning - log_y > REACH
     decay_x = jnp.exp(log_x - beginning + REACH / 4)
@@ -269,5 +270,5 @@ def _through(memory: jax.Array, step: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def drop_other_documents(state: State, segment: jax.Array) -> jax.Array:
-    """The memory where it is of document `segment` [batch], else zero."""
+    """The memory where it belongs to document `segment` [batch], else zero."""
     return jnp.where((state.segment == segment)[:, None, None, None], state.memory, 0.0)

@@ -33,7 +33,7 @@ def decayed_outer_product(
     """S_t = Diag(a_t) S_{t−1} + k_t v_tᵀ,  o_t = S_tᵀ q_t, in chunks of matrix products.
 
     Args:
-        q, k: [batch, length, heads, K], or with one decay a head [batch, length, groups, K]: the
+        q, k: [batch, length, heads, K], or with one decay per head [batch, length, groups, K]: the
             heads of a group share them.
         v: [batch, length, heads, V].
         log_decay: log a_t ≤ 0, [batch, length, heads, K], or 1 instead of K.
@@ -43,7 +43,7 @@ def decayed_outer_product(
 
     Returns:
         (o [batch, length, heads, V] in v's type, the state after the last token). Sums and memory
-        are float32 at least; the gradient keeps one memory a chunk.
+        are float32 at least; the gradient keeps one memory per chunk.
     """
     if q.shape[1] == 1:
         return decayed_step(q, k, v, log_decay, segment_ids, state)

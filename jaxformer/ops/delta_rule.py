@@ -1,7 +1,7 @@
 """Recurrences that erase before they write: the delta rule, and diagonal plus low rank.
 
-DeltaNet in chunks: Yang et al., 2024, arXiv:2406.06484; with decay a head: arXiv:2412.06464, a
-channel: arXiv:2510.26692; diagonal plus low rank: Peng et al., 2025, arXiv:2503.14456.
+DeltaNet in chunks: Yang et al., 2024, arXiv:2406.06484; with decay per head: arXiv:2412.06464,
+per channel: arXiv:2510.26692; diagonal plus low rank: Peng et al., 2025, arXiv:2503.14456.
 """
 
 import math
@@ -100,7 +100,7 @@ def diagonal_plus_low_rank(
         v: [batch, length, heads, V].
         log_decay, segment_ids, state, chunk: as in `delta_rule`.
 
-    With z_t = S_{t−1}ᵀ p_t it writes two rows a token, u_t z_tᵀ and k_t v_tᵀ, and the z of a chunk
+    With z_t = S_{t−1}ᵀ p_t it writes two rows per token, u_t z_tᵀ and k_t v_tᵀ; the z of a chunk
     solve a triangular system.
 
     Returns:
@@ -129,7 +129,7 @@ def diagonal_plus_low_rank(
 
 
 class System(NamedTuple):
-    """(I + lower) rows = right + read · memory before the chunk, of the rows that a chunk writes.
+    """The rows that a chunk writes solve (I + lower) rows = right + read · memory before the chunk.
 
     All [batch, heads, chunks, size, ...].
     """
@@ -141,7 +141,7 @@ class System(NamedTuple):
 
 @jax.custom_vjp
 def _solve_unit(lower: jax.Array, inverse: jax.Array, right: jax.Array) -> jax.Array:
-    """(I + lower)⁻¹ right, from the inverse, whose gradient goes to `lower`."""
+    """(I + lower)⁻¹ right, from the inverse; its gradient goes to `lower`."""
     return inverse @ right
 
 
@@ -173,7 +173,7 @@ def _unit_inverse(lower: jax.Array) -> jax.Array:
 
     [[A, 0], [B, D]]⁻¹ = [[A⁻¹, 0], [−D⁻¹ B A⁻¹, D⁻¹]]
 
-    Matrix products, which every platform is fast at, unlike a substitution of many rows.
+    These are matrix products, which are fast on every platform, unlike substitution by rows.
     """
     chunks, size, _ = lower.shape[-3:]
     if size <= SMALLEST_INVERSE:

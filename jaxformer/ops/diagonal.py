@@ -10,7 +10,7 @@ from jaxformer.ops import shards
 
 
 class Carried(NamedTuple):
-    """From chunk to chunk."""
+    """What is carried from chunk to chunk."""
 
     h: jax.Array  # [batch, ...]
     segment: jax.Array  # [batch], the document it belongs to
@@ -35,7 +35,7 @@ def diagonal_recurrence(
         chunk: tokens that one associative scan takes.
 
     Returns:
-        h of every token, as b. The gradient keeps one state a chunk beside a and b.
+        h of every token, shaped like b. The gradient keeps one state per chunk besides a and b.
     """
 
     def advance(carried: Carried, tokens: tuple) -> tuple[Carried, jax.Array]:
@@ -49,7 +49,7 @@ def diagonal_recurrence(
 def associative_recurrence(
     a: jax.Array, b: jax.Array, segment_ids: jax.Array, state: jax.Array, last_segment: jax.Array
 ) -> jax.Array:
-    """`diagonal_recurrence` in one associative scan, which holds several times a and b."""
+    """`diagonal_recurrence` in one associative scan, which needs several times their memory."""
     before = jnp.concatenate([last_segment[:, None], segment_ids[:, :-1]], axis=1)
     same = jnp.expand_dims(segment_ids == before, range(2, a.ndim))
     a = jnp.where(same, a, 0.0)
@@ -59,7 +59,7 @@ def associative_recurrence(
 @jax.custom_vjp
 def _recurrence(a: jax.Array, b: jax.Array) -> jax.Array:
     """h_t = a_t ⊙ h_{t−1} + b_t from h_{−1} = 0. Its gradient is the same recurrence backwards, one
-    scan more; that of `associative_scan` itself takes as much memory and time as three."""
+    more scan; that of `associative_scan` itself takes the memory and time of three."""
     return _scan(a, b)
 
 
@@ -85,7 +85,7 @@ def _recurrence_backward(
 ) -> tuple[jax.Array, jax.Array]:
     """g_t = a_{t+1} ⊙ g_{t+1} + dh_t,  db = g,  da_t = g_t ⊙ h_{t−1}."""
     a, h = kept
-    g = _scan(jnp.roll(a, -1, axis=1), d_h, reverse=True)  # nothing comes before the last
+    g = _scan(jnp.roll(a, -1, axis=1), d_h, reverse=True)  # nothing follows the last
     before = jnp.concatenate([jnp.zeros_like(h[:, :1]), h[:, :-1]], axis=1)
     return g * before, g
 
@@ -99,10 +99,10 @@ def in_chunks(
     inputs: tuple,
     chunk: int,
 ) -> tuple[Carried, jax.Array]:
-    """Scan `advance(state, inputs of a chunk) → (state, outputs)`, linear in h and a channel at a
-    time, over the length.
+    """Scan `advance(state, inputs of a chunk) → (state, outputs)` over the length.
 
-    The gradient computes every chunk again and keeps nothing but the states between them.
+    `advance` is linear in h, channel by channel. The gradient recomputes every chunk and keeps only
+    the states between them.
 
     Args:
         inputs: arrays [batch, length, ...], segment ids last; a last, shorter chunk takes what
@@ -118,7 +118,7 @@ def in_chunks(
         def last(h: jax.Array) -> jax.Array:
             return _in_chunks(advance, Carried(h, segment), inputs, chunk)[0].h
 
-        # What h before becomes is its decay over the shard, the gradient, and what comes of zero.
+        # A shard maps h to decay · h + entered: what zero becomes, with decay as the gradient.
         entered, pull = jax.vjp(last, jnp.zeros_like(state.h))
         (decay,) = pull(jnp.ones_like(state.h))
         h = shards.state_before(state.h, lambda h, shard: shard[0] * h + shard[1], (decay, entered))

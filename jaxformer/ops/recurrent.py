@@ -1,4 +1,4 @@
-"""Any recurrence a token at a time: the definition of what the chunked forms compute."""
+"""Any recurrence, one token at a time: the definition of what the chunked forms compute."""
 
 from collections.abc import Callable
 from typing import Any

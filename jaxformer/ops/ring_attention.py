@@ -1,8 +1,8 @@
-"""Attention over a sequence that is cut over devices: keys and values go round in a ring.
+"""Attention over a sequence that is split over devices: keys and values pass around a ring.
 
 Liu et al., 2023, arXiv:2310.01889. Of the 2n half shards of a sequence on n devices, device i has
-the queries and keys of halves i and 2n − 1 − i, so that all have equally much to see (Brandon et
-al., 2023, arXiv:2311.09431, deal single tokens for it).
+the queries and keys of halves i and 2n − 1 − i, so that all have equal work (Brandon et al., 2023,
+arXiv:2311.09431, deal out single tokens instead).
 """
 
 from functools import partial
@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jaxformer.ops import shards
 from jaxformer.ops.attention import Tokens, masked_logits
 
-# In all of this file: arrays of both halves of a device, the earlier first, [2, batch, half, ...].
+# Arrays in this file hold both halves of a device, the earlier first: [2, batch, half, ...].
 
 
 class Keys(NamedTuple):
-    """What goes round."""
+    """What passes around the ring."""
 
     k: jax.Array
     v: jax.Array
@@ -26,7 +26,7 @@ class Keys(NamedTuple):
 
 
 class Mixed(NamedTuple):
-    """Values that some keys gave to queries."""
+    """The result of attention to some of the keys."""
 
     o: jax.Array  # [2, batch, half, heads, head_dim]
     log_sum: jax.Array  # [2, batch, half, heads]: of the exponentials of the logits
@@ -52,8 +52,8 @@ def ring_attention(
 ) -> jax.Array:
     """`causal_attention` of a shard's queries to the keys of all shards, inside `shard_map`.
 
-    The softmax is put together as the keys come by, and the gradient sends them round once more:
-    no device ever holds more of them than two shards'.
+    The softmax is accumulated as keys pass by, and the gradient sends them around once more: no
+    device ever holds more than two shards of them.
 
     Raises:
         ValueError: a shard has an odd number of tokens.
@@ -61,8 +61,8 @@ def ring_attention(
     length = q.shape[1]
     if length % 2:
         raise ValueError(
-            f"a shard of {length} tokens has no halves; the sequence length must be divisible by "
-            f"2 × mesh.context = {2 * shards.count()}"
+            f"a shard of {length} tokens cannot be halved; the sequence length must be divisible "
+            f"by 2 × mesh.context = {2 * shards.count()}"
         )
     order = jax.lax.axis_index(shards.AXIS) * length + jnp.arange(length, dtype=jnp.int32)
     tokens = Tokens(jnp.broadcast_to(order, positions.shape), positions, segment_ids)
@@ -73,7 +73,7 @@ def ring_attention(
 
 
 def _home(half: int) -> int:
-    """The device that has a half shard."""
+    """The device that holds a half shard."""
     return min(half, 2 * shards.count() - 1 - half)
 
 
@@ -108,13 +108,13 @@ def _to_next(x: Any) -> Any:
     return jax.lax.ppermute(x, shards.AXIS, [(i, (i + 1) % count) for i in range(count)])
 
 
-# Halves of the queries and of the keys that meet on a device before the first turn: its own.
+# Pairs (half of queries, half of keys) that meet before the first turn: a device's own.
 OWN = ((0, 0), (1, 0), (1, 1))
 
 
 def _meeting(turn: jax.Array) -> tuple[tuple, ...]:
-    """Those that meet after `turn` turns: the earlier half of the keys of a device before is seen
-    by all queries, and all the keys of a device behind by the later half of the queries."""
+    """Pairs that meet after `turn` turns: all queries see the earlier half of the keys of a device
+    before; the later half of the queries sees all keys of a device behind."""
     before = turn <= jax.lax.axis_index(shards.AXIS)
     same = jnp.where(before, 0, 1)
     return ((1, 0), (same, same))
@@ -179,7 +179,7 @@ def _half(x: Any, index: Any) -> Any:
 
 
 def _attend(options: dict, q: jax.Array, queries: Tokens, keys: Keys) -> Mixed:
-    """Of one half's queries to one half's keys."""
+    """Attention of one half's queries to one half's keys."""
     logits = masked_logits(q, keys.k, queries, keys.tokens, **options)
     log_sum = jax.nn.logsumexp(logits, axis=-1, keepdims=True)  # [batch, kv, group, q, 1]
     weights = jnp.exp(logits - log_sum).astype(keys.v.dtype)
@@ -196,7 +196,7 @@ def _joined(one: Mixed, other: Mixed) -> Mixed:
 def _attend_gradient(
     options: dict, queries: Queries, keys: Keys
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of q, k and v, where one half's queries met one half's keys."""
+    """Gradients of q, k and v, where one half's queries met one half's keys."""
 
     def logits_of(q: jax.Array, k: jax.Array) -> jax.Array:
         return masked_logits(q, k, queries.tokens, keys.tokens, **options)
@@ -217,5 +217,5 @@ def _by_query(x: jax.Array) -> jax.Array:
 
 
 def _by_head(x: jax.Array, logits: jax.Array) -> jax.Array:
-    """The inverse, for logits [batch, kv, group, q, s]."""
+    """The inverse of `_by_query`, for logits [batch, kv, group, q, s]."""
     return jnp.moveaxis(x.reshape(*x.shape[:2], *logits.shape[1:3]), 1, 3)[..., None]

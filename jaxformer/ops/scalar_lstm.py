@@ -26,7 +26,7 @@ def scalar_lstm(
 ) -> tuple[jax.Array, Cells]:
     """c_t = f_t ⊙ c_{t−1} + i_t ⊙ z_t,  n_t = f_t ⊙ n_{t−1} + i_t,  h_t = o_t ⊙ c_t / n_t,
 
-    with z = tanh(z̃), i = e^{ĩ}, f = σ(f̃), o = σ(õ), each of the four before its activation the
+    with z = tanh(z̃), i = e^{ĩ}, f = σ(f̃), o = σ(õ), where each of z̃, ĩ, f̃ and õ is the
     given gate + R h_{t−1}. R makes it sequential: one token after another.
 
     Args:

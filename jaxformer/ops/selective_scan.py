@@ -1,4 +1,4 @@
-"""The selective state space of Mamba: diagonal, a state of its own for every channel.
+"""The selective state space of Mamba: diagonal, with a separate state for every channel.
 
 Gu and Dao, 2023, arXiv:2312.00752, algorithm 2.
 """

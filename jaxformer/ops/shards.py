@@ -1,4 +1,4 @@
-"""A sequence cut over devices: what a shard of it needs from those before.
+"""What a shard of a sequence that is split over devices needs from the shards before it.
 
 Inside `jax.shard_map` over the axis `context`, arrays [batch, length, ...] are one device's piece
 of longer ones, in the order of the devices. Everywhere else there is one shard.
@@ -33,7 +33,7 @@ def from_before(x: State, first: State) -> State:
 
 
 def tokens_before(x: jax.Array, first: jax.Array) -> jax.Array:
-    """As many tokens as `first` [batch, n, ...] has, the last of the shard before.
+    """The last n tokens of the shard before this one; the first shard gets `first` [batch, n, ...].
 
     Raises:
         ValueError: a shard is shorter than that.
@@ -42,21 +42,21 @@ def tokens_before(x: jax.Array, first: jax.Array) -> jax.Array:
     if count() > 1 and length < needed:
         raise ValueError(
             f"a shard of {length} tokens is shorter than the {needed} that the next one looks back "
-            f"on; cut the sequence into fewer (mesh.context {count()})"
+            f"on; use fewer shards (mesh.context {count()})"
         )
     return from_before(x[:, max(0, length - needed) :], first)
 
 
 def documents_before(segment_ids: jax.Array, first: jax.Array) -> jax.Array:
-    """The document of the token before each: [batch, length], from `first` [batch] before all."""
+    """The document of the token before each: [batch, length]; `first` [batch] before all."""
     first = from_before(segment_ids[:, -1], first)
     return jnp.concatenate([first[:, None], segment_ids[:, :-1]], axis=1)
 
 
 def of_whole(function: Callable[..., jax.Array], *pieces: jax.Array) -> jax.Array:
-    """`function` of the whole rows [batch, length], and of its result this shard's piece.
+    """This shard's piece of the result of `function` on whole rows [batch, length].
 
-    Every device gathers the rows: for few numbers a token.
+    Every device gathers the rows, so there should be few numbers per token.
     """
     if count() == 1:
         return function(*pieces)
@@ -69,7 +69,7 @@ def of_whole(function: Callable[..., jax.Array], *pieces: jax.Array) -> jax.Arra
 def state_before(
     first: State, advance: Callable[[State, Summary], State], summary: Summary
 ) -> State:
-    """The state that the shards before this one end in, from `first` before all.
+    """The state before this shard; `first` is the state before all shards.
 
     Args:
         advance: (state before a shard, the shard's summary) → state after it. All devices exchange
@@ -83,8 +83,8 @@ def state_before(
 
 
 def one_after_another(first: State, advance: Callable[[State], State]) -> State:
-    """The state before this shard where nothing shorter than `advance` itself tells what follows
-    it: shards take turns, and it takes as long as if one device had them all."""
+    """The state before this shard, where only `advance` itself can compute the next one: shards
+    take turns, which takes as long as if one device had them all."""
     if count() == 1:
         return first
 

@@ -1,7 +1,7 @@
-"""What a linear head says of each token, in chunks, so that not all logits are held at once.
+"""What a linear head computes for each token, in chunks, so that not all logits are held at once.
 
-Here a chunk's logits are computed again for its gradient, which may then be of any function of the
-results; `cross_entropy` saves that product where their plain sum is all that is asked for.
+Here a chunk's logits are recomputed for its gradient, so that any function of the results has one;
+`cross_entropy` saves that product where only their plain sum is needed.
 """
 
 from collections.abc import Callable
@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-# A chunk's float32 logits fit a CPU's cache where that is not too few tokens: the gradient of the
-# head is read and written once per chunk, which with fewer takes longer than its product.
+# A chunk's float32 logits fit a CPU's cache unless that is too few tokens: the gradient of the head
+# is read and written once per chunk, which takes longer than its product for fewer.
 CHUNK_BYTES = 2**25
 CHUNK_TOKENS = 2**11
 
 
 def by_chunk(of_chunk: Callable[..., Any], vocab: int, *arrays: jax.Array) -> Any:
-    """`of_chunk(*arrays)`, of the arrays [batch, length, ...] in pieces [tokens, ...].
+    """`of_chunk(*arrays)`, computed on pieces [tokens, ...] of the arrays [batch, length, ...].
 
     Args:
         of_chunk: arrays [tokens, ...] → a tree of arrays [tokens, ...]; what else it reads is
@@ -35,7 +35,7 @@ def by_chunk(of_chunk: Callable[..., Any], vocab: int, *arrays: jax.Array) -> An
 
 
 class TokenScores(NamedTuple):
-    """What a model says of each target; [batch, length]."""
+    """A model's scores of each target, [batch, length]."""
 
     log_probs: jax.Array  # log softmax(logits)[target] in nats, float32
     greedy: jax.Array  # whether the target is the likeliest token
@@ -49,7 +49,7 @@ def token_scores(
     logit_softcap: float | None = None,
     num_tokens: int | None = None,
 ) -> TokenScores:
-    """Log-probability and rank of each target under logits = cap(x · head).
+    """Log-probability of each target, and whether it is the likeliest, for logits cap(x · head).
 
     Args:
         x: [batch, length, d_model].

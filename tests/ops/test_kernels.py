@@ -125,17 +125,17 @@ def test_the_platform_of_the_mesh_chooses_and_a_kernel_that_cannot_serve_is_told
     assert chosen("tpu", visibility=Visibility(64), logit_softcap=30.0) == "splash"
     assert chosen("cpu") == "xla: no kernel for cpu"
     assert chosen("tpu", kernel="xla") == "xla: asked for"
-    assert chosen("tpu", visibility=Visibility(64, 4)) == "xla: sinks have no kernel"
-    assert chosen("tpu", slopes=np.ones(4)) == "xla: ALiBi has no kernel"
+    assert chosen("tpu", visibility=Visibility(64, 4)) == "xla: splash does not support sinks"
+    assert chosen("tpu", slopes=np.ones(4)) == "xla: no kernel supports ALiBi"
     assert chosen("tpu", dtype="float64") == "xla: it computes in float32, not in float64"
     assert chosen("tpu", length=64) == (
-        "xla: rows of 64 tokens are shorter than its least block, 128"
+        "xla: rows of 64 tokens are shorter than its smallest block, 128"
     )
     assert chosen("tpu", context=2) == (
-        "xla: rows are cut over mesh.context, where keys go round in a ring"
+        "xla: rows are split over mesh.context, where keys pass around a ring"
     )
     assert chosen("gpu", dtype="float32") == "xla: it takes bfloat16, not float32"
-    assert chosen("gpu", logit_softcap=30.0) == "xla: logit_softcap has no kernel"
+    assert chosen("gpu", logit_softcap=30.0) == "xla: cuDNN does not support logit_softcap"
     assert chosen("gpu") == (
         "xla: it needs an NVIDIA GPU of compute capability 8.0 or more, and this has none"
     )
@@ -144,7 +144,7 @@ def test_the_platform_of_the_mesh_chooses_and_a_kernel_that_cannot_serve_is_told
 def test_asking_for_a_kernel_that_cannot_serve_is_an_error():
     with pytest.raises(ValueError, match="^it cannot serve: it is not for gpu devices$"):
         chosen("gpu", kernel="splash")
-    with pytest.raises(ValueError, match="^it cannot serve: sinks have no kernel$"):
+    with pytest.raises(ValueError, match="^it cannot serve: splash does not support sinks$"):
         chosen("tpu", kernel="splash", visibility=Visibility(64, 4))
 
 

@@ -1,4 +1,4 @@
-"""The registry of channel mixers: a new one is its file, and its line in `CHANNEL_MIXERS`."""
+"""The registry of channel mixers: a new one needs a file, and a line in `CHANNEL_MIXERS`."""
 
 from jaxformer.model.channel_mixers.base import CHANNEL_MIXERS, ChannelMixer, ChannelMixerConfig
 from jaxformer.model.channel_mixers.dense import Dense, DenseConfig

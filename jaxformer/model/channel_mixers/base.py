@@ -24,11 +24,11 @@ class ChannelMixer(nn.Module):
     dims: Dims
 
     def __call__(self, x: jax.Array, rows: RowInfo) -> tuple[jax.Array, LayerAux]:
-        """x [batch · length, d_model] → (y of the same shape, what it says beside).
+        """x [batch · length, d_model] → (y of the same shape, its loss and statistics).
 
         Args:
             x: the normalised input, the rows one after another.
-            rows: where the tokens stand, each array [batch, length].
+            rows: positions and documents of the tokens, each array [batch, length].
         """
         raise NotImplementedError
 

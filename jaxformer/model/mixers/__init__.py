@@ -1,4 +1,4 @@
-"""The registry of token mixers: a new one is its file, and its line in `MIXERS`."""
+"""The registry of token mixers: a new one needs a file, and a line in `MIXERS`."""
 
 from jaxformer.model.mixers.attention import Attention, AttentionConfig
 from jaxformer.model.mixers.base import MIXERS, Cache, Mixer, MixerConfig, build_mixer

@@ -101,10 +101,10 @@ class AttentionConfig(MixerConfig):
 
 @struct.dataclass
 class KVCache:
-    """Keys and values of the tokens still visible, and where each stands.
+    """Keys and values of the tokens still visible, with their positions and documents.
 
-    Without a window, slot i holds token i. With one, a document's first `sinks` tokens have a slot
-    each, and the others take turns in `window` more.
+    Without a window, slot i holds token i. With one, each of a document's first `sinks` tokens has
+    its own slot, and the others rotate through `window` more.
     """
 
     k: jax.Array  # [batch, slots, kv_heads, head_dim]
@@ -169,7 +169,7 @@ class Attention(Mixer):
         return nn.with_logical_constraint(y, ("batch", "length", axis, "head_dim"))
 
     def _normalize(self, x: jax.Array, name: str, axis: str) -> jax.Array:
-        """[batch, length, heads, head_dim], with the root mean square of a head, or of all, 1."""
+        """RMSNorm of [batch, length, heads, head_dim], per head or over all heads."""
         norm = NormConfig(eps=self.config.qk_norm_eps)
         if self.config.qk_norm == "width":
             merged = x.reshape(*x.shape[:2], -1)
@@ -187,7 +187,7 @@ class Attention(Mixer):
         }
 
     def _options_of_rows(self) -> dict:
-        # Parameters start from a row too short for a kernel.
+        # Initialization runs on a row too short for a kernel.
         kernel = "xla" if self.is_initializing() else self.dims.kernels.attention
         return {"kernel": kernel, "place": mesh_axes("batch", "kv_heads"), **self._options()}
 
@@ -217,7 +217,7 @@ class Attention(Mixer):
         def of_cache() -> jax.Array:
             if self.config.window is None or length == 1:
                 return attend(q, longer.k, longer.v, new, longer.tokens, **self._options())
-            # The new tokens may take the place of some that the first of them still sees.
+            # New tokens may overwrite some that the first of them still sees.
             keys, values = jnp.concatenate([cache.k, k], 1), jnp.concatenate([cache.v, v], 1)
             pairs = zip(cache.tokens, new, strict=True)
             tokens = Tokens(*(jnp.concatenate(pair, 1) for pair in pairs))
@@ -237,7 +237,7 @@ class Attention(Mixer):
                 return jax.lax.dynamic_update_slice_in_dim(old, update, cache.length, axis=1)
 
         else:
-            # A slot that is written twice keeps an arbitrary writer: drop all but the last.
+            # Of several writes to a slot an arbitrary one stays: drop all but the last.
             last = new.order > cache.length + length - 1 - window
             slots = jnp.where(last, sinks + new.order % window, sinks + window)
             if sinks:
@@ -289,7 +289,7 @@ class Attention(Mixer):
 
 
 def _last_of_its_position(tokens: Tokens, sinks: int) -> jax.Array:
-    """[batch, length], False for a sink that a later document's sink of the same place replaces."""
+    """[batch, length], True for sinks that no later sink at the same position replaces."""
     same = tokens.positions[:, :, None] == tokens.positions[:, None, :]
     later = tokens.order[:, None, :] > tokens.order[:, :, None]
     replaced = jnp.any(same & later, axis=-1)

@@ -22,28 +22,28 @@ class MixerConfig(Kind):
     registry = MIXERS
 
     def check(self, d_model: int, positions: PositionsUnion) -> None:
-        """Whether the mixer can be built at this width.
+        """Check that the mixer can be built at this width.
 
         Raises:
             ValueError: saying which sizes do not fit, and what would.
         """
 
     def uses(self, positions: PositionsUnion) -> bool:
-        """Whether a layer of the mixer depends on these positions, beyond what embeddings hold."""
+        """Whether the mixer itself uses these positions, apart from what embeddings hold."""
         return False
 
 
 class Mixer(nn.Module):
     """Mixes information along the sequence.
 
-    The tests in tests/contracts hold every registered mixer to: causality, the same result whole,
-    split or token by token, packed documents as if alone, and true accounts of its costs.
+    The tests in tests/contracts check that every registered mixer is causal, gives the same result
+    whole, split or token by token, treats packed documents as if alone, and counts its costs right.
     """
 
     # How it trains: `chunks` of matrix products, an associative `scan`, all `pairs` of tokens, or
     # one `step` after another.
     form: ClassVar[Literal["chunks", "scan", "pairs", "step", "of its parts"]] = "chunks"
-    # Where it has a kernel of its own; everywhere else XLA compiles the form above.
+    # Its own kernels, if any; everywhere else XLA compiles the form above.
     kernel: ClassVar[str] = "none"
 
     config: MixerConfig
@@ -57,9 +57,9 @@ class Mixer(nn.Module):
 
         Args:
             x: the normalised input.
-            rows: where the tokens stand.
-            cache: None in training, from an empty state; else what `init_cache` or an earlier call
-                returned, to continue from, for any length ≥ 1.
+            rows: positions and documents of the tokens.
+            cache: None to start from an empty state, as in training; else what `init_cache` or an
+                earlier call returned, to continue from by any length ≥ 1.
         """
         raise NotImplementedError
 
@@ -68,8 +68,8 @@ class Mixer(nn.Module):
         raise NotImplementedError
 
     def kernels(self, length: int) -> tuple[str, ...]:
-        """What serves rows of `length` tokens in training on the mesh that is set, and why, from
-        every part of it that has kernels of its own.
+        """Which kernel serves rows of `length` tokens in training on the current mesh, and why, for
+        every part that has kernels of its own.
 
         Raises:
             ValueError: a kernel asked for by name cannot serve.

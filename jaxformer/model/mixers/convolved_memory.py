@@ -1,5 +1,5 @@
 """What the mixers of the delta rule share: queries, keys and values after a short convolution, and
-the cache of it and of the memory."""
+the caches of the convolution and the memory."""
 
 import math
 
@@ -35,13 +35,13 @@ class ConvolvedMemoryConfig(MixerConfig):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of a token's query, keys and values: (heads, features), or (steps, heads, features)."""
+        """Shapes per token of query, keys and values: (heads, size) or (steps, heads, size)."""
         heads, key, value = self.sizes
         return {"query": (heads, key), "key": (heads, key), "value": (heads, value)}
 
     @property
     def channels(self) -> int:
-        """All of them, side by side."""
+        """The features of queries, keys and values, side by side."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
 

@@ -43,7 +43,7 @@ class HGRN2Config(MatrixMemoryConfig):
 class HGRN2(MatrixMemory):
     """S_t = Diag(f_t) S_{t−1} + (1 − f_t) i_tᵀ,  o_t = S_tᵀ silu(W_q x_t),  y = W_o RMSNorm(o),
 
-    with f = β + (1 − β) σ(W_f x) and i = W_i x, normalised over all heads.
+    with f = β + (1 − β) σ(W_f x) and i = W_i x; the RMSNorm is over all heads.
     """
 
     config: HGRN2Config

@@ -34,8 +34,8 @@ class KDAConfig(ConvolvedMemoryConfig):
 class KDA(ConvolvedMemory):
     """S_t = (I − β_t k_t k_tᵀ) Diag(α_t) S_{t−1} + β_t k_t v_tᵀ,  o_t = S_tᵀ q_t / √K,
 
-    with q, k, v = silu(conv(W x)), q and k of length 1, β = σ(W_β x), and a decay a channel,
-    α = exp(−e^{A} softplus(W₂ W₁ x + b)), A a head;  y = W_o (RMSNorm(o) ⊙ σ(U₂ U₁ x + c)).
+    with q, k, v = silu(conv(W x)), q and k of length 1, β = σ(W_β x), and a decay per channel,
+    α = exp(−e^{A} softplus(W₂ W₁ x + b)), A per head;  y = W_o (RMSNorm(o) ⊙ σ(U₂ U₁ x + c)).
     """
 
     config: KDAConfig

@@ -56,16 +56,16 @@ class LatentAttentionConfig(MixerConfig):
 
 @struct.dataclass
 class LatentCache:
-    """Slot i holds token i."""
+    """Latents and shared keys of all tokens; slot i holds token i."""
 
     latent: jax.Array  # [batch, slots, kv_rank]
-    key: jax.Array  # [batch, slots, rope_dim], that of all heads, turned by its position
+    key: jax.Array  # [batch, slots, rope_dim], shared by all heads, rotated by its position
     tokens: Tokens  # each [batch, slots]
     length: jax.Array  # []: tokens so far
 
 
 class LatentAttention(Mixer):
-    """y = W_o concat_h softmax(q_h · k_h / √(head_dim + rope_dim)) v_h, with, side by side,
+    """y = W_o concat_h softmax(q_h · k_h / √(head_dim + rope_dim)) v_h, where [;] concatenates,
 
     k_h = [W_K c; rope(W_R x)],  v_h = W_V c,  q_h = [W_Q c'; rope(W_QR c')],
 
@@ -113,7 +113,7 @@ class LatentAttention(Mixer):
         k, v = jnp.split(expand(latent), [config.head_dim], axis=-1)
         shared = jnp.broadcast_to(key, (*k.shape[:3], config.rope_dim))
         k = jnp.concatenate([k, shared], axis=-1)
-        # Parameters start from a row too short for a kernel.
+        # Initialization runs on a row too short for a kernel.
         kernel = "xla" if self.is_initializing() else self.dims.kernels.attention
         of_rows = {"kernel": kernel, "place": mesh_axes("batch", "heads"), **self._options()}
         if cache is None:
@@ -158,7 +158,7 @@ class LatentAttention(Mixer):
         return Norm(NormConfig(), axis_name="rank", name=f"{name}_norm")(latent)
 
     def _queries(self, x: jax.Array) -> jax.Array:
-        """[batch, length, heads, head_dim + rope_dim], not yet turned."""
+        """[batch, length, heads, head_dim + rope_dim], not yet rotated."""
         config = self.config
         size = config.head_dim + config.rope_dim
         if config.query_rank is None:
@@ -197,7 +197,7 @@ class LatentAttention(Mixer):
 
 
 def _write(cache: LatentCache, latent: jax.Array, key: jax.Array, new: Tokens) -> LatentCache:
-    """The cache with new tokens behind those it holds."""
+    """The cache with the new tokens appended."""
 
     def write(old: jax.Array, update: jax.Array) -> jax.Array:
         update = update.astype(old.dtype)

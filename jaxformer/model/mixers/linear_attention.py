@@ -54,7 +54,7 @@ class LinearAttentionConfig(MatrixMemoryConfig):
         return MemorySizes(self.num_heads, key, value)
 
     def sizes(self, d_model: int) -> MemorySizes:
-        """Of the memory: the last value is a one, which sums the features of the keys."""
+        """The memory's sizes: values get a last feature, 1, which sums the features of keys."""
         heads, key, value = self.projected(d_model)
         return MemorySizes(heads, key if self.feature_map == "elu" else 1 + key + key**2, value + 1)
 

@@ -137,7 +137,7 @@ class Mamba2(Mixer):
         sizes = self._sizes
         features = self._channels + sizes.heads * (2 * sizes.value + 1)
         convolution = 2.0 * self.config.conv_width * self._channels
-        shared = sizes.heads - self.config.num_groups  # heads whose C Bᵀ another one has made
+        shared = sizes.heads - self.config.num_groups  # heads that reuse another head's C Bᵀ
         pairs = sizes.flops(length) - shared * 2.0 * min(CHUNK, length) * sizes.key
         return 2.0 * self.dims.d_model * features + convolution + pairs
 
@@ -149,8 +149,8 @@ class Mamba2(Mixer):
 def _normalize_groups(x: jax.Array, groups: int) -> jax.Array:
     """x / √(mean(x²) + ε) over the heads of a group together: x [batch, length, heads, head_dim].
 
-    x, a product of five projections, is divided by its largest entry first: its square would not
-    fit into float32 for large inputs.
+    x, a product of five projections, is first divided by its largest entry: for large inputs, its
+    square would overflow float32.
     """
     grouped = x.reshape(*x.shape[:2], groups, -1)
     size = jnp.max(jnp.abs(grouped), axis=-1, keepdims=True)

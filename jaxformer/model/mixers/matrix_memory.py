@@ -1,4 +1,4 @@
-"""The sizes, accounts and empty state of a memory S [heads, K, V] that mixers read and write."""
+"""The sizes, costs and empty state of a memory S [heads, K, V] that mixers read and write."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ CHUNK = 64
 
 
 class MemorySizes(NamedTuple):
-    """Heads, and the features of a key and of a value of each."""
+    """The number of heads, and the features of a key and of a value per head."""
 
     heads: int
     key: int
@@ -20,7 +20,7 @@ class MemorySizes(NamedTuple):
 
     @staticmethod
     def wide(dtype: DTypeLike) -> jnp.dtype:
-        """What the memory is held in: float32 at least."""
+        """The type of the memory: float32 at least."""
         return jnp.promote_types(dtype, jnp.float32)
 
     def empty(self, batch: int, dtype: DTypeLike) -> State:
@@ -29,30 +29,30 @@ class MemorySizes(NamedTuple):
         return State(jnp.zeros(shape, self.wide(dtype)), jnp.full((batch,), -1, jnp.int32))
 
     def bytes(self, dtype: DTypeLike) -> int:
-        """Of one sequence."""
+        """Bytes of one sequence's memory."""
         return self.heads * self.key * self.value * self.wide(dtype).itemsize + 4
 
     def flops(self, length: int, *, writes: int = 1, solves: bool = False) -> float:
-        """Forward FLOPs per token in chunks: reading and writing the memory, pairs in a chunk.
+        """Forward FLOPs per token in chunks: reading and writing the memory, and pairs in a chunk.
 
-        `writes`: rows that a token writes. `solves`: whether the rows come of a triangular system.
+        `writes`: rows that a token writes. `solves`: whether a triangular system gives the rows.
         """
         chunk = min(CHUNK, length)
         pairs = 2.0 * writes * chunk * (self.key + self.value)
         memory = 2.0 * (1 + writes) * self.key * self.value
         if solves:
-            # As many pairs make the system and solve it, by an inverse that is made by halves. It
-            # reads the memory as queries do.
+            # Building and solving the system takes as many pairs again, and an inverse by halves.
+            # It reads the memory as queries do.
             pairs += pairs + 2.0 * chunk * chunk / 3.0
             memory += 2.0 * self.key * self.value
         return self.heads * (pairs + memory)
 
 
 class MatrixMemoryConfig(MixerConfig):
-    """Of a mixer whose whole cache is one memory."""
+    """The options of a mixer whose whole cache is one memory."""
 
     def sizes(self, d_model: int) -> MemorySizes:
-        """Of the memory at this width."""
+        """The memory's sizes at this width."""
         raise NotImplementedError
 
 
@@ -73,7 +73,8 @@ class MatrixMemory(Mixer):
 
 
 def heads_divide(name: str, width: float, num_heads: int) -> None:
-    """
+    """Check that the heads divide a width.
+
     Raises:
         ValueError: when `num_heads` does not divide `width`.
     """

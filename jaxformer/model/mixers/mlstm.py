@@ -1,6 +1,6 @@
 """mLSTM: xLSTM's matrix memory with exponential gates (Beck et al., 2024, arXiv:2405.04517).
 
-Projections, norm and output gate about the cell are those of xLSTM 7B (Beck et al., 2025,
+Projections, norm and output gate around the cell are those of xLSTM 7B (Beck et al., 2025,
 arXiv:2503.13427), which has no convolution; gates start as in the first paper's code.
 """
 
@@ -47,7 +47,7 @@ class MLSTMConfig(MixerConfig):
         return MemorySizes(self.num_heads, key // self.num_heads, value // self.num_heads)
 
     def sizes(self, d_model: int) -> MemorySizes:
-        """Of the memory: the last value is a one, so that the last column is the normaliser."""
+        """The memory's sizes: values get a last feature, 1, whose column is the normaliser."""
         heads, key, value = self.projected(d_model)
         return MemorySizes(heads, key, value + 1)
 
@@ -61,10 +61,10 @@ class MLSTMCache:
 class MLSTM(Mixer):
     """C_t = f_t C_{t−1} + i_t k_t v_tᵀ,  n_t = f_t n_{t−1} + i_t k_t,
 
-    h_t = C_tᵀ q_t / max(|n_tᵀ q_t|, 1),  y = W_o (σ(W_g x) ⊙ scale ⊙ LayerNorm(h)) by head,
+    h_t = C_tᵀ q_t / max(|n_tᵀ q_t|, 1),  y = W_o (σ(W_g x) ⊙ scale ⊙ LayerNorm(h)) per head,
 
-    with k = W_k x / √K, i = e^ĩ and f = σ(f̃) or e^f̃ (equations 19 to 27). The memory is held times
-    e^{−m_t}, m_t = max(log f_t + m_{t−1}, ĩ_t) (equation 15), which cancels.
+    with k = W_k x / √K, i = e^ĩ and f = σ(f̃) or e^f̃ (equations 19 to 27). The memory is stored
+    times e^{−m_t}, with m_t = max(log f_t + m_{t−1}, ĩ_t) (equation 15), which cancels.
     """
 
     config: MLSTMConfig
@@ -86,7 +86,7 @@ class MLSTM(Mixer):
             log_forget = nn.log_sigmoid(log_forget)
         before = shards.documents_before(rows.segment_ids, start.memory.segment)
         same = (before == rows.segment_ids)[..., None]
-        # h does not depend on m but for its rounding, so no gradient goes through it.
+        # m affects only the rounding of h, so no gradient goes through it.
         m_before, m = _stabilizer(
             *jax.lax.stop_gradient((jnp.where(same, log_forget, -jnp.inf), write, start.stabilizer))
         )
@@ -151,7 +151,7 @@ class MLSTM(Mixer):
 def _stabilizer(
     log_forget: jax.Array, write: jax.Array, first: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """m_{t−1} and m_t = max(log f_t + m_{t−1}, ĩ_t) [batch, length, heads], from [batch, heads]."""
+    """m_{t−1} and m_t = max(log f_t + m_{t−1}, ĩ_t) [batch, length, heads], from m_{−1} = first."""
 
     def combine(
         left: tuple[jax.Array, jax.Array], right: tuple[jax.Array, jax.Array]

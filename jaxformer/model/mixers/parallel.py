@@ -29,9 +29,9 @@ class ParallelConfig(MixerConfig):
 
 
 class Parallel(Mixer):
-    """y = Σ_i β_i ⊙ mixer_i(x), with a learned weight β_i a channel that starts at 1/n.
+    """y = Σ_i β_i ⊙ mixer_i(x), with a learned weight β_i per channel that starts at 1/n.
 
-    Every mixer has its own output matrix, so that their sum is Hymba's one matrix over both.
+    Every mixer has its own output matrix; together they are Hymba's one matrix over both.
     """
 
     form = "of its parts"

@@ -45,7 +45,7 @@ class RetentionConfig(MatrixMemoryConfig):
 class Retention(MatrixMemory):
     """S_t = γ_h S_{t−1} + k_t v_tᵀ,  o_t = S_tᵀ q_t / √K,  y = W_o (RMSNorm(o) ⊙ silu(W_g x)),
 
-    with γ_h = 1 − 2^{−5−h}, and q and k turned by their positions (equations 5 to 8).
+    with γ_h = 1 − 2^{−5−h}, and q and k rotated by their positions (equations 5 to 8).
     """
 
     config: RetentionConfig

@@ -47,9 +47,9 @@ class RGLRUCache:
 class RGLRU(Mixer):
     """h_t = a_t ⊙ h_{t−1} + √(1 − a_t²) ⊙ (i_t ⊙ u_t),  log a_t = −8 softplus(Λ) ⊙ r_t,
 
-    with u = conv(W_u x), and r = σ(W_r u + b_r) and i = σ(W_i u + b_i) a block a head (section
-    2.4);  y = W_o (gelu(W_g x) ⊙ h), and a bias beside each W. A document's first token enters with
-    1 for √(1 − a²).
+    with u = conv(W_u x), and r = σ(W_r u + b_r) and i = σ(W_i u + b_i) with a block per head
+    (section 2.4);  y = W_o (gelu(W_g x) ⊙ h), with a bias beside each W. For a document's first
+    token, √(1 − a²) is 1.
     """
 
     form = "scan"
@@ -86,7 +86,7 @@ class RGLRU(Mixer):
             jnp.float32,
         )
         log_a = -GATE_POWER * nn.softplus(decay.astype(wide)) * gate("recurrence_gate")
-        # Kept off zero, where a root has no gradient.
+        # Kept away from zero, where a root has no gradient.
         input_factor = jnp.sqrt(jnp.maximum(-jnp.expm1(2 * log_a), jnp.finfo(wide).tiny))
         before = shards.documents_before(rows.segment_ids, start.segment)
         input_factor = jnp.where((before == rows.segment_ids)[..., None], input_factor, 1.0)

@@ -22,7 +22,7 @@ from jaxformer.model.short_convolution import ConvolutionCache
 from jaxformer.ops.decay import State
 from jaxformer.ops.delta_rule import diagonal_plus_low_rank
 
-# The published start follows the depth from 0 to 1, but layers here start alike: as the middle one.
+# Published initial values depend on the depth, from 0 to 1; here all layers start as the middle.
 DEPTH = 0.5
 
 
@@ -53,15 +53,15 @@ class RWKV7Cache:
 class RWKV7(Mixer):
     """S_t = (Diag(w_t) − (a_t ⊙ κ̂_t) κ̂_tᵀ) S_{t−1} + k̃_t v_tᵀ,  o_t = S_tᵀ r_t,
 
-    (the transpose of the paper's S), where every one of r, w, k, v, a and g sees
+    (the transpose of the paper's S), where each of r, w, k, v, a and g sees
     x_t + μ ⊙ (x_{t−1} − x_t), with its own μ:
 
         r, k, v = W x,  a = σ(a₀ + A₂ A₁ x),  w = exp(−e^{−1/2} σ(w₀ + B₂ tanh(B₁ x))),
-        g = G₂ σ(G₁ x),  κ̂ = k ⊙ ξ of length 1 a head,  k̃ = k ⊙ (1 + (a − 1) ⊙ α),
+        g = G₂ σ(G₁ x),  κ̂ = k ⊙ ξ of length 1 per head,  k̃ = k ⊙ (1 + (a − 1) ⊙ α),
         y = W_o (g ⊙ (GroupNorm(o) + (r · (ρ ⊙ k̃)) v)).
 
     The published mixing of v with the first layer's is left out: a mixer knows one layer. Weights
-    start as in the authors' code, and so r, k and v not as `dims.init` says.
+    start as in the authors' code, so that r, k and v ignore `dims.init`.
     """
 
     config: RWKV7Config
@@ -137,7 +137,7 @@ class RWKV7(Mixer):
 
     @property
     def _ranks(self) -> dict[str, int]:
-        """The paper's suggestion: multiples of 32 about 1.8 √d_model and 0.6 d_model^0.8."""
+        """The paper's suggestion: multiples of 32 near 1.8 √d_model and 0.6 d_model^0.8."""
         d_model = self.dims.d_model
         small = max(32, 32 * round(1.8 * d_model**0.5 / 32))
         large = max(32, 32 * round(0.6 * d_model**0.8 / 32))

@@ -16,7 +16,7 @@ from jaxformer.model.projections import Projection
 from jaxformer.model.rows import RowInfo
 from jaxformer.ops.diagonal import Carried, associative_recurrence, in_chunks
 
-CHUNK = 64  # tokens whose states [d_model, state_size] are there at once
+CHUNK = 64  # tokens whose states [d_model, state_size] are held at once
 
 
 class S4DConfig(MixerConfig):
@@ -33,9 +33,9 @@ class S4DCache:
 class S4D(Mixer):
     """h_t = e^{ΔA} ⊙ h_{t−1} + ((e^{ΔA} − 1) / A) x_t,  z = gelu(h_t C + D x_t),
 
-    y = W_o z ⊙ σ(W_g z), with Δ, A, C and D of their own for every channel and none from the input:
-    a convolution with one fixed kernel a channel. A = −e^{A_log} starts at −1, …, −state_size, Δ
-    between 0.001 and 0.1, and B is 1, since only its product with C counts.
+    y = W_o z ⊙ σ(W_g z). Every channel has its own Δ, A, C and D, which do not depend on the input:
+    this is a convolution with one fixed kernel per channel. A = −e^{A_log} starts at −1, …,
+    −state_size, Δ between 0.001 and 0.1, and B is 1, since only its product with C counts.
     """
 
     form = "scan"

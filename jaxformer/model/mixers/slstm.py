@@ -109,7 +109,7 @@ class SLSTM(Mixer):
         )
 
     def flops(self, length: int) -> float:
-        gates = 2 * 4 * (2.0 * self._head_dim)  # of the input and of the output before
+        gates = 2 * 4 * (2.0 * self._head_dim)  # products with the input and the previous output
         elementwise = 2.0 * self.config.conv_width + 30.0
         return self.dims.d_model * (gates + elementwise)
 
@@ -120,9 +120,9 @@ class SLSTM(Mixer):
 
 
 def _bias_init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
-    """Zero but for the forget gates', from 5 down to −7 along a head: 5 − 12 (j / (K − 1))^0.3.
+    """Zero, but for forget gates 5 − 12 (j / (K − 1))^0.3: from 5 down to −7 along a head.
 
-    That is the authors' start of a first block; deeper ones raise the power to 1.6.
+    The authors start their first block like this; deeper ones raise the power to 1.6.
     """
     head_dim = shape[-1]
     forget = 5.0 - 12.0 * (jnp.arange(head_dim, dtype=dtype) / max(head_dim - 1, 1)) ** 0.3

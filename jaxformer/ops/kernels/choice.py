@@ -1,4 +1,4 @@
-"""Which kernel serves the attention of whole rows to themselves on the mesh that is set."""
+"""Which kernel serves the attention of whole rows to themselves on the current mesh."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from jaxformer.ops.kernels.registry import KERNELS
 
 
 class Choice(NamedTuple):
-    """`xla` is no kernel: the compiler's form, in ops/causal_attention.py."""
+    """The kernel that serves; `xla` is none: the compiler's form, in ops/causal_attention.py."""
 
     name: str
     reason: str = ""  # why no kernel
@@ -32,9 +32,9 @@ def choose(
     slopes: np.ndarray | None = None,
     **_: Any,
 ) -> Choice:
-    """What `kernel` comes to, for `attend` of these queries and values with these options.
+    """The kernel to use for `attend` of these queries and values with these options.
 
-    `auto` is the kernel of the platform that the mesh is of, or `xla` where it cannot serve.
+    `auto` is the kernel of the mesh's platform, or `xla` where that cannot serve.
 
     Raises:
         ValueError: a kernel asked for by name cannot serve.
@@ -52,9 +52,9 @@ def choose(
     if kernels[name].platform != platform:
         obstacle: str | None = f"it is not for {platform} devices"
     elif mesh.shape.get(shards.AXIS, 1) > 1:
-        obstacle = "rows are cut over mesh.context, where keys go round in a ring"
+        obstacle = "rows are split over mesh.context, where keys pass around a ring"
     elif slopes is not None:
-        obstacle = "ALiBi has no kernel"
+        obstacle = "no kernel supports ALiBi"
     else:
         obstacle = kernels[name].obstacle(q, v, visibility, logit_softcap)
     if obstacle is None:
@@ -75,7 +75,7 @@ def attend_by(
     place: PartitionSpec,
     **options: Any,
 ) -> jax.Array:
-    """`attend` of whole rows to themselves, every device its rows and heads of them.
+    """`attend` of whole rows to themselves; every device computes its own rows and heads.
 
     Args:
         name: what `choose` chose.

@@ -15,11 +15,11 @@ def obstacle(
     """Why it cannot serve; None if it can."""
     length, head_dim = q.shape[1], q.shape[-1]
     if logit_softcap is not None:
-        return "logit_softcap has no kernel"
+        return "cuDNN does not support logit_softcap"
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"it takes bfloat16, not {q.dtype}"
     if v.shape[-1] != head_dim:
-        return f"its values are as wide as its keys, not {v.shape[-1]} and {head_dim}"
+        return f"it takes values as wide as keys, not {v.shape[-1]} and {head_dim}"
     if length % 2:
         return f"it takes rows of even lengths, not {length}"
     capability = getattr(jax.local_devices()[0], "compute_capability", "none")
@@ -29,7 +29,7 @@ def obstacle(
             f"it needs an NVIDIA GPU of compute capability 8.0 or more, and this has {capability}"
         )
     if head_dim > widest or head_dim % 8:
-        return f"it takes a head_dim up to {widest} that 8 divides, not {head_dim}"
+        return f"it takes a head_dim up to {widest} that is divisible by 8, not {head_dim}"
     return None
 
 
@@ -47,7 +47,7 @@ def attend(
 ) -> jax.Array:
     """`ops.attention.attend` of whole rows to themselves, on one device.
 
-    Documents, windows and sinks enter as a bias [batch, 1, length, length] in q's type: cuDNN has
+    Documents, windows and sinks enter as a bias [batch, 1, length, length] in q's type: cuDNN takes
     no window beside a bias.
     """
     tokens = Tokens(jnp.arange(q.shape[1], dtype=jnp.int32)[None], positions, segment_ids)

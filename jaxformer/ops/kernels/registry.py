@@ -12,7 +12,7 @@ class Kernel(NamedTuple):
     """An implementation of an operation in place of XLA's.
 
     platform: the devices it is written for, as JAX names them: `tpu`, `gpu`, `cpu`.
-    obstacle: of the operation's inputs, why it cannot serve them; None where it can.
+    obstacle: why it cannot serve the operation's inputs; None if it can.
     """
 
     platform: str

@@ -1,4 +1,4 @@
-"""Attention on TPU: JAX's splash kernel, which works on a block of queries and one of keys."""
+"""Attention on TPU: JAX's splash kernel, which works on one block of queries and one of keys."""
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +6,10 @@ from jax.experimental.pallas.ops.tpu import splash_attention as library
 
 from jaxformer.ops.attention import Visibility
 
-LANES = 128  # of a vector register: a block has a multiple of them
-LONGEST = 1024  # block of queries
-LONGEST_AT_ONCE = 512  # part of a block of keys whose logits are held
-SHORTEST_OF_WINDOW = 256  # block, however short the window
+LANES = 128  # of a vector register; blocks are multiples
+LONGEST = 1024  # the longest block of queries
+LONGEST_AT_ONCE = 512  # the longest part of a block of keys whose logits are held
+SHORTEST_OF_WINDOW = 256  # the shortest block, however short the window
 MOST_BYTES = 2**20  # of a block of keys and values; the backward pass has room for twice that
 MOST_PARTS = 8  # of the queries' gradient
 
@@ -22,11 +22,11 @@ def obstacle(
 ) -> str | None:
     """Why it cannot serve; None if it can."""
     if visibility.sinks:
-        return "sinks have no kernel"
+        return "splash does not support sinks"
     if q.dtype not in (jnp.float32, jnp.bfloat16):
         return f"it computes in float32, not in {q.dtype}"
     if q.shape[1] < LANES:
-        return f"rows of {q.shape[1]} tokens are shorter than its least block, {LANES}"
+        return f"rows of {q.shape[1]} tokens are shorter than its smallest block, {LANES}"
     return None
 
 
@@ -78,12 +78,12 @@ def _mask(length: int, window: int | None) -> library.CausalMask | library.Local
 
 
 def _blocks(length: int, window: int | None, bytes_per_token: int) -> library.BlockSizes:
-    """For rows of `length` tokens, of whose keys and values a head has `bytes_per_token`.
+    """Block sizes for rows of `length` tokens, with `bytes_per_token` of keys and values per head.
 
-    A block on the edge of what is visible is worked on whole, so large ones waste products, and
-    small ones time between blocks. The fused backward pass makes five products, not seven, and
-    leaves a part of the queries' gradient for every block of keys, to be added up: it has larger
-    ones, and is not for rows of so many blocks that the parts would fill the memory.
+    A block on the edge of what is visible is computed whole, so large ones waste products, and
+    small ones waste time between blocks. The fused backward pass takes five products, not seven,
+    but leaves a part of the queries' gradient per block of keys, to be added up: its blocks are
+    larger, and it is not used for rows of so many blocks that the parts would fill the memory.
     """
     longest = longest_backward = min(LONGEST, max(window or length, SHORTEST_OF_WINDOW))
     if window is None:
