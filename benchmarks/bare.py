@@ -26,7 +26,7 @@ class Sizes(NamedTuple):
 
 
 def init(key: jax.Array, sizes: Sizes) -> dict:
-    """Parameters, a dictionary a layer."""
+    """Parameters, with one dictionary per layer."""
     d, f, v = sizes.d_model, sizes.d_hidden, sizes.vocab
     keys = iter(jax.random.split(key, 7 * sizes.layers + 2))
 

@@ -4,9 +4,9 @@
 
 The state is of random float32 parameters and Adam's two moments. Every round saves it waiting for
 the disk, saves it in the background, restores it, and does the same by `np.save` (with an fsync)
-and `np.load`, one file an array; so a noisy machine disturbs all alike. A save in the background
-blocks until the state is copied, and is on the disk, hashes and manifest too, when it is safe. What
-is read may come from the page cache, for all of them.
+and `np.load`, one file per array; so a noisy machine disturbs all alike. A save in the background
+blocks until the state is copied, and is safe once it is on the disk with its hashes and manifest.
+All reads may come from the page cache.
 """
 
 import argparse
@@ -29,7 +29,7 @@ TARGET = 0.1  # of a synchronous save
 
 
 def state_of(parameters: int) -> dict[str, dict[str, Any]]:
-    """Trees of so many numbers, and twice as many for the optimizer."""
+    """Trees of about `parameters` numbers, and twice as many for the optimizer."""
     rows = max(1, parameters // ARRAYS // WIDTH)
     keys = iter(jax.random.split(jax.random.key(0), 3 * ARRAYS))
     trees = [
@@ -87,13 +87,13 @@ def measure(state: Any, folder: Path, step: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure in turns and print medians, beside numpy's."""
+    """Measure in turns, and print the medians beside numpy's."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--parameters", type=int, default=135_000_000, metavar="N")
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
-    parser.add_argument("--folder", help="where to write, and to remove it all (a temporary one)")
+    parser.add_argument("--folder", help="where to write and clean up (default: /tmp or TMPDIR)")
     arguments = parser.parse_args()
     state = jax.block_until_ready(state_of(arguments.parameters))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -108,7 +108,7 @@ def main() -> None:
         print(f"{name:<22}{median:>8.2f} s {size / median / 1e9:>7.2f} GB/s  {ratio}  ({each})")
     share = medians["save, blocked"] / medians["save, waiting"]
     verdict = "within" if share <= TARGET else "over"
-    print(f"in the background a save blocks {share:.1%} of one that waits: {verdict} {TARGET:.0%}")
+    print(f"a background save blocks for {share:.1%} of a waiting one: {verdict} {TARGET:.0%}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Decoding tokens a second and bytes of state of every mixer against the context.
+"""Decoded tokens per second and bytes of state of every mixer, by the length of the context.
 
     python benchmarks/decode.py [--mixers attention retention] [--contexts 128 16384] [--plot FILE]
 
 One layer of width 256 with a SwiGLU FFN, float32, one sequence. The context is read first, then 64
 tokens are decoded greedily in one compiled loop; a rate is that of the fastest of five loops, since
-whatever else the machine does only slows one.
+other load can only slow a loop down.
 """
 
 import argparse
@@ -24,7 +24,7 @@ NEW, PIECE, ROUNDS = 64, 64, 5
 
 
 def decoder(kind: str) -> Callable[[int], tuple[float, int]]:
-    """A function context → (tokens a second, bytes of state)."""
+    """A function context → (tokens per second, bytes of state)."""
     model = one_layer(kind)
     first = jnp.zeros((1, 2), jnp.int32)
     params = meta.unbox(jax.jit(model.init)(jax.random.key(0), first)["params"])

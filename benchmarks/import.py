@@ -4,8 +4,8 @@
 
 Writes a Llama of random numbers in shards, and a tiny one, into FOLDER (a temporary one if not
 given; it needs three times the model's size). Reads the shards from one end to the other, then
-imports them, each time after the system has been asked to forget them; prints the speeds, and by
-how much the peak of resident memory is above that of the tiny model's import.
+imports them, each time after the system has been asked to drop them from its cache; prints the
+speeds, and by how much the peak of resident memory is above that of the tiny model's import.
 """
 
 import argparse
@@ -30,7 +30,7 @@ PIECE = 1 << 22  # numbers that are made, or bytes that are read, at once
 
 
 def config_of(parameters: float) -> dict:
-    """A Llama of about so many parameters, 32,000 of whose ids have vectors."""
+    """A Llama of about so many parameters, with a vocabulary of 32,000."""
     layers = max(2, round((parameters / 5e4) ** (1 / 3.2)))
     width = next(
         width
@@ -72,7 +72,7 @@ def pieces(info: TensorInfo, random: np.random.Generator) -> Iterator[np.ndarray
 
 
 def write_model(folder: Path, parameters: float, dtype: str) -> list[Path]:
-    """The folder's shards."""
+    """Write the model; → its shards."""
     folder.mkdir(parents=True)
     config = config_of(parameters)
     (folder / "config.json").write_text(json.dumps(config))
@@ -91,7 +91,7 @@ def write_model(folder: Path, parameters: float, dtype: str) -> list[Path]:
 
 
 def forget(files: list[Path]) -> None:
-    """Put them on the disk and out of the system's cache."""
+    """Write files to the disk and drop them from the system's cache."""
     for file in files:
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -113,7 +113,7 @@ class Imported(NamedTuple):
 
 
 def imported(source: Path, out: Path) -> Imported:
-    """By a process of its own."""
+    """Run the import in a process of its own."""
     program = "import sys; from jaxformer.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", program, "import", str(source), str(out)]
     began = time.perf_counter()

@@ -1,8 +1,8 @@
-"""Training tokens a second and memory of every mixer against the length of its rows.
+"""Training tokens per second and memory of every mixer, by the length of its rows.
 
     python benchmarks/length.py [--mixers attention retention] [--lengths 256 2048] [--plot FILE]
 
-One layer of width 256 with a SwiGLU FFN, 8,192 tokens a batch at every length, float32: the loss
+One layer of width 256 with a SwiGLU FFN, 8,192 tokens per batch at every length, float32: the loss
 and its gradient. The lengths of a mixer take turns; the figures are medians. Memory is what the
 compiler lays out for temporaries.
 """
@@ -21,7 +21,7 @@ TOKENS = 8192
 
 
 def training_step(kind: str, length: int) -> tuple[Callable[[], None], float]:
-    """A call computes loss and gradient once; and the MB of temporaries."""
+    """A function that computes loss and gradient once, and the MB of its temporaries."""
     model = one_layer(kind)
     tokens = jax.random.randint(jax.random.key(1), (TOKENS // length, length), 0, VOCAB)
     params = meta.unbox(jax.jit(model.init)(jax.random.key(0), tokens[:, :2])["params"])
@@ -42,7 +42,7 @@ def training_step(kind: str, length: int) -> tuple[Callable[[], None], float]:
 
 
 def seconds(step: Callable[[], None]) -> float:
-    """Of one call."""
+    """Seconds of one call."""
     began = time.perf_counter()
     step()
     return time.perf_counter() - began
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def draw(file: str, label: str, x: list[int], figures: dict[str, dict[str, list[float]]]) -> None:
-    """A panel a figure, {title: {mixer: values}}, side by side against x."""
+    """One panel per figure, {title: {mixer: values}}, side by side against x."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")

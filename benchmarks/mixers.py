@@ -2,10 +2,11 @@
 
     python benchmarks/mixers.py [--mixers retention gla] [--turns 3] [--steps 3]
 
-The project's own train step on the model of `bare.Sizes`, its mixer exchanged: rows of 256 and of
-2,048 tokens, as many tokens a batch. All take turns in one process. `--scan` adds every mixer with
-its engine a token at a time (`ops.recurrent`) at 2,048, for one step a turn: how many times as long
-the step takes, and how many times as long the engine alone, with its gradient, for one layer.
+The project's own train step on the model of `bare.Sizes` with its mixer replaced, on rows of 256
+and of 2,048 tokens, with equally many tokens per batch. All take turns in one process. `--scan`
+adds every mixer with its engine token by token (`ops.recurrent`) at 2,048, for one step per turn:
+how many times as long the step takes, and how many times as long the engine alone takes, with its
+gradient, for one layer.
 """
 
 import argparse
@@ -35,21 +36,21 @@ LENGTHS = (256, 2048)
 
 
 def train_step(kind: str, length: int, run: Path) -> Callable[[], jax.Array]:
-    """A call takes one step."""
+    """A function that takes one step."""
     chosen = ATTENTION if kind == "attention" else mixer(kind)
     print(f"compiling {kind} at {length:,}", flush=True)
     return project_step(configuration(run, 1, mixer=chosen, length=length))[0]
 
 
 def scanned_step(kind: str, length: int, run: Path) -> Callable[[], jax.Array]:
-    """The same with the engine a token at a time."""
+    """The same with the engine token by token."""
     engine = ENGINES[kind]
     with patch(f"jaxformer.model.mixers.{kind}.{engine.__name__}", scanned(engine)):
         return train_step(kind, length, run)
 
 
 def scanned(engine: Callable) -> Callable:
-    """The engine a token at a time."""
+    """The engine token by token."""
 
     def run(*arguments: jax.Array) -> tuple:
         *inputs, segment_ids, state = arguments
@@ -59,7 +60,7 @@ def scanned(engine: Callable) -> Callable:
 
 
 def engine_gradient(kind: str, engine: Callable, length: int) -> Callable[[], jax.Array]:
-    """A call runs the engine of one layer, and its gradient."""
+    """A function that runs the engine of one layer and its gradient."""
     batch, heads = SIZES.batch * SIZES.length // length, SIZES.heads
     size, keys = SIZES.d_model // heads, iter(jax.random.split(jax.random.key(0), 8))
 
@@ -95,9 +96,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--mixers", nargs="+", default=list(ENGINES), choices=list(ENGINES))
-    parser.add_argument("--turns", type=int, default=3, help="of each (default 3)")
-    parser.add_argument("--steps", type=int, default=3, help="in a turn (default 3)")
-    parser.add_argument("--scan", action="store_true", help="also a token at a time")
+    parser.add_argument("--turns", type=int, default=3, help="turns of each (default 3)")
+    parser.add_argument("--steps", type=int, default=3, help="steps per turn (default 3)")
+    parser.add_argument("--scan", action="store_true", help="also run engines token by token")
     arguments = parser.parse_args()
     kinds = ["attention", *arguments.mixers]
     print(
@@ -128,9 +129,9 @@ def main() -> None:
 
 
 def engine_ratio(kind: str, length: int, turns: int) -> float:
-    """Seconds of the engine a token at a time, over those in chunks.
+    """Seconds of the engine token by token, over those in chunks.
 
-    The first of a turn, which finds its memory taken by the other form, does not count.
+    The first call of a turn, which finds its memory taken by the other form, does not count.
     """
     engine = ENGINES[kind]
     forms = [engine_gradient(kind, form, length) for form in (scanned(engine), engine)]

@@ -3,8 +3,8 @@
     python benchmarks/smoke.py data/tinyshakespeare/input.txt [--mixers retention gla] [--steps 500]
 
 The model of nanoGPT's CPU recipe (4 layers, width 128, 12 rows of 64 bytes) with RMSNorm, RoPE
-where there are positions to turn, SwiGLU, and AdamW at one rate for all: whether each one trains,
-not which is best. Ends with 1 when a loss is not finite, or a model has learnt nothing.
+where a mixer uses it, SwiGLU, and AdamW at one rate for all. It tests whether each mixer trains,
+not which is best. Exits with 1 if a loss is not finite, or a model has learnt nothing.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from jaxformer.model.accounting import count_parameters
 from jaxformer.model.language_model import build_model
 from jaxformer.train.run import train
 
-D_MODEL, UNIGRAM = 128, 3.31  # nats: the text's entropy a byte when order says nothing
+D_MODEL, UNIGRAM = 128, 3.31  # nats per byte: the text's entropy when order says nothing
 
 
 def train_once(kind: str, text: Path, steps: int, directory: Path) -> tuple[int, float, float]:
@@ -66,7 +66,7 @@ def train_once(kind: str, text: Path, steps: int, directory: Path) -> tuple[int,
 
 
 def main() -> int:
-    """Train, print a table in Markdown."""
+    """Train, and print a table in Markdown."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -4,7 +4,7 @@
 
 Both steps train the model of `bare.Sizes` in float32 with AdamW and clipping, from the same kind of
 batch. They take turns in one process, `--steps` at a time, so that a noisy machine disturbs both
-alike; the third to have its turn is the loop, a real run of `jaxformer.train.run.train`.
+alike; the third to take its turn is the loop, a real run of `jaxformer.train.run.train`.
 """
 
 import argparse
@@ -35,9 +35,9 @@ ATTENTION = {"kind": "attention", "num_heads": SIZES.heads}
 def configuration(
     run: Path, steps: int, *, mixer: dict = ATTENTION, length: int = SIZES.length
 ) -> Config:
-    """The benchmark's model on the built-in corpus; nothing but steps and a row for each.
+    """The benchmark's model on the built-in corpus; nothing but steps, and a row for each.
 
-    At every length a batch is as many tokens.
+    A batch has the same number of tokens at every length.
     """
     return Config.model_validate(
         {
@@ -61,7 +61,8 @@ def configuration(
 
 
 def project_step(config: Config) -> tuple[Callable[[], jax.Array], float]:
-    """A call takes one step of the project and returns its loss; and the seconds of the first."""
+    """A function that takes one step of the project and returns its loss, and the seconds of the
+    first call."""
     began = time.perf_counter()
     program = make_program(config, make_mesh(config.mesh.sizes), SIZES.vocab)
     state = program.initial_state()
@@ -109,7 +110,7 @@ def random_tokens(batch: int, length: int) -> np.ndarray:
 
 
 def seconds(step: Callable[[], jax.Array], steps: int) -> list[float]:
-    """Of every one of `steps`, the device finished."""
+    """Seconds of each of `steps`, until the device has finished it."""
     times = [time.perf_counter()]
     for _ in range(steps):
         step().block_until_ready()
@@ -118,7 +119,7 @@ def seconds(step: Callable[[], jax.Array], steps: int) -> list[float]:
 
 
 def loop_seconds(config: Config) -> list[float]:
-    """Of every step of a run but the first two, which wait for the data."""
+    """Seconds of every step of a run but the first two, which wait for the data."""
     train(config)
     rows = [json.loads(line) for line in (Path(config.run.dir) / "metrics.jsonl").open()]
     return [row["step_seconds"] for row in rows[2:]]
@@ -129,8 +130,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--turns", type=int, default=3, help="of each of the three (default 3)")
-    parser.add_argument("--steps", type=int, default=20, help="in a turn (default 20)")
+    parser.add_argument("--turns", type=int, default=3, help="turns of each one (default 3)")
+    parser.add_argument("--steps", type=int, default=20, help="steps per turn (default 20)")
     arguments = parser.parse_args()
     times: dict[str, list[float]] = {"bare": [], "project": [], "loop": []}
     with tempfile.TemporaryDirectory() as directory:

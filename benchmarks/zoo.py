@@ -12,7 +12,7 @@ HEADS = {"num_heads": 4}
 
 
 def mixer(kind: str, d_model: int = D_MODEL) -> dict:
-    """The `mixer:` section of a configuration: a memory [d_model / 4, d_model / 4] a head where the
+    """The `mixer:` section of a configuration: a memory [d_model / 4, d_model / 4] per head where
     sizes can be chosen, so that weights and states are near attention's; else the defaults."""
     size = d_model // 4
     options: dict = {

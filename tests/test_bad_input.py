@@ -271,12 +271,12 @@ CASES: dict[str, tuple[Files, str, str]] = {
     "metrics that are damaged": (
         {"run/metrics.jsonl": '{"step": 1}\nxx\n{"step": 2}\n'},
         PLOT,
-        "metrics.jsonl, line 2 is not JSON: Expecting value at character 0; mend or remove",
+        "metrics.jsonl, line 2 is not JSON: Expecting value at character 0; fix or remove",
     ),
     "metrics of words": (
         {"run/metrics.jsonl": '{"step": 1, "loss": "a"}\n'},
         PLOT,
-        "loss is no num",
+        "loss is not a num",
     ),
     "metrics cut after half a line": ({"run/metrics.jsonl": '{"st'}, PLOT, "has no losses yet"),
     "a plot in place of a folder": (

@@ -56,7 +56,7 @@ def test_the_printed_commands_work_as_they_stand(trained, tmp_path, capsys):
     assert out.startswith("...")
     assert "tokens at" in err
 
-    resume = [word.replace("MORE", "14") for word in command_after("to go on", printed)]
+    resume = [word.replace("MORE", "14") for word in command_after("to continue", printed)]
     assert resume[-2:] == ["train.steps=14", "run.accept_changes=[schedule]"]
     assert main(resume) == 0
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""What a chip of every generation of TPUs can do."""
+"""What a chip of each TPU generation can do."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """What a generation can do. The figures are of one JAX device: a chip, or of v7x, which shows
-    its two TensorCores as a device each, half of one.
+    """What a generation can do. The figures are of one JAX device: a chip, or half of one for v7x,
+    which shows its two TensorCores as a device each.
 
     Sources: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, section "System architecture". The
     bandwidths of links are a chip's published interconnect bandwidth divided over its links, 4 in
-    a 2D torus and 6 in a 3D torus; the network between slices is the published one of a chip.
+    a 2D torus and 6 in a 3D torus; the bandwidth between slices is the one published for a chip.
     """
 
     compiler_name: str
@@ -29,7 +29,7 @@ class Chip:
 
     @property
     def clock(self) -> float:
-        """Cycles a second, of the matrix units."""
+        """Cycles per second of the matrix units."""
         return self.peak_flops / self.flops_per_cycle
 
 

@@ -1,4 +1,4 @@
-"""What the TPU compiler is told beside the program."""
+"""The options of the TPU compiler."""
 
 import os
 import re
@@ -8,16 +8,16 @@ import jax
 Options = dict[str, str | bool]
 
 # Fusions of matrix products are faster with half of a core's vector memory at their disposal.
-# Products in pieces, each beside the sending of the next, take twice as long as whole ones, by the
-# compiler's own estimate (fsdp 16 × tensor 4 on a v5p-128).
+# Products in pieces, each computed while the next one is sent, take twice as long as whole ones, by
+# the compiler's own estimate (fsdp 16 × tensor 4 on a v5p-128).
 TPU: Options = {
     "xla_tpu_scoped_vmem_limit_kib": "65536",
     "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
 }
 
-# Collectives by the SparseCores, while the TensorCores compute. Only they reduce and scatter over
-# all sides of a torus; TensorCores reduce, which sends twice as much. libtpu has them do so on v7x.
-# The last three say how they work, as MaxText has it for v5p and v6e (xla_flags_library.py).
+# Collectives by the SparseCores, while the TensorCores compute. Only they can reduce-scatter over
+# all sides of a torus; TensorCores all-reduce instead, which sends twice as much. On v7x, libtpu
+# uses them by default. The last three are MaxText's for v5p and v6e (xla_flags_library.py).
 _OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload_"
 SPARSE_CORES: Options = {
     _OFFLOAD + "all_gather": True,
@@ -34,7 +34,7 @@ HAVE_SPARSE_CORES = ("TPU v5", "TPU v5p", "TPU v6 lite")
 
 
 def compiler_options(device: jax.Device) -> Options:
-    """Those of a training or evaluation step; of what LIBTPU_INIT_ARGS says itself, none."""
+    """The options of a train or evaluation step, without those that LIBTPU_INIT_ARGS sets."""
     if device.platform != "tpu":
         return {}
     options = TPU | (SPARSE_CORES if device.device_kind in HAVE_SPARSE_CORES else {})
@@ -43,7 +43,7 @@ def compiler_options(device: jax.Device) -> Options:
 
 
 def described(options: Options) -> str:
-    """In words, for people."""
+    """The options in words."""
     offloaded = any(name.startswith(_OFFLOAD) for name in options)
     collectives = ", collectives by the SparseCores" if offloaded else ""
-    return f"{len(options)} options{collectives} (LIBTPU_INIT_ARGS has its way)"
+    return f"{len(options)} options{collectives} (LIBTPU_INIT_ARGS takes precedence)"

@@ -14,13 +14,13 @@ OfRows = Callable[..., tuple[PyTree, PyTree]]
 
 
 def over_context(of_rows: OfRows) -> OfRows:
-    """`of_rows(params, keys, *arrays)` → (arrays, sums), where every device has its piece of the
-    arrays [rows, length, ...] that are given and returned, and sums are added up over the devices;
-    on a mesh without `context`, `of_rows`.
+    """`of_rows(params, keys, *arrays)` → (arrays, sums), run with the arrays [rows, length, ...]
+    that it takes and returns cut over `context`; the sums are added up over the devices. On a mesh
+    without `context`, it is `of_rows` itself.
 
-    What it calls sees its piece [rows, length / context, ...] of every array, finds the others
-    through `ops.shards`, has random keys of its own, and leaves all other mesh axes to the
-    compiler.
+    On each device, `of_rows` sees a piece [rows, length / context, ...] of every array, finds the
+    other pieces through `ops.shards`, has random keys of its own, and leaves all other mesh axes to
+    the compiler.
     """
 
     def of_piece(
@@ -53,8 +53,8 @@ def check_length(context: int, length: int) -> None:
     """Refuse rows that cannot be cut.
 
     Raises:
-        UserError: the length is not divisible by 2 × context, where there is a context: attention
-            deals half pieces.
+        UserError: the length is not divisible by 2 × context, where context is above 1: attention
+            deals out half pieces.
     """
     parts = 2 * context
     if context > 1 and length % parts:

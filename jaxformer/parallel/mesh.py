@@ -20,11 +20,11 @@ def find_devices() -> list[jax.Device]:
     """All devices, of every process.
 
     Raises:
-        UserError: the platform that `JAX_PLATFORMS` names is not there, or in use by another.
+        UserError: the platform that `JAX_PLATFORMS` names is not there, or another process uses it.
     """
     try:
         return jax.devices()
-    # An assertion is what JAX says of a platform that it knows and has no plugin for.
+    # JAX raises an AssertionError for a platform that it knows but has no plugin for.
     except (RuntimeError, AssertionError) as error:
         asked = os.environ.get("JAX_PLATFORMS")
         if not asked:
@@ -56,7 +56,7 @@ def preset_sizes(preset: str, devices: Sequence[jax.Device]) -> dict[str, int]:
 
 
 def count_slices(devices: Sequence[jax.Device]) -> int:
-    """How many groups of devices only the slow network joins."""
+    """How many slices the devices form: groups that only the slow network joins."""
     return len({getattr(device, "slice_index", 0) for device in devices})
 
 
@@ -93,10 +93,10 @@ def make_mesh(
 ) -> Mesh:
     """A mesh of all `AXES`, sharded by the compiler (Auto axes).
 
-    Of several slices, `data` is outermost: the slow network carries nothing but its sums.
+    With several slices, `data` is outermost, so the slow network carries nothing but its sums.
 
     Args:
-        sizes: of each axis, at most one −1; None leaves it to the preset, or else to 1.
+        sizes: of each axis, with at most one −1; None takes the preset's size, or else 1.
 
     Raises:
         UserError: the sizes do not multiply to the number of devices, or the slices do not divide
@@ -114,7 +114,7 @@ def make_mesh(
     if slices == 1:
         try:
             return jax.make_mesh(shape, axes, types, devices=devices)
-        except NotImplementedError as error:  # JAX's word for a torus that an axis does not fit
+        except NotImplementedError as error:  # from JAX, for an axis that does not fit the torus
             raise UserError(
                 f"the mesh {_listed(resolved)} does not fit the torus of the {len(devices)} "
                 f"{devices[0].device_kind} devices: each size must be a product of its sides "

@@ -1,5 +1,5 @@
-"""What is computed of the tokens of a batch: its rows are split over the data axes, each over
-`context`."""
+"""Functions that every device computes of its own tokens of a batch: rows are split over the data
+axes, and each row over `context`."""
 
 import math
 from collections.abc import Callable
@@ -20,12 +20,12 @@ Out = TypeVar("Out")
 
 
 def over_rows(sums: Callable[..., Sums]) -> Callable[..., Sums]:
-    """`sums(weights, *arrays)` added up over the devices, each of its own tokens of the arrays
-    [rows, length, ...].
+    """`sums(weights, *arrays)`, which every device computes of its own tokens of the arrays
+    [rows, length, ...], added up over the devices.
 
     The weights, a tree of arrays [d_model, ...], are gathered once before, and their gradients are
     reduced and scattered once after, both in the type of the first array, as those of a layer are.
-    Left to the compiler, a loop within `sums` does both in every turn.
+    Left to the compiler, a loop within `sums` would do both in every iteration.
     """
 
     def added(*arrays: jax.Array) -> Sums:
@@ -35,7 +35,7 @@ def over_rows(sums: Callable[..., Sums]) -> Callable[..., Sums]:
 
 
 def by_rows(function: Callable[..., Arrays]) -> Callable[..., Arrays]:
-    """Like `over_rows`, for a function that gives arrays [rows, length, ...]."""
+    """Like `over_rows`, for a function that returns arrays [rows, length, ...]."""
     return _of_own_rows(function, function, PartitionSpec(DATA_AXES, CONTEXT))
 
 
@@ -73,8 +73,9 @@ def _gather(part: jax.Array) -> jax.Array:
 
 
 def _scatter(_: None, whole: jax.Array) -> tuple[jax.Array]:
-    """In stages of up to four devices, a side of a torus: scattered over all three sides at once,
-    the TPU compiler (libtpu 0.0.50) would send twice as much, the whole sum to everyone."""
+    """Reduce and scatter in stages of up to four devices, one per side of a torus: over all three
+    sides at once, the TPU compiler (libtpu 0.0.50) sends twice as much, the whole sum to everyone.
+    """
     size = stride = jax.lax.axis_size("fsdp")
     while stride > 1:
         side = math.gcd(stride, 4) if stride % 2 == 0 else stride

@@ -14,7 +14,7 @@ from jaxformer.errors import DoesNotFit, UserError
 from jaxformer.parallel.mesh import ROWS_OF_STAGE
 
 AXIS = "stage"
-MOST_OF_STAGE = 4  # micro-batches a stage that are chosen: their bubble is below a fifth
+MOST_OF_STAGE = 4  # micro-batches per stage that are chosen: the bubble is then below a fifth
 
 PyTree = Any
 
@@ -22,19 +22,19 @@ OfLayers = Callable[[PyTree, PyTree, jax.Array], tuple[PyTree, PyTree]]
 
 
 class Pipeline(NamedTuple):
-    """`stages` equal parts of the layers, each at work on another of `micro_batches`."""
+    """`stages` equal parts of the layers, each working on a different one of `micro_batches`."""
 
     stages: int
     micro_batches: int
 
     @property
     def turns(self) -> int:
-        """How often a stage works until the last micro-batch has left the last one."""
+        """How many turns it takes until the last micro-batch has left the last stage."""
         return self.micro_batches + self.stages - 1
 
     @property
     def bubble(self) -> float:
-        """The part of a stage's turns, and FLOPs, that nobody needs."""
+        """The share of a stage's turns, and of its FLOPs, that is wasted."""
         return (self.stages - 1) / self.turns
 
     def __str__(self) -> str:
@@ -42,9 +42,9 @@ class Pipeline(NamedTuple):
 
 
 def possible_micro_batches(sizes: Mapping[str, int], rows: int) -> list[int]:
-    """The numbers of micro-batches that so many rows go into; none on a mesh without stages.
+    """The numbers of micro-batches that `rows` can be split into; none on a mesh without stages.
 
-    A stage has the same number of them in store, and a micro-batch rows of every shard.
+    Every stage stores equally many of them, and each has equally many rows of every shard.
     """
     stages = sizes.get(AXIS, 1)
     of_shard, rest = divmod(rows, math.prod(sizes.get(axis, 1) for axis in ROWS_OF_STAGE))
@@ -54,7 +54,7 @@ def possible_micro_batches(sizes: Mapping[str, int], rows: int) -> list[int]:
 
 
 def pipeline_of_rows(rows: int, wanted: int | None) -> Pipeline | None:
-    """`make_pipeline` on the mesh that is set; None, too, where the rows go into no number of
+    """`make_pipeline` on the mesh that is set; None, too, where the rows cannot be split into
     micro-batches."""
     sizes = jax.sharding.get_abstract_mesh().shape
     return make_pipeline(sizes, rows, wanted) if possible_micro_batches(sizes, rows) else None
@@ -64,10 +64,10 @@ def make_pipeline(sizes: Mapping[str, int], rows: int, wanted: int | None) -> Pi
     """The pipeline of a mesh of these sizes for a batch of `rows`; None where it has no stages.
 
     Args:
-        wanted: micro-batches; None takes as many as the rows go into, up to 4 a stage.
+        wanted: micro-batches; None takes as many as the rows can be split into, up to 4 per stage.
 
     Raises:
-        UserError: the rows do not go into so many micro-batches, or there are no stages for them.
+        UserError: the rows cannot be split into so many micro-batches, or there are no stages.
     """
     stages = sizes.get(AXIS, 1)
     if stages == 1 and wanted is not None:
@@ -81,10 +81,10 @@ def make_pipeline(sizes: Mapping[str, int], rows: int, wanted: int | None) -> Pi
     if wanted is None and possible:
         return Pipeline(stages, max(n for n in possible if n <= MOST_OF_STAGE * stages))
     if wanted not in possible:
-        allowed = ", ".join(map(str, possible)) or "none; take other rows or another mesh"
+        allowed = ", ".join(map(str, possible)) or "none; change the batch size or the mesh"
         raise UserError(
             f"train.pipeline_micro_batches is {wanted}, but {rows} rows at once over mesh.stage "
-            f"{stages} do not go into so many; allowed: {allowed}"
+            f"{stages} cannot be split into so many; allowed: {allowed}"
         )
     return Pipeline(stages, wanted)
 
@@ -108,20 +108,20 @@ def check_repetitions(stages: int, num_layers: int, pattern_length: int) -> None
 def run_stages(
     of_layers: OfLayers, params: PyTree, rows: PyTree, pipeline: Pipeline
 ) -> tuple[PyTree, PyTree]:
-    """`of_layers(params, rows, call)`, for layers that follow one another in the leading axis of
-    `params`, of which every stage holds its own.
+    """`of_layers(params, rows, call)` over all layers, which are stacked along the leading axis of
+    `params`; every stage holds its own.
 
-    Every stage has a part of the micro-batches in store. In a turn, the first takes the next one
-    out of its store, all others what the stage before has made, and the last puts what it makes
-    into its own; then the stores move on by one stage towards the first. So inputs come by, and
-    outputs lie in the end where the inputs lay, and all that stages tell each other is two
-    micro-batches a turn. What a stage makes before the first micro-batch has come to it, and after
-    the last, is thrown away.
+    Every stage stores a part of the micro-batches. In a turn, the first stage takes the next one
+    from its store, every other stage takes what the stage before it has made, and the last stage
+    puts what it makes into its own store; then the stores move by one stage towards the first. So
+    the inputs reach the first stage, the outputs end up where the inputs lay, and a stage sends
+    only two micro-batches per turn. What a stage makes before its first micro-batch and after its
+    last one is thrown away.
 
     Args:
-        of_layers: (layers [n, ...], rows, call) → (rows, sums): rows of the same shapes, and
-            [n, ...] per layer what is to be added up over the micro-batches. `call` is another
-            number for every stage and micro-batch, to make random keys of.
+        of_layers: (layers [n, ...], rows, call) → (rows, sums): rows of the same shapes, and per
+            layer [n, ...] what is to be added up over the micro-batches. `call` is a different
+            number for every stage and micro-batch, to make random keys from.
         rows: each [rows, ...].
     """
     stages, turns = pipeline.stages, pipeline.turns
@@ -144,13 +144,13 @@ def run_stages(
         store = jax.tree.map(
             lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, place, axis=1), store, onward
         )
-        # A stage works on a micro-batch of the batch from its own first turn on.
+        # Stage s works on micro-batch `number` - s, if there is one.
         begun = number - jnp.arange(stages)
         counts = (begun >= 0) & (begun < pipeline.micro_batches)
         sums = jax.tree.map(lambda x: jnp.where(_along(counts, x), x, 0), sums)
         return (jax.tree.map(_to_next, made), store), sums
 
-    # The bubble works on true rows: what is finite for them is finite for it.
+    # The bubble computes real rows: what is finite for them is finite in the bubble.
     begin = jax.tree.map(lambda x: x[:, 0], store)
     (_, store), sums = jax.lax.scan(turn, (begin, store), jnp.arange(turns))
     sums = jax.tree.map(lambda x: jnp.sum(x, axis=0).reshape(-1, *x.shape[3:]), sums)
@@ -158,8 +158,8 @@ def run_stages(
 
 
 def _all_stages(of_layers: OfLayers) -> OfLayers:
-    """On layers [stages, n, ...], rows [stages, rows, ...] and calls [stages]: every stage its
-    own."""
+    """`of_layers` of every stage at once: layers [stages, n, ...], rows [stages, rows, ...] and
+    calls [stages]."""
 
     def of_stage(layers: PyTree, rows: PyTree, call: jax.Array) -> tuple[PyTree, PyTree]:
         rules = [("batch", ROWS_OF_STAGE), *nn.get_logical_axis_rules()]
@@ -176,12 +176,12 @@ def _split(x: jax.Array, stages: int, each: int) -> jax.Array:
 
 
 def _join(x: jax.Array) -> jax.Array:
-    """Undoes `_split`."""
+    """Undo `_split`."""
     return x.swapaxes(1, 2).reshape(-1, *x.shape[3:])
 
 
 def _to_next(x: jax.Array) -> jax.Array:
-    """x [stages, rows, ...], each stage's moved on by one; the first has zeros."""
+    """x [stages, rows, ...], moved from each stage to the next; the first gets zeros."""
     return _constrain(_pad(x[:-1], (1, 0)), AXIS, ROWS_OF_STAGE)
 
 

@@ -44,22 +44,22 @@ class Place:
 def joined(
     coordinator: str | None, count: int | None, index: int | None, timeout: float
 ) -> Iterator[None]:
-    """Within it, this process is one of several, if it is; before any device is touched.
+    """Within it, this process is one of several, if there are. Enter it before using any device.
 
-    Without a coordinator, the cluster says so where jax knows it: a TPU pod, Slurm, Kubernetes,
-    Open MPI. All processes then start together, fail together and end together; process 0 alone
-    prints anything but errors. A process that gives no answer for `timeout` seconds ends the others
-    with a message that names it.
+    Without a coordinator, the place comes from the cluster, if jax knows it: a TPU pod, Slurm,
+    Kubernetes, Open MPI. All processes then start, fail and end together; process 0 alone prints
+    anything but errors. If a process does not answer for `timeout` seconds, the others end with a
+    message that names it.
 
     Raises:
-        UserError: only a part of the place is given, or it is none; others do not come; or the
+        UserError: the place is incomplete or impossible; other processes do not come; or the
             time-out is too short.
     """
     global _watch
     if not timeout >= LEAST_TIMEOUT:
         raise UserError(
-            f"--peer-timeout is {timeout:g}; allowed: {LEAST_TIMEOUT} seconds or more, for every "
-            f"process answers once a second"
+            f"--peer-timeout is {timeout:g}; allowed: {LEAST_TIMEOUT} seconds or more, because "
+            f"every process answers once per second"
         )
     place = _place(coordinator, count, index)
     if place is None:
@@ -133,7 +133,7 @@ def _join(place: Place, timeout: float) -> list[str]:
         where = f"by {place.found_by}, coordinated at {place.coordinator}"
         print(f"process {place.index} of {place.count} {where}", file=sys.stderr, flush=True)
     hosts = meet(place.coordinator, place.count, place.index, JOIN_SECONDS)
-    # It takes SIGTERM away from Python; `Stop` is what agrees on where to stop.
+    # This service takes SIGTERM away from Python; `Stop` agrees on where to stop instead.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         place.coordinator,
@@ -161,7 +161,7 @@ def is_first() -> bool:
 
 
 def common_stop() -> Stop:
-    """Where all processes stop."""
+    """The agreement on where all processes stop."""
     return _watch.stop if _watch else Stop()
 
 
@@ -180,7 +180,7 @@ def first_alone(name: str, work: Callable[[], None]) -> None:
 
 @contextmanager
 def first_goes_first(name: str) -> Iterator[None]:
-    """The others enter when process 0 is through, and find what it has left."""
+    """The others enter when process 0 has left, and find what it has made."""
     if not is_first():
         barrier(name)
     yield
@@ -189,7 +189,7 @@ def first_goes_first(name: str) -> Iterator[None]:
 
 
 def gather(mine: Any) -> list[Any]:
-    """What every process has given, in JSON, in their order; asked by all in the same order."""
+    """The value of every process, in their order, sent as JSON; all call it in the same order."""
     if _watch is None:
         return [mine]
     name = f"jaxformer/gathered/{next(_gathered)}"
@@ -201,7 +201,7 @@ def gather(mine: Any) -> list[Any]:
 
 
 def check_same(name: str, mine: Mapping[str, Any]) -> None:
-    """Refuse to go on where a process has other values than process 0; each `name` once.
+    """Refuse to continue where a process has other values than process 0; each `name` once.
 
     Raises:
         UserError: in the process that differs, with the keys and both values.
@@ -219,8 +219,8 @@ def check_same(name: str, mine: Mapping[str, Any]) -> None:
     ]
     if lines:
         raise UserError(
-            f"the {name} of {_watch.name(index())} is not that of the others; start all processes "
-            f"with the same command and the same code\n  " + "\n  ".join(lines)
+            f"the {name} of {_watch.name(index())} differs from that of the others; start all "
+            f"processes with the same command and the same code\n  " + "\n  ".join(lines)
         )
     barrier(f"same {name}")
 
@@ -230,7 +230,7 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process at once, with what it has printed; nothing is waited for."""
+    """End this process at once: flush what it has printed, and wait for nothing."""
     with suppress(OSError):  # nobody reads it any more
         sys.stdout.flush()
         sys.stderr.flush()

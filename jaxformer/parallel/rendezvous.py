@@ -1,4 +1,4 @@
-"""All processes meet at process 0's address before jax does, which would not say who is missing."""
+"""All processes meet at process 0's address before jax starts: it would not say who is missing."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ def meet(coordinator: str, count: int, index: int, seconds: float) -> list[str]:
     `{"error": ...}`. The port is free again afterwards, for jax.
 
     Raises:
-        UserError: somebody has not come in time, came twice, or cannot listen; in every process.
+        UserError: in every process, if one does not come in time, comes twice or cannot listen.
     """
     host, _, port = coordinator.rpartition(":")
     deadline = time.monotonic() + seconds
@@ -34,7 +34,7 @@ def meet(coordinator: str, count: int, index: int, seconds: float) -> list[str]:
             raise UserError(answer["error"])
         return answer["hosts"]
     raise UserError(
-        f"process 0 has not come to {coordinator} within {seconds:g} s; start it there, or mend "
+        f"process 0 has not come to {coordinator} within {seconds:g} s; start it there, or fix "
         f"--coordinator"
     )
 
@@ -64,7 +64,7 @@ def _receive(coordinator: str, port: int, count: int, deadline: float, seconds: 
                 break
             try:
                 index, host = _hello(waiting[-1])
-            except (OSError, ValueError, TypeError, UserError):  # no process of a run
+            except (OSError, ValueError, TypeError, UserError):  # not a process of a run
                 continue
             if index in hosts or not 0 < index < count:
                 error = (
@@ -90,8 +90,8 @@ def _listen(coordinator: str, port: int) -> socket.socket:
         return socket.create_server(("", port))
     except OSError as reason:
         raise UserError(
-            f"process 0 cannot listen at {coordinator}: {reason.strerror}; end what does, or give "
-            f"another port"
+            f"process 0 cannot listen at {coordinator}: {reason.strerror}; end what listens "
+            f"there, or give another port"
         ) from None
 
 

@@ -29,7 +29,7 @@ RULES: Rules = (
     ("kv_heads", "tensor"),
     ("d_hidden", "tensor"),
     ("d_model", "fsdp"),
-    ("vector", None),  # d_model of a scale: a collective takes longer than it saves memory
+    ("vector", None),  # d_model of a scale: it would save little memory for its collectives
     ("head_dim", None),
     ("width", None),
     ("rank", None),
@@ -73,7 +73,7 @@ def logical_axes(boxed: PyTree) -> PyTree:
     """The logical axis names of every parameter, as PartitionSpec leaves of the unboxed tree.
 
     Raises:
-        ValueError: a parameter without a name for each of its dimensions.
+        ValueError: a parameter lacks a name for one of its dimensions.
     """
     axes = nn.get_partition_spec(boxed)
     shapes, _ = jax.tree.flatten_with_path(meta.unbox(boxed))
@@ -98,8 +98,8 @@ def vocabulary_shards(sizes: Mapping[str, int], axes: MeshAxes) -> int:
 
 
 def pad_vocabulary(head: jax.Array) -> jax.Array:
-    """A head [d_model, vocab] with columns of zeros up to what the mesh divides, split over it: so
-    the products with a head that lies whole on every device are split as well. Within `use_mesh`.
+    """A head [d_model, vocab], padded with columns of zeros until the mesh divides it, and split:
+    so products with a head that lies whole on every device are split too. Call within `use_mesh`.
     """
     sizes = jax.sharding.get_abstract_mesh().shape
     (axes,) = mesh_axes("vocab")
@@ -187,10 +187,10 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def rows_held(sharding: NamedSharding, rows: int) -> np.ndarray:
-    """Which rows of a batch of so many this process's devices hold, whole or in part; rising.
+    """Which of the `rows` of a batch this process's devices hold, whole or in part; ascending.
 
-    They need not be neighbours. Where the mesh puts `context` or `tensor` over several processes,
-    these hold the same.
+    They need not be adjacent. Processes that the mesh joins along `context` or `tensor` hold the
+    same rows.
     """
     shape = (rows, sharding.mesh.shape["context"])
     pieces = sharding.addressable_devices_indices_map(shape).values()
@@ -198,7 +198,7 @@ def rows_held(sharding: NamedSharding, rows: int) -> np.ndarray:
 
 
 def put_batch(batch: PyTree, sharding: NamedSharding) -> PyTree:
-    """The global arrays [rows, length], from those of their rows that this process holds."""
+    """The global arrays [rows, length], from the rows that this process holds."""
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
     shards = data_shards(sharding.mesh.shape)

@@ -1,7 +1,7 @@
 """Where the residual stream lies on a mesh with `tensor`: cut over it by tokens.
 
-Between sub-layers nothing is then computed or kept by every device of `tensor`, while as many bytes
-are sent as for sums that all of them keep (sequence parallelism; Korthikanti et al., 2022,
+Between sub-layers, the devices of `tensor` then neither compute nor keep the same things, and send
+no more bytes than for sums that all of them keep (sequence parallelism; Korthikanti et al., 2022,
 arXiv:2205.05198). On other meshes, and where `tensor` does not divide the tokens, nothing changes.
 """
 
@@ -30,7 +30,7 @@ def gather_tokens(x: jax.Array) -> jax.Array:
 
 
 def scatter_tokens(x: jax.Array) -> jax.Array:
-    """What a sub-layer gives [batch · length, d_model], a sum over `tensor`, as the stream lies."""
+    """A sub-layer's output [batch · length, d_model], a sum over `tensor`, cut as the stream is."""
     rows = _axes_of_rows(x)
     return x if rows is None else _scatter(x, rows)
 
@@ -48,7 +48,7 @@ def _cut(x: jax.Array, rows: Axes) -> jax.Array:
     return with_sharding_constraint(x, PartitionSpec((*rows, "tensor"), None))
 
 
-# Each is the other's gradient. The axes are arguments, for `rules` may be others when it is taken.
+# Each is the other's gradient. The axes are arguments, as the rules may differ when it is computed.
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gather(x: jax.Array, rows: Axes) -> jax.Array:
     return with_sharding_constraint(x, PartitionSpec(rows, None))

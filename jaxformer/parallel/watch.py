@@ -25,7 +25,7 @@ from jaxformer.errors import RunFailed, UserError
 
 STORE = "jaxformer/watch"
 BEAT_SECONDS = 1.0
-LINGER_SECONDS = 5 * BEAT_SECONDS  # process 0 stays so long that all have read the last word
+LINGER_SECONDS = 5 * BEAT_SECONDS  # process 0 stays this long, so that all can read the last word
 STUCK = 10  # time-outs without a step, while others wait for it, until a process counts as stuck
 
 FAILED, BAD_INPUT = 1, 2
@@ -34,9 +34,9 @@ FAILED, BAD_INPUT = 1, 2
 class Stop:
     """Where all processes stop after one of them was asked to.
 
-    Every process asks `due` at the same places in the same order, the points. Once the word is
-    heard, each one holds still, its watch tells how many points it has passed, and all stop at the
-    one after the furthest: a point that nobody has passed, and that everybody comes to.
+    Every process calls `due` at the same places in the same order: the points. Once it hears the
+    word, each one holds still and its watch tells how many points it has passed. All stop at the
+    point after the furthest, which nobody has passed and everybody will reach.
     """
 
     def __init__(self, *, alone: bool = True) -> None:
@@ -52,7 +52,7 @@ class Stop:
             self._last_point = 0
 
     def due(self, step: int | None = None) -> bool:
-        """Pass a point: whether it is the one to stop at."""
+        """Pass a point, and tell whether it is the one to stop at."""
         with self._may_pass:
             self.points += 1
             self.step = self.step if step is None else step
@@ -64,11 +64,11 @@ class Stop:
         return self.points + 1 >= self._last_point
 
     def hold(self) -> None:
-        """No point is passed from here on."""
+        """Let no point be passed from now on."""
         self._may_pass.acquire()
 
     def decide(self, furthest: int) -> None:
-        """All have held; the furthest of them has passed so many points."""
+        """Release the hold, once all have held; the furthest has passed `furthest` points."""
         self._last_point = furthest + 1
         self._may_pass.release()
 
@@ -90,11 +90,11 @@ class RollCall:
         self._still: dict[int, int] = {}  # looks without a new point, behind others
 
     def look(self, beats: Mapping[int, Beat]) -> tuple[int, str] | None:
-        """Once every BEAT_SECONDS: the process that is missing or stuck, and what is known."""
+        """Called every BEAT_SECONDS: the process that is missing or stuck, and what is known."""
         furthest = max(beat.points for beat in beats.values())
         for process, beat in beats.items():
             last = self._last.get(process, Beat(-1, 0, 0))
-            still = 0 < last.points == beat.points < furthest  # 0: compiling takes its time
+            still = 0 < last.points == beat.points < furthest  # 0: may be compiling
             self._silent[process] = self._silent.get(process, 0) + 1 if last == beat else 0
             self._still[process] = self._still.get(process, 0) + 1 if still else 0
             seen = f"last seen at step {beat.step}"
@@ -131,14 +131,14 @@ class Watch:
         loops: list[Callable[[], None]] = [self._beat]
         if self.index:
             loops.append(self._count_unanswered)
-            # jax aborts a process as soon as the coordinator is gone, by a message without a name.
-            # It has no working callback for it, and Python's signal handlers would come too late.
+            # jax aborts a process as soon as the coordinator is gone, and its message names nobody.
+            # It has no working callback for this, and Python's signal handlers come too late.
             ctypes.CDLL(None).signal(signal.SIGABRT, self._on_abort)
         for loop in loops:
             threading.Thread(target=self._every_second, args=[loop], daemon=True).start()
 
     def end(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._over.set()
         if self.index:
             ctypes.CDLL(None).signal(signal.SIGABRT, None)
@@ -146,8 +146,8 @@ class Watch:
     def fail(self, error: BaseException) -> int:
         """Tell the others that this process fails; → its exit code.
 
-        What is not the user's mistake may be the consequence of another process's end: then the
-        word on that one comes first, within the time-out.
+        An error that is not the user's mistake may be the consequence of another process's end:
+        then the watch names that process first, within the time-out.
         """
         known = isinstance(error, UserError | RunFailed | KeyboardInterrupt | SystemExit)
         if not known and self._named.wait(self._timeout + LINGER_SECONDS):
@@ -217,7 +217,7 @@ class Watch:
 
     def _tell_end(self, process: int, what: str, code: int) -> str:
         text = f"{self.name(process)} {what}"
-        # It fails where another process was first, or nobody is left to hear it.
+        # The write fails if another process was first, or nobody is left to hear it.
         with contextlib.suppress(RuntimeError, ValueError):
             self._write("words/end", json.dumps([text, code]), first=True)
         if self.index == 0:
@@ -234,7 +234,7 @@ class Watch:
     def _leave(self, text: str, code: int) -> None:
         if self._over.is_set():
             return
-        again = "; run the same commands again to go on from the newest checkpoint"
+        again = "; run the same commands again to resume from the newest checkpoint"
         line = f"error: {text}{again if code == FAILED else ''}\n"
         with contextlib.suppress(OSError):  # nobody reads it any more
             sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""What devices send each other, and what each computes while it is under way."""
+"""What devices send each other, and what they compute meanwhile."""
 
 import math
 import re
@@ -25,13 +25,13 @@ COLLECTIVES = (
 class Collective:
     """Communication of one kind between the devices of `group`.
 
-    `bytes` is the larger side of it on one device: what an all-gather leaves, what a
-    reduce-scatter, an all-reduce, an all-to-all or a permutation takes.
+    `bytes` is the larger of its input and output on one device: the output of an all-gather, the
+    input of a reduce-scatter, an all-reduce, an all-to-all or a permutation.
     """
 
     kind: str
     bytes: float
-    group: tuple[int, ...]  # partitions; one of the groups that do the same
+    group: tuple[int, ...]  # partitions; one of the groups that do the same at once
 
     @property
     def traffic(self) -> float:
@@ -42,25 +42,25 @@ class Collective:
         return self.bytes * (size - 1) / size * (2 if self.kind == "all-reduce" else 1)
 
 
-# In the order of the program: a collective begins, work is done, the collective with this number in
-# the flight is waited for.
+# In the order of the program: a collective begins, work is done, or a collective, given by its
+# number in the flight, is waited for.
 Event = Collective | Work | int
 Flight = tuple[Event, ...]
 
 
 class UnderWay:
-    """The flights of a computation that is executed so often, noted down in the order of its text.
+    """Records the flights of a computation that runs `times` times, in the order of its text.
 
-    A flight lasts from where nothing is under way to where nothing is again.
+    A flight lasts from the start of a collective until none is under way.
     """
 
     def __init__(self, flights: Counter[Flight], times: int) -> None:
         self._flights = flights
         self._times = times
         self._events: list[Event] = []
-        self._open: dict[str, list[int]] = {}  # numbers of collectives, by who is to end them
+        self._open: dict[str, list[int]] = {}  # numbers of collectives, by what ends them
         self._count = 0
-        self._done = Work()  # as far as `_events` go
+        self._done = Work()  # up to the last of `_events`
 
     def begin(self, name: str, collectives: list[Collective], done: Work) -> None:
         """`done` is all work up to here."""
@@ -72,7 +72,7 @@ class UnderWay:
         self._events += collectives
 
     def hand_over(self, name: str, other: str) -> None:
-        """What `name` began is now to be ended by the name `other`."""
+        """What `name` began will be ended under the name `other`."""
         if name in self._open:
             self._open[other] = self._open.pop(name)
 
@@ -85,7 +85,7 @@ class UnderWay:
             self.close()
 
     def close(self) -> None:
-        """The computation is over, or nothing is under way."""
+        """End the flight: the computation is over, or nothing is under way."""
         if self._events:
             self._flights[tuple(self._events)] += self._times
         self._events, self._open, self._count = [], {}, 0
@@ -110,7 +110,7 @@ def collectives_of(instruction: Instruction, computation: Computation) -> list[C
 
 
 def _group(attributes: str) -> tuple[int, ...]:
-    """The partitions of the first group, of a list of groups, an iota, a mesh or of pairs."""
+    """The partitions of the first group; groups are a list, an iota, a mesh or pairs."""
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return tuple(int(part) for part in found[1].split(","))
     iota = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
@@ -129,7 +129,7 @@ def _group(attributes: str) -> tuple[int, ...]:
 
 
 def _iota(dims: str, order: str | None) -> np.ndarray:
-    """Of `2,4` and `1,0` the numbers 0, 4, 1, 5, …: those of a 2 × 4 array, transposed."""
+    """For `2,4` and `1,0`, the numbers 0, 4, 1, 5, …: those of a 2 × 4 array, transposed."""
     sizes = [int(size) for size in dims.split(",")]
     numbers = np.arange(math.prod(sizes)).reshape(sizes)
     return (
@@ -138,8 +138,8 @@ def _iota(dims: str, order: str | None) -> np.ndarray:
 
 
 def _mesh_group(mesh: str, chosen: str) -> tuple[int, ...]:
-    """Of `'data'=2,'fsdp'=4` the group along `'fsdp'`, or along `'fsdp':(1)2`: the 2 of it that
-    have 1 axis of it before them."""
+    """The group along `'fsdp'` in the mesh `'data'=2,'fsdp'=4`, or along a part of that axis:
+    `'fsdp':(1)2` is its factor of 2 that comes after a factor of 1."""
     sizes: dict[str, int] = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
     numbers = np.arange(math.prod(sizes.values()))
     strides, stride = {}, numbers.size

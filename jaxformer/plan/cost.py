@@ -1,4 +1,4 @@
-"""What one step of a compiled program costs, read off its HLO text, loops multiplied out.
+"""What one step of a compiled program costs, read from its HLO text with loops multiplied out.
 
 XLA's own analysis counts the body of a loop once.
 """
@@ -33,12 +33,12 @@ NO_WORK = {
 
 @dataclass
 class Cost:
-    """Of one execution of a program on one device."""
+    """The cost of one execution of a program on one device."""
 
     flops: float = 0.0  # of matrix products outside of kernels
     cycles: float = 0.0  # as the compiler estimates
     memory: float = 0.0  # bytes from and to HBM
-    unestimated: float = 0.0  # the part of `memory` that is moved without cycles to its name
+    unestimated: float = 0.0  # the part of `memory` that no cycles are given for
     flights: Counter[Flight] = field(default_factory=Counter)
     kernels: Counter[Kernel] = field(default_factory=Counter)
     endless: list[str] = field(default_factory=list)  # loops whose count is not known: counted once
@@ -69,13 +69,13 @@ def read_cost(text: str) -> Cost:
 class _Walk:
     def __init__(self, computations: dict[str, Computation]) -> None:
         if "ENTRY" not in computations:
-            raise ValueError("this is no HLO text: it has no ENTRY computation")
+            raise ValueError("this is not HLO text: it has no ENTRY computation")
         self._computations = computations
         self.cost = Cost()
         self._walk(Scope(computations["ENTRY"]), 1)
 
     def _walk(self, scope: Scope, times: int) -> None:
-        """Count a computation that is executed so often, in the order of its text."""
+        """Count a computation that runs `times` times, in the order of its text."""
         computation = scope.computation
         under_way = UnderWay(self.cost.flights, times)
         for instruction in computation.instructions.values():
@@ -97,7 +97,7 @@ class _Walk:
         under_way.close()
 
     def _walk_longest(self, conditional: Instruction, scope: Scope, times: int) -> None:
-        """Of the branches the one with most cycles: a step that updates, not one that skips."""
+        """Count the branch with the most cycles: a step that updates, not one that skips."""
         names = conditional.called("branch_computations", "true_computation", "false_computation")
         before, costs = self.cost, []
         for name in names:
@@ -156,7 +156,7 @@ class _Walk:
     def _count_part(
         self, instruction: Instruction, computation: Computation, times: int, under_way: UnderWay
     ) -> None:
-        """Of what is asynchronous, the start, a part or the end."""
+        """Count the start, an update or the end of an asynchronous instruction."""
         opcode, name, operands = instruction.opcode, instruction.name, instruction.operands
         if opcode.endswith("-done"):
             under_way.end(operands[0], self.cost.work)
@@ -167,7 +167,7 @@ class _Walk:
             self.cost.memory += times * self._memory(instruction, computation)
         else:
             start = computation.instructions[operands[0]]
-        # Another core may get its program at the start, and with an update what to send.
+        # Another core may get its program at the start, and what it sends with an update.
         if opcode.endswith("-update") and (len(operands) == 1 or start.operands):
             under_way.hand_over(start.name, name)
         elif operands:
@@ -183,7 +183,7 @@ class _Walk:
                 found += collectives_of(instruction, computation)
             for name in instruction.called("calls"):
                 found += self._inside_fusion(self._computations[name], times)
-        # Of an all-reduce a slice may be all that is kept.
+        # An all-reduce of which only a slice is kept is a reduce-scatter.
         sliced = computation.root.opcode == "dynamic-slice"
         kinds = {"all-reduce": "reduce-scatter"} if sliced else {}
         return [replace(one, kind=kinds.get(one.kind, one.kind)) for one in found]
@@ -202,7 +202,7 @@ class _Walk:
         return found
 
     def _memory(self, instruction: Instruction, computation: Computation) -> float:
-        """Bytes read from and written to HBM; of what is only sliced or updated, the part."""
+        """Bytes read from and written to HBM; of an array sliced or updated, only that part."""
         operands = [computation.instructions[name] for name in instruction.operands]
         match instruction.opcode:
             case "dynamic-slice" | "slice" | "gather":
@@ -256,7 +256,7 @@ class _Walk:
         )
 
     def _of_root(self, root: Instruction, fused: Computation) -> float:
-        """Bytes that one result of a fusion changes of its array."""
+        """Bytes of its array that one result of a fusion changes."""
         while root.opcode == "bitcast":
             root = fused.instructions[root.operands[0]]
         if root.opcode == "dynamic-update-slice":
@@ -269,14 +269,14 @@ class _Walk:
 
 
 def _chain(instruction: Instruction) -> str | None:
-    """Which collective of many parts an instruction is a part of: fusions carry it on, between one
-    that only starts it and one that is over when it is done."""
+    """Which collective in parts an instruction belongs to, if any: one fusion starts it, others
+    advance it, and the last one ends when it is done."""
     found = re.search(r'chain_id="(\d+)"', instruction.attributes)
     return f"chain {found[1]}" if found else None
 
 
 def _flops(product: Instruction, computation: Computation) -> float:
-    """Of a matrix product or a convolution, a multiply-add counting two."""
+    """FLOPs of a matrix product or a convolution; a multiply-add counts as two."""
     left, right = (computation.instructions[name].shapes[0].dims for name in product.operands[:2])
     result = product.shapes[0].dims
     if product.opcode == "dot":
@@ -305,7 +305,7 @@ def _flops(product: Instruction, computation: Computation) -> float:
 
 
 def _window(attributes: str) -> dict[str, list[tuple[int, int]]]:
-    """Every setting of a convolution's window, a pair an axis (of which only padding uses both)."""
+    """Every setting of a convolution's window, a pair per axis (only padding uses both)."""
     found = re.search(r"window=\{([^}]*)\}", attributes)
     settings = {}
     for word in found[1].split() if found else []:
@@ -319,10 +319,10 @@ def _window(attributes: str) -> dict[str, list[tuple[int, int]]]:
 def _meetings(
     size: int, kernel: int, outputs: int, stride: int, pad: int, lhs_dilate: int, rhs_dilate: int
 ) -> int:
-    """How many pairs of a kernel's and an input's places meet along an axis, in all outputs.
+    """How many pairs of kernel and input positions meet along an axis, over all outputs.
 
-    A batched product is a convolution whose kernel is as wide as the batch, laid so that every
-    output meets one place of it.
+    A batched product is a convolution whose kernel is as wide as the batch, placed so that every
+    output meets one position of it.
     """
     begins = np.arange(outputs) * stride - pad
     total = 0

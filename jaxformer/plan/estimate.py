@@ -1,8 +1,8 @@
-"""How long a step takes by what its program computes, moves and sends: a roofline with a schedule.
+"""How long a step takes, from what its program computes, moves and sends: a scheduled roofline.
 
 The figures are the compiler's and the data sheets'. They leave out latencies and the launch of
-each operation, so that they are lower bounds that rank variants well; a step on hardware takes
-some percent more.
+each operation, so they are lower bounds, which rank variants well; a step on hardware takes a few
+percent more.
 """
 
 import math
@@ -48,7 +48,7 @@ class Estimate:
 
     @property
     def bound(self) -> str:
-        """What the step would be faster with more of."""
+        """The resource that limits the step."""
         if self.step == self.memory:
             return "memory"
         return "compute" if self.compute >= self.network else "network"
@@ -107,7 +107,7 @@ def waits(
 
 
 def work_seconds(work: Work, chip: Chip) -> float:
-    """By the compiler's cycles, the peak for kernels' products, and memory for the rest."""
+    """Seconds: by the compiler's cycles, the kernels' FLOPs or bytes, and memory for the rest."""
     kernels = sum(
         times * max(kernel_flops(kernel) / chip.peak_flops, kernel.bytes / chip.memory_bandwidth)
         for kernel, times in work.kernels
@@ -116,13 +116,13 @@ def work_seconds(work: Work, chip: Chip) -> float:
 
 
 def kernel_flops(kernel: Kernel) -> float:
-    """FLOPs of a Pallas call: as it states them, or splash attention's by its operands.
+    """FLOPs of a Pallas call: as it states them, or from the operands of splash attention.
 
-    Its first operand is the grid [heads or 1, query blocks, key blocks] of what it visits, short
+    Its first operand is the grid [heads or 1, query blocks, key blocks] of what it visits, shorter
     along one side where a window leaves few; q [..., heads, length, head_dim] is the first matrix.
-    A block on the edge of what is visible is worked on whole. Every product of a block costs 2
-    FLOPs a multiply-add: forward has two, the gradients of k and v four, that of q three, all at
-    once five.
+    A block that is visible in part is computed whole. Every product of a block costs 2 FLOPs per
+    multiply-add: forward has two products, the gradients of k and v four, that of q three, all
+    gradients at once five.
     """
     if kernel.flops is not None:
         return kernel.flops
@@ -171,7 +171,7 @@ def link_seconds(collective: Collective, where: Slice, devices: Sequence[jax.Dev
         return seconds + collective.bytes / chip.link_bandwidth
     ways = sum(2 if ring else 1 for _, ring in sides) * chip.link_bandwidth
     if "all-to-all" in collective.kind:
-        # A half of a ring's far side, a third of a line: so many links does a byte take.
+        # On average, a byte takes a quarter of a ring's links, and a third of a line's.
         hops = sum(size / (4 if ring else 3) for size, ring in sides)
         return seconds + collective.bytes * hops / ways
     rounds = 2 if collective.kind == "all-reduce" else 1

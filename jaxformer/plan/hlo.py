@@ -31,12 +31,12 @@ class Instruction:
     shapes: tuple[Shape, ...]  # the arrays of the result, a tuple's flattened
     operands: tuple[str, ...]
     inside: str  # the text in its parentheses
-    attributes: str  # the text behind them
+    attributes: str  # the text after them
     is_root: bool
 
     @property
     def bytes(self) -> float:
-        """Of the result, in HBM."""
+        """Bytes of the result that lie in HBM."""
         return sum(shape.bytes for shape in self.shapes if not shape.on_chip)
 
     @property
@@ -84,11 +84,11 @@ class Computation:
         return users
 
 
-END = re.compile(r'\}(, execution_thread="\w+")?')  # of a computation, on whichever core
+END = re.compile(r'\}(, execution_thread="\w+")?')  # of a computation, on any core
 
 
 def parse(text: str) -> dict[str, Computation]:
-    """The computations of a module by name; the one it starts in is also there as `ENTRY`."""
+    """The computations of a module by name; the one it starts in is also under `ENTRY`."""
     computations: dict[str, Computation] = {}
     current: dict[str, Instruction] | None = None
     for line in _logical_lines(text):
@@ -107,7 +107,7 @@ def parse(text: str) -> dict[str, Computation]:
 
 
 def _logical_lines(text: str) -> Iterator[str]:
-    """Lines, with an attribute that has line breaks in it, as kernels' have, on one."""
+    """Lines, where an attribute with line breaks in it, as kernels have, is joined into one."""
     whole = ""
     for line in text.splitlines():
         if (

@@ -56,7 +56,7 @@ class Scope:
         return None
 
     def _kept(self, index: int) -> bool:
-        """Whether the loop that this is the body of hands on element `index` as it was."""
+        """Whether the loop with this body passes on element `index` unchanged."""
         root = self.computation.root
         if root.opcode != "tuple":
             return False
@@ -67,7 +67,7 @@ class Scope:
 
 
 def trip_count(loop: Instruction, body: Scope, computations: dict[str, Computation]) -> int | None:
-    """How often a loop runs whose counter goes from a start by a step to a limit; None for others.
+    """How often a loop runs, if its counter goes from a start to a limit by a step; else None.
 
     Args:
         body: the loop's body, as the loop calls it.

@@ -1,4 +1,4 @@
-"""What a training step would take on a TPU slice: compiled by the TPU compiler, on any machine."""
+"""What a train step would take on a TPU slice, found with the TPU compiler on any machine."""
 
 import dataclasses
 import json
@@ -57,7 +57,7 @@ class Plan:
     mesh: dict[str, int]
     remat: str
     rows: int
-    pipeline: str | None  # of a mesh with stages
+    pipeline: str | None  # on a mesh with stages
     compiler_options: Options
     tokens: int
     parameters: int
@@ -102,7 +102,7 @@ def show_sharding(config: Config, topology: str, slices: int) -> None:
     """Print what every chip would hold of each parameter; nothing is compiled.
 
     Raises:
-        UserError: as `plan`.
+        UserError: as for `plan`.
     """
     _, devices = slices_of(topology, slices)
     mesh = make_mesh(config.mesh.sizes, config.mesh.preset, devices)
@@ -111,7 +111,7 @@ def show_sharding(config: Config, topology: str, slices: int) -> None:
 
 
 def make_plan(config: Config, where: Slice, devices: Sequence[jax.Device], vocab_size: int) -> Plan:
-    """Compile the train step of `config` for `devices` and take its cost.
+    """Compile the train step of `config` for `devices` and estimate its cost.
 
     Raises:
         OutOfMemory: it does not fit.
@@ -223,7 +223,7 @@ def too_large(config: Config, sizes: dict[str, int], error: OutOfMemory, where: 
     needed, available = error.needed, error.available
     return (
         f"does not fit: a chip needs {in_bytes(needed)} and has {in_bytes(available)}, "
-        f"{in_bytes(needed - available)} too little; change one:\n  " + "\n  ".join(changes)
+        f"{in_bytes(needed - available)} too little; change one of:\n  " + "\n  ".join(changes)
     )
 
 
@@ -235,12 +235,12 @@ def describe(made: Plan) -> str:
     lines = [
         ("topology", f"{made.topology}{slices}, {made.chips} chips; {mesh}"),
         ("model", f"{made.parameters:,} parameters, remat {made.remat}"),
-        ("batch", f"{made.rows} rows, {made.tokens:,} tokens a step"),
+        ("batch", f"{made.rows} rows, {made.tokens:,} tokens per step"),
         *([("pipeline", made.pipeline)] if made.pipeline else []),
         ("compiler", described(made.compiler_options)),
         (
             "memory",
-            f"{in_bytes(memory.peak)} at the peak of {in_bytes(memory.capacity)} a chip",
+            f"{in_bytes(memory.peak)} at the peak of {in_bytes(memory.capacity)} per chip",
         ),
         (
             "",
@@ -248,14 +248,13 @@ def describe(made: Plan) -> str:
         ),
         *([("", f"the other model {in_bytes(memory.reference)}")] if memory.reference else []),
         ("", f"activations and other temporaries {in_bytes(memory.temporary)}"),
-        ("FLOPs", f"{made.model_flops:.4g} a step by the model"),
+        ("FLOPs", f"{made.model_flops:.4g} per step by the model"),
         (
             "",
-            f"{made.product_flops:.4g} in products and {made.kernel_flops:.4g} in kernels on a "
-            f"chip",
+            f"{made.product_flops:.4g} in products and {made.kernel_flops:.4g} in kernels per chip",
         ),
-        ("cycles", f"{made.cycles / 1e9:.3f} G on a chip, as the compiler estimates"),
-        ("network", f"{sum(part.bytes for part in seconds.traffic) / 1e9:.1f} GB to a chip"),
+        ("cycles", f"{made.cycles / 1e9:.3f} G per chip, as the compiler estimates"),
+        ("network", f"{sum(part.bytes for part in seconds.traffic) / 1e9:.1f} GB to each chip"),
     ]
     for part in seconds.traffic:
         lines.append(
@@ -267,18 +266,18 @@ def describe(made: Plan) -> str:
         )
     if made.slices > 1 and parse_slice(made.topology).chip.dimensions == 3:
         # libtpu 0.0.50 drops `wrap` where `num_slices` is given.
-        lines.append(("", "of several slices the compiler does not know the rings: it gathers by"))
-        lines.append(("", "all-reduces, in twice the time that a real slice takes"))
+        lines.append(("", "of several slices, the compiler does not know the rings: it gathers by"))
+        lines.append(("", "all-reduces, which take twice the time that real slices need"))
     if made.endless_loops:
         loops = ", ".join(made.endless_loops)
-        lines.append(("loops", f"counted once, for want of a limit in the program: {loops}"))
+        lines.append(("loops", f"counted once, as the program states no limit: {loops}"))
     lines += [
         (
             "step",
             f"{ms(made.step_seconds)}, bound by {made.bound}: compute {ms(seconds.compute)} + "
             f"waiting for the network {ms(seconds.waiting)}",
         ),
-        ("", f"network in all {ms(seconds.network)}, memory {ms(seconds.memory)}"),
+        ("", f"network in total {ms(seconds.network)}, memory {ms(seconds.memory)}"),
         ("speed", f"{made.tokens_per_second_per_chip:,.0f} tokens/s/chip, MFU {made.mfu:.1%}"),
         ("compiled", f"in {made.compile_seconds:.0f} s"),
     ]

@@ -28,13 +28,13 @@ from jaxformer.train.program import make_program
 
 TENSOR = (1, 2, 4, 8)
 REMAT = ("full", "dots", "none")  # from the least memory to the most
-ROWS = (8, 4, 2, 1)  # on a data shard
-BEST = 5  # variants that are shown in the end
+ROWS = (8, 4, 2, 1)  # per data shard
+BEST = 5  # variants that are shown at the end
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A mesh, a rematerialisation and the rows on a data shard."""
+    """A mesh, a rematerialisation and the rows per data shard."""
 
     sizes: dict[str, int]
     remat: str
@@ -47,18 +47,18 @@ class Variant:
         return Config.model_validate(config.model_dump() | {"mesh": mesh, "train": train})
 
     def __str__(self) -> str:
-        return f"{_listed(self.sizes)}, remat {self.remat}, {self.rows} rows on a shard"
+        return f"{_listed(self.sizes)}, remat {self.remat}, {self.rows} rows per shard"
 
 
 def search(config: Config, topology: str, slices: int, *, as_json: bool) -> int:
     """Compile the step with several meshes, and with the most rows that fit for every
-    rematerialisation; print each result as it comes, and the fastest in the end, or after Ctrl-C.
+    rematerialisation; print each result as it comes, and the fastest at the end or after Ctrl-C.
 
     Returns:
         The exit code: 0 something fits, 1 nothing does, 75 stopped by a signal.
 
     Raises:
-        UserError: as `plan`.
+        UserError: as for `plan`.
     """
     where, devices = slices_of(topology, slices)
     vocab_size = vocab_size_of(config)
@@ -93,7 +93,7 @@ def search(config: Config, topology: str, slices: int, *, as_json: bool) -> int:
 
 
 def meshes(config: Config, devices: int, slices: int) -> Iterator[dict[str, int]]:
-    """Sizes to try: `data` goes over slices, `stage`, `context` and `expert` stay as they are, and
+    """Sizes to try: `data` spans the slices, `stage`, `context` and `expert` stay as they are, and
     `tensor` and `fsdp` share what is left."""
     given = config.mesh
     fixed = {
@@ -115,15 +115,17 @@ def walk(
     compile_one: Callable[[Variant], Plan],
     report: Callable[[str], None] = say,
 ) -> Iterator[Plan]:
-    """For every rematerialisation of one mesh the most rows that fit; says what it leaves out.
+    """The plans of one mesh with the most rows that fit for each rematerialisation; reports what it
+    leaves out.
 
-    More rows, or less rematerialisation, need at least as much memory, so that what does not fit
-    excludes all beyond it; and of what fits, fewer rows are no faster. So from the most rows with
-    the most rematerialisation it goes to fewer rows, or to less rematerialisation.
+    More rows, or less rematerialisation, need at least as much memory, so a variant that does not
+    fit excludes all beyond it; where one fits, fewer rows are no faster. So the walk starts with
+    the most rows and the most rematerialisation; it goes to fewer rows after a variant that does
+    not fit, and to less rematerialisation after one that does.
 
     Args:
-        state: bytes on a chip of parameters and optimizer, which rows do not change.
-        memory: of a chip.
+        state: bytes per chip of parameters and optimizer, which rows do not change.
+        memory: bytes of a chip.
     """
     if state > memory:
         report(
@@ -146,7 +148,7 @@ def walk(
             # The state stays, and the rest shrinks at most as the rows do.
             while rows and state + (error.needed - state) * rows[0] / tried > memory:
                 least = state + (error.needed - state) * rows[0] / tried
-                _leave_out(report, remats, [rows.pop(0)], f"it needs {in_bytes(least)} at least")
+                _leave_out(report, remats, [rows.pop(0)], f"it needs at least {in_bytes(least)}")
         else:
             report(f"{variant}: {one_line(made)}")
             _leave_out(report, [remats.pop(0)], rows[1:], "it is no faster with fewer rows")

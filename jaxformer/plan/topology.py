@@ -1,4 +1,4 @@
-"""TPU slices by the names users know, described well enough to compile for them without one."""
+"""TPU slices by their usual names, described well enough to compile for them without a TPU."""
 
 import importlib.util
 import math
@@ -28,7 +28,7 @@ class Slice:
 
     @property
     def wrap(self) -> tuple[bool, ...]:
-        """Along which dimensions the last chip is linked to the first: cubes of 4³ are joined to
+        """Along which dimensions the last chip is linked to the first: cubes of 4³ are joined into
         rings, and so are the 16 chips of a whole side of a 2D torus."""
         if self.chip.dimensions == 2:
             return tuple(size == 16 for size in self.shape)
@@ -36,10 +36,10 @@ class Slice:
 
 
 def parse_slice(name: str) -> Slice:
-    """What a name such as `v5p-128` or `v6e-256` stands for.
+    """The slice that a name such as `v5p-128` or `v6e-256` stands for.
 
-    The number counts TensorCores for v4, v5p and v7x, which have two a chip, and chips for v5e and
-    v6e. The shape is the most cubic one that is offered.
+    The number counts TensorCores for v4, v5p and v7x, which have two per chip, and chips for v5e
+    and v6e. The shape is the most cubic one that is offered.
 
     Raises:
         UserError: no such generation, or no slice of that size.
@@ -62,7 +62,7 @@ def parse_slice(name: str) -> Slice:
 
 
 def _offered(dimensions: int) -> dict[int, tuple[int, ...]]:
-    """The shape of every size: small ones, and in three dimensions all joins of cubes."""
+    """The shape of every size: small ones, and in three dimensions all that cubes make up."""
     if dimensions == 2:
         sides = [(1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)]
         return {math.prod(shape): shape for shape in sides}
@@ -88,9 +88,9 @@ def compile_only_devices(where: Slice, slices: int) -> list[jax.Device]:
             "the TPU compiler is not installed; it needs no TPU and runs on any Linux x86-64 "
             'machine: pip install "jaxformer[tpu]"'
         )
-    # Read when the compiler is loaded: it would look for a TPU at the cloud's metadata server,
-    # for other hosts, for what kind of host this is (any answer does: the topology says it), and
-    # for a lock that another compilation may hold.
+    # The compiler reads these when it is loaded. Without them, it would look for a TPU at the
+    # cloud's metadata server, for other hosts, for the kind of this host (any will do: the topology
+    # says it), and for a lock that another compilation may hold.
     settings = {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",

@@ -8,7 +8,7 @@ from jaxformer.plan.hlo import Shape
 
 @dataclass(frozen=True)
 class Kernel:
-    """A Pallas call, to which the compiler gives no cycles."""
+    """A Pallas call, for which the compiler gives no cycles."""
 
     name: str
     operands: tuple[Shape, ...]
@@ -23,11 +23,11 @@ class Work:
     """What keeps a device's cores busy."""
 
     cycles: float = 0.0
-    unestimated: float = 0.0  # bytes from and to HBM that are moved without cycles to their name
-    kernels: tuple[tuple[Kernel, float], ...] = ()  # each with how often
+    unestimated: float = 0.0  # bytes from and to HBM that no cycles are given for
+    kernels: tuple[tuple[Kernel, float], ...] = ()  # each with its count
 
     def since(self, before: "Work", times: int) -> "Work":
-        """What was done after `before`, in one of so many executions."""
+        """The work done since `before`, per execution of `times`."""
         kernels = Counter(dict(self.kernels))
         kernels.subtract(dict(before.kernels))
         return Work(

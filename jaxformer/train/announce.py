@@ -16,7 +16,7 @@ from jaxformer.xla_flags import FLAG
 
 
 def plan_of(program: Program, stores: Stores, peak: Peak) -> str:
-    """What will happen: parameters, tokens, FLOPs, memory, mesh, and what was chosen by itself."""
+    """What will happen: parameters, tokens, FLOPs, memory, mesh, and what `auto` chose."""
     config = program.config
     train, length, tokens = config.train, config.data.sequence_length, program.tokens_per_step
     in_all, epoch = tokens * train.steps, sum(part.tokens for part in stores.training)
@@ -39,7 +39,7 @@ def plan_of(program: Program, stores: Stores, peak: Peak) -> str:
     options = program.compiler_options
     compiler = {"compiler": described(options)} if options else {}
     if device.platform == "cpu" and FLAG in os.environ.get("XLA_FLAGS", ""):
-        compiler = {"compiler": "no reductions by YNNPACK (XLA_FLAGS has its way)"}
+        compiler = {"compiler": "no reductions by YNNPACK (XLA_FLAGS takes precedence)"}
     pipeline = {"pipeline": str(program.pipeline)} if program.pipeline else {}
     lines = {
         "model": f"{program.num_parameters:,} parameters, layers {layers}{chosen}",
@@ -56,7 +56,7 @@ def plan_of(program: Program, stores: Stores, peak: Peak) -> str:
         **pipeline,
         **compiler,
         "memory": f"{in_bytes(state)} of state per device",
-        "peak": f"{peak.flops:.3g} FLOP/s ({peak.source}), which MFU refers to",
+        "peak": f"{peak.flops:.3g} FLOP/s ({peak.source}), the reference for MFU",
     }
     return "\n".join(f"{name:<11}{text}" for name, text in lines.items())
 
@@ -66,7 +66,7 @@ def compiled_in(seconds: float, memory: int) -> str:
 
 
 def commands(directory: RunDirectory, config: Config, *, finished: bool) -> str:
-    """The exact commands to go on with a run, or to use it."""
+    """The exact commands to continue a run, or to use it."""
     resume = f"jaxformer train {_quoted(directory.config)}"
     if not finished:
         return f"to resume:   {resume}"
@@ -75,7 +75,7 @@ def commands(directory: RunDirectory, config: Config, *, finished: bool) -> str:
     accept = "" if schedule == "constant" else " 'run.accept_changes=[schedule]'"
     return "\n".join(
         [
-            f"to go on:    {resume} train.steps=MORE{accept}",
+            f"to continue: {resume} train.steps=MORE{accept}",
             f"to evaluate: jaxformer eval {run}",
             f'to generate: jaxformer generate {run} --prompt "..."',
         ]

@@ -1,4 +1,4 @@
-"""JAX's default types, kept from what Optax computes."""
+"""Keeps JAX_ENABLE_X64 from changing what Optax computes."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -11,8 +11,8 @@ Result = TypeVar("Result")
 
 
 def without_x64(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """The same whatever JAX_ENABLE_X64 says: Optax computes schedules, bias corrections and Muon's
-    coefficients in JAX's default float type."""
+    """`function` with 32-bit default types, whatever JAX_ENABLE_X64 says: Optax computes schedules,
+    bias corrections and Muon's coefficients in JAX's default float type."""
 
     @wraps(function)
     def narrow(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:

@@ -24,7 +24,7 @@ USUAL = {  # in the rows of every run
 
 
 class Display(Protocol):
-    """Told of every finished step; a step that is logged comes with its row."""
+    """Hears of every finished step, and gets the row of each step that is logged."""
 
     def __enter__(self) -> Self: ...
 
@@ -70,7 +70,7 @@ class LiveLine:
 
 
 class PlainLines:
-    """A line about training every few seconds at most, and at the last step."""
+    """At most one line about training every few seconds, and one at the last step."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -96,7 +96,7 @@ class PlainLines:
 
 
 def make_display(total: int) -> Display:
-    """For standard output as it is."""
+    """The display that suits standard output."""
     return LiveLine(total) if Console().is_terminal else PlainLines(total)
 
 

@@ -15,7 +15,7 @@ SAMPLE_TEMPERATURE = 0.8
 
 
 def end_finished(session: Session, state: TrainState, step: int) -> int:
-    """Save, write a sample, and say what the run is good for now."""
+    """Save, write a sample, and print the commands that use the run."""
     save(session, state, step, wait=True)
     if session.config.eval.sample_tokens:
         with session.recorder.goodput.spent_on("evaluation"):
@@ -40,13 +40,13 @@ def _sample(session: Session, state: TrainState, step: int) -> str:
 
 
 def end_stopped(session: Session, state: TrainState, step: int) -> int:
-    """After a signal: finish what runs, save, say how to go on."""
+    """After a signal: finish the steps that are running, save, and say how to resume."""
     session.say(f"{session.stop.name}: saving step {step:,}; a second signal exits at once")
     session.recorder.drain()
     save(session, state, step, wait=True)
     saved = session.checkpoints.latest()
     if saved != step:
-        session.say(f"step {step:,} is not saved, its update was skipped; saved: {saved}")
+        session.say(f"step {step:,} is not saved: its update was skipped; newest save: {saved}")
     session.say(announce.commands(session.directory, session.config, finished=False))
     return STOPPED
 

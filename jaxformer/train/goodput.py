@@ -39,7 +39,7 @@ class Goodput:
         return {**known, "steps": total - sum(known.values())}
 
     def table(self) -> str:
-        """One line a part: seconds and share."""
+        """One line per part: seconds and share."""
         seconds = self.seconds()
         total = sum(seconds.values())
         rows = [

@@ -22,8 +22,8 @@ class Interrupted(Exception):
 class StopSignal:
     """While entered, the first SIGTERM or SIGINT is noted and a second one kills the process.
 
-    Signals reach the main thread alone; entered elsewhere, it notes nothing. Of several processes,
-    one may get the signal, and all stop at the same place.
+    Only the main thread gets signals; entered in another thread, it notes nothing. If one of
+    several processes gets the signal, all stop at the same place.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class StopSignal:
 
     @property
     def name(self) -> str | None:
-        """Of the signal that came."""
+        """The name of the signal that came."""
         return self._stop.asked
 
     def __enter__(self) -> Self:
@@ -54,7 +54,7 @@ class StopSignal:
         return self._stop.due(step)
 
     def check(self) -> None:
-        """As `due`, within a step's other work: raises Interrupted."""
+        """Like `due`, but raises Interrupted; for work between steps."""
         if self._stop.due():
             raise Interrupted(self.name)
 

@@ -21,7 +21,7 @@ from jaxformer.train.step import TrainState
 
 @dataclass(frozen=True)
 class Session:
-    """What the phases of one process's part of a run share."""
+    """What the phases of a run share, in one process."""
 
     program: Program
     directory: RunDirectory
@@ -149,10 +149,10 @@ def _measure(session: Session, state: TrainState, step: int) -> None:
 
 
 def save(session: Session, state: TrainState, step: int, *, wait: bool = False) -> None:
-    """Checkpoint `step`, if it is not there yet.
+    """Save a checkpoint of `step`, unless there is one.
 
-    While updates are being skipped nothing is saved, so that the newest checkpoints stay those of
-    before; the last step of the run is saved all the same.
+    While updates are being skipped, nothing is saved, so that the newest checkpoints stay those
+    from before; the last step of the run is saved all the same.
     """
     recorder, checkpoints = session.recorder, session.checkpoints
     last = step == session.config.train.steps

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: what a run records, and the truth about it."""
+"""`metrics.jsonl`, the authoritative record of a run's metrics."""
 
 import io
 import json
@@ -18,22 +18,22 @@ TIMING_FIELDS = ("tokens_per_second", "step_seconds", "mfu")
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one JSON object a line, in the order of the steps.
+    """`metrics.jsonl`: one JSON object per line, in the order of the steps.
 
     Training rows have `step, loss, learning_rate, grad_norm, tokens, tokens_per_second,
     step_seconds, mfu` (and `nonfinite`, the updates skipped in a row, `z_loss` if used); evaluation
-    rows have `step, eval/loss, eval/bits_per_byte, eval/perplexity`, those of suites
-    `suite/TASK/METRIC`, and those of layers `step, layer, activation_rms, gradient_rms,
-    update_rms, weight_rms, parameters`, where the layer of a last row, of all parameters outside of
-    the layers, is null. A number that is not finite is null. Apart from TIMING_FIELDS, a row
-    depends on its step alone, not on when a run was resumed. What lies in a bucket cannot be
-    appended to: there `sync` and `close` write it all anew.
+    rows have `step, eval/loss, eval/bits_per_byte, eval/perplexity`; rows of suites have `step,
+    suite/TASK/METRIC`; rows of layers have `step, layer, activation_rms, gradient_rms, update_rms,
+    weight_rms, parameters`, and the last of them, with a null layer, is for all parameters outside
+    the layers. A number that is not finite is null. Apart from TIMING_FIELDS, a row depends on its
+    step alone, not on when a run was resumed. A file in a bucket cannot be appended to: there,
+    `sync` and `close` write all of it again.
     """
 
     def __init__(self, path: Path, resumed_step: int, *, writes: bool = True) -> None:
-        """Open for appending; rows beyond `resumed_step` are dropped, for they will come again.
+        """Open for appending; rows after `resumed_step` are dropped, for they will come again.
 
-        Of several processes one writes; the others know the same evaluations.
+        Only one of several processes writes; the others know the same evaluations.
         """
         rows = [row for row in read_rows(path) if row["step"] <= resumed_step]
         self._eval_losses = {row["step"]: row["eval/loss"] for row in rows if "eval/loss" in row}
@@ -50,7 +50,7 @@ class MetricsLog:
                 self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Row) -> None:
-        """Append one row; on a disk it is the operating system's when this returns.
+        """Append one row; on a disk, the operating system has it when this returns.
 
         Raises:
             RunFailed: it could not be written.
@@ -80,7 +80,7 @@ class MetricsLog:
         return self._eval_losses.get(step)
 
     def sync(self) -> None:
-        """Have the rows on the disk, as a checkpoint that comes after them will be."""
+        """Force the rows onto the disk, before a checkpoint that comes after them is saved."""
         if isinstance(self._file, io.StringIO):
             replace_text(self._path, self._file.getvalue())
         elif self._file:
@@ -100,7 +100,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """All rows of a metrics file; a last line that a kill cut short is left out.
 
     Raises:
-        UserError: a line before the last one is no row.
+        UserError: a line before the last one is not a row.
     """
     if not path.exists():
         return []
@@ -114,12 +114,12 @@ def _row(line: bytes, place: str) -> dict[str, Any]:
     try:
         row = read_json_object(line, place)
     except UserError as error:
-        raise UserError(f"{error}; mend or remove the line") from None
+        raise UserError(f"{error}; fix or remove the line") from None
     if type(row.get("step")) is not int:
-        raise UserError(f"{place} has no step, as every line of a run's metrics; remove the line")
+        raise UserError(f"{place} has no step, which every line of metrics has; remove the line")
     for key, value in row.items():
         if not isinstance(value, int | float | None):
-            raise UserError(f"{place}: {key} is no number; mend or remove the line")
+            raise UserError(f"{place}: {key} is not a number; fix or remove the line")
     return row
 
 

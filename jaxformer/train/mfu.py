@@ -36,9 +36,9 @@ def peak_flops(devices: Sequence[jax.Device], dtype: DTypeLike) -> Peak:
     """What the devices could do at best.
 
     A known accelerator counts with its data sheet's bfloat16 rate, whatever the precision in use.
-    Any other device, a CPU first of all, counts with the rate of the best of ten matrix products
-    [1024, 1024] × [1024, 1024] in `dtype`, measured now: 0.2 s, on an otherwise idle machine. The
-    devices of a CPU share its cores, so they are measured as one.
+    Any other device, such as a CPU, counts with the rate of the fastest of ten matrix products
+    [1024, 1024] × [1024, 1024] in `dtype`, measured now (0.2 s) on a machine that should be idle.
+    The devices of a CPU share its cores, so they are measured as one.
     """
     kind = devices[0].device_kind
     if kind in PEAKS:

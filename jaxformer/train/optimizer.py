@@ -17,7 +17,7 @@ OptimizerConfig = AdamWConfig | LionConfig | AdafactorConfig | MuonConfig | SGDC
 
 # An index along these picks one of several weights: a convolution's tap, a state's rates, a gate.
 STACKING_AXES = ("layers", "width", "state", "gates", "branch")
-# Axes that are one side of a matrix together.
+# Axes that together are one side of a matrix.
 ONE_SIDE = {
     ("heads", "head_dim"),
     ("kv_heads", "head_dim"),
@@ -29,10 +29,10 @@ TABLE_AXES = ("vocab", "length")  # embeddings, the head, learned positions
 
 
 def make_optimizer(config: OptimizerConfig, axes: PyTree) -> optax.GradientTransformation:
-    """Gradients to updates at the full learning rate; the schedule's factor is the step's to apply.
+    """Turn gradients into updates at the full learning rate; the step applies the schedule.
 
     Weight decay is decoupled (it is multiplied by the learning rate, not by the gradient's scale)
-    and on matrices alone: no norm, no bias, whatever the number of layers they are stacked over.
+    and applies to matrices alone, not to norms or biases, whatever layers they are stacked over.
 
     - `adamw`: Loshchilov and Hutter, 2019, arXiv:1711.05101.
     - `lion`: Chen et al., 2023, arXiv:2302.06675.
@@ -84,7 +84,7 @@ def _descend(
 
 
 def _at_rate(config: OptimizerConfig, key: str) -> optax.GradientTransformationExtraArgs:
-    """−rate · updates; `rates`, where given to `update`, go over those of the configuration."""
+    """−rate · updates; `rates` given to `update` take precedence over the configuration's."""
     own = rates_of(config)[key]
 
     def update(
@@ -150,16 +150,16 @@ def _muon_dimensions(spec: PartitionSpec) -> contrib.MuonDimensionNumbers | None
 
 
 def decay_mask(axes: PyTree) -> PyTree:
-    """True for the parameters that are matrices, each layer's own shape considered."""
+    """True for the parameters that are matrices, axes of stacked layers left out."""
     return jax.tree.map(lambda spec: matrix_sides(spec) is not None, axes, is_leaf=_is_spec)
 
 
 def matrix_sides(names: Iterable[str | None]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Which dimensions are a weight matrix's inputs and outputs; None for what is no matrix.
+    """Which dimensions are a weight matrix's inputs and outputs; None if it is not a matrix.
 
-    A stacking axis is no side. `heads` and `head_dim` together are one, so a bias [heads, head_dim]
-    is a vector and a kernel [d_model, heads, head_dim] a matrix; in a block-diagonal kernel
-    [heads, head_input, head_dim] every head is a matrix of its own.
+    A stacking axis is not a side. `heads` and `head_dim` together are one, so a bias
+    [heads, head_dim] is a vector and a kernel [d_model, heads, head_dim] a matrix; in a
+    block-diagonal kernel [heads, head_input, head_dim] every head is a matrix of its own.
 
     Raises:
         ValueError: more than two sides.
@@ -170,7 +170,7 @@ def matrix_sides(names: Iterable[str | None]) -> tuple[tuple[int, ...], tuple[in
         before = names[dimension - 1] if dimension else None
         if sides and (before, name) in ONE_SIDE:
             sides[-1] = (*sides[-1], dimension)
-        elif name == "head_input":  # of the block that the heads before it pick
+        elif name == "head_input":  # of a head's block; `heads` stacks these
             sides[-1] = (dimension,)
         elif name not in STACKING_AXES:
             sides.append((dimension,))

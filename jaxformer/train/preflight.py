@@ -1,4 +1,4 @@
-"""What must hold before a run starts, and what it records of itself."""
+"""What must hold before a run starts, and what it records about itself."""
 
 import math
 import os
@@ -24,15 +24,15 @@ from jaxformer.train.schedule import make_schedule
 
 
 def is_complete(directory: RunDirectory, config: Config) -> bool:
-    """Whether the last step is saved, with every file as it was written, and evaluated on all that
-    there is to evaluate on. Asked by all processes together."""
+    """Whether the last step is saved intact, with every evaluation that the configuration asks for.
+    All processes ask together."""
     last = config.train.steps
     if not all(processes.gather(directory.has_checkpoint(last))):
         return False
     with Checkpoints(directory.checkpoints, read_only=True) as checkpoints:
         try:
             checkpoints.verify(last)
-        except DamagedError:  # said where the run goes on, from a step before
+        except DamagedError:  # reported when the run resumes from an earlier step
             return False
     validates = config.data.validation_fraction > 0 or config.data.validation_source is not None
     keys = {key for row in read_rows(directory.metrics) if row["step"] == last for key in row}
@@ -41,10 +41,10 @@ def is_complete(directory: RunDirectory, config: Config) -> bool:
 
 
 def schedule_notes(directory: RunDirectory, config: Config) -> list[str]:
-    """What there is to say of another learning rate from the newest checkpoint on.
+    """A note if the learning rate changes at the newest checkpoint and the change is accepted.
 
     Raises:
-        UserError: there is another one, which run.accept_changes does not have.
+        UserError: it changes, and run.accept_changes does not have `schedule`.
     """
     step, before = directory.newest_step(), directory.saved()
     if step is None or before is None:
@@ -53,14 +53,14 @@ def schedule_notes(directory: RunDirectory, config: Config) -> list[str]:
     if math.isclose(was, now, rel_tol=1e-6):
         return []
     change = (
-        f"at step {step:,}, from which the run in {directory.path} goes on, the learning rate was "
+        f"at step {step:,}, from which the run in {directory.path} resumes, the learning rate was "
         f"{was:.3g} ({_schedule(before)}) and would be {now:.3g} ({_schedule(config)})"
     )
     if "schedule" in config.run.accept_changes:
         return [f"accepted: {change}"]
     raise UserError(
-        f"{change}; give run.accept_changes=[schedule] to go on all the same, with another "
-        f"optimizer.learning_rate where this one is too high, or set back what has changed"
+        f"{change}; give run.accept_changes=[schedule] to resume all the same, with a lower "
+        f"optimizer.learning_rate if this one is too high, or undo the change"
     )
 
 
@@ -75,11 +75,11 @@ def _schedule(config: Config) -> str:
 
 
 def check_room(directory: RunDirectory, program: Program) -> None:
-    """Whether the disk has room for one checkpoint, where interrupted saves have left theirs too;
-    what a bucket has room for is not known.
+    """Check that the disk has room for one checkpoint, with the space of interrupted saves as free;
+    a bucket's room is not known.
 
     Raises:
-        UserError: it has less, with both numbers.
+        UserError: it has less room; the message has both numbers.
     """
     if is_remote(directory.path):
         return
@@ -90,13 +90,13 @@ def check_room(directory: RunDirectory, program: Program) -> None:
     needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in arrays)
     if free < needed:
         raise UserError(
-            f"run.dir {directory.path} is on a disk with {free:,} bytes free, and a checkpoint has "
-            f"{needed:,}; make room, or give a folder on another disk"
+            f"run.dir {directory.path} is on a disk with {free:,} bytes free, and a checkpoint "
+            f"takes {needed:,}; make room, or give a folder on another disk"
         )
 
 
 def check_state(program: Program) -> None:
-    """Whether the state fits into a device; nothing is allocated yet.
+    """Check that the state fits into a device, before anything is allocated.
 
     Raises:
         DoesNotFit: it does not.
@@ -110,7 +110,7 @@ def check_state(program: Program) -> None:
 
 
 def check_step(program: Program, compiled: Compiled) -> None:
-    """Whether a step, as it was compiled, fits into a device that holds the state.
+    """Check that a step, as it was compiled, fits into a device that holds the state.
 
     Raises:
         DoesNotFit: it does not.
@@ -134,31 +134,31 @@ def check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
 
 
 def check_same_data(config: Config, saved: Json, manifest: Json) -> None:
-    """Whether the text and the tokenizer are those of the checkpoint.
+    """Check that the text and the tokenizer are those of the checkpoint.
 
     Raises:
-        UserError: they are not; other text may be accepted.
+        UserError: they are not; run.accept_changes may allow other text.
     """
     before, now = _identity(saved), _identity(manifest)
     for part, accept in (("tokenizer", ""), ("data", ", or run.accept_changes=[data]")):
         if before[part] != now[part] and part not in config.run.accept_changes:
             raise UserError(
                 f"the {part} of {config.run.dir} has changed since its newest checkpoint, so the "
-                f"run would not go on as it began; bring it back, or give another run.dir{accept}\n"
+                f"run would not continue as it began; restore it, or give another run.dir{accept}\n"
                 f"  before: {saved[part]}\n  now:    {manifest[part]}"
             )
 
 
 def _identity(manifest: Json) -> Json:
-    """What the text and the tokenizer are, whatever their names and wherever they lie."""
+    """What identifies the text and the tokenizer, whatever their names and places."""
     data = manifest["data"]
-    if isinstance(data, list):  # an imported model has had none
+    if isinstance(data, list):  # an imported model has none
         data = [{key: part[key] for key in part if key != "source"} for part in data]
     return {"tokenizer": manifest["tokenizer"]["fingerprint"], "data": data}
 
 
 def manifest_of(recorded: Config, program: Program, tokenizer: Tokenizer, data: list[Json]) -> Json:
-    """What a run says of itself and its `data`, its configuration as config.yaml has it."""
+    """The manifest of a run and its `data`, with the configuration as config.yaml has it."""
     return {
         "config": recorded.model_dump(mode="json"),
         "parameters": program.num_parameters,

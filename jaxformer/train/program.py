@@ -51,10 +51,10 @@ class Program:
     init: Callable[[jax.Array, PyTree, dict[str, jax.Array]], TrainState]
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     eval_step: EvalStep
-    kernels: tuple[str, ...]  # what serves the layers that have some, and why
-    frozen_products: int  # weights that are multiplied, once for every token, and get no gradient
-    pipeline: Pipeline | None  # of a train step's rows, on a mesh with stages
-    _made: dict[tuple, Any] = field(default_factory=dict)  # what was compiled, once
+    kernels: tuple[str, ...]  # what serves the layers that have kernels, and why
+    frozen_products: int  # weights that are multiplied, once per token, and get no gradient
+    pipeline: Pipeline | None  # for a train step's rows, on a mesh with stages
+    _made: dict[tuple, Any] = field(default_factory=dict)  # what has been compiled
 
     @property
     def shardings(self) -> TrainState:
@@ -85,11 +85,11 @@ class Program:
         return (3 * per_token - 2 * self.frozen_products) * self.tokens_per_step
 
     def initial_state(self, given: PyTree | None = None) -> TrainState:
-        """A state before the first step, made in place on the mesh, of the weights `given` (which
-        are used up) and fresh ones for the rest; the same seed gives the same on every mesh. The
-        weights of a reference are not in it.
+        """The state before the first step, made in place on the mesh from the weights `given`
+        (which are used up) and fresh ones for the rest; the same seed gives the same on every mesh.
+        The weights of a reference are not in it.
 
-        Of a weight given with fewer rows or columns, the others are fresh.
+        If a weight is given with fewer rows or columns, the missing ones are fresh.
         """
         shapes = by_path(weights(self.abstract))
         leaves = by_path(given or {})
@@ -107,7 +107,7 @@ class Program:
             return init(jax.random.key(self.config.train.seed), given or {}, _rates(self.config))
 
     def compile(self, rows_to_evaluate: int | None) -> "Compiled":
-        """Both steps, ahead of time: what is called later can never compile again."""
+        """Compile both steps ahead of time, so that no later call compiles again."""
         return self._once(("compile", rows_to_evaluate), lambda: self._compile(rows_to_evaluate))
 
     def _once(self, key: tuple, make: Callable[[], Any]) -> Any:
@@ -151,11 +151,11 @@ class Compiled:
 
 
 def unrolls(config: Config, mesh: Mesh) -> bool:
-    """Whether layers are compiled one by one; `auto` does so on CPU, where steps are faster for it,
-    but not in stages, which scan theirs.
+    """Whether layers are compiled one by one; `auto` does so on CPU, where it makes steps faster,
+    but not in stages, which scan their layers.
 
     Raises:
-        UserError: stages are to be unrolled.
+        UserError: train.unroll_layers is true on a mesh with stages.
     """
     stages, unroll = mesh.shape["stage"], config.train.unroll_layers
     if unroll == "auto":
@@ -171,7 +171,7 @@ def unrolls(config: Config, mesh: Mesh) -> bool:
 def make_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
     """Put model, optimizer, schedule and placement together; nothing is allocated or compiled.
 
-    Runs that differ in seed, learning rate or place alone share what is compiled, in one process.
+    In one process, runs that differ only in seed, learning rate or place share what is compiled.
 
     Raises:
         UserError: the mesh does not divide the parameters, the layers, or the rows, or
@@ -183,7 +183,7 @@ def make_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
 
 
 def _program_part(config: Config) -> Config:
-    """The configuration with what no program depends on set to the same."""
+    """The configuration, with the keys that no program depends on set to constants."""
     dropout = config.lora is not None and config.lora.dropout
     return config.model_copy(
         update={
@@ -327,7 +327,7 @@ def trees(state: TrainState) -> dict[str, PyTree]:
 
 
 def progress(state: TrainState) -> Json:
-    """The rest of a checkpoint: where the run stands. The data's place is the step itself."""
+    """The rest of a checkpoint: how far the run is. The step is also the place in the data."""
     step = int(state.step)
     return {"step": step, "data": {"next_batch": step}, "nonfinite": int(state.nonfinite)}
 
@@ -335,7 +335,7 @@ def progress(state: TrainState) -> Json:
 def restored(
     program: Program, arrays: dict[str, PyTree], progress: Json, base: PyTree | None = None
 ) -> TrainState:
-    """The state that `trees` and `progress` were made from, on the `base` under its adapters."""
+    """The state that `trees` and `progress` were made from, with the `base` under its adapters."""
     step, nonfinite, rates = jax.device_put(
         (jnp.int32(progress["step"]), jnp.int32(progress["nonfinite"]), _rates(program.config)),
         rules.replicated(program.mesh),

@@ -22,9 +22,9 @@ class Recorder:
     """Rows of `metrics.jsonl` from the metrics of steps that may still be running.
 
     `add` waits for the step before the one added, so that one step is always queued on the device
-    while the host prepares the next; its finish is then seen as it happens. `step_seconds` is the
-    mean over the steps since the last row, without evaluation and saving. Every `layers_every`
-    steps, and after the last, come the rows of layers.
+    while the host prepares the next, and the host sees each step end when it does. `step_seconds`
+    is the mean over the steps since the last row, without evaluation and saving. The rows of layers
+    are written every `layers_every` steps, and after the last.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The other model that an objective compares with, such as a teacher's."""
+"""The other model that an objective compares with, such as a teacher."""
 
 from typing import Any
 
@@ -22,10 +22,10 @@ PyTree = Any
 
 
 def reference_model(config: Config, vocab_size: int) -> LanguageModel | None:
-    """The model of the run that the objective names, to be computed as the trained one is.
+    """The model of the run that the objective names, computed as the trained model is.
 
     Raises:
-        UserError: it names no run, or rows are longer than its model takes.
+        UserError: it does not name a run, or rows are longer than its model takes.
     """
     source = config.train.objective.reference
     if source is None:
@@ -47,11 +47,11 @@ def reference_model(config: Config, vocab_size: int) -> LanguageModel | None:
 
 
 def abstract_reference(model: LanguageModel | None, config: Config, mesh: Mesh) -> PyTree:
-    """Its weights as ShapeDtypeStructs that say where each lies; none without a model."""
+    """The reference's weights as ShapeDtypeStructs with shardings; none without a model."""
     if model is None:
         return {}
     boxed = abstract_parameters(model)
-    # No stage works on it alone: its layers lie on all of them, whatever their number.
+    # It is not pipelined: all its layers lie on every stage, whatever their number.
     table = tuple((name, None if axes == "stage" else axes) for name, axes in config.mesh.table)
     try:
         return placed(meta.unbox(boxed), parameter_shardings(mesh, boxed, table))
@@ -60,7 +60,7 @@ def abstract_reference(model: LanguageModel | None, config: Config, mesh: Mesh) 
 
 
 def find_reference(config: Config, tokenizer: Tokenizer) -> Weights | None:
-    """Where its weights lie.
+    """Where the reference's weights lie.
 
     Raises:
         UserError: there are none, or they have another tokenizer.
@@ -81,7 +81,7 @@ def find_reference(config: Config, tokenizer: Tokenizer) -> Weights | None:
 def load_reference(
     weights: Weights | None, abstract: PyTree, saved: Json | None
 ) -> tuple[PyTree, Json | None]:
-    """The weights, placed as `abstract` says, and what the manifest says of where they come from.
+    """The weights, placed as `abstract` says, and the manifest's entry on where they come from.
 
     Args:
         saved: what the manifest said when the run began; None for a new run.

@@ -40,7 +40,7 @@ from jaxformer.train.trackers import Guarded, TensorBoard
 
 
 def train(config: Config) -> int:
-    """Train, or go on with, the run of `config.run.dir`.
+    """Train the run of `config.run.dir`, or resume it.
 
     Returns:
         The exit code: 0 done (or done before), 1 after too many updates in a row that were not
@@ -123,7 +123,7 @@ def train(config: Config) -> int:
 
 
 def _opened(directory: RunDirectory, config: Config) -> Checkpoints:
-    """The run's directory with its configuration, from here on this run's alone to write to."""
+    """Create the run's directory with its configuration, and open its checkpoints for writing."""
     processes.first_alone("run directory", lambda: directory.create(config))
     directory.check_shared()
     keep = config.checkpoint

@@ -1,4 +1,4 @@
-"""What every device holds of the parameters, for the eye."""
+"""A table of what every device holds of the parameters."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def sharding_report(params: PyTree, vocab_size: int, rules: Rules) -> str:
 
     Args:
         params: arrays or ShapeDtypeStructs that say where they lie.
-        rules: by which they do.
+        rules: the table that placed them.
     """
     rows, whole = [("parameter", "shape", "over", "a device has")], []
     leaves = jax.tree.flatten_with_path(params)[0]
@@ -51,7 +51,7 @@ def sharding_report(params: PyTree, vocab_size: int, rules: Rules) -> str:
 
 
 def _spec(sharding: jax.sharding.NamedSharding) -> str:
-    """Mesh axes of each dimension; those of one device are left out."""
+    """Mesh axes of each dimension; axes of size 1 are left out."""
     parts = []
     for axes in sharding.spec:
         axes = (axes,) if isinstance(axes, str) else axes or ()

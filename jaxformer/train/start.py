@@ -29,7 +29,7 @@ PyTree = Any
 
 @dataclass(frozen=True)
 class Start:
-    """Weights of another run, and what is taken of them."""
+    """Weights of another run, and which of them are taken."""
 
     source: Weights
     wanted: PyTree  # all of the source's, as ShapeDtypeStructs with shardings
@@ -38,12 +38,12 @@ class Start:
 
 
 def find_start(program: Program) -> Start | None:
-    """What `init.from` names, compared with what the run needs; no array is read yet. None where
-    it names nothing.
+    """What `init.from` names, compared with what the run needs; no array is read yet. None if it is
+    not set.
 
     Raises:
-        UserError: it is no run or checkpoint; a pattern of init.partial matches no parameter; the
-            parameters that none matches differ, path by path.
+        UserError: it is not a run or checkpoint; a pattern of init.partial matches no parameter; or
+            parameters that no pattern matches differ, listed path by path.
     """
     init = program.config.init
     if init.source is None:
@@ -59,7 +59,7 @@ def find_start(program: Program) -> Start | None:
         source.where,
         {path: leaf for path, leaf in theirs.items() if path not in partial},
         {path: leaf for path, leaf in leaves.items() if path not in partial},
-        mend="mend the configuration, or name what is to start fresh: init.partial=['embedding']",
+        mend="fix the configuration, or name what is to start fresh: init.partial=['embedding']",
     )
     grown = _grown(program, theirs, ours) & partial if partial else set()
     same = {path: leaf for path, leaf in leaves.items() if theirs.get(path) == ours[path]}
@@ -76,7 +76,7 @@ def find_start(program: Program) -> Start | None:
 
 
 def _changed_keys(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
-    """What differs in the models' keys, other than sizes of tables and how weights start."""
+    """A line for every key of the model that differs, other than vocab_size and init."""
     told = {"init", "vocab_size"}
     before, now = (flat(each.model_dump(mode="json", exclude=told)) for each in (theirs, ours))
     return [
@@ -106,7 +106,7 @@ def _note(path: str, theirs: Description, ours: Description, grown: bool) -> str
     if not grown:
         return f"fresh: {path} {ours[path]['shape']}"
     before, now = theirs[path]["shape"], ours[path]["shape"]
-    return f"taken in part: {path} {before}, what {now} has beyond starts fresh"
+    return f"taken in part: {path} {before}; the rest of {now} starts fresh"
 
 
 def first_state(
@@ -119,8 +119,8 @@ def first_state(
     tokenizer: Tokenizer,
     say: Callable[[str], None],
 ) -> tuple[TrainState, int, Json]:
-    """The state from which this start of the run goes on, after how many steps, and the manifest
-    with where the weights come from.
+    """The state from which the run starts or resumes, the number of steps it has taken, and the
+    manifest with the origin of the weights.
 
     A run starts from its own newest good checkpoint; or else from `other` weights (init.from), as
     far as they are taken (init.partial); or else from scratch. What it needs of other runs is
@@ -180,7 +180,7 @@ def tell(start: Start, tokenizer: Tokenizer) -> str:
     notes = list(start.notes)
     if saved["fingerprint"] != tokenizer.fingerprint:
         notes.append(
-            f"the tokenizer was {saved['name']} and is {tokenizer.name} now: a token keeps its row "
-            f"of the embedding, whatever it stands for"
+            f"the tokenizer was {saved['name']} and is {tokenizer.name} now: an id keeps its row "
+            f"of the embedding, even if it now means another token"
         )
     return "\n  ".join([text, *notes])

@@ -16,8 +16,8 @@ Layers = dict[str, jax.Array]
 
 
 def squares(tree: PyTree, model: ModelConfig) -> jax.Array:
-    """Sums of squares of parameters, or of what has their shapes: [layers + 1], those outside of
-    the layers last."""
+    """Sums of squares per layer of parameters, or of arrays of their shapes: [layers + 1], with
+    those outside the layers last."""
     sums = jnp.zeros(model.num_layers + 1, jnp.float32)
     for path, leaf in by_path(tree).items():
         layers = layers_of_path(path, model.num_layers, len(model.pattern))
@@ -30,7 +30,7 @@ def squares(tree: PyTree, model: ModelConfig) -> jax.Array:
 
 
 def counts(tree: PyTree, model: ModelConfig) -> np.ndarray:
-    """How many parameters each layer has, and how many are outside of all: [layers + 1]."""
+    """How many parameters each layer has, and how many are outside the layers: [layers + 1]."""
     found = np.zeros(model.num_layers + 1, np.int64)
     for path, leaf in by_path(tree).items():
         layers = layers_of_path(path, model.num_layers, len(model.pattern))

@@ -26,10 +26,10 @@ LossOf = Callable[[PyTree, PyTree, Batch, dict[str, jax.Array]], Loss]
 class TrainState(struct.PyTreeNode):
     """All that a run carries from step to step; parameters and averages are float32.
 
-    The weights are three trees of other paths each: `params` are trained, and have an optimizer
-    state and an average; `frozen` and `base` stay as they are. Of a run with adapters `base` is
+    The weights are three trees without a common path: `params` are trained, and have an optimizer
+    state and an average; `frozen` and `base` stay as they are. In a run with adapters, `base` is
     what they adapt. `reference` are the weights of another model that the objective compares with.
-    No checkpoint repeats these two.
+    Checkpoints contain neither `base` nor `reference`.
     """
 
     step: jax.Array  # int32: updates tried, skipped ones included
@@ -76,21 +76,21 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """One update, to be jitted with the state donated.
 
-    With G = ∇ of the loss's total over the batch and of what layers add to it, N the loss's
-    weight, the number of tokens in it, and θ the trained weights alone,
+    With G the gradient of the batch's total loss and of what layers add to it, N the loss's weight
+    (the number of tokens in it), and θ the trained weights alone,
 
         g = G / N,   g ← g · min(1, clip_norm / ‖g‖),   θ ← θ + factor(step) · optimizer(g, θ)
 
     whatever the accumulation and sharding: micro-batches add to G and N, and the division is made
     once. When the loss or ‖g‖ is not finite, parameters, optimizer state and average stay as they
-    were; the step counts on, and `nonfinite` counts how many such steps there were in a row.
+    were; the step still counts, and `nonfinite` counts how many such steps there were in a row.
     Keys are pure functions of `options.dropout_seed`, the step and the micro-batch.
 
     Metrics (float32 scalars): the loss's sums divided by N, `loss` in nats among them, `grad_norm`
     = ‖g‖ before clipping, `learning_rate`, `tokens` = N, `nonfinite`; `layer_loss` if layers have
     one. With `statistics_of` also `layers`: the mean square `activation` of each layer, and sums of
-    squares per layer and outside of them [layers + 1], `gradient` of g before clipping, `update`
-    and `weight` of θ.
+    squares per layer and outside the layers [layers + 1]: `gradient` (g before clipping), `update`
+    and `weight` (θ).
     """
 
     descend = optax.with_extra_args_support(optimizer).update
@@ -133,7 +133,7 @@ def make_train_step(
             nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(changes, state.params))
             return state.params, state.opt_state, state.ema, nothing
 
-        # A branch, not a choice between two results, which would keep the old ones beside the new.
+        # A branch: a choice between two results would keep the old ones in memory beside the new.
         params, opt_state, ema, changed = jax.lax.cond(finite, update, skip)
         nonfinite = jnp.where(finite, 0, state.nonfinite + 1)
         metrics = {

@@ -1,4 +1,4 @@
-"""Metrics shown elsewhere while a run goes on. A tracker that fails never stops a run."""
+"""Metrics shown elsewhere during a run. A tracker that fails never stops a run."""
 
 import warnings
 from collections.abc import Callable

@@ -14,7 +14,7 @@ def trained_paths(config: Config, params: PyTree) -> set[str]:
     """The paths that updates change; the others have neither gradient nor optimizer state.
 
     Raises:
-        UserError: a pattern of train.freeze or lora.targets without a match, or nothing left.
+        UserError: a pattern of train.freeze or lora.targets has no match, or nothing is left.
     """
     paths = set(by_path(params))
     if config.lora is not None:
@@ -31,5 +31,5 @@ def _check_targets(targets: tuple[str, ...], paths: set[str]) -> None:
     adapted = {f"{path.removesuffix(A)}kernel" for path in paths if path.endswith(f"/{A}")}
     kernels = {path for path in paths if path.endswith("/kernel")}
     for target in targets:
-        if not matches(target, adapted):  # what it matches besides is the kernel of no projection
+        if not matches(target, adapted):  # other matches are not kernels of projections
             raise unmatched(target, kernels - matches(target, kernels), "lora.targets")

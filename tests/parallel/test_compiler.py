@@ -14,7 +14,7 @@ def test_collectives_are_left_to_sparse_cores_where_there_are_some():
     assert compiler_options(Device("tpu", "TPU v5")) == TPU | SPARSE_CORES
     assert compiler_options(Device("tpu", "TPU v5 lite")) == TPU
     assert compiler_options(Device("cpu", "cpu")) == {}
-    assert described(TPU) == "2 options (LIBTPU_INIT_ARGS has its way)"
+    assert described(TPU) == "2 options (LIBTPU_INIT_ARGS takes precedence)"
     assert described(TPU | SPARSE_CORES).startswith("11 options, collectives by the SparseCores (")
 
 

@@ -92,8 +92,8 @@ def test_a_number_of_micro_batches_that_the_rows_do_not_go_into_is_refused():
     with pytest.raises(UserError) as error:
         make_pipeline({"stage": 2, "data": 4}, 32, 3)
     assert str(error.value) == (
-        "train.pipeline_micro_batches is 3, but 32 rows at once over mesh.stage 2 do not go into "
-        "so many; allowed: 2, 4, 8"
+        "train.pipeline_micro_batches is 3, but 32 rows at once over mesh.stage 2 cannot be "
+        "split into so many; allowed: 2, 4, 8"
     )
     with pytest.raises(UserError, match="is 3, but mesh.stage is 1, and without stages there is"):
         make_pipeline({"stage": 1, "data": 4}, 32, 3)

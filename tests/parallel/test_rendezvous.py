@@ -39,7 +39,7 @@ def test_those_that_do_not_come_are_named_in_every_process():
 
 
 def test_a_process_without_process_0_says_so():
-    message = "process 0 has not come to HERE within 0.3 s; start it there, or mend --coordinator"
+    message = "process 0 has not come to HERE within 0.3 s; start it there, or fix --coordinator"
     assert meet_all([1], 2, seconds=0.3) == [message]
 
 

@@ -25,7 +25,8 @@ def test_what_does_not_fit_says_by_how_much_and_what_to_change():
     sizes = {"data": 4, "stage": 1, "fsdp": 8, "expert": 1, "tensor": 2, "context": 1}
     error = OutOfMemory(118.21 * GIB, 95.74 * GIB)
     assert too_large(config, sizes, error, parse_slice("v5p-128")) == (
-        "does not fit: a chip needs 118.2 GiB and has 95.7 GiB, 22.5 GiB too little; change one:\n"
+        "does not fit: a chip needs 118.2 GiB and has 95.7 GiB, 22.5 GiB too little; "
+        "change one of:\n"
         "  train.remat=full (it is dots): a layer keeps only its input\n"
         "  train.accumulation=2 (it is 1): 1 row at a time on a chip, not 2; or a smaller "
         "train.batch_size\n"

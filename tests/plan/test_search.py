@@ -83,12 +83,12 @@ def test_what_is_left_out_is_said_with_the_reason():
     place = "data 1 fsdp 8 tensor 1 stage 1 context 1 expert 1"
     result = "1 tokens/s/chip, MFU 50.0%, 0 B, 1,000.0 ms bound by compute: train.remat="
     assert said[:4] == [
-        f"{place}, remat full, 8 rows on a shard: compiling",
-        f"{place}, remat full, 8 rows on a shard: does not fit, it needs 170.0 GiB of 95.0 GiB",
+        f"{place}, remat full, 8 rows per shard: compiling",
+        f"{place}, remat full, 8 rows per shard: does not fit, it needs 170.0 GiB of 95.0 GiB",
         "  left out: remat dots and none with 8 rows: it would keep more",
-        f"{place}, remat full, 4 rows on a shard: compiling",
+        f"{place}, remat full, 4 rows per shard: compiling",
     ]
-    assert said[4].startswith(f"{place}, remat full, 4 rows on a shard: {result}full")
+    assert said[4].startswith(f"{place}, remat full, 4 rows per shard: {result}full")
     assert said[5] == "  left out: remat full with 2, 1 rows: it is no faster with fewer rows"
     assert "  left out: remat none with 4 rows: it would keep more" in said
 
@@ -99,7 +99,7 @@ def test_rows_that_cannot_fit_by_what_more_of_them_needed_are_not_compiled():
     list(walk(SIZES, 10 * GIB, MEMORY, partial(compiler, tried, 10, of_row), said.append))
     assert [variant.rows for variant in tried] == [8, 1, 1, 1]
     assert (
-        "  left out: remat full and dots and none with 2 rows: it needs 130.0 GiB at least" in said
+        "  left out: remat full and dots and none with 2 rows: it needs at least 130.0 GiB" in said
     )
 
 

@@ -277,7 +277,7 @@ def test_a_signal_while_updates_are_skipped_leaves_the_good_checkpoint(
         poison_from(patch, {6, 7, 8})
         signal_at_step(patch, 7)
         assert train(make_config(tmp_path)) == 75
-    assert "step 7 is not saved, its update was skipped; saved: 4" in capsys.readouterr().out
+    assert "step 7 is not saved: its update was skipped; newest save: 4" in capsys.readouterr().out
 
 
 def test_a_failed_save_ends_the_run_at_the_next_step(tmp_path, monkeypatch):
@@ -309,7 +309,7 @@ def test_a_disk_with_less_room_than_a_checkpoint_is_refused(tmp_path, monkeypatc
     needed = 4 * (4 * 8544 + 1)
     with pytest.raises(UserError) as error:
         train(config)
-    assert f"with 100,000 bytes free, and a checkpoint has {needed:,}; make" in str(error.value)
+    assert f"with 100,000 bytes free, and a checkpoint takes {needed:,}; make" in str(error.value)
     assert not (tmp_path / "run").exists()
     left = tmp_path / "run" / "checkpoints" / "4.orbax-checkpoint-tmp"
     left.mkdir(parents=True)

@@ -41,10 +41,10 @@ def test_a_longer_run_whose_learning_rate_would_jump_is_refused_with_both_rates(
     with pytest.raises(UserError) as error:
         schedule_notes(directory, make_config(tmp_path, **longer))
     change = (
-        f"at step 12, from which the run in {directory.path} goes on, the learning rate was 0.0001 "
+        f"at step 12, from which the run in {directory.path} resumes, the learning rate was 0.0001 "
         f"(cosine over 12 steps) and would be 0.00055 (cosine over 21 steps)"
     )
-    assert str(error.value).startswith(f"{change}; give run.accept_changes=[schedule] to go on")
+    assert str(error.value).startswith(f"{change}; give run.accept_changes=[schedule] to resume")
     accepted = make_config(tmp_path, **longer, run={"accept_changes": ["schedule"]})
     assert schedule_notes(directory, accepted) == [f"accepted: {change}"]
 

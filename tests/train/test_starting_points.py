@@ -92,7 +92,7 @@ def test_a_vocabulary_that_has_grown_keeps_its_rows(folder):
     np.testing.assert_array_equal(own["embedding"][:257], theirs)
     np.testing.assert_array_equal(own["embedding"][257:], scratch[257:])
     assert start.notes == (
-        "taken in part: embedding [257, 16], what [300, 16] has beyond starts fresh",
+        "taken in part: embedding [257, 16]; the rest of [300, 16] starts fresh",
     )
 
 
