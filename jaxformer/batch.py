@@ -23,6 +23,6 @@ class Batch(NamedTuple):
 
     @classmethod
     def spec(cls, rows: int, length: int) -> "Batch":
-        """Its arrays' shapes and types, as `jax.ShapeDtypeStruct`s."""
+        """The shapes and types of a batch's arrays, as `jax.ShapeDtypeStruct`s."""
         dtypes = [np.int32] * 4 + [np.bool_]
         return cls._make(jax.ShapeDtypeStruct((rows, length), dtype) for dtype in dtypes)

@@ -11,17 +11,17 @@ class UserError(Exception):
 
 
 class DoesNotFit(UserError):
-    """A model that these devices cannot hold, or whose shape they cannot share: the same on every
-    try, whatever else goes wrong."""
+    """A model that these devices cannot hold or cannot divide among them, however often it is
+    tried."""
 
 
 class RunFailed(Exception):
-    """What went wrong for no mistake of the user's: the commands print its message and exit with
+    """A failure that is not the user's mistake: the commands print its message and exit with
     code 1."""
 
 
 def shorten(text: str) -> str:
-    """A text for a message: its beginning, where it is long."""
+    """Shorten a long text to its beginning, for a message."""
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]} ..."
 
 

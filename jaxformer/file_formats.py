@@ -1,4 +1,4 @@
-"""What a file is, told by its first bytes: a name says little, and a decoder's complaint less."""
+"""File formats, told by the first bytes: names mislead, and decoders' errors say little."""
 
 import codecs
 import os
@@ -6,14 +6,14 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-HEAD = 512  # bytes that tell
+HEAD = 512  # bytes looked at
 COMPRESSED = {
     "gzip": (b"\x1f\x8b",),
     "bzip2": tuple(b"BZh%d" % level + b"1AY&SY" for level in range(1, 10)),
     "xz": (b"\xfd7zXZ\x00",),
     "Zstandard": (b"\x28\xb5\x2f\xfd", *(b"%c\x2a\x4d\x18" % kind for kind in range(0x50, 0x60))),
 }
-# Long marks before those they begin with.
+# UTF-32 first: its little-endian mark begins with that of UTF-16.
 _ENCODINGS = {
     "UTF-32": (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff"),
     "UTF-16": (b"\xff\xfe", b"\xfe\xff"),
@@ -25,7 +25,7 @@ _OTHERS = {
     "an LZ4 file": (b"\x04\x22\x4d\x18",),
     "a Snappy file": (b"\xff\x06\x00\x00sNaPpY",),
     "an lzip file": (b"LZIP\x01",),
-    "a file of compress (.Z)": (b"\x1f\x9d",),
+    "a compress (.Z) file": (b"\x1f\x9d",),
     "a Parquet file": (b"PAR1",),
     "an Arrow file": (b"ARROW1\x00\x00", b"\xff\xff\xff\xff"),
     "an ORC file": (b"ORC",),
@@ -41,12 +41,12 @@ _OTHERS = {
     "a RIFF file (WAV, WebP or AVI)": (b"RIFF",),
     "an MP3 file": (b"ID3",),
     "a program (ELF)": (b"\x7fELF",),
-    "a document of an old Office": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",),
+    "an old Office document": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",),
 }
 
 
 def compression_of(head: bytes) -> str | None:
-    """gzip, bzip2, xz or Zstandard, or None for what is none of these."""
+    """gzip, bzip2, xz or Zstandard, or None for anything else."""
     return _named(head, COMPRESSED)
 
 
@@ -56,9 +56,9 @@ def encoding_of(head: bytes) -> str | None:
 
 
 def binary_format_of(head: bytes) -> str | None:
-    """What a file is that is no text, with its article; None where nothing tells.
+    """The format of a file that is not text, with its article; None if it is unknown.
 
-    Marks that are letters count only before bytes that text does not have.
+    A file that begins as valid text is text, even if it begins with a mark made of letters.
     """
     if _is_text(head):
         return None
@@ -70,9 +70,8 @@ def binary_format_of(head: bytes) -> str | None:
 
 
 def irregular(path: Path) -> str | None:
-    """What a path on a disk is that is neither a file, nor a folder, nor missing: a named pipe
-    would be waited for, and a device never ends. Pipes that the shell has opened are as good as
-    files."""
+    """What a path on a disk is, if it exists and is neither a file nor a folder: reading a named
+    pipe would block, and a device never ends. Pipes that the shell has opened count as files."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):

@@ -15,10 +15,10 @@ from jaxformer.terminal import in_bytes
 def check_fits(
     device: jax.Device, needed: float, what: str, mend: str, *, held: float = 0.0
 ) -> None:
-    """Whether `needed` bytes fit into a device, of which `held` lie there already.
+    """Check that `needed` bytes, of which `held` are already there, fit into a device.
 
     Raises:
-        DoesNotFit: they do not; `what` takes them, and `mend` says how to need fewer.
+        DoesNotFit: they do not; the message says `what` takes them and how to need fewer (`mend`).
     """
     there = device_memory(device, held)
     if there is not None and needed > there:
@@ -29,8 +29,8 @@ def check_fits(
 
 
 def program_bytes(compiled: jax.stages.Compiled) -> int:
-    """Arguments, results and temporaries of a program on a device, as the compiler laid them out;
-    a donated argument and the result in its place count once."""
+    """Bytes of a program's arguments, results and temporaries on a device, as compiled; a donated
+    argument and the result in its place count once."""
     memory: Any = compiled.memory_analysis()
     return (
         memory.argument_size_in_bytes
@@ -41,8 +41,8 @@ def program_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def device_memory(device: jax.Device, held: float = 0.0) -> int | None:
-    """Bytes for arrays: the allocator's limit, or a CPU device's part of what the machine has
-    available beside the `held` bytes that lie there already; None where neither is known."""
+    """Bytes available for arrays: the allocator's limit, or a CPU device's share of the machine's
+    available memory plus the `held` bytes that are already there; None if neither is known."""
     if device.platform == "cpu":
         return available_memory() // jax.local_device_count("cpu") + int(held)
     stats = device.memory_stats()
@@ -50,8 +50,8 @@ def device_memory(device: jax.Device, held: float = 0.0) -> int | None:
 
 
 def available_memory() -> int:
-    """Bytes that this process can still allocate: what the machine, its control groups (such as a
-    container's limit) and its own address-space limit all leave."""
+    """Bytes that this process can still allocate: the least that the machine, its control groups
+    (such as a container's limit) and its own address-space limit leave."""
     return max(0, min(_machine(), *_control_groups(), *_address_space()))
 
 
@@ -66,8 +66,8 @@ def _machine() -> int:
 def _control_groups(
     root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
 ) -> Iterator[int]:
-    """What every limited group around this process has left, by version 2 or 1. Pages of files
-    that nobody uses are given up first, so they count as free."""
+    """Bytes that each limited cgroup (version 2 or 1) around this process has left. Inactive pages
+    of files are reclaimed first, so they count as free."""
     try:
         lines = own.read_text().splitlines()
     except OSError:  # not Linux

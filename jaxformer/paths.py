@@ -1,7 +1,7 @@
-"""Every path that a user may give, as a file or folder that this program can reach.
+"""Paths that users give, as files and folders that this program can reach.
 
-It lies on a disk, where a leading `~` is the home directory, or, where Orbax takes it, in a bucket
-of Google Cloud Storage.
+On a disk, a leading `~` is the home directory. Where Orbax supports it, a path may also be in a
+bucket of Google Cloud Storage.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ BUCKET = "gs://"
 
 
 def locate_path(name: str | os.PathLike) -> Path:
-    """`gs://BUCKET/FOLDER` as a path of `etils.epath`, which answers as one of pathlib does; any
-    other name as a path on a disk.
+    """`gs://BUCKET/FOLDER` as a path of `etils.epath`, which has pathlib's interface; any other
+    name as a path on a disk.
 
     Raises:
-        UserError: another scheme, the home of a user who is not there, or a bucket, and nothing
-            installed to reach it.
+        UserError: another scheme, the home of a user who does not exist, or a bucket without the
+            package that reads it.
     """
     text = str(name)
     if not is_remote(text):
@@ -36,18 +36,18 @@ def locate_path(name: str | os.PathLike) -> Path:
 
 
 def local_path(name: str | os.PathLike) -> Path:
-    """As `locate_path`, for what can only be on a disk.
+    """Like `locate_path`, for a path that must be on a disk.
 
     Raises:
-        UserError: a bucket or another scheme, or the home of a user who is not there.
+        UserError: a bucket or another scheme, or the home of a user who does not exist.
     """
     return _on_a_disk(str(name), fault_of_local_place(str(name)))
 
 
 def fault_of_place(name: str) -> str | None:
-    """What is wrong with a path that may also be in a bucket; None where nothing is.
+    """What is wrong with a path that may also be in a bucket; None if nothing is.
 
-    The scheme alone is looked at, so that a configuration can be checked where it is not run.
+    Only the scheme is checked, so that a configuration can be checked where it is not run.
     """
     if is_remote(name):
         return None
@@ -55,7 +55,7 @@ def fault_of_place(name: str) -> str | None:
 
 
 def fault_of_local_place(name: str) -> str | None:
-    """What is wrong with a path that has to be on a disk; None where nothing is."""
+    """What is wrong with a path that must be on a disk; None if nothing is."""
     return _fault(name, "a path on a disk")
 
 
@@ -86,20 +86,20 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 
 def nearest_existing(path: Path) -> Path:
-    """The path on a disk, or the nearest folder above it that is there, to see what may be made."""
+    """The path itself if it exists, or else the nearest folder above it that does."""
     return next(each for each in (path, *path.absolute().parents) if each.exists())
 
 
 def same_place(one: str | os.PathLike, other: str | os.PathLike) -> bool:
-    """Whether both names lead to the same place, be there something or not."""
+    """Whether both names lead to the same place, whether or not it exists."""
     if is_remote(one) or is_remote(other):
         return str(one) == str(other)
     return locate_path(one).resolve() == locate_path(other).resolve()
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of every file under the folder, by its path there; of one that is being written or
-    removed, what there is."""
+    """Bytes of every file under the folder, by its path there; files may be written or removed
+    meanwhile."""
     if not is_remote(folder):
         sizes = {}
         for parent, _, names in os.walk(folder):
@@ -119,7 +119,7 @@ def file_sizes(folder: Path) -> dict[str, int]:
 def replace_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     if is_remote(path):
-        path.write_text(text)  # an object is there when it is there whole
+        path.write_text(text)  # an object appears only once it is complete
         return
     beside = path.with_name(f".{path.name}.tmp")
     with beside.open("w", encoding="utf-8") as file:
@@ -130,7 +130,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add to the end of a file, which need not be there yet; an object is written anew."""
+    """Append to a file, which need not exist yet; an object in a bucket is rewritten."""
     if is_remote(path):
         path.write_text((path.read_text() if path.exists() else "") + text)
         return
@@ -139,7 +139,7 @@ def append_text(path: Path, text: str) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder with all that is in it, where there is one."""
+    """Remove a folder and everything in it, if it exists."""
     if not folder.exists():
         return
     if is_remote(folder):

@@ -14,7 +14,7 @@ Curve = tuple[list[int], list[float]]
 
 
 def plot_losses(runs: Sequence[Path], out: Path) -> None:
-    """Draw training and validation loss against the step, a colour for each run, into `out`.
+    """Draw training and validation loss against the step, one colour per run, into `out`.
 
     Args:
         runs: run directories.
@@ -30,7 +30,9 @@ def plot_losses(runs: Sequence[Path], out: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     formats = figure.canvas.get_supported_filetypes()
     if out.suffix.removeprefix(".") not in formats:
-        raise UserError(f"{out}: '{out.suffix}' is no image format; allowed: {', '.join(formats)}")
+        raise UserError(
+            f"{out}: '{out.suffix}' is not an image format; allowed: {', '.join(formats)}"
+        )
     if not out.parent.is_dir():
         raise UserError(f"{out}: the folder {out.parent} does not exist")
     if out.is_dir():

@@ -1,4 +1,4 @@
-"""Text and JSON that others wrote, or that was damaged since: read, or refused with the place."""
+"""Reads text and JSON files; an error says what is wrong with a file, and where."""
 
 import difflib
 import json
@@ -35,14 +35,14 @@ def read_text(path: Path) -> str:
     except IsADirectoryError as error:
         files = ", ".join(sorted(file.name for file in path.glob("*.yaml"))) or "none"
         raise UserError(f"{path} is a folder; name a file (YAML files in it: {files})") from error
-    except (OSError, ValueError) as error:  # no path of a file has a NUL byte
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         reason = getattr(error, "strerror", error)
         raise UserError(f"{str(path)!r} cannot be read: {reason}") from error
     return _decoded(content, path)
 
 
 def _decoded(content: bytes, path: Path) -> str:
-    """UTF-8, with or without a byte order mark; what else it is, is named."""
+    """Decode UTF-8, with or without a byte order mark; an error names any other format."""
     head = content[:HEAD]
     if packed := compression_of(head):
         raise UserError(f"{path} is compressed by {packed}; unpack it, and give the file itself")
@@ -52,7 +52,7 @@ def _decoded(content: bytes, path: Path) -> str:
             f"iconv -f {encoding} -t UTF-8 OLD > NEW"
         )
     if kind := binary_format_of(head):
-        raise UserError(f"{path} is {kind}, not a text in UTF-8")
+        raise UserError(f"{path} is {kind}, not UTF-8 text")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -68,20 +68,20 @@ def _nearest_file(path: Path) -> str:
     return (
         f" Did you mean {names[nearest[0]]}?"
         if nearest
-        else f" Look into the folder '{path.parent}'."
+        else f" Look in the folder '{path.parent}'."
     )
 
 
 def read_json(
     text: str | bytes, name: str, *, object_of: Callable[[Pairs], Any] | None = None
 ) -> Any:
-    """What a JSON text says; `name` is the file, or what else the text is, for messages.
+    """Parse JSON; `name` is the file, or another description of the text, for messages.
 
     Args:
-        object_of: makes an object of its pairs, in place of `dict`.
+        object_of: makes an object from its pairs, in place of `dict`.
 
     Raises:
-        UserError: no JSON, or no UTF-8; nested too deeply, or an integer too long, for Python.
+        UserError: not JSON or not UTF-8, nested too deeply, or an integer too long for Python.
     """
     try:
         decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
@@ -91,7 +91,7 @@ def read_json(
 
 
 def read_json_object(text: str | bytes, name: str) -> dict[str, Any]:
-    """As `read_json`, for what must be an object."""
+    """Like `read_json`, for a text that must be an object."""
     content = read_json(text, name)
     if not isinstance(content, dict):
         raise UserError(f"{name} is not a JSON object")
@@ -99,7 +99,7 @@ def read_json_object(text: str | bytes, name: str) -> dict[str, Any]:
 
 
 def not_json(name: str, error: ValueError | RecursionError) -> UserError:
-    """What to say of what the parser raised."""
+    """The error to raise for one of the parser's."""
     return UserError(f"{name} is not JSON: {_reason(error)}")
 
 
@@ -115,4 +115,4 @@ def _reason(error: ValueError | RecursionError) -> str:
             return "it is nested too deeply"
     if "integer string conversion" in str(error):
         return f"an integer has more than {sys.get_int_max_str_digits():,} digits"
-    return str(error)  # said by `object_of`
+    return str(error)  # raised by `object_of`

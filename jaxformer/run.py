@@ -46,10 +46,10 @@ class Run:
         return generate_text(self.decoder, self.tokenizer, prompt, **options)
 
     def chat(self, prompt: str | Sequence[str], **options: Any) -> str | list[str]:
-        """Answer what a user says, or several users in one batch, by the tokenizer's chat template.
+        """Answer a user's message, or several in one batch, with the tokenizer's chat template.
 
         Raises:
-            UserError: the tokenizer has none.
+            UserError: the tokenizer has no chat template.
         """
         template = load_chat_template(self.tokenizer)
         return self.generate(prompt, template=template, **options)

@@ -1,10 +1,10 @@
-"""What lies in a run's directory, by name, and what a configuration there means.
+"""The names of the files in a run's directory, and how its configuration is read there.
 
 A run keeps copies of what its commands need besides the data: the files of its tokenizer in
-`tokenizer/`; where it trains adapters, the weights under them in `base/`; where it has a teacher,
-its weights in `teacher/`, which is laid out as a run, as `base/` is. `config.yaml` names what these
-are copies of. Read where it lies, it means the copies, and the directory in which it lies; so a run
-can be moved, renamed and copied.
+`tokenizer/`; if it trains adapters, the weights under them in `base/`; if it has a teacher, its
+weights in `teacher/`. `base/` and `teacher/` are laid out as runs. `config.yaml` names the
+originals. When it is read, its keys refer to the copies and to the directory that it is in, so a
+run can be moved, renamed and copied.
 """
 
 import os
@@ -22,15 +22,15 @@ BASE = "base"
 TEACHER = "teacher"
 DEFINITION = "tokenizer.json"
 
-# A folder of configurations has none of these; and no step in `checkpoints/`, though a project
-# may have a folder of that name.
+# A folder of configurations has none of these. It may have a folder `checkpoints/`, but no steps
+# in it.
 ONLY_IN_RUNS = (MANIFEST, METRICS, OWNER)
 
 Json = dict[str, Any]
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run has begun there; a folder that only has a `config.yaml` is none."""
+    """Whether a run has begun there; a `config.yaml` alone does not make a run."""
     try:
         if not (folder / CONFIG).is_file():
             return False
@@ -38,7 +38,7 @@ def is_run(folder: Path) -> bool:
         return any((folder / name).exists() for name in ONLY_IN_RUNS) or (
             steps.is_dir() and any(each.name.isdecimal() for each in steps.iterdir())
         )
-    except OSError:  # not to be read: whoever opens the file says why
+    except OSError:  # unreadable: whoever opens the file says why
         return False
 
 
@@ -47,28 +47,28 @@ def needs_no_files(tokenizer: str) -> bool:
 
 
 def own_tokenizer(folder: Path, name: object) -> Path | None:
-    """The copy of the tokenizer `name`; None where there is none to have, or none yet."""
+    """The run's copy of the tokenizer `name`; None if it needs none, or has none yet."""
     if not isinstance(name, str) or needs_no_files(name):
         return None
     if (folder / TOKENIZER / DEFINITION).is_file():
         return folder / TOKENIZER
-    # Where `import` put it before there was a folder for it.
+    # Where `import` once put it, before `tokenizer/` existed.
     beside = folder / DEFINITION
     return beside if name.endswith(f"/{DEFINITION}") and beside.is_file() else None
 
 
-# Where config.yaml names a run whose weights may be kept, by the folder of the copy.
+# By the folder of the copy, the key of config.yaml that names the run whose weights are copied.
 KEPT_RUNS = {BASE: ("init", "from"), TEACHER: ("train", "objective", "teacher")}
 
 
 def own_run(folder: Path, name: str) -> Path | None:
-    """The copy of another run's weights in the folder `name`; None where there is none (yet)."""
+    """The copy of another run's weights in the folder `name`; None if there is none (yet)."""
     copy = folder / name
     return copy if (copy / CONFIG).is_file() else None
 
 
 def in_place(data: Json, folder: Path) -> Json:
-    """The keys of a run's `config.yaml` as they are meant in `folder`, where it lies now."""
+    """A run's `config.yaml` with its keys referring to `folder`, where the run is now."""
     data = _with(data, ("run", "dir"), folder)
     tokenizer = own_tokenizer(folder, _get(data, ("data", "tokenizer")))
     if tokenizer is not None:

@@ -1,11 +1,11 @@
-"""What XLA's CPU compiler is told before JAX starts it.
+"""Flags for XLA's CPU compiler, set before JAX starts it.
 
 XLA hands groups of operations on a CPU to YNNPACK. In jaxlib 0.10 to 0.12 such a group computes a
 wrong product if the product's right operand is broadcast within the group, as a matrix of zeros is:
 YNNPACK reads beyond the few numbers that were broadcast, and what lies there spoils the sum (even
 when multiplied by zero, if it is a NaN). A group that holds more than the product grows from a
-reduction. Without reductions YNNPACK computes products alone, from operands that lie in memory
-whole.
+reduction. Without reductions, YNNPACK computes only single products, whose operands are whole in
+memory.
 """
 
 import os
@@ -20,7 +20,7 @@ FIRST_AFFECTED, FIRST_UNAFFECTED = (0, 10), (0, 13)
 
 
 def set_xla_flags() -> None:
-    """Add `FLAG` to XLA_FLAGS, unless something there names the option, or jaxlib has no need.
+    """Add `FLAG` to XLA_FLAGS, unless the option is set there or jaxlib does not need it.
 
     JAX reads XLA_FLAGS when it starts a backend. If it has already started, a warning says so.
     """

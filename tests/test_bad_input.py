@@ -104,7 +104,7 @@ CASES: dict[str, tuple[Files, str, str]] = {
         TRAIN,
         "c.yaml is UTF-16, by its byte order mark",
     ),
-    "an image": ({"c.yaml": b"\x89PNG\r\n\x1a\n\0"}, TRAIN, "c.yaml is a PNG image, not a text"),
+    "an image": ({"c.yaml": b"\x89PNG\r\n\x1a\n\0"}, TRAIN, "yaml is a PNG image, not UTF-8 text"),
     "NUL bytes": ({"c.yaml": bytes(9)}, TRAIN, "line 1, column 1: YAML does not allow the char"),
     "aliases that explode": ({"c.yaml": BOMB}, TRAIN, "a29: unknown key. Allowed: "),
     "an alias inside of its anchor": ({"c.yaml": "model: &m {a: *m}"}, TRAIN, "recursive"),
@@ -265,7 +265,7 @@ CASES: dict[str, tuple[Files, str, str]] = {
     "a folder of tasks that is a file": (
         {"x": ""},
         "eval run --suite lm_eval:a --tasks-dir x",
-        "tasks folder x: there is none; give one of task YAMLs",
+        "tasks folder x does not exist; give a folder of task YAMLs",
     ),
     # Plots
     "metrics that are damaged": (

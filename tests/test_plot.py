@@ -40,7 +40,7 @@ def test_the_picture_has_the_format_of_its_name(name, first, run, tmp_path, caps
 @pytest.mark.parametrize(
     ("runs", "out", "message"),
     [
-        (["small"], "loss.gifx", "'.gifx' is no image format; allowed: "),
+        (["small"], "loss.gifx", "'.gifx' is not an image format; allowed: "),
         (["small"], "no/loss.png", "/no does not exist"),
         (["none"], "loss.png", "none/metrics.jsonl does not exist; give a run directory"),
         (["broken"], "loss.png", "broken/metrics.jsonl, line 1 is not JSON: "),

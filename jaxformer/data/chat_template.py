@@ -1,7 +1,7 @@
 """The tokenizer's chat template: a conversation as the text that the model reads, and where in it
 the answers are.
 
-A template is a Jinja program of somebody else's, so it runs in Jinja's immutable sandbox, with the
+A template is someone else's Jinja program, so it runs in Jinja's immutable sandbox, with the
 settings and the few functions that transformers gives it.
 """
 
@@ -36,8 +36,8 @@ OPEN, CLOSE = "\ud800", "\udfff"
 
 
 class ChatTemplate:
-    """A template of `where`. `specials` are the texts of the tokenizer's special tokens, `named`
-    those that the template knows by name, such as `eos_token`.
+    """A template, read from `where`. `specials` are the texts of the tokenizer's special tokens,
+    `named` those that the template knows by name, such as `eos_token`.
 
     Raises:
         UserError: it is not Jinja.
@@ -61,7 +61,7 @@ class ChatTemplate:
         that it may call.
 
         Raises:
-            UserError: the template refuses the messages, which are those of `place`.
+            UserError: the template refuses the messages; the error names `place`.
         """
         return re.sub(f"[{OPEN}{CLOSE}]", "", self._render(messages, place, tools, asks=True))
 
@@ -86,9 +86,9 @@ class ChatTemplate:
                 after = self._render(messages[: number + 1], place, tools)
                 if not (after.startswith(before) and text.startswith(after)):
                     raise UserError(
-                        f"{place}: message {number + 1}, an answer, cannot be told from its "
+                        f"{place}: message {number + 1}, an answer, cannot be separated from its "
                         f"prompt: the chat template ({self._where}) rewrites what came before "
-                        f"when the conversation goes on; mark answers in the template by "
+                        f"when the conversation continues; mark answers in the template with "
                         f"{{% generation %}} and {{% endgeneration %}}"
                     )
                 answers.append((len(before), self._end_of_turn(after, len(before))))
@@ -104,16 +104,16 @@ class ChatTemplate:
         return min(there, key=lambda token: text.find(token, len(prompt)), default=None)
 
     def _end_of_turn(self, text: str, start: int) -> int:
-        """Where the answer from `start` to the end of `text` ends: white space after the last
-        token is not what the model is to write."""
+        """Where the answer from `start` ends: the model is not to write white space after a last
+        special token."""
         end = len(text.rstrip())
         return end if end > start and text[:end].endswith(self._specials) else len(text)
 
     def _render(
         self, messages: Sequence[Message], place: str, tools: Tools = None, *, asks: bool = False
     ) -> str:
-        """Tools and documents that are not given are None, as in transformers: a template may ask
-        whether they are none, which what is undefined is not."""
+        """Tools and documents that are not given are None, as in transformers: a template may test
+        for none, and what is undefined is not none."""
         try:
             return self._template.render(
                 messages=messages,
@@ -149,14 +149,14 @@ def load_chat_template(tokenizer: Tokenizer) -> ChatTemplate:
 
 
 def _default(templates: Any) -> Any:
-    """Of several templates, `[{name, template}]`, the one called default."""
+    """The template called default, where there are several: `[{name, template}]`."""
     if not isinstance(templates, list):
         return templates
     return next((each.get("template") for each in templates if each.get("name") == "default"), None)
 
 
 def _without_marks(text: str) -> tuple[str, list[Span]]:
-    """The text between OPEN and CLOSE is an answer."""
+    """The text without OPEN and CLOSE, and the places of the answers, which were between them."""
     pieces, answers, at = re.split(f"([{OPEN}{CLOSE}])", text), [], 0
     for piece in pieces:
         if piece == OPEN:
@@ -169,7 +169,7 @@ def _without_marks(text: str) -> tuple[str, list[Span]]:
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Refuses what is unsafe; the base class would write nothing in its place."""
+    """Raises an error for unsafe access; the base class would write nothing in its place."""
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
         raise SecurityError(f"'{attribute}' of {type(obj).__name__} is out of bounds")
@@ -189,7 +189,7 @@ def _environment() -> Sandbox:
 
 
 class GenerationMarks(Extension):
-    """`{% generation %} ... {% endgeneration %}` puts what is between them into OPEN and CLOSE."""
+    """`{% generation %} ... {% endgeneration %}` puts its content between OPEN and CLOSE."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -213,7 +213,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own is for HTML, whose characters it escapes."""
+    """JSON as it is; Jinja's own filter escapes it for HTML."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,

@@ -47,8 +47,8 @@ def prepare(config: Config) -> None:
 
 
 def inspect(config: Config) -> None:
-    """Prints a table of each store, and the beginning of a packed row, or of instructions an
-    example.
+    """Prints a table of each store, and the beginning of a packed row, or an example where it
+    holds instructions.
 
     Raises:
         UserError: a store's files do not have the hashes of its manifest.
@@ -75,10 +75,10 @@ def inspect(config: Config) -> None:
 
 
 def train_tokenizer(data: DataConfig, out: Path, vocab_size: int) -> None:
-    """Trains byte-level BPE with an <|endoftext|> token on the sources of `data`, whole.
+    """Trains byte-level BPE with an <|endoftext|> token on all of the sources of `data`.
 
-    `out` is a tokenizer.json file, or a folder to hold one. Text that a run will validate on is
-    read as well: merges carry next to nothing of it.
+    `out` is a tokenizer.json file, or a folder to hold one. Text that a run will validate on is not
+    left out: merges reveal next to nothing of it.
 
     Raises:
         UserError: `out` exists, `vocab_size` is below 257, or a source is wrong or empty.
@@ -157,7 +157,7 @@ def _one_of_each_store(stores: Stores) -> list[PackedRows]:
 
 
 def _task_row(rows: Part, tokenizer: Tokenizer) -> str:
-    """The first row of a task, and its answers: place, then what is to be said there."""
+    """The first row of a task, and its answers as place:token."""
     row = rows.pack(np.asarray([0]))
     places = np.flatnonzero(row.loss_mask[0])
     answers = " ".join(f"{place}:{row.targets[0, place]}" for place in places)
@@ -204,7 +204,7 @@ def _table(part: PackedRows, stores: Stores) -> "Table":
 
 
 def _sample(part: PackedRows, tokenizer: Tokenizer) -> str:
-    """The first lines of the first row, and what of it the loss sees."""
+    """The first lines of the first row, and how many of its targets are in the loss."""
     row = part.pack(np.asarray([0]))
     text = tokenizer.decode(row.inputs[0])
     lines = [line[:SAMPLE_WIDTH] for line in text.splitlines() if line.strip()][:SAMPLE_LINES]
@@ -214,7 +214,7 @@ def _sample(part: PackedRows, tokenizer: Tokenizer) -> str:
 
 
 def _example(part: PackedRows, tokenizer: Tokenizer) -> str:
-    """The first document as the model reads it, what is learnt of it between ⟦ and ⟧."""
+    """The first document as the model reads it, with the tokens in the loss between ⟦ and ⟧."""
     store = part.store
     end = store.offsets[1]
     assert store.loss_mask is not None

@@ -22,7 +22,7 @@ def read_messages(value: list[Any], place: str) -> list[Message]:
         UserError: something else.
     """
     if not value:
-        raise UserError(f"{place}: there are no messages; mend or remove the row")
+        raise UserError(f"{place}: there are no messages; fix or remove the row")
     for number, message in enumerate(value, start=1):
         where = f"{place}: message {number}"
         if not isinstance(message, dict):
@@ -50,12 +50,12 @@ def read_tools(value: Any, place: str) -> Tools:
     if value is None or value == "":
         return None
     if not isinstance(value, list):
-        raise UserError(f"{place} is {named_kind(value)}, not a list of tools; mend the row")
+        raise UserError(f"{place} is {named_kind(value)}, not a list of tools; fix the row")
     for number, tool in enumerate(value, start=1):
         if not isinstance(tool, dict):
             raise UserError(
                 f"{place}: tool {number} is {named_kind(tool)}, not an object that describes a "
-                f"function; mend the row"
+                f"function; fix the row"
             )
     return value
 

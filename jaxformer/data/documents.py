@@ -1,7 +1,7 @@
 """What a row stands for: a text, a conversation, or a prompt and its completion.
 
-The loss is on every token of a text, on the assistant's answers alone of a conversation, and on the
-completion alone of a prompt. A token that holds any character of an answer is learnt.
+The loss covers every token of a text, only the assistant's answers in a conversation, and only the
+completion of a prompt. A token that holds any character of an answer is in the loss.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,11 +21,11 @@ from jaxformer.schema.base import Schema
 
 
 class Document(NamedTuple):
-    """A text to tokenise, and the characters [from, to) of the answers in it; `done` counts what
-    of the source is read.
+    """A text to tokenise, and the characters [from, to) of the answers in it; `done` counts how
+    much of the source has been read.
 
-    The text is None where a policy skipped the row (`is_missing` says which), and empty where there
-    is nothing to learn.
+    The text is None where a policy skipped the row (`is_missing` says which), and empty where it
+    has nothing to train on.
     """
 
     text: Text | None
@@ -35,11 +35,10 @@ class Document(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """The tokens of a document, which of them are learnt (None: all but the first, which nothing
-    predicts), and the UTF-8 bytes of the text that the learnt ones stand for.
+    """The tokens of a document, which of them are in the loss (None: all but the first, which
+    nothing predicts), and the UTF-8 bytes of the text of those.
 
-    A document whose tokens are all learnt may come in parts, of which the last one `ends` it and
-    counts its bytes.
+    A document without a mask may come in parts; the last one `ends` it and counts its bytes.
     """
 
     ids: np.ndarray  # unsigned [length]
@@ -103,10 +102,10 @@ class TextFormat:
 
 @dataclass(frozen=True)
 class CompletionFormat:
-    """A prompt and its completion, as [bos] tokens [eos]; the completion and eos are learnt, except
-    for a first token, which nothing predicts.
+    """A prompt and its completion, as [bos] tokens [eos]; the completion and eos are in the loss,
+    except for a first token, which nothing predicts.
 
-    Without a completion, a row is left out.
+    A row without a completion is left out.
     """
 
     prompt: str
@@ -143,7 +142,7 @@ class MessagesFormat:
     which the assistant says nothing and calls nothing is left out.
 
     Raises:
-        UserError: a row is no conversation, or the template refuses it.
+        UserError: a row is not a conversation, or the template refuses it.
     """
 
     column: str
@@ -197,9 +196,9 @@ def _between_ends(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
 def _encode_answers(
     texts: Sequence[Document], tokenizer: Tokenizer, *, begun: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """Ids, which of them are learnt because they hold a part of an answer, and the UTF-8 bytes of
-    these. Whole texts are tokenised, as in inference, and answers found by the places of tokens.
-    Where nothing is put before a text (not `begun`), its first token is not learnt."""
+    """Ids, which of them are in the loss because they hold a part of an answer, and the UTF-8 bytes
+    of these. Whole texts are tokenised, as in inference, and answers are found by the places of
+    tokens. Where nothing is put before a text (not `begun`), its first token is not in the loss."""
     specials = list(tokenizer.specials.values())
     written = [str(document.text or "") for document in texts]
     encodings = tokenizer.encode_places(written)

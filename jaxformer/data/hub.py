@@ -56,7 +56,7 @@ class HubSource:
         return self._dataset.num_rows
 
     def fingerprint(self) -> str:
-        """Of a folder, its files. A dataset of the Hub is prepared once: its name decides."""
+        """A hash of a folder's files, or of a Hub dataset's name, since that is prepared once."""
         if self.folder is None:
             return hashlib.sha256(self.identity.encode()).hexdigest()
         files = sorted(path for path in self.folder.rglob("*") if path.is_file())
@@ -79,7 +79,7 @@ class HubSource:
         except (FileNotFoundError, ValueError, OSError) as error:
             raise UserError(
                 f"data source '{self.name}': {self.folder} holds no dataset saved by "
-                f"datasets.save_to_disk ({error}); files go as parquet:GLOB or jsonl:GLOB"
+                f"datasets.save_to_disk ({error}); name files as parquet:GLOB or jsonl:GLOB"
             ) from None
         if not isinstance(saved, datasets.DatasetDict):
             if self.split:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class HuggingFaceTokenizer:
     """A `tokenizer.json`, run by the `tokenizers` library on all cores.
 
-    `settings` are what `read_settings` gives, or empty; `add_bos` overrules what they and the
+    `settings` are what `read_settings` gives, or empty; `add_bos` overrides what they and the
     post-processor say.
     """
 
@@ -43,7 +43,7 @@ class HuggingFaceTokenizer:
         self.prefix_ids, self.bos_id, self.eos_id = ends_of(name, settings, self._ordinary, add_bos)
         self.settings = dict(settings)
         self._with_specials = _parse(name, definition)
-        # It would cut spaces off the places of tokens; what it adds is in `prefix_ids`.
+        # It would trim spaces off the places of tokens; what it adds is in `prefix_ids`.
         self._with_specials.post_processor = None
         marked = [
             _mark_special(tokenizer, named_tokens(settings).values())
@@ -72,7 +72,7 @@ class HuggingFaceTokenizer:
         return named | named_tokens(self.settings)
 
     def find(self, file: str) -> Path | None:
-        """A file beside tokenizer.json; on the Hub, it is fetched, or taken from what was."""
+        """A file beside tokenizer.json; on the Hub, it is fetched or taken from the cache."""
         path = locate_path(self.name)
         if path.exists():
             return file_of(path if path.is_dir() else path.parent, file)
@@ -131,7 +131,7 @@ def from_hub(name: str, add_bos: AddBos) -> HuggingFaceTokenizer:
             f"data.tokenizer '{name}': its tokenizer_config.json cannot be fetched ({error})"
         ) from None
     except EntryNotFoundError:
-        pass  # it has none, which its other files may make up for
+        pass  # it has none; its other files may suffice
     settings = read_settings(name, lambda file: _fetched(name, file))
     return HuggingFaceTokenizer(name, definition, settings, add_bos)
 
@@ -153,15 +153,15 @@ def _parse(name: str, definition: bytes) -> "tokenizers.Tokenizer":
         tokenizer = tokenizers.Tokenizer.from_buffer(definition)
     except Exception as error:  # the library raises nothing narrower
         raise UserError(f"data.tokenizer '{name}': not a tokenizer.json: {error}") from None
-    # Files saved for serving may cut or pad every text; a document is to be taken whole.
+    # Files saved for serving may truncate or pad every text; documents are taken whole.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
 def _mark_special(tokenizer: "tokenizers.Tokenizer", named: Iterable[str]) -> list[str]:
-    """Makes special what the settings name and tokenizer.json does not mark, as transformers does,
-    and returns these tokens. A name that is not in the vocabulary gets no id."""
+    """Marks as special what the settings name and tokenizer.json does not mark, as transformers
+    does, and returns these tokens. A name that is not in the vocabulary gets no id."""
     from tokenizers import AddedToken
 
     added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}

@@ -1,4 +1,4 @@
-"""Rows of JSON: a line each, or the items of one array that is the whole file."""
+"""Rows of JSON: one per line, or the items of one array that is the whole file."""
 
 import codecs
 import json
@@ -28,7 +28,7 @@ _NO_SPACE = re.compile(r"[^ \t\r\n]")
 def jsonl_rows(
     files: Sequence[Path], columns: Sequence[Column], policies: Policies
 ) -> Iterator[Row]:
-    """One row per line, or per item of an array; `done` counts bytes of the files as they lie."""
+    """One row per line, or per item of an array; `done` counts bytes of the stored files."""
     before = 0
     for file in files:
         with open_text(file) as text:
@@ -63,8 +63,8 @@ def _value_of(line: str, place: str) -> Any:
         ends, goes_on = cause.pos >= len(line.rstrip()), cause.msg == "Extra data"
         if ends or goes_on:
             raise UserError(
-                f"{error}{', its end' if ends else ''}. A row is one line; where objects go over "
-                f"several lines, or share one, this makes a line of each: jq -c . OLD > NEW"
+                f"{error}{', its end' if ends else ''}. A row is one line; if objects span or "
+                f"share lines, this gives each its own: jq -c . OLD > NEW"
             ) from None
         raise
 
@@ -96,7 +96,7 @@ def _array_rows(
 
 
 def _items(text: TextFile, name: str) -> Iterator[Any]:
-    """The items of an array, of which as much is in memory as the longest one takes."""
+    """The items of an array, with little more than the longest one in memory."""
     source, number = _Characters(text), 0
     source.take("[")
     while not source.take("]"):
@@ -107,8 +107,8 @@ def _items(text: TextFile, name: str) -> Iterator[Any]:
         yield source.take_value(f"{name}, row {number}")
     if source.next():
         raise UserError(
-            f"{name}: '{source.next()}' is behind the end of the array; allowed: one array, or a "
-            f"row a line"
+            f"{name}: '{source.next()}' follows the end of the array; allowed: one array, or "
+            f"one row per line"
         )
 
 
@@ -125,7 +125,7 @@ class _Characters:
         self._buffer, self._place, self._ended = "", 0, False
 
     def next(self) -> str:
-        """The next character that is no space, which stays there; nothing at the end."""
+        """The next character that is not a space, not consumed; nothing at the end."""
         while True:
             found = _NO_SPACE.search(self._buffer, self._place)
             self._place = found.start() if found else len(self._buffer)
@@ -134,13 +134,13 @@ class _Characters:
             self._fill()
 
     def take(self, character: str) -> bool:
-        """Pass over the next character, if it is this one."""
+        """Consume the next character, if it is this one."""
         found = self.next() == character
         self._place += found
         return found
 
     def take_value(self, place: str) -> Any:
-        """Pass over a value of JSON.
+        """Consume a JSON value and return it.
 
         Raises:
             UserError: there is none.
@@ -153,20 +153,20 @@ class _Characters:
                 if self._ended or not self._is_cut(error):
                     raise not_json(place, error) from None
             else:
-                if end < len(self._buffer) or self._ended:  # a number might go on
+                if end < len(self._buffer) or self._ended:  # a number might continue
                     self._place = end
                     return value
             self._fill()
 
     def _is_cut(self, error: Exception) -> bool:
-        """Whether more of the text may mend it: a piece ends there."""
+        """Whether more text may resolve the error, because a piece ends there."""
         if not isinstance(error, json.JSONDecodeError):
             return False
         left = len(self._buffer) - error.pos
         return left < LONGEST_ESCAPE or error.msg.startswith("Unterminated string")
 
     def _fill(self) -> None:
-        """As much again as is left, so that a long item is not parsed often."""
+        """Read at least as much again as is left, so that a long item is not parsed often."""
         rest = self._buffer[self._place :]
         piece = self._text.read(max(BYTES_AT_ONCE, len(rest)))
         self._ended = not piece

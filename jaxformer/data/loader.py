@@ -1,8 +1,8 @@
 """Batches of packed rows: an endless training order, and the validation text once.
 
 The training batch is a pure function of (seed, step): every source is shuffled anew each epoch,
-sources are mixed by weight in a fixed pattern, and rows are batched across epochs. A run that goes
-on from step k asks for batch k and has lost nothing, on any number of hosts.
+sources are mixed by weight in a fixed pattern, and rows are batched across epochs. A run that
+resumes at step k asks for batch k and has lost nothing, on any number of hosts.
 """
 
 import math
@@ -32,8 +32,8 @@ def train_batches(
 
     The batch has `batch_size` rows and does not depend on which of them a process holds.
 
-    Weights become whole numbers relative to the smallest (at least 100), so a share is exact to
-    one per cent of itself.
+    Weights become whole numbers relative to the smallest (at least 100), so each share has a
+    relative error of one per cent at most.
 
     Raises:
         UserError: a source is wrong, empty or too small.
@@ -71,7 +71,7 @@ def iterate(
 class ValidationBatches(Sequence[Batch]):
     """The validation text once, in order; the last rows are padding, segment 0.
 
-    `loss_tokens` and `bytes_per_token` are of the whole text: bits per byte are
+    `loss_tokens` and `bytes_per_token` cover the whole text: bits per byte are
     nats per loss token / (ln 2 · bytes_per_token).
     """
 
@@ -145,7 +145,7 @@ class Mixture:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def pack(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        """The rows of these numbers, in this order."""
+        """The rows with these numbers, in this order."""
         numbers = np.asarray(rows, np.int64)
         if len(self._parts) == 1:
             return self._parts[0].pack(numbers)

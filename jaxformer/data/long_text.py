@@ -1,12 +1,12 @@
-"""Texts that are read in blocks and encoded in parts, so that a long one is never held as text or
-as ids whole."""
+"""Texts that are read in blocks and encoded in parts, so that a long one is never held whole,
+as text or as ids."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-# Bytes or characters of a block: little memory, and enough of them to keep all cores busy.
+# Bytes or characters per block: little memory, and enough of them to keep all cores busy.
 BLOCK = 2**15  # never less than a character of four bytes
 
 Item = TypeVar("Item")
@@ -69,7 +69,7 @@ def joined(parts: Iterable[Part]) -> list[np.ndarray]:
 
 
 def blocks_of(text: Text) -> Iterator[str]:
-    """The text in blocks; one empty block of an empty text."""
+    """The text in blocks; an empty text has one empty block."""
     if isinstance(text, LongText):
         yield from text.blocks()
         return
@@ -79,7 +79,7 @@ def blocks_of(text: Text) -> Iterator[str]:
 
 
 def with_next(items: Iterable[Item]) -> Iterator[tuple[Item, Item | None]]:
-    """Each with the one after it."""
+    """Each item with the one after it, or None."""
     before: list[Item] = []
     for item in items:
         if before:

@@ -1,6 +1,6 @@
-"""The order in which the rows of a source are seen: shuffled, every epoch anew, without end.
+"""The order in which the rows of a source are seen: shuffled anew every epoch, without end.
 
-The shuffle of grain 0.2 takes from 20 µs (a million rows) to 20 ms (two rows) for each row, and of
+The shuffle of grain 0.2 takes from 20 µs (a million rows) to 20 ms (two rows) per row, and with
 4^k + 1 rows it loses one and repeats another, so the permutation is made here.
 """
 
@@ -18,15 +18,15 @@ WORD = (1 << 64) - 1
 
 
 class ShuffledRows(grain.MapDataset[int]):
-    """Item i is a number in [first, first + rows): each once an epoch of `rows` items.
+    """Item i is a number in [first, first + rows): each once per epoch of `rows` items.
 
     The permutation of an epoch is a Feistel network over the smallest power of two that holds
     `rows`: (l, r) → (r, l ⊕ F(r)), which is one-to-one whatever F is. A result beyond `rows` goes
     through again until it is inside (cycle walking), less than twice on average. So an item costs
-    microseconds and no memory, at any index, of any number of rows. (Black and Rogaway, "Ciphers
+    microseconds and no memory, at any index, for any number of rows. (Black and Rogaway, "Ciphers
     with arbitrary finite domains", 2002.)
 
-    `source` tells the orders of several sources of one seed apart.
+    `source` makes the orders of several sources with one seed differ.
     """
 
     def __init__(self, first: int, rows: int, seed: int, source: int) -> None:
@@ -63,7 +63,7 @@ class ShuffledRows(grain.MapDataset[int]):
 
 
 class HeldRows(grain.MapDataset[int]):
-    """Of every batch of `batch_size` items of `order`, those at the places `held`."""
+    """The items at the places `held` of every batch of `batch_size` items of `order`."""
 
     def __init__(self, order: grain.MapDataset[int], batch_size: int, held: np.ndarray) -> None:
         super().__init__(order)

@@ -11,9 +11,9 @@ from jaxformer.terminal import say
 
 
 def warn_of_overlap(data: DataConfig, tokenizer: Tokenizer) -> None:
-    """Compares names of files and, of prepared sources, hashes of tokens.
+    """Compares names of files and, for prepared sources, hashes of tokens.
 
-    Text that is only similar goes unseen, and so does a training source that is not on this
+    Text that is only similar goes unnoticed, and so does a training source that is not on this
     machine, as when a run is evaluated elsewhere.
     """
     if data.held_out is None or not processes.is_first():

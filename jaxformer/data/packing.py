@@ -4,10 +4,10 @@ Row r of a stream holds stream[r·L : r·L + L + 1]: its first L tokens are inpu
 targets, so that over all rows every token but the first is a target once. The last row is padded
 with segment 0.
 
-A document longer than what is left of its row goes on in the next row as a piece of its own: its
+A document longer than what is left of its row continues in the next row as a separate piece: its
 positions restart at 0 and the model sees nothing of the piece before. No text is dropped.
 
-Where a store has a loss mask, only the targets that it names are in the loss.
+Where a store has a loss mask, only the targets that it marks are in the loss.
 """
 
 from dataclasses import dataclass
@@ -46,8 +46,8 @@ class PackedRows:
     def text_bytes(self, tokenizer: Tokenizer) -> int:
         """UTF-8 bytes of the text that the loss tokens stand for.
 
-        The first document may be cut: then that document's rest is counted from its own tokens,
-        less the first of them, which is never a target.
+        If the first document is cut, its rest is counted from its own tokens without the first,
+        which is never a target.
         """
         store = self.store
         document = int(np.searchsorted(store.offsets, self.begin, side="left"))
@@ -69,7 +69,7 @@ class PackedRows:
         return max(0, -(-(self.end - self.begin - 1) // self.length))
 
     def pack(self, rows: np.ndarray) -> Batch:
-        """The rows of these numbers, [rows, length].
+        """The rows with these numbers, [rows, length].
 
         Raises:
             UserError: the store holds ids beyond the vocabulary it was made with.
@@ -93,7 +93,7 @@ class PackedRows:
         return batch
 
     def loss_tokens(self) -> int:
-        """Targets of all rows together that follow a token of their own document."""
+        """The number of targets in all rows that follow a token of their own document."""
         if self.store.loss_mask is not None:
             return int(np.count_nonzero(self.store.loss_mask[self.begin + 1 : self.end]))
         pairs = max(0, self.end - self.begin - 1)
@@ -119,7 +119,7 @@ class PackedRows:
         return window, starts, valid
 
     def _learnt(self, rows: np.ndarray) -> np.ndarray:
-        """Targets that are learnt by the store's mask, [rows, length], or all."""
+        """Which targets the store's mask puts in the loss, [rows, length]; all without a mask."""
         learnt = np.ones((len(rows), self.length), bool)
         if self.store.loss_mask is not None:
             for row, at in enumerate((self.begin + rows * self.length + 1).tolist()):

@@ -18,7 +18,7 @@ ESCAPE = re.compile(r"\\(?:[pP]\{\^?\w+\}|x\{[0-9A-Fa-f]+\}|x[0-9A-Fa-f]{2}|u[0-
 
 
 class UnknownPatternError(ValueError):
-    """A pattern of which nothing is known."""
+    """A pattern that cannot be analysed."""
 
 
 class Node(NamedTuple):
@@ -30,14 +30,14 @@ class Node(NamedTuple):
     last: int = 0
     alone: int = 0
     looks: bool = False  # whether it may look ahead before it takes a character
-    certain: bool = True  # whether it matches nothing wherever that is asked of it
+    certain: bool = True  # whether, if nullable, it can match nothing anywhere
 
 
 class Pattern:
     """A regular expression in Oniguruma's syntax, or a literal text.
 
     Raises:
-        UnknownPatternError: it looks behind, has anchors or references, or can match nothing.
+        UnknownPatternError: it looks behind, has anchors or references, or matches empty text.
     """
 
     def __init__(self, source: str, *, literal: bool = False) -> None:
@@ -71,7 +71,7 @@ class Pattern:
         return self._mask(character) != 0
 
     def takes(self, character: str) -> bool:
-        """Whether the character is in a match wherever it stands: it is one by itself."""
+        """Whether the character is always in a match, because it is one by itself."""
         return self._mask(character) & self._alone != 0
 
     def _mask(self, character: str) -> int:
@@ -217,7 +217,7 @@ def _is(character: str) -> Callable[[str], bool]:
 
 
 def _folds_to(character: str) -> Callable[[str], bool]:
-    """Also one that is written as several where case is ignored, as ß is ss."""
+    """Equal with case ignored; also a character that this turns into several, as ß into ss."""
     folded = character.casefold()
     return lambda other: any(part in other.casefold() for part in folded)
 

@@ -1,4 +1,4 @@
-"""Texts of any length through a tokenizer of the `tokenizers` library, in little memory."""
+"""Encodes texts of any length with the `tokenizers` library, in little memory."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -24,7 +24,7 @@ class PieceEncoder:
         self._skipped: dict[str, int] = {"": 0}
 
     def parts(self, texts: Iterable[Text]) -> Iterator[Part]:
-        """uint32 ids; every text has one part at least.
+        """uint32 ids; every text has at least one part.
 
         Raises:
             UserError: see `TextCuts.pieces`.
@@ -88,7 +88,7 @@ class PieceEncoder:
         return found
 
     def _skip(self, context: str) -> int:
-        """How many ids the character before a piece has, alone."""
+        """How many ids the character before a piece has by itself."""
         if context not in self._skipped:
             encoding = self._tokenizer.encode(context, add_special_tokens=False)
             self._skipped[context] = len(encoding.ids)

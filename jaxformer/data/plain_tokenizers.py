@@ -16,7 +16,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 class ByteTokenizer:
-    """Ids 0 to 255 are the bytes of UTF-8, 256 is the end of text and its beginning."""
+    """Ids 0 to 255 are the bytes of UTF-8, 256 is both the end and the beginning of a text."""
 
     name = "bytes"
     vocab_size = 257
@@ -80,7 +80,7 @@ class _ByteStream:
 
 
 class IdsTokenizer:
-    """Ids below N for tasks that have no text: written as numbers, `3 0 12`. The last one ends."""
+    """Ids below N for tasks without text: written as numbers, `3 0 12`. The last ends a text."""
 
     specials: Mapping[str, int] = MappingProxyType({})
 
@@ -101,7 +101,7 @@ class IdsTokenizer:
 
     def encode_parts(self, texts: Sequence[Text]) -> Iterator[Part]:
         for text in texts:
-            begun = ""  # a number that may go on in the next block
+            begun = ""  # a number that may continue in the next block
             for block, following in with_next(blocks_of(text)):
                 written = begun + block
                 end = len(written) if following is None else written.rfind(" ") + 1
@@ -114,8 +114,8 @@ class IdsTokenizer:
             wrong = [word[0] for word in words if not self._has(word[0])]
             if wrong:
                 raise UserError(
-                    f"'{wrong[0]}' is no token of {self.name}; allowed: numbers from 0 to "
-                    f"{self.vocab_size - 1} between spaces"
+                    f"'{wrong[0]}' is not a token of {self.name}; allowed: numbers from 0 to "
+                    f"{self.vocab_size - 1}, separated by spaces"
                 )
             ids = np.array([int(word[0]) for word in words], np.int32)
             yield ids, np.array([word.span() for word in words], np.int64).reshape(-1, 2)

@@ -1,8 +1,8 @@
-"""Makes token stores, safely: interrupted or made twice at once, what is found is whole.
+"""Makes token stores atomically: one that is interrupted, or made twice at once, is still whole.
 
-A store is built in a folder beside its place, every file synced, its manifest last, and then moved
-into place by renaming. A lock file keeps a second process waiting, and is let go by the system when
-its holder dies; what a dead one left in the building folder is cleared.
+A store is built in a folder beside its place, every file synced, its manifest last, and then
+renamed into place. A lock file makes a second process wait; the system releases it when its holder
+dies, and the next process clears what a dead one left in the building folder.
 """
 
 import hashlib
@@ -77,7 +77,7 @@ def open_store(recipe: Recipe) -> TokenStore:
             return read_store(recipe)
         except UnusableStoreError as reason:
             if path.exists():
-                say(f"token store of {recipe.source.name}: made again, {reason} ({path})")
+                say(f"token store of {recipe.source.name}: made again because {reason} ({path})")
         _build(recipe)
         try:
             return read_store(recipe)
@@ -211,7 +211,7 @@ class _Writer:
     missing: int = 0
     largest: int = 0
     learnt: int = 0
-    length: int = 0  # in tokens, of what has been appended or waits for it
+    length: int = 0  # in tokens, appended or waiting to be
 
     def __post_init__(self) -> None:
         self.dtype = token_dtype(self.recipe.tokenizer.vocab_size)

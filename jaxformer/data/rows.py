@@ -1,7 +1,7 @@
-"""Rows read from files, each reader naming file and row of what is wrong; JSON has its own module.
+"""Reads rows from files; errors name the file and the row. JSON has its own module.
 
-jsonl and parquet are read directly, and only hf: goes through `datasets`, which would keep a second
-copy of the text, guesses types (a column of dates stops being text) and hides row numbers.
+Only hf: goes through `datasets`, which keeps a second copy of the text, guesses types (a column of
+dates stops being text) and hides row numbers; jsonl and parquet are read directly.
 """
 
 import re
@@ -24,23 +24,23 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Policies(NamedTuple):
-    """`data.invalid_utf8` and `data.missing_text`: what becomes of a row that has no good text."""
+    """`data.invalid_utf8` and `data.missing_text`: what happens to a row without valid text."""
 
     invalid_utf8: str = "error"
     missing_text: str = "error"
 
 
 class Column(NamedTuple):
-    """A column to read, and what its values are: texts, or lists, or (None) anything, in a column
-    that may be missing."""
+    """A column to read, and what its values are: texts, lists, or (None) anything, in a column that
+    may be missing."""
 
     name: str
     holds: type[str] | type[list] | None
 
 
 class Row(NamedTuple):
-    """A value of every column asked for, or None where a policy skipped the row, `is_missing` says
-    which; `place` names the row, `done` counts what of the source is read."""
+    """Values of the requested columns, or None where a policy skipped the row (`is_missing` says
+    which); `place` names the row, `done` counts how much of the source has been read."""
 
     values: tuple[Any, ...] | None
     place: str
@@ -66,9 +66,9 @@ def _decoded(value: Any, errors: str) -> Any:
 def decode_utf8(
     value: Any, policy: str, place: str, decode: Callable[[Any, str], Any] = _decoded
 ) -> Any:
-    """The text of bytes, or a value with all texts in it so decoded, or None to skip it.
+    """Decode bytes, or all texts in a value; None means to skip it.
 
-    An escaped lone surrogate is legal JSON and no text: it has no UTF-8 form.
+    An escaped lone surrogate is legal JSON but not text: it has no UTF-8 form.
 
     Raises:
         UserError: something is not UTF-8 and the policy (`data.invalid_utf8`) is `error`.
@@ -88,8 +88,8 @@ def decode_utf8(
 
 
 def text_rows(files: Sequence[Path], policies: Policies) -> Iterator[Row]:
-    """One row per file, the whole text, as a `LongText` from a block's length on; `done` counts
-    bytes of the files as they lie."""
+    """One row per file: the whole text, as a `LongText` if longer than a block; `done` counts bytes
+    of the stored files."""
     done = 0
     for file in files:
         with open_text(file) as opened:
@@ -97,14 +97,14 @@ def text_rows(files: Sequence[Path], policies: Policies) -> Iterator[Row]:
         done += file.stat().st_size
         decode = LongText if len(data) > BLOCK else _decoded
         text = decode_utf8(data, policies.invalid_utf8, str(file), decode)
-        del data  # the consumer of the text shall not hold it twice
+        del data  # so that it is not held twice while the text is consumed
         yield Row(None if text is None else (text,), str(file), done)
 
 
 def parquet_rows(
     files: Sequence[Path], columns: Sequence[Column], policies: Policies
 ) -> Iterator[Row]:
-    """A row of the files a row; `done` counts bytes of the files, by the rows read of each."""
+    """One row per row of the files; `done` counts bytes, by the rows read of each file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -129,7 +129,7 @@ def parquet_rows(
 def hf_rows(
     dataset: Any, columns: Sequence[Column], policies: Policies, place: str
 ) -> Iterator[Row]:
-    """A row of a `datasets.Dataset` a row; `done` counts rows."""
+    """One row per row of a `datasets.Dataset`; `done` counts rows."""
     names = _check_arrow_columns(dataset.features.arrow_schema, columns, policies, place)
     selected = dataset.select_columns(names).with_format("arrow")
     batches = (
@@ -144,10 +144,10 @@ def _arrow_rows(
     policies: Policies,
     place: str,
 ) -> Iterator[Row]:
-    """Numbers the rows from 1, which is also what is `done`."""
+    """Rows numbered from 1; the number is also what is `done`."""
     row = 0
     for batch in batches:
-        # Of long texts few are taken out of a batch at once.
+        # Long texts are taken out of a batch a few at a time.
         count = max(1, len(batch) * BYTES_AT_ONCE // max(batch.nbytes, BYTES_AT_ONCE))
         for start in range(0, len(batch), count):
             part = batch.slice(start, count)
@@ -179,7 +179,7 @@ def _row_of(
 
 
 def _without_nulls(value: Any) -> Any:
-    """Without the fields of structures that are null: a table has every field in every row."""
+    """Drop null fields of structures: a table has every field in every row."""
     match value:
         case list():
             return [_without_nulls(item) for item in value]
@@ -189,7 +189,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _texts_as_bytes(array: "pa.Array") -> "pa.Array":
-    """Texts, also those in lists and structures, as bytes: Arrow does not check them."""
+    """Cast texts, also in lists and structures, to bytes: Arrow does not check their UTF-8."""
     import pyarrow as pa
 
     def of(kind: "pa.DataType") -> "pa.DataType":
@@ -216,15 +216,14 @@ def _check_parquet(file: Path) -> None:
         packed = compression_of(head)
         kind = f"compressed by {packed}" if packed else binary_format_of(head) or "another file"
         raise UserError(
-            f"{file} is {kind}, and no Parquet file; read text as text:GLOB, lines of JSON as "
-            f"jsonl:GLOB"
+            f"{file} is {kind}, not Parquet; read text as text:GLOB, lines of JSON as jsonl:GLOB"
         )
 
 
 def _check_arrow_columns(
     schema: "pa.Schema", columns: Sequence[Column], policies: Policies, place: str
 ) -> list[str]:
-    """The names of those that are there; the others may be missing."""
+    """Check the columns; returns the names of those that exist, and the others are optional."""
     import pyarrow as pa
 
     for column in columns:
@@ -261,9 +260,9 @@ def wrong_column(place: str, column: str, columns: Any) -> UserError:
 
 
 def wrong_value(place: str, column: Column, value: object) -> UserError:
-    skip = ", or skip all such rows by data.missing_text=skip" if value is None else ""
+    skip = ", or skip all such rows with data.missing_text=skip" if value is None else ""
     return UserError(
-        f"{place}: column '{column.name}' is {named_kind(value)}, not {_holds(column)}; mend or "
+        f"{place}: column '{column.name}' is {named_kind(value)}, not {_holds(column)}; fix or "
         f"remove the row{skip}"
     )
 

@@ -1,19 +1,19 @@
 """Where text comes from: the grammar of `data.source`.
 
 - `builtin:python`: the Python standard library's source, on every machine.
-- `text:GLOB`: a file a document, in sorted order.
-- `jsonl:GLOB`: a line a document, from `data.column`; or an item, where a file is one array.
-- `parquet:GLOB`: a row a document, from `data.column`.
+- `text:GLOB`: one document per file, in sorted order.
+- `jsonl:GLOB`: one document per line, from `data.column`; or per item, if a file is one array.
+- `parquet:GLOB`: one document per row, from `data.column`.
 - `hf:FOLDER`: a dataset or dataset dictionary saved by `datasets.save_to_disk`.
 - `hf:NAME`, `hf:ORG/NAME` or `hf:ORG/NAME/CONFIG`: a dataset of the Hugging Face Hub. One slash
   always separates organisation and name, so an old dataset without organisation that needs a
   configuration is written with the organisation it has now (`Salesforce/wikitext/...`).
   `:SPLIT` may follow either hf form (`hf:FOLDER:validation`, `hf:ORG/NAME:train[:10%]`); the split
-  is `train` if not given. Parts of a split are for the Hub's alone.
+  is `train` if not given. Only the Hub's datasets can be cut to part of a split.
 
 Files are relative to the working directory, `~` is the home directory, `**` crosses folders, and
-`{a,b}` is a or b. Files of text and jsonl that gzip, bzip2, xz or Zstandard has compressed are
-unpacked as they are read, whatever their names; a UTF-8 byte order mark is no part of the text.
+`{a,b}` is a or b. Text and jsonl files compressed with gzip, bzip2, xz or Zstandard are unpacked as
+they are read, whatever their names; a UTF-8 byte order mark is not part of the text.
 """
 
 import glob
@@ -54,7 +54,7 @@ class Source(Protocol):
 
     @property
     def size(self) -> int:
-        """How large `Row.done` grows."""
+        """The value that `Row.done` grows to."""
         ...
 
     def fingerprint(self) -> str:
@@ -62,7 +62,7 @@ class Source(Protocol):
         ...
 
     def rows(self, columns: Sequence[Column]) -> Iterator[Row]:
-        """Of a source without columns, a row has one value, its text."""
+        """In a source without columns, a row has one value, its text."""
         ...
 
 
@@ -115,7 +115,7 @@ def open_source(name: str, invalid_utf8: str, missing_text: str = "error") -> So
 def _builtin(name: str, corpus: str) -> FileSource:
     """Files in the order of a hash of their path, so that the last part is a fair sample of all.
 
-    The standard library keeps a few files that are not UTF-8 to test its own decoders: skipped.
+    The standard library has a few files that are not UTF-8 to test its decoders; they are skipped.
     """
     if corpus != "python":
         raise UserError(
@@ -138,7 +138,7 @@ def _builtin(name: str, corpus: str) -> FileSource:
 
 
 def _find(name: str, where: str, pattern: str) -> list[Path]:
-    """The files of a path or pattern, sorted. A file of exactly that name wins over a pattern."""
+    """The files of a path or pattern, sorted. A file of exactly that name takes precedence."""
     try:
         if Path(pattern).is_file():
             return [Path(pattern)]
@@ -157,7 +157,7 @@ def _find(name: str, where: str, pattern: str) -> list[Path]:
 
 
 def _matches(name: str, where: str, pattern: str) -> list[Path]:
-    """The files of a pattern without braces; none, if only its stars match nothing."""
+    """The files of a pattern without braces; none if it has wildcards and they match nothing."""
     path = Path(pattern)
     if path.is_file():
         return [path]

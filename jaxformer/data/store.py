@@ -7,13 +7,13 @@ A store is a folder of files and a manifest:
 - `documents.bin`: int64 [documents + 1], where each document starts in `tokens.bin`;
 - `text_bytes.bin`: int64 [documents + 1], UTF-8 bytes of text before each document, without those
   of a document's first token where there is no bos, since nothing predicts it;
-- `loss_mask.bin`: of instructions alone, bool [tokens], which tokens are learnt. A document is then
-  whatever its format makes of a row, its first token is not learnt, and the bytes are those of the
-  learnt text;
+- `loss_mask.bin`: for instructions only, bool [tokens], which tokens are in the loss. A document is
+  then whatever its format makes of a row, its first token is not in the loss, and the bytes are
+  those of the text in the loss;
 - `manifest.json`: counts, hashes, the tokenizer and the source.
 
-It is used only if the manifest is whole, belongs to this source and tokenizer, and agrees with the
-files; otherwise it is made anew. `jaxformer.data.prepare` makes it.
+A store is used only if its manifest is whole, belongs to this source and tokenizer, and agrees with
+the files; otherwise it is made anew. `jaxformer.data.prepare` makes it.
 """
 
 import hashlib
@@ -38,8 +38,8 @@ TOKENS, DOCUMENTS, TEXT_BYTES, LOSS_MASK, MANIFEST = (
     "loss_mask.bin",
     "manifest.json",
 )
-# Hashing reads about 1.5 GB a second, so larger stores are hashed by `data inspect` alone; opening
-# compares their sizes, and every batch its ids.
+# Hashing reads about 1.5 GB per second, so larger stores are hashed only by `data inspect`; opening
+# one checks its sizes, and every batch its ids.
 HASHED_ON_OPENING = 1 << 30
 
 
@@ -51,7 +51,7 @@ class FileRecord(Schema):
 
 
 class Manifest(Schema):
-    """What a store holds and what it was made of; of texts, the last two fields are not written."""
+    """What a store holds and is made of; for texts, the last two fields are not written."""
 
     largest_integer = 2**63 - 1
 
@@ -113,7 +113,7 @@ class TokenStore:
     tokens: np.ndarray  # unsigned [tokens]
     offsets: np.ndarray  # int64 [documents + 1]
     text_bytes: np.ndarray  # int64 [documents + 1]
-    loss_mask: np.ndarray | None  # bool [tokens], None: all tokens are learnt
+    loss_mask: np.ndarray | None  # bool [tokens], None: all tokens are in the loss
 
 
 class UnusableStoreError(Exception):

@@ -1,4 +1,4 @@
-"""The rows that a configuration trains and validates on, out of the stores of its sources."""
+"""The rows that a configuration trains and validates on, from the stores of its sources."""
 
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +21,8 @@ Part = PackedRows | TaskRows  # all rows of one source
 class Stores:
     """The stores of a configuration, and which of their rows train and validate.
 
-    Each store is opened, or made, once, when its rows are first asked for: where there is a
-    validation source, validation needs no training source.
+    Each store is opened, or made, once, when its rows are first needed: with a validation
+    source, validation needs no training source.
     """
 
     def __init__(self, data: DataConfig, tokenizer: Tokenizer) -> None:
@@ -125,8 +125,8 @@ class Stores:
         return rows
 
     def _first_held_out(self, store: TokenStore) -> int:
-        """⌊(1 − validation_fraction)·tokens⌋, also inside a document; all tokens train when there
-        is a validation source."""
+        """⌊(1 − validation_fraction)·tokens⌋, even inside a document; with a validation source, all
+        tokens train."""
         data = self.data
         fraction = 0.0 if data.validation_source is not None else data.validation_fraction
         return int((1 - fraction) * store.manifest.tokens)

@@ -32,7 +32,7 @@ class TaskRows:
         return len(self) * self.length
 
     def manifest(self) -> dict[str, Any]:
-        """What identifies the rows, beside their split and length."""
+        """What identifies the rows, besides their split and length."""
         text = json.dumps(self.task.model_dump(mode="json"), sort_keys=True)
         return {
             "source": f"task:{self.task.kind}",
@@ -47,7 +47,7 @@ class TaskRows:
         return TRAINING_ROWS if self.split == "train" else VALIDATION_ROWS
 
     def pack(self, rows: np.ndarray) -> Batch:
-        """The rows of these numbers, [rows, length]: one document each."""
+        """The rows with these numbers, [rows, length]: one document each."""
         stream = ("train", "validation").index(self.split)
         examples = [
             self.sample(np.random.default_rng([stream, int(row)]), self.length) for row in rows

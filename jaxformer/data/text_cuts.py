@@ -1,12 +1,12 @@
 """Where a text may be cut for a tokenizer: the ids of the parts, joined, are those of the whole.
 
-A place is judged by the three characters around it, by rules that hold whatever stands further
-away. No stage of a Hugging Face tokenizer may reach over it: not the tokens that are found in the
-text first, nor the normalizer, nor the pre-tokenizer, which must also cut there, unless the model
-has no token that holds the characters of both sides. Where a stage is not known, nothing is cut.
+A place is judged by the three characters around it, by rules that hold whatever else the text has.
+No stage of a Hugging Face tokenizer may reach across it: neither the search for added tokens, nor
+the normalizer, nor the pre-tokenizer. The pre-tokenizer must also cut there, unless the model has
+no token that holds the characters of both sides. If a stage is unknown, nothing is cut.
 
-A part is encoded behind the character before it, whose ids are then taken off, so that no prefix is
-put before it that only the beginning of a text has.
+A part is encoded after the character before it, whose ids are then removed, so that it does not get
+the prefix that only the beginning of a text has.
 """
 
 import json
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
 
 Component = dict[str, Any]
 
-# What the library needs for a character of a text that it takes whole, as measured.
+# Measured: what the library needs per character of a text that it encodes whole.
 BYTES_PER_CHARACTER = 130
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # Each maps characters one by one, or the characters of a grapheme or a composition together.
 BY_CHARACTER = {"BertNormalizer", "ByteLevel", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt",
                 "Precompiled", "StripAccents"}  # fmt: skip
-# Each cuts between two characters for what these are.
+# Each decides whether to cut by the two characters around a place.
 BY_PAIRS = {"BertPreTokenizer", "CharDelimiterSplit", "Digits", "Punctuation", "Whitespace",
             "WhitespaceSplit"}  # fmt: skip
 CUTTING = ("Isolated", "Removed")  # behaviours that cut at both ends of every match
 UNKNOWN = frozenset("\u200d")  # a joiner, which is never plain
-# What makes a model of merges tokenize a word otherwise than by its merges alone.
+# Options with which a BPE model does not tokenize a word by its merges alone.
 MORE_THAN_MERGES = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
 BETWEEN_TOKENS = "\U0010ffff"
 
 
 class Around(NamedTuple):
-    """What may stand around a place: before the last character before it, there, and after it."""
+    """Characters that may stand around a place: the last but one before it, the last, the next."""
 
     earlier: frozenset[str]
     before: frozenset[str]
@@ -57,7 +57,7 @@ class Around(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A part of a text from character `start` on, and the character before it, or nothing."""
+    """A part of a text from character `start` on, and the character before it, if any."""
 
     start: int
     context: str
@@ -84,10 +84,10 @@ class TextCuts:
         self._allowed = lru_cache(2**16)(self._decide)
 
     def pieces(self, blocks: Iterable[str]) -> Iterator[Piece]:
-        """The text that the blocks make, cut once in a block or less often.
+        """The text that the blocks make, cut at most once per block.
 
         Raises:
-            UserError: so much of it has no place to cut that the memory does not suffice.
+            UserError: a stretch without a place to cut needs more memory than there is.
         """
         start, context, held, before = 0, "", [""], ""
         for block, following in with_next(blocks):
@@ -110,14 +110,14 @@ class TextCuts:
         needed, there = characters * BYTES_PER_CHARACTER, available_memory()
         if needed > there:
             raise UserError(
-                f"a text has {characters:,} characters or more between which the tokenizer "
-                f"'{self._name}' allows no cut; to tokenize them at once takes {in_bytes(needed)}, "
-                f"and {in_bytes(there)} are available. Split the text into several documents, or "
+                f"a text has {characters:,} or more characters in a row where the tokenizer "
+                f"'{self._name}' allows no cut; tokenizing them at once takes {in_bytes(needed)}, "
+                f"and {in_bytes(there)} is available. Split the text into several documents, or "
                 f"choose another data.tokenizer"
             )
 
     def _last_place(self, text: str, first: int) -> int | None:
-        """The last place, `first` or later, where text[:place] and text[place:] may be parted."""
+        """The last place, `first` or later, where text[:place] and text[place:] may be split."""
         for place in range(len(text) - 1, max(first, 2) - 1, -1):
             if self._allowed(*text[place - 2 : place + 1]):
                 return place
@@ -139,8 +139,8 @@ class TextCuts:
         return all(self._never_joins(*pair) for pair in around.pairs)
 
     def _check_added(self, around: Around, normalized: bool) -> None:
-        """Tokens found in the text neither touch the place nor, with the spaces that some take off
-        around them, reach over it."""
+        """Check that added tokens neither touch the place nor, with the spaces that some strip
+        around them, reach across it."""
         if any(character.isspace() for character in around.before):
             raise NotHereError
         contents = self._found_after_normalizing if normalized else self._found_first
@@ -178,7 +178,7 @@ class TextCuts:
 
 
 def _parts(component: Component | None, key: str) -> list[Component]:
-    """A sequence flat, nothing empty."""
+    """The components of a sequence, flattened; none where there is no component."""
     if component is None:
         return []
     if component["type"] == "Sequence":
@@ -286,8 +286,8 @@ def _literal(text: str) -> Pattern:
 
 
 def _is_plain(character: str) -> bool:
-    """Whether it is normalised without a look at the characters before it: no mark, joiner or
-    Hangul letter, and in the plane whose compositions are settled."""
+    """Whether a character is normalised independently of those before it: no mark, joiner or Hangul
+    letter, and in the plane whose compositions are settled."""
     parts = unicodedata.normalize("NFKD", character)
     return (
         character < "\U00010000"
@@ -300,8 +300,8 @@ def _is_plain(character: str) -> bool:
 
 
 def _ends_graphemes(character: str) -> bool:
-    """Whether no grapheme goes on with it, a line feed behind a carriage return left out: that is
-    behind a space."""
+    """Whether no grapheme continues with it. A line feed after a carriage return does continue one,
+    but there the place is after a space, where nothing is cut."""
     return character.isascii() or unicodedata.category(character)[0] in "PZ"
 
 

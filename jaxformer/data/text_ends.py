@@ -1,4 +1,4 @@
-"""Which tokens stand before a text and after it, as the files of a tokenizer say.
+"""Which tokens stand before a text and after it, according to the tokenizer's files.
 
 The files are tokenizer.json with its post-processor, and beside it tokenizer_config.json,
 special_tokens_map.json, and for the end of text generation_config.json and config.json.
@@ -43,7 +43,7 @@ def read_settings(name: str, find: Callable[[str], Path | None]) -> dict[str, An
         return read_json_object(path.read_bytes(), f"data.tokenizer '{name}': {path}")
 
     settings, tokens = read("tokenizer_config.json"), read("special_tokens_map.json")
-    # transformers takes the older file's word, unless the newer one lists the added tokens.
+    # As in transformers, the older file takes precedence unless the newer lists the added tokens.
     settings = tokens | settings if "added_tokens_decoder" in settings else settings | tokens
     if settings.get("eos_token") is None:
         for file in ("generation_config.json", "config.json"):
@@ -67,7 +67,7 @@ def named_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
 def ends_of(
     name: str, settings: Mapping[str, Any], definition: "tokenizers.Tokenizer", add_bos: AddBos
 ) -> Ends:
-    """The ends of texts. `add_bos` true or false overrules the files.
+    """The ends of texts. `add_bos` true or false overrides the files.
 
     Where the files name no end and have no post-processor, as `data train-tokenizer` writes them, a
     text begins with a token that is known by its name, or else with the end of text.

@@ -1,8 +1,8 @@
 """The text that new tokens add to the tokens before them, at once or one token at a time.
 
-A token alone does not say its text: SentencePiece-like decoders drop the space that a text begins
-with, WordPiece joins its pieces, and a character may be several tokens. So new tokens are decoded
-after the last ones before them, and the text of those is taken off.
+A token alone does not determine its text: SentencePiece-like decoders drop the space that a text
+begins with, WordPiece joins its pieces, and a character may be several tokens. So new tokens are
+decoded after the last ones before them, and the text of those is removed.
 """
 
 import re
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # tokens, with which the context may begin, away from the tokens that follow.
 CONTEXT = 16
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
-HALF = "\ufffd"  # what stands for a character whose bytes are not all there
+HALF = "\ufffd"  # decoded from a character whose bytes are incomplete
 
 
 class TextOfIds:
@@ -51,7 +51,7 @@ class TextOfIds:
         if len(visible) < CONTEXT or visible[0] in self.bytes:
             visible = self.visible(ids)
         start = max(0, len(visible) - CONTEXT)
-        while start > 0 and visible[start] in self.bytes:  # bytes are decoded a run at a time
+        while start > 0 and visible[start] in self.bytes:  # a run of bytes is decoded as a whole
             start -= 1
         return visible[start:]
 

@@ -1,4 +1,4 @@
-"""Text to token ids and back: what a tokenizer is, and the one that a name means."""
+"""Text to token ids and back: what a tokenizer is, and how one is loaded by name."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,7 +57,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Like `encode`, many at once, and special tokens in the text are plain text."""
+        """Like `encode`, for many texts; special tokens in a text are plain text."""
         ...
 
     def encode_parts(self, texts: Sequence[Text]) -> Iterator[Part]:
@@ -65,9 +65,9 @@ class Tokenizer(Protocol):
         ...
 
     def encode_places(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Like `encode`, many at once, with the characters [from, to) of each token: [length, 2].
+        """Like `encode`, for many texts, with the characters [from, to) of each token: [length, 2].
 
-        Tokens that are parts of one character have all the same place.
+        Tokens that are parts of one character all have the same place.
         """
         ...
 
@@ -119,8 +119,8 @@ def load_tokenizer(name: str, add_bos: AddBos = "auto") -> Tokenizer:
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids of a text that a model is to continue: the tokenizer's prefix, unless the text is
-    written with it, and then the text. Only a document has an end of text."""
+    """The ids of a text that a model is to continue: the tokenizer's prefix, unless the text
+    begins with it already, and then the text. Only a document has an end of text."""
     ids = tokenizer.encode(text).tolist()
     prefix = list(tokenizer.prefix_ids)
     return ids if ids[: len(prefix)] == prefix else prefix + ids

@@ -1,4 +1,4 @@
-"""Files of text opened: unpacked where they are compressed, refused where they are no text."""
+"""Opens text files: compressed ones are unpacked, and files that are not text are refused."""
 
 import bz2
 import gzip
@@ -28,10 +28,10 @@ _MENDS = {
 
 
 class TextFile:
-    """The bytes of a text, without what compresses them and without a byte order mark.
+    """The bytes of a text file, decompressed and without a byte order mark.
 
     Raises:
-        UserError: the file is cut short or damaged; by all methods that read.
+        UserError: the file is truncated or damaged; raised by all methods that read.
     """
 
     def __init__(self, file: Path, raw: io.BufferedReader) -> None:
@@ -50,11 +50,11 @@ class TextFile:
 
     @property
     def done(self) -> int:
-        """How many bytes of the file, as it lies, are read."""
+        """How many bytes of the stored file have been read."""
         return self._raw.tell()
 
     def peek(self) -> bytes:
-        """Some bytes of what comes next, which stay there."""
+        """Some of the next bytes, which are not consumed."""
         return self._read(lambda: self._content.peek(HEAD))
 
     def readline(self) -> bytes:
@@ -93,8 +93,8 @@ class TextFile:
         kind = f"compressed by {inner} once more" if inner else binary_format_of(head)
         if kind:
             inside = f" inside of {self._packed}" if self._packed and not inner else ""
-            mend = _MENDS.get(kind, "leave it out of the pattern, or make text of it")
-            raise UserError(f"{self._file} is {kind}{inside}, and no text; {mend}")
+            mend = _MENDS.get(kind, "leave it out of the pattern, or convert it to text")
+            raise UserError(f"{self._file} is {kind}{inside}, not text; {mend}")
 
 
 def _zstandard(raw: IO[bytes]) -> Any:
@@ -116,7 +116,7 @@ def open_text(file: Path) -> Iterator[TextFile]:
     """A text file, compressed or not.
 
     Raises:
-        UserError: it cannot be read, is damaged, or is no text.
+        UserError: it cannot be read, is damaged, or is not text.
     """
     try:
         raw = file.open("rb")

@@ -1,4 +1,4 @@
-"""Loss and accuracy of a run on rows of any length, in all and by position."""
+"""Loss and accuracy of a run on rows of any length, overall and by position."""
 
 import math
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ PyTree = Any
 
 
 class PositionSums(NamedTuple):
-    """Sums over rows, each [length], float32; `rows` counts rows with every answer right."""
+    """Sums over rows, float32 [length]; `rows`, a scalar, counts rows with every answer right."""
 
     loss: jax.Array
     correct: jax.Array
@@ -44,9 +44,9 @@ def position_sums(model: LanguageModel, params: PyTree, batch: Batch) -> Positio
 
 
 def measure(run: Run, batches: Iterable[Batch], bytes_per_token: float) -> dict[str, Any]:
-    """Over all batches: `loss` in nats and `accuracy` a token, `row_accuracy` (all of a row's
-    answers right), `bits_per_byte`, `by_position`, the loss in up to 32 equal parts of the row
-    (null where a part has no target), and `rows`, how many."""
+    """Over all batches: `loss` in nats per token, `accuracy` per token, `row_accuracy` (all of a
+    row's answers right), `bits_per_byte`, `by_position` (the loss in up to 32 equal parts of the
+    row, null where a part has no target), and `rows`, their number."""
     totals: list[np.ndarray] | None = None
     num_rows = 0
     for batch in batches:
@@ -73,7 +73,7 @@ def measure(run: Run, batches: Iterable[Batch], bytes_per_token: float) -> dict[
 
 
 def measure_on(run: Run, data: DataConfig) -> dict[str, Any]:
-    """`measure` on the held-out rows of `data`, with as many tokens in all whatever their length.
+    """`measure` on the held-out rows of `data`, with the same number of tokens at every length.
 
     Raises:
         UserError: the rows cannot be made.

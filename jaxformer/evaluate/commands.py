@@ -1,4 +1,4 @@
-"""`jaxformer eval`: suites of a run, printed as a table or as JSON."""
+"""`jaxformer eval --suite`: results of a run, printed as a table or as JSON."""
 
 import json as json_format
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ def evaluate_suites(
 ) -> int:
     """Evaluate a run's newest checkpoint, or the one named, on suites, and print.
 
-    Overrides go on top of the run's configuration; `eval.batch_size` is the number of rows at once.
+    Overrides go on top of the run's configuration; `eval.batch_size` is the rows per batch.
 
     Returns:
         The exit code, 0.
@@ -57,7 +57,7 @@ def _record(path: Path, run: Run, results: dict[str, Result]) -> dict[str, Any]:
 
 
 def _hash_wherever_it_lies(run: Run) -> str:
-    """Hashes the configuration without the places of a run and its copies, which may move."""
+    """The hash of the configuration without the paths of a run and its copies, which may move."""
     places: dict[str, Any] = {
         "run": True,
         "init": {"source"},

@@ -19,7 +19,7 @@ from jaxformer.terminal import say
 
 # The harness's own seeds, so that it draws the same examples as anywhere else.
 PYTHON_SEED, NUMPY_SEED, FEWSHOT_SEED = 0, 1234, 1234
-# Draws for a standard error that has no formula: two digits of it.
+# Bootstrap draws for a standard error without a formula; they give two digits of it.
 BOOTSTRAP_DRAWS = 1000
 
 
@@ -28,7 +28,7 @@ def harness_suite(what: str, options: Options) -> Suite:
 
     Raises:
         UserError: the harness is not installed, a task is unknown or would run foreign code, its
-            data is not to be had, or an option is out of range.
+            data is unavailable, or an option is out of range.
     """
     names = list(dict.fromkeys(filter(None, map(str.strip, what.split(",")))))
     if not names:
@@ -39,7 +39,7 @@ def harness_suite(what: str, options: Options) -> Suite:
         raise UserError(f"--num-fewshot is {options.num_fewshot}; allowed: 0 or more")
     folder = options.tasks_dir
     if folder is not None and not folder.is_dir():
-        raise UserError(f"tasks folder {folder}: there is none; give one of task YAMLs")
+        raise UserError(f"tasks folder {folder} does not exist; give a folder of task YAMLs")
     if find_spec("lm_eval") is None:
         raise UserError(
             "suite 'lm_eval' needs lm-evaluation-harness: pip install 'jaxformer[eval]'"
@@ -49,7 +49,7 @@ def harness_suite(what: str, options: Options) -> Suite:
         loaded = _load(names, folder)
     for name, task in loaded["tasks"].items():
         _check(name, task)
-        # As the harness's own command has it: a task that insists on none gets none.
+        # As in the harness's own command: a task that sets 0 examples keeps 0.
         if options.num_fewshot is not None and task.get_config("num_fewshot") != 0:
             task.set_config(key="num_fewshot", value=options.num_fewshot)
         elif task.get_config("num_fewshot") is None:
@@ -58,8 +58,8 @@ def harness_suite(what: str, options: Options) -> Suite:
 
 
 def _set_up() -> None:
-    """Before the harness is imported: no metric is downloaded as code, and no process is forked,
-    which would take JAX's locks along without its threads."""
+    """Settings that precede the harness's import: no metric is downloaded as code, and no process
+    is forked, which would copy JAX's locks without its threads."""
     os.environ["HF_EVALUATE_OFFLINE"] = "1"
     os.environ["DISABLE_MULTIPROC"] = "1"
     if not processes.is_first():
@@ -69,7 +69,7 @@ def _set_up() -> None:
 
 
 def _seed(tasks: dict[str, Any]) -> None:
-    """What tasks draw from: the global generators, and each its own."""
+    """Seed what tasks draw from: the global generators, and each task's own."""
     random.seed(PYTHON_SEED)
     np.random.seed(NUMPY_SEED)  # noqa: NPY002
     for task in tasks.values():
@@ -86,19 +86,19 @@ def _load(names: Sequence[str], folder: Path | None) -> Any:
         if name not in manager.task_index:
             own = "" if folder is None else f" and of {folder}"
             raise UserError(
-                f"task '{name}' is none of the {len(manager.all_tasks):,} of lm-eval{own}."
+                f"task '{name}' is not one of the {len(manager.all_tasks):,} tasks of lm-eval{own}."
                 f"{did_you_mean(name, manager.all_tasks)}"
             )
     try:
         return manager.load(list(names))
     except OSError as error:  # no network, no such data set, no such file
         raise UserError(
-            f"the data of {', '.join(names)} is not to be had: {str(error).splitlines()[0]}. "
+            f"the data of {', '.join(names)} is unavailable: {str(error).splitlines()[0]}. "
             f"Without a network, give tasks on files of your own with --tasks-dir"
         ) from error
     except (ValueError, LookupError, AttributeError, TemplateError, DatasetsError) as error:
         raise UserError(
-            f"the harness makes no task of {', '.join(names)}: {type(error).__name__}: {error}"
+            f"the harness cannot load {', '.join(names)}: {type(error).__name__}: {error}"
         ) from error
 
 
@@ -120,13 +120,13 @@ def _check(name: str, task: Any) -> None:
     from jaxformer.evaluate.harness_model import generation_of
 
     if getattr(task, "MULTIMODAL", False):
-        raise UserError(f"task {name} shows the model images or sound; allowed: text alone")
+        raise UserError(f"task {name} shows the model images or sound; allowed: text only")
     if getattr(task, "UNSAFE_CODE", False):
         raise UserError(f"task {name} runs the code that a model writes, which is not done here")
     missing = [metric for metric, function in task._metric_fn_list.items() if function is None]
     if missing and task.config.process_results is None:
         raise UserError(
-            f"task {name} has the metric {missing[0]}, which is code on the Hub, not of the "
+            f"task {name} has the metric {missing[0]}, which is code on the Hub, not in the "
             f"harness; it is not downloaded and run"
         )
     if task.OUTPUT_TYPE == "generate_until":
@@ -166,7 +166,7 @@ def _evaluate(run: Run, check: Check, loaded: Any, limit: int | None) -> dict[st
 
 
 def _result(metrics: dict[str, Any], facts: dict[str, Any]) -> Result:
-    """From the harness's names, `acc,none` and `acc_stderr,none`, where `none` is no filter."""
+    """The result from the harness's keys, `acc,none` and `acc_stderr,none`; `none` is no filter."""
     values: dict[str, float] = {}
     errors: dict[str, float] = {}
     for key, value in metrics.items():

@@ -1,4 +1,4 @@
-"""A run as lm-evaluation-harness asks it: log-likelihoods and generation."""
+"""A run as a model of lm-evaluation-harness: log-likelihoods and generation."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from jaxformer.generate.text import until_end
 from jaxformer.run import Run
 from jaxformer.terminal import progress
 
-MAX_NEW_TOKENS = 256  # where a task says nothing, as the harness has it
+MAX_NEW_TOKENS = 256  # the harness's default, where a task says nothing
 SHORTEST_PROMPT = 64  # prompts are padded to this length, or twice, four times, … as much
 GENERATION_KEYS = ("do_sample", "max_gen_toks", "min_p", "temperature", "top_k", "top_p", "until")
 
@@ -33,17 +33,17 @@ class Generation(NamedTuple):
 
 
 def generation_of(kwargs: dict[str, Any], task: str) -> Generation:
-    """`generation_kwargs` in our terms.
+    """Read a task's `generation_kwargs`.
 
     Raises:
-        UserError: they ask for what sampling here does not have.
+        UserError: they have an option that sampling here does not.
     """
     known = dict(normalize_gen_kwargs(kwargs, MAX_NEW_TOKENS))
     unknown = sorted(set(known) - set(GENERATION_KEYS))
     if unknown:
         raise UserError(
             f"task {task}: generation_kwargs.{unknown[0]} is {known[unknown[0]]}, which is not "
-            f"there; allowed: {', '.join(GENERATION_KEYS)}"
+            f"supported; allowed: {', '.join(GENERATION_KEYS)}"
         )
     sampling = Sampling(
         known["temperature"] if known["do_sample"] else 0.0,
@@ -55,10 +55,9 @@ def generation_of(kwargs: dict[str, Any], task: str) -> Generation:
 class HarnessModel(TemplateLM):
     """Answers from the run's own compiled programs, on its mesh, in batches of its evaluation.
 
-    A text begins as every document does in training, with bos where the tokenizer adds one. Where
-    there is no text before what is asked for, it is asked for after `prefix_token_id`. The longest
-    input is `data.sequence_length`; what is longer loses its first tokens, and `shortened` counts
-    that.
+    A text begins as every document does in training, with bos where the tokenizer adds one. An
+    empty context is replaced by `prefix_token_id`. Inputs longer than `data.sequence_length` lose
+    their first tokens, and `shortened` counts them.
     """
 
     def __init__(self, run: Run, check: Callable[[], None] = lambda: None) -> None:
@@ -101,14 +100,14 @@ class HarnessModel(TemplateLM):
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = True
     ) -> list[tuple[float, bool]]:
-        """Of (context, continuation): log p in nats, and whether greedy decoding would give it."""
+        """For (context, continuation): log p in nats, and whether greedy decoding would give it."""
         return super().loglikelihood(requests, disable_tqdm)
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = True
     ) -> list[float]:
-        """Of whole texts, cut into pieces of the input's length that see one token before them;
-        the last piece sees as many as there is room for."""
+        """Log p of whole texts, cut into pieces of the input's length that see one token before
+        them; the last piece sees as many as there is room for."""
         windows = [list(self._windows(*request.args)) for request in requests]
         scores = iter(self._score(list(chain.from_iterable(windows))))
         return [sum(next(scores).log_prob for _ in pieces) for pieces in windows]
@@ -185,8 +184,7 @@ class HarnessModel(TemplateLM):
     def _text(
         self, row: np.ndarray, prompt: Sequence[int], stops: Sequence[str]
     ) -> tuple[bool, str]:
-        """Whether a row has come to its end, and the text that it adds to its prompt's up to
-        there."""
+        """Whether a row has ended, and the text that it adds to its prompt's up to its end."""
         tokenizer = self._run.tokenizer
         text = tokenizer.decode(until_end(row, tokenizer.eos_id), prompt)
         found = [place for stop in stops if (place := text.find(stop)) >= 0]

@@ -58,7 +58,7 @@ def evaluate(
     sharding: NamedSharding,
     after_batch: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
-    """Σ loss / Σ tokens over all batches, which are to be of one shape.
+    """Σ loss / Σ tokens over all batches, which must have one shape.
 
     A batch's sums are float32 on the device and are added in float64 on the host, so the result
     depends neither on the batch size nor on padding, which has no loss tokens. The device computes
@@ -91,7 +91,7 @@ def one_ahead(
     batches: Iterable[Batch],
     sharding: NamedSharding,
 ) -> Iterator[Sums]:
-    """`step` of each batch, the next one already given to the device."""
+    """`step` of each batch, yielded after the next batch is launched on the device."""
     running: Sums | None = None
     for batch in batches:
         launched = step(params, put_batch(batch, sharding))
@@ -127,7 +127,7 @@ def validate(run: Run, check: Callable[[], None] = lambda: None) -> Evaluation:
     """Evaluate a run on its validation text; `check` is called after every batch.
 
     Raises:
-        UserError: there is none, or the mesh does not divide the rows of a batch.
+        UserError: it has no validation text, or the mesh does not divide the rows of a batch.
     """
     config, sharding = run.config, batch_sharding(run.mesh)
     batch_size = config.eval.batch_size or config.train.batch_size

@@ -23,22 +23,21 @@ PyTree = Any
 
 
 class Continuation(NamedTuple):
-    """Tokens whose probability is asked for, and those before them, of which there is one at
-    least."""
+    """Tokens whose probability is wanted, and the tokens before them, at least one."""
 
     context: Sequence[int]
     tokens: Sequence[int]
 
 
 class Score(NamedTuple):
-    """log_prob: Σ log p(token | all before), in nats. greedy: each token is the likeliest."""
+    """log_prob: Σ log p(token | all before), in nats. greedy: every token is the likeliest."""
 
     log_prob: float
     greedy: bool
 
 
 class Place(NamedTuple):
-    """Where a continuation's targets are: rows[row, begin:end], of an input from `start` on."""
+    """Where a continuation's targets are: rows[row, begin:end]; its input begins at `start`."""
 
     row: int
     start: int
@@ -49,11 +48,12 @@ class Place(NamedTuple):
 def score(
     run: Run, continuations: Sequence[Continuation], check: Callable[[], None] = lambda: None
 ) -> list[Score]:
-    """The score of each, in their order, from as few batches of one shape as they fit into.
+    """The score of each continuation, in order, packed into as few batches of one shape as they
+    fit into.
 
-    What is longer than `data.sequence_length` loses its first tokens. Rows are as many as in an
-    evaluation, and lie on the run's mesh as its rows do. The program is compiled once for a model.
-    `check` is called after every batch; what it raises ends the work.
+    A context and continuation longer than `data.sequence_length` lose their first tokens. Batches
+    have as many rows as in an evaluation and are sharded alike. The program is compiled once per
+    model. `check` is called after every batch; what it raises ends the work.
 
     Raises:
         UserError: a continuation alone is longer than a row, or the mesh does not divide the rows.
@@ -110,9 +110,9 @@ def _score_step(
 
 
 def _pack(continuations: Sequence[Continuation], length: int) -> tuple[list[Place], int]:
-    """A place for each in rows of `length`, the longest first, each into the fullest row that has
-    room (best fit decreasing); and how many rows that takes."""
-    # Of all tokens but the last, which is only a target.
+    """Place each continuation in rows of `length`, the longest first, each in the fullest row that
+    has room (best fit decreasing). Also returns the number of rows."""
+    # Without the last token, which is only a target.
     sizes = [min(len(each.context) + len(each.tokens) - 1, length) for each in continuations]
     places: dict[int, Place] = {}
     with_room: list[tuple[int, int]] = []  # (tokens left, row), rising

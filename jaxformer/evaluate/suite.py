@@ -21,15 +21,15 @@ class Result:
 
 @dataclass(frozen=True)
 class Options:
-    """What else the command line says: a folder of tasks, how many samples of each are taken, and
-    how many solved ones go before each."""
+    """Further options of the command line: a folder of tasks, how many samples of each task to
+    take, and how many solved samples precede each."""
 
     tasks_dir: Path | None = None
     limit: int | None = None
     num_fewshot: int | None = None
 
     def refuse(self) -> None:
-        """Where no suite takes them.
+        """Refuse the options, where no suite takes them.
 
         Raises:
             UserError: one of them is given.
@@ -44,4 +44,4 @@ class Options:
 
 
 Check = Callable[[], None]  # called between batches; what it raises ends the evaluation
-Suite = Callable[[Run, Check], dict[str, Result]]  # by the names of the tasks
+Suite = Callable[[Run, Check], dict[str, Result]]  # results by task name

@@ -37,7 +37,7 @@ def _synthetic(what: str, options: Options) -> Suite:
     return synthetic_suite(what, options)
 
 
-# Each takes what follows its name and the options, and complains of both before a run is loaded.
+# Each takes what follows its name, and the options, and checks both before a run is loaded.
 SUITES: dict[str, Callable[[str, Options], Suite]] = {
     "validation": _validation,
     "lm_eval": _lm_eval,
@@ -49,7 +49,7 @@ def find_suite(name: str, options: Options) -> Suite:
     """The suite that `NAME` or `NAME:WHAT` means.
 
     Raises:
-        UserError: there is none, or it does not have what is asked for.
+        UserError: no such suite, or it does not have what is asked for.
     """
     kind, _, what = name.partition(":")
     if kind not in SUITES:
@@ -62,7 +62,7 @@ def suites_of(config: Config) -> tuple[Suite, ...]:
     """The suites of a run's configuration, with their data.
 
     Raises:
-        UserError: one of them is none, or its data is not to be had.
+        UserError: one of them is unknown, or its data is unavailable.
     """
     folder = config.eval.tasks_dir
     options = Options(None if folder is None else local_path(folder), config.eval.suites_limit)

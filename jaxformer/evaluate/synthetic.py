@@ -1,4 +1,4 @@
-"""Synthetic tasks as a suite: `synthetic:needle`, of any run whose tokens suit them."""
+"""Synthetic tasks as a suite: `synthetic:needle`, for any run whose tokens suit them."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ MULTIPLES = (1, 2, 4)  # of the trained length, as far as the model's positions 
 
 
 def synthetic_suite(what: str, options: Options) -> Suite:
-    """The tasks `TASK[,TASK]`: a run's own with its fields, others with their usual ones.
+    """The tasks `TASK[,TASK]`: the run's own task with its fields, others with their defaults.
 
     Raises:
         UserError: a task is unknown, or none is named.

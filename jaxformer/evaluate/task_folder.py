@@ -1,7 +1,7 @@
-"""A folder of tasks for lm-evaluation-harness, which may hold data and templates, and no code.
+"""A folder of tasks for lm-evaluation-harness, which may hold data and templates, but no code.
 
-The harness would import what a YAML calls `!function`, make an object of a `class`, and download a
-metric it does not know as a program. Here a folder is configuration, which runs nothing.
+The harness would import what a YAML file calls `!function`, instantiate a `class`, and download and
+run a metric that it does not know. Here a folder is configuration, which runs nothing.
 """
 
 from collections.abc import Iterator
@@ -37,13 +37,13 @@ def _check(file: Path, folder: Path) -> None:
     try:
         data = read_yaml(read_text(file), str(file)).data
     except UserError as error:
-        raise UserError(f"{error}. A task of one's own is plain YAML: no !function") from error
+        raise UserError(f"{error}. A task file is plain YAML, without !function") from error
     for key, value in _entries(data):
         if key == "class":
-            raise UserError(f"{file}: class '{value}' would run Python; give a task in templates")
+            raise UserError(f"{file}: class '{value}' would run Python; use templates instead")
         if key == "metric" and value not in metric_registry:
             raise UserError(
-                f"{file}: metric '{value}' is none of the harness's own; allowed: "
+                f"{file}: metric '{value}' is not one of the harness's own; allowed: "
                 f"{', '.join(sorted(metric_registry))}.{did_you_mean(str(value), metric_registry)}"
             )
         if key == "hf_evaluate" and value:
@@ -56,7 +56,7 @@ def _check(file: Path, folder: Path) -> None:
 def _check_included(included: Path, file: Path, folder: Path) -> None:
     if not included.is_relative_to(folder):
         raise UserError(f"{file}: include '{included}' is not in {folder}; copy it there")
-    if included.suffix != ".yaml":  # those are all read anyway
+    if included.suffix != ".yaml":  # all .yaml files are checked anyway
         _check(included, folder)
 
 
@@ -71,7 +71,7 @@ def _entries(data: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _use_sandbox() -> None:
-    """Templates reach no attribute that leads out of their data."""
+    """Run templates in a sandbox, where they reach no attribute outside of their data."""
     plain = lm_eval.utils.env
     sandbox = SandboxedEnvironment(
         loader=plain.loader, undefined=plain.undefined, keep_trailing_newline=True

@@ -22,16 +22,16 @@ from jaxformer.parallel.rules import bytes_per_device, put_rows, whole
 
 # Lengths are rounded up to a multiple of this, so that few prompts compile anew.
 LENGTH_STEP = 64
-# Pairs of a token read at once and a place in the cache, over the whole batch: attention holds some
-# bytes of each for every head, so that long prompts are read a chunk at a time.
+# The most pairs (token read at once, place in the cache) over the whole batch. Attention holds some
+# bytes per pair and head, so long prompts are read one chunk at a time.
 PAIRS_AT_ONCE = 2**22
-# Tokens decoded between two looks from the host: enough to hide it, few enough to stream.
+# Tokens decoded between two checks by the host: enough to hide their cost, few enough to stream.
 TOKENS_AT_ONCE = 16
 
 
 @dataclass
 class Stats:
-    """Seconds and counts of one call. Compilation is in none of the other times."""
+    """Seconds and counts of one call. The other times do not include compilation."""
 
     compile_seconds: float = 0.0
     prefill_seconds: float = 0.0
@@ -50,19 +50,19 @@ class Stats:
 
 
 class DecodingState(NamedTuple):
-    """What one decoded token hands to the next; on the device."""
+    """What is carried from one decoded token to the next, on the device."""
 
     cache: Any
     token: jax.Array  # [batch], the newest, not yet in the cache
     position: jax.Array  # [batch], its place
-    done: jax.Array  # [batch], whether end-of-text came
+    done: jax.Array  # [batch], whether end-of-text has come
     key: jax.Array
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """A model ready to decode: its parameters laid out a layer each, its programs compiled once
-    for each shape."""
+    """A model ready to decode: its parameters separate per layer, its programs compiled once per
+    shape."""
 
     model: LanguageModel
     params: Any
@@ -87,13 +87,13 @@ class Decoder:
         stats: Stats | None = None,
         padded_length: int = 0,
     ) -> Iterator[np.ndarray]:
-        """Continue the prompts; yields pieces [batch, some tokens] until all ended or enough came.
+        """Continue the prompts; yields pieces [batch, some tokens] until all are complete.
 
-        After a row's end-of-text, it is filled with end-of-text. Rows are split over the mesh's
-        data axes where these divide them.
+        A row that has ended is filled with end-of-text. Rows are split over the mesh's data axes
+        where these divide them.
 
         Args:
-            padded_length: prompts are padded to it at least, so that few lengths compile.
+            padded_length: prompts are padded to at least this length, so that few lengths compile.
 
         Raises:
             UserError: an empty prompt, more tokens than a learned position table has rows, or more
@@ -102,14 +102,14 @@ class Decoder:
         stats = Stats() if stats is None else stats
         longest = max(len(prompt) for prompt in prompts)
         if min(len(prompt) for prompt in prompts) == 0 or max_new_tokens < 1:
-            raise UserError("a prompt without tokens, or max_new_tokens below 1; give one at least")
+            raise UserError("a prompt has no tokens, or max_new_tokens is below 1; give at least 1")
         self._check_length(longest + max_new_tokens)
         wanted = max(longest, padded_length)
         chunk = chunk_length(len(prompts), wanted, max_new_tokens)
         padded = _round_up(wanted, chunk)
         tokens = np.zeros((len(prompts), padded), np.int32)
         for row, prompt in enumerate(prompts):
-            tokens[row, padded - len(prompt) :] = prompt  # ends align, so that all go on at once
+            tokens[row, padded - len(prompt) :] = prompt  # ends align, so all continue together
         starts = np.array([padded - len(prompt) for prompt in prompts], np.int32)
         max_length = _round_up(padded + max_new_tokens + TOKENS_AT_ONCE)
 
@@ -137,12 +137,12 @@ class Decoder:
             yield piece
 
     def _run(self, name: str, function: Any, arguments: tuple, stats: Stats, work: str) -> Any:
-        """Call the compiled `function`; a decoding state among the arguments is given up."""
+        """Call the compiled `function`; a decoding state among the arguments is donated."""
         shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), arguments[1:])
         case = (name, function.args, str(shapes))
         start = time.perf_counter()
         if case not in self._programs:
-            if name == "decode":  # the state comes back as and where it was
+            if name == "decode":  # the state comes back with the same sharding
                 places = jax.tree.map(lambda leaf: leaf.sharding, arguments[1])
                 jitted = jax.jit(function, donate_argnums=1, out_shardings=(places, None))
             else:
@@ -187,8 +187,8 @@ def _round_up(length: int, step: int = LENGTH_STEP) -> int:
 
 
 def chunk_length(batch: int, prompt: int, new_tokens: int) -> int:
-    """How many tokens of every row are read at once: all, where the pairs are few enough; else
-    parts of one length, so that less than LENGTH_STEP of padding is added for each."""
+    """How many tokens of every row are read at once: all if the pairs are few enough, otherwise
+    chunks of one length, with less than LENGTH_STEP of padding per chunk."""
     context = _round_up(prompt + new_tokens + TOKENS_AT_ONCE)
     most = max(LENGTH_STEP, PAIRS_AT_ONCE // (batch * context))
     chunks = -(-prompt // most)
@@ -207,7 +207,7 @@ def _prefill(
     key: jax.Array,
 ) -> DecodingState:
     """Read prompts [batch, length] that begin at `starts` [batch], `chunk` tokens of each at once,
-    and draw a token of each."""
+    and draw the next token of each."""
     batch, length = tokens.shape
     offsets = jnp.arange(length, dtype=jnp.int32) - starts[:, None]  # [batch, length]
 

@@ -15,7 +15,7 @@ class Sampling:
 
     temperature: logits are divided by it; 0 takes the likeliest token.
     top_k: keep the k likeliest.
-    top_p: keep the fewest likeliest whose probabilities sum to p at least (Holtzman et al., 2019,
+    top_p: keep the fewest likeliest whose probabilities sum to at least p (Holtzman et al., 2019,
         arXiv:1904.09751).
     min_p: keep those at least p times as probable as the likeliest (Nguyen et al., 2024,
         arXiv:2407.01082).
@@ -41,7 +41,7 @@ class Sampling:
 
 
 def filter_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
-    """Temperature and filters: [batch, vocab] → the same, −∞ where a token is left out."""
+    """Apply temperature and filters: [batch, vocab] → the same, −∞ where a token is excluded."""
     logits = logits / sampling.temperature
     lowest = jnp.full_like(logits[:, :1], -jnp.inf)  # of the logits that stay
     if sampling.top_k is not None:
@@ -61,7 +61,7 @@ def filter_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
 
 
 def sample(logits: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
-    """Draw a token of every row: [batch, vocab] → [batch]."""
+    """Draw one token per row: [batch, vocab] → [batch]."""
     if sampling.temperature == 0:
         return jnp.argmax(logits, axis=-1)
     return jax.random.categorical(key, filter_logits(logits, sampling), axis=-1)

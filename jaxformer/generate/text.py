@@ -31,13 +31,13 @@ def generate_text(
     """Continue a prompt (→ its continuation), or several in one batch (→ a list of them).
 
     A prompt begins as documents do, with bos where the tokenizer adds one; an empty one without
-    goes on from what `start_id` says. A continuation is the text that the new tokens add to the
+    bos is replaced by `start_id`. A continuation is the text that the new tokens add to the
     prompt's, and stops before end-of-text. With a chat template, a prompt is what a user says, and
     the continuation an answer that stops before the end of the assistant's turn. `temperature`,
     `top_k`, `top_p` and `min_p` are those of `Sampling`.
 
     Args:
-        stream: print prompts and continuations; a single one as it comes.
+        stream: print prompts and continuations, a single one while it is generated.
         stats: print tokens per second to standard error.
 
     Raises:
@@ -84,8 +84,8 @@ def until_end(row: np.ndarray, eos_id: int) -> np.ndarray:
 def _print_as_it_comes(
     prompt: str, pieces: Iterator[np.ndarray], text: StreamDecoder, decoder: Decoder
 ) -> Iterator[np.ndarray]:
-    """Passes the pieces of one row on, and prints them."""
-    first = next(pieces)  # what is wrong with the prompt is found before anything is printed
+    """Print the pieces of one row, and pass them on."""
+    first = next(pieces)  # errors in the prompt are raised before anything is printed
     print(prompt, end="", flush=True)
     for piece in itertools.chain([first], pieces):
         for token in until_end(piece[0], decoder.eos_id):

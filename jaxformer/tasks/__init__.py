@@ -1,4 +1,4 @@
-"""The registry of synthetic tasks: a new one is its class, and its place in `TASKS`."""
+"""The registry of synthetic tasks: a new one is a class and an entry in `TaskUnion`."""
 
 from typing import Annotated
 

@@ -9,7 +9,7 @@ from jaxformer.schema.base import Schema
 
 
 class Example(NamedTuple):
-    """One row, each array [length]: after inputs[..t], targets[t] is to be said where mask[t]."""
+    """One row, each array [length]: where mask[t], targets[t] is the answer after inputs[..t]."""
 
     inputs: np.ndarray  # int32
     targets: np.ndarray  # int32
@@ -33,7 +33,7 @@ class TaskConfig(Schema):
         raise NotImplementedError
 
     def check(self, length: int) -> None:
-        """Whether rows of `length` can be made.
+        """Check that rows of `length` can be made.
 
         Raises:
             ValueError: they cannot; the message says which lengths can.
@@ -44,8 +44,8 @@ class TaskConfig(Schema):
         raise NotImplementedError
 
     def sample_from(self, text: np.ndarray, encode: Encode) -> Sampler:
-        """What draws rows about a text, for tasks that `needs_text`: token ids of a source, and
-        how a sentence becomes ids."""
+        """A sampler of rows about `text`, the token ids of a source, for tasks that `needs_text`;
+        `encode` turns a sentence into ids."""
         raise NotImplementedError
 
 
@@ -55,7 +55,7 @@ def everywhere(inputs: np.ndarray, targets: np.ndarray) -> Example:
 
 
 def at(inputs: np.ndarray, places: np.ndarray, answers: np.ndarray) -> Example:
-    """A row whose positions `places` have the targets `answers`, and no others have any."""
+    """A row whose positions `places` have the targets `answers`; no others have one."""
     targets, mask = np.zeros(len(inputs), np.int32), np.zeros(len(inputs), bool)
     targets[places], mask[places] = answers, True
     return Example(inputs.astype(np.int32), targets, mask)

@@ -10,8 +10,8 @@ from jaxformer.tasks.base import Example, TaskConfig, at
 
 
 class SelectiveCopyConfig(TaskConfig):
-    """Data tokens at random places among blanks, then as many marks, at which the data tokens are
-    the answers, in their order.
+    """Data tokens at random places among blanks, then one mark per data token; the answers at the
+    marks are the data tokens in order.
 
     Id 0 is the blank, 1 the mark, the others data. Published: vocabulary 16, 16 data tokens in
     rows of 4,096. Here: 8 to 16 data tokens in rows of 64 to 128.

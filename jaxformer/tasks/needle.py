@@ -1,4 +1,4 @@
-"""A needle in real text: one sentence in a long text is to be found again (Kamradt, 2023,
+"""A needle in real text: one sentence in a long text must be found again (Kamradt, 2023,
 github.com/gkamradt/LLMTest_NeedleInAHaystack)."""
 
 from typing import Annotated, ClassVar, Literal

@@ -1,4 +1,4 @@
-"""Tasks of recall: what was said once is to be said again."""
+"""Recall tasks: a token seen before must be repeated."""
 
 from typing import Annotated, Literal
 

@@ -35,8 +35,8 @@ class ParityConfig(TaskConfig):
 
 class WordProblemConfig(TaskConfig):
     """The product of the group's elements so far, g_1 · g_2 · … · g_t (Merrill et al., 2024,
-    arXiv:2404.08819). S3 is solvable; A5 and S5 are not, and their word problem is beyond
-    constant-depth circuits of threshold gates, if these are weaker than logarithmic depth.
+    arXiv:2404.08819). S3 is solvable; A5 and S5 are not, and constant-depth threshold circuits
+    cannot solve their word problem unless TC0 = NC1.
 
     Published: Siems et al., 2025 (arXiv:2502.10297), trained on 128 and tested on 512.
     """
@@ -61,9 +61,9 @@ class WordProblemConfig(TaskConfig):
 
 
 class ModularArithmeticConfig(TaskConfig):
-    """The value, modulo `modulus`, of the sum so far: numbers joined by +, − and ×, the latter
-    binding stronger (Delétang et al., 2023, arXiv:2207.02098). A number's answer is the value of
-    all up to it, an operator's that of all before.
+    """The value, modulo `modulus`, of the sum so far: numbers joined by +, − and ×, where ×
+    binds tighter (Delétang et al., 2023, arXiv:2207.02098). At a number, the answer is the value up
+    to and including it; at an operator, the value before it.
 
     Published: modulus 5, trained on lengths up to 40, tested up to 500.
     """
@@ -80,7 +80,7 @@ class ModularArithmeticConfig(TaskConfig):
         inputs = random.integers(0, modulus, length)
         inputs[1::2] = modulus + random.integers(0, 3, length // 2)
         values = np.empty(length, np.int64)
-        whole, term = 0, 0  # what is added for good, and the product that may go on
+        whole, term = 0, 0  # the finished sum, and the product that may continue
         for place, token in enumerate(inputs):
             if place % 2 == 0:
                 operator = inputs[place - 1] - modulus if place else 0
@@ -94,7 +94,7 @@ class ModularArithmeticConfig(TaskConfig):
 
 @lru_cache(maxsize=3)
 def _product_table(group: str) -> np.ndarray:
-    """[elements, elements]: which element the product of two is; the identity is the first."""
+    """[elements, elements]: the number of each product; the identity has number 0."""
     degree = int(group[1:])
     elements = [
         permutation

@@ -84,7 +84,7 @@ def test_content_may_be_parts() -> None:
             "part 1 of its content is an object without a type, not {type, text}",
         ),
         ([ASK], "[", "column 'tools', a string, is not JSON: "),
-        ([ASK], 5, "column 'tools' is a number, not a list of tools; mend the row"),
+        ([ASK], 5, "column 'tools' is a number, not a list of tools; fix the row"),
         ([ASK], ["weather"], "column 'tools': tool 1 is a string, not an object that describes"),
     ],
 )

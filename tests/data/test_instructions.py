@@ -307,16 +307,16 @@ def test_a_damaged_mask_is_made_again(make, capfd) -> None:
     file, before = store.path / LOSS_MASK, document(store)
     file.write_bytes(bytes(len(file.read_bytes())))
     assert document(open_store(data)) == before
-    assert "made again, loss_mask.bin does not have the hash" in capfd.readouterr().err
+    assert "made again because loss_mask.bin does not have the hash" in capfd.readouterr().err
     file.unlink()
     assert document(open_store(data)) == before
-    assert "made again, loss_mask.bin is missing" in capfd.readouterr().err
+    assert "made again because loss_mask.bin is missing" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"messages": []}, "column 'messages': there are no messages; mend or remove the row"),
+        ({"messages": []}, "column 'messages': there are no messages; fix or remove the row"),
         ({"messages": ["hi"]}, r"message 1 is a string, not \{role, content\}"),
         (
             {"messages": [{"from": "user", "contents": "x"}]},
@@ -331,7 +331,7 @@ def test_a_damaged_mask_is_made_again(make, capfd) -> None:
             "message 2: its content is a number, not text",
         ),
         ({"messages": [{"role": None, "content": "x"}]}, "message 1: its role is null, not text"),
-        ({"messages": "hi"}, "column 'messages' is a string, not a list; mend or remove the row"),
+        ({"messages": "hi"}, "column 'messages' is a string, not a list; fix or remove the row"),
         ({"message": []}, r"no column 'messages'; columns: message. .* mean 'message'\?"),
         (
             {"messages": [{"role": "user", "content": "\ud800"}]},
@@ -387,7 +387,7 @@ def test_a_template_that_rewrites_history_is_named_with_the_row(make) -> None:
         "{% for m in messages %}{{ m.role + m.content * (1 if loop.last else 2) + '<|im_end|>' }}"
         "{% endfor %}{% if add_generation_prompt %}assistant{% endif %}"
     )
-    message = r"line 1: message 2, an answer, cannot be told from its prompt: .* mark answers in"
+    message = r"line 1: message 2, an answer, cannot be separated from its prompt: .* mark answers"
     with pytest.raises(UserError, match=message):
         open_store(make([chat("q", "a")], template))
 

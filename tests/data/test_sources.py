@@ -209,7 +209,7 @@ def test_a_wrong_source_says_what_is_allowed(
         (b'{"text": "a"}\n[1]', r"line 2: a list, not an object with a column 'text'"),
         (b'{"text": "a"', r"line 1 is not JSON: .* at character 12"),
         (b'{\n "text": "a"\n}', r"line 1 is not JSON: .*its end\. A row is one line; .* jq -c \."),
-        (b'{"text": "a"}{"text": "b"}', r"line 1 is not JSON: Extra data .*or share one, this "),
+        (b'{"text": "a"}{"text": "b"}', r"line 1 is not JSON: Extra data .* share lines, this "),
         (b'{"text": ' + b"1" * 5000 + b"}", r"line 1 is not JSON: an integer has more than 4,300"),
         (b'{"text": ' + b"[" * 99999, r"line 1 is not JSON: it is nested too deeply"),
         (b'{"text": "a\xff"}', r"line 1: byte 0xff at offset 11 is not UTF-8. .*error, replace"),
@@ -274,7 +274,7 @@ def test_null_and_missing_text_follow_the_policy(kind: str, tmp_path: Path) -> N
     found = list(open_source(source, "error", "skip").rows([Column("text", str)]))
     assert [row.values for row in found[:3]] == [("a",), None, ("c",)]
     assert [row.is_missing for row in found] == [False, True, False, True][: len(found)]
-    message = f"{place}: column 'text' is null, not text; mend or remove the row, or skip all such"
+    message = f"{place}: column 'text' is null, not text; fix or remove the row, or skip all such"
     with pytest.raises(UserError, match=re.escape(message)):
         texts(source)
 

@@ -127,7 +127,7 @@ def test_a_store_follows_its_source(make_data, write_texts, tmp_path, capfd) -> 
     open_store(data)
     (tmp_path / "texts" / "0001.txt").write_text("two")
     assert documents_of(open_store(data)) == ["one", "two"]
-    assert "made again, the source's files have changed" in capfd.readouterr().err
+    assert "made again because the source's files have changed" in capfd.readouterr().err
 
 
 def truncate(path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_damaged_store_is_made_again_and_the_reason_said(
     damage(open_store(data).path)
     assert documents_of(open_store(data)) == ["one", "two"]
     assert len(builds) == 2
-    assert f"made again, {reason} (" in capfd.readouterr().err
+    assert f"made again because {reason} (" in capfd.readouterr().err
 
 
 def test_a_killed_preparation_is_cleared_and_made_anew(tmp_path: Path) -> None:

@@ -85,5 +85,5 @@ def test_ids_are_written_as_numbers():
     assert tokenizer.decode(tokenizer.encode("3 0 15")) == "3 0 15"
     stream = tokenizer.stream_decoder()
     assert stream.push(3) + stream.push(0) + stream.finish() == "3 0"
-    with pytest.raises(UserError, match="'16' is no token of ids:16; allowed: numbers"):
+    with pytest.raises(UserError, match="'16' is not a token of ids:16; allowed: numbers"):
         tokenizer.encode("3 16")

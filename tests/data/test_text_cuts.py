@@ -182,7 +182,7 @@ def test_a_tokenizer_of_which_nothing_is_known_takes_a_text_whole_and_foretells_
         [part] = encoder.parts([text])
         assert part.ends
         monkeypatch.setattr(text_cuts, "available_memory", lambda: 2**20)
-        message = r"32,768 characters .* 'odd.json' .* takes 4.1 MiB, and 1.0 MiB are"
+        message = r"32,768 or more .* 'odd.json' .* takes 4.1 MiB, and 1.0 MiB is"
         with pytest.raises(UserError, match=message):
             list(encoder.parts([text]))
         monkeypatch.undo()

@@ -75,10 +75,10 @@ def parquet() -> bytes:
 
 
 NO_TEXTS = {
-    "a tar archive inside of gzip, and no text; unpack it": packed_tar(),
+    "a tar archive inside of gzip, not text; unpack it": packed_tar(),
     "compressed by gzip once more": gzip.compress(gzip.compress(b"text")),
-    "a zip archive, and no text; unpack it, and name the files inside": zipped(),
-    "a Parquet file, and no text; give it as parquet:GLOB": parquet(),
+    "a zip archive, not text; unpack it, and name the files inside": zipped(),
+    "a Parquet file, not text; give it as parquet:GLOB": parquet(),
     "a PNG image": b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR",
     "a PDF": b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj",
     "an SQLite database": b"SQLite format 3\x00\x10\x00",
@@ -111,7 +111,7 @@ def test_text_that_begins_with_the_letters_of_a_format_is_text(text: str, tmp_pa
 
 def test_lines_in_a_parquet_source_are_named(tmp_path: Path) -> None:
     (tmp_path / "a").write_text('{"text": "a"}')
-    with pytest.raises(UserError, match=r"a is another file, and no Parquet file; read text as"):
+    with pytest.raises(UserError, match=r"a is another file, not Parquet; read text as"):
         texts(f"parquet:{tmp_path}/a")
 
 
@@ -149,7 +149,7 @@ def test_an_array_of_json_is_read_item_by_item(
         (b'[{"text": "a"}, ', r"row 2 is not JSON: Expecting value"),
         (b'[{"text": "a', r"row 1 is not JSON: Unterminated string"),
         (b'[{"text": "a"}, {"text" "b"}' + b" " * 99, r"row 2 is not JSON: Expecting ':' delim"),
-        (b'[{"text": "a"}]\n{"text": "b"}', r": '{' is behind the end of the array; allowed: one"),
+        (b'[{"text": "a"}]\n{"text": "b"}', r": '{' follows the end of the array; allowed: one"),
         (b"[" * 100_000, r"row 1 is not JSON: it is nested too deeply"),
         (b"[" + b"1" * 5000 + b"]", r"row 1 is not JSON: an integer has more than 4,300 digits"),
         (b'[{"text": "a\xff"}]', r"row 1: byte 0x.. at offset 1 is not UTF-8"),

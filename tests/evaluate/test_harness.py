@@ -361,7 +361,7 @@ def test_options_without_a_suite_are_refused(finished, capsys):
 
 
 def test_an_unknown_task_names_the_nearest(folder):
-    with pytest.raises(UserError, match="task 'choise' is none of the .* Did you mean 'choice'?"):
+    with pytest.raises(UserError, match="task 'choise' is not one of .* Did you mean 'choice'?"):
         find_suite("lm_eval:choise", Options(folder))
 
 
@@ -374,14 +374,14 @@ def test_without_the_harness_the_message_says_how_to_install_it(monkeypatch):
 def test_data_that_is_not_to_be_had_is_said_to_be(tmp_path):
     text = TASKS["choice.yaml"].replace("FOLDER", str(tmp_path / "no"))
     (tmp_path / "choice.yaml").write_text(text)
-    with pytest.raises(UserError, match="the data of choice is not to be had: .*choice.jsonl"):
+    with pytest.raises(UserError, match="the data of choice is unavailable: .*choice.jsonl"):
         find_suite("lm_eval:choice", Options(tmp_path))
 
 
 def test_a_template_that_does_not_fit_its_data_is_said_to_be(tmp_path, folder):
     text = TASKS["choice.yaml"].replace("FOLDER", str(folder))
     (tmp_path / "choice.yaml").write_text(text.replace("{{question}}", "{{query}}"))
-    with pytest.raises(UserError, match="of choice: UndefinedError: 'query' is undefined"):
+    with pytest.raises(UserError, match="load choice: UndefinedError: 'query' is undefined"):
         find_suite("lm_eval:choice", Options(tmp_path))
 
 
@@ -400,9 +400,9 @@ def test_generation_that_is_not_there_is_refused_before_anything_runs(tmp_path, 
 
 CODE = {
     "function": ("process_docs: !function code.run", "could not determine a constructor for the"),
-    "verbatim tag": ("process_docs: !<!function> code.run", "A task of one's own is plain YAML"),
+    "verbatim tag": ("process_docs: !<!function> code.run", "A task file is plain YAML"),
     "class": ("class: code.Task", "class 'code.Task' would run Python"),
-    "metric": ("metric_list: [{metric: ./code.py}]", "metric './code.py' is none of the harness's"),
+    "metric": ("metric_list: [{metric: ./code.py}]", "metric './code.py' is not one of the"),
     "include": ("include: ../other.yaml", "copy it there"),
     "template": ('doc_to_text: "{{cycler.__init__.__globals__.os}}"', "unsafe"),
 }
