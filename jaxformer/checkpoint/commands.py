@@ -16,11 +16,11 @@ from jaxformer.checkpoint.run_directory import locate
 from jaxformer.errors import UserError, did_you_mean
 from jaxformer.paths import remove_tree
 
-WIDEST = 60  # of a path in a table
+WIDEST = 60  # characters of a path in a table
 
 
 def ls(path: Path, *, verify: bool) -> None:
-    """A line a step: its size, when it was saved, its loss, what marks it, whether it is whole."""
+    """Print a line per step: size, time, loss, whether it is the newest or the best, health."""
     _, steps = steps_of(path, hashes=verify)
     best = health.best_of(steps)
     good = [step for step in steps if step.is_good and step.is_named]
@@ -37,11 +37,11 @@ def ls(path: Path, *, verify: bool) -> None:
             f"{' '.join(marks):<11}  {step.health}{fault}"
         )
     if any(step.health == "unverified" for step in steps):
-        print("unverified: every file is there in its size; --verify compares the hashes")
+        print("unverified: every file has the right size; --verify compares the hashes")
 
 
 def inspect(path: Path, *, as_json: bool) -> None:
-    """The manifest as a page: what was saved, of what, with what; every array by its path."""
+    """Print the manifest as a page: size, state, data, versions, configuration, every array."""
     step = newest_of(path)
     manifest = step.manifest
     assert manifest is not None
@@ -89,8 +89,8 @@ def rm(run: Path, names: Sequence[str], *, force: bool) -> None:
     """Remove steps, by their names in `checkpoints/`.
 
     Raises:
-        UserError: one is not there; or, without `force`, a writer lives, or none would be left of
-            those that are good.
+        UserError: a step does not exist; or, without `force`, a writer lives, or no good step
+            would be left.
     """
     directory, _ = locate(run)
     _, steps = steps_of(directory.path)
@@ -117,8 +117,8 @@ def _check_one_stays(steps: list[Step], names: Sequence[str]) -> None:
     stays = (look_at(step.folder, hashes=True).is_good for step in reversed(rest))
     if lost and not any(stays):
         raise UserError(
-            f"{lost[-1].folder} is the last good checkpoint of its run, which could not go on "
-            f"without it; --force removes it all the same"
+            f"{lost[-1].folder} is the last good checkpoint of its run, which could not "
+            f"resume without it; --force removes it anyway"
         )
 
 

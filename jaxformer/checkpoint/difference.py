@@ -89,8 +89,8 @@ def compare(a: np.ndarray, b: np.ndarray) -> tuple[bool, float]:
 
 
 def _reader(folder: Path) -> Callable[[str], np.ndarray]:
-    """Reads one array of a saved tree, by its path; the others stay on the disk."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # it misses a file that no item has
+    """A function that reads one array of a saved tree, by its path; the others stay on the disk."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of a missing file that no item has
     find_devices()  # Orbax asks for them
     checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     tree = checkpointer.metadata(folder).item_metadata.tree

@@ -16,13 +16,13 @@ Health = Literal["complete", "unverified", "damaged", "incomplete", "other forma
 
 @dataclass(frozen=True)
 class Step:
-    """A folder of `checkpoints/`. Complete: every file has its hash; unverified: its size."""
+    """A folder of `checkpoints/`. Complete: every file has the right hash; unverified: size."""
 
     folder: Path
     health: Health
     bytes: int
     faults: list[Fault]
-    manifest: Json | None  # of one that is complete or unverified
+    manifest: Json | None  # if complete or unverified
 
     @property
     def name(self) -> str:
@@ -47,7 +47,7 @@ class Step:
 
 
 def look_at(folder: Path, *, hashes: bool) -> Step:
-    """What is in the folder, by the files' sizes, or by their hashes too."""
+    """Check the folder by its files' sizes, or by their hashes too."""
     size = sum(file_sizes(folder).values())
     if not (ASIDE in folder.name or is_finished(folder)):
         return Step(folder, "incomplete", size, [], None)
@@ -104,6 +104,6 @@ def newest_of(path: Path) -> Step:
 
 
 def best_of(steps: list[Step]) -> Step | None:
-    """That of the lowest loss on the validation text."""
+    """The step with the lowest loss on the validation text."""
     ranked = [step for step in steps if step.is_good and step.is_named and step.loss is not None]
     return min(ranked, key=lambda step: step.loss or math.inf, default=None)

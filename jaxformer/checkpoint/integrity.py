@@ -1,9 +1,9 @@
 """What makes a checkpoint trustworthy: a manifest with the hash of every file, written last.
 
 `STEP/manifest.json` has the size and the SHA-256 of every file of the step, and of itself. It is
-written into the folder before the folder gets its name, so that a step is complete or not there.
-Two files are left out, Orbax's notes on the save itself: it writes them after the manifest, and
-nothing is read from them.
+written into the folder before the folder gets its name, so that a step is complete or absent. Two
+files are left out, Orbax's notes on the save itself: it writes them after the manifest, and nothing
+is read from them.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from jaxformer.terminal import progress
 FORMAT = 2  # 1 had no hashes
 MANIFEST = "manifest.json"
 NOT_HASHED = {"_CHECKPOINT_METADATA", "commit_success.txt", MANIFEST}
-ASIDE = ".damaged"  # after the step, in the name of one that gave way
+ASIDE = ".damaged"  # follows the step in the name of a damaged one that was renamed
 THREADS = 4
 PIECE = 1 << 22
 
@@ -51,11 +51,12 @@ class DamagedError(UserError):
 
 
 def seal(folder: Path, manifest: Json, known: Mapping[str, str] | None = None) -> None:
-    """Write the manifest, with the hash of every file that lies in the folder now. In silence: a
-    run that goes on meanwhile has the terminal.
+    """Write the manifest, with the hash of every file that is in the folder now.
+
+    Prints no progress: a run that continues meanwhile has the terminal.
 
     Args:
-        known: hashes of files that their writer has seen pass; the others are read.
+        known: hashes that were computed while the files were written; the other files are read.
     """
     sizes, known = _sizes(folder), known or {}
     unknown = [name for name in sizes if name not in known]
@@ -69,7 +70,7 @@ def read_manifest(folder: Path) -> Json:
     """The manifest of a step.
 
     Raises:
-        DamagedError: there is none, or it is not as it was written.
+        DamagedError: it is missing, or not as it was written.
         UserError: it is of a format that this version does not read.
     """
     if not is_remote(folder) and (kind := irregular(folder / MANIFEST)):
@@ -80,9 +81,9 @@ def read_manifest(folder: Path) -> Json:
         if (folder / "manifest").is_dir():
             raise UserError(
                 f"{folder} has checkpoint format 1, which has no hashes; this version reads format "
-                f"{FORMAT}: go on with the version that wrote it, or train again"
+                f"{FORMAT}: use the version that wrote it, or train again"
             ) from None
-        fault = Fault(MANIFEST, "the file that is written last", "none, the step is incomplete")
+        fault = Fault(MANIFEST, "the file that is written last", "none: the step is incomplete")
         raise DamagedError(folder, [fault]) from None
     except IsADirectoryError:
         raise DamagedError(folder, [Fault(MANIFEST, "a file", "a folder")]) from None
@@ -103,7 +104,7 @@ def read_manifest(folder: Path) -> Json:
 
 
 def wrong_sizes(folder: Path, files: Mapping[str, Json]) -> list[Fault]:
-    """Those of `files` that are missing or have another size."""
+    """The faults of files that are missing or have another size."""
     there, faults = _sizes(folder), []
     for name, record in files.items():
         if name not in there:
@@ -114,7 +115,7 @@ def wrong_sizes(folder: Path, files: Mapping[str, Json]) -> list[Fault]:
 
 
 def wrong_hashes(folder: Path, files: Mapping[str, Json]) -> list[Fault]:
-    """Those of `files` that are missing, or have another size or another hash; reads them all."""
+    """The faults of files that are missing, or have another size or hash; reads them all."""
     faults = wrong_sizes(folder, files)
     known = {fault.file for fault in faults}
     rest = [name for name in files if name not in known]

@@ -1,14 +1,14 @@
-"""One writer a run: the lock of a run's directory.
+"""The lock of a run's directory: one writer per run.
 
 `RUN/writer.json` says who writes (host, process id, user, since when) and has a number that grows
-every BEAT_SECONDS while the writer lives. On a disk the writer holds a kernel's lock besides, on
-`RUN/.lock`, which goes with the process, however it ends. So a second writer
+every BEAT_SECONDS while the writer lives. On a disk, the writer also holds a kernel lock on
+`RUN/.lock`, which is freed when the process ends, however it ends. So a second writer
 
-- is refused where the kernel's lock is held, or the number is seen to grow;
-- takes over at once where the kernel's lock is free and the owner was a process of this host;
-- takes over from another host, or in a bucket, when the number has not grown for STALE_SECONDS.
+- is refused if the kernel lock is held, or the number is seen to grow;
+- takes over at once if the kernel lock is free and the owner was a process of this host;
+- takes over from another host, or in a bucket, once the number has not grown for STALE_SECONDS.
 
-A writer that was taken for dead, and was not, finds another's name there and stops.
+A writer that was wrongly taken for dead finds another's name there and stops.
 """
 
 import contextlib
@@ -52,10 +52,10 @@ class Owner(NamedTuple):
 
 
 class RunLock:
-    """While entered, process 0 is the one writer of the directory, which it makes.
+    """While entered, process 0 is the only writer of the directory, which it creates.
 
     Raises:
-        RunLocked: another one lives.
+        RunLocked: another writer lives.
         UserError: the file system refuses.
     """
 
@@ -123,7 +123,7 @@ class RunLock:
     def _beat(self) -> None:
         assert self._owner is not None
         while self._taken_by is None and not self._over.wait(BEAT_SECONDS):
-            # Whatever a disk or a bucket refuses with may pass; a save says what does not.
+            # An error of a disk or a bucket may be temporary; a save raises one that is not.
             with contextlib.suppress(Exception):
                 now = read_owner(self._directory)
                 if now is not None and now[:4] != self._owner[:4]:
@@ -137,7 +137,7 @@ class RunLock:
 
 
 def read_owner(directory: Path) -> Owner | None:
-    """Who writes there, or wrote when it was killed; None after an end that freed the lock."""
+    """The writer of the directory, alive or killed; None once it has freed the lock."""
     try:
         return Owner(**read_json((directory / OWNER).read_bytes(), OWNER))
     except FileNotFoundError:
@@ -147,7 +147,7 @@ def read_owner(directory: Path) -> Owner | None:
 
 
 def check_no_writer(directory: Path) -> None:
-    """For commands that change what a run has saved.
+    """Refuse to change what a run has saved while it may have a writer.
 
     Raises:
         UserError: a writer lives, or may live on another host.
@@ -157,11 +157,11 @@ def check_no_writer(directory: Path) -> None:
         os.close(kernel)
     owner = read_owner(directory)
     if owner is not None and (kernel is None or owner.host != socket.gethostname()):
-        raise _refused(directory, f"it may live; if not, remove {directory / OWNER}")
+        raise _refused(directory, f"it may be alive; if not, remove {directory / OWNER}")
 
 
 def _system_lock(directory: Path) -> int | None:
-    """The kernel's lock as an open file; None where there is none to be had, as in a bucket.
+    """The kernel lock as an open file; None where it is unavailable, as in a bucket.
 
     Raises:
         UserError: another process has it.

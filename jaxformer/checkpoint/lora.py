@@ -1,4 +1,4 @@
-"""Adapters and the weights they adapt: folded into one, and told apart from changed ones."""
+"""Adapters and the weights they adapt: merge them, and detect weights that have changed."""
 
 import hashlib
 from typing import Any
@@ -13,7 +13,7 @@ PyTree = Any
 
 
 def merged(params: PyTree, config: LoRAConfig) -> PyTree:
-    """W + (alpha / rank) · A B in float32 for every kernel with adapters, which are gone then.
+    """W + (alpha / rank) · A B in float32 for every kernel with adapters, without the adapters.
 
     Args:
         params: all weights of a model with adapters; kernels [layers, inputs..., outputs...] or
@@ -35,10 +35,11 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def fingerprint(params: PyTree) -> str:
-    """32 hexadecimal digits that change with any bit of any weight, and not with the mesh.
+    """32 hexadecimal digits that change with any bit of any weight, but not with the mesh.
 
-    Bits, as whole numbers, are added up modulo 2^32, each times an odd number that its place
-    gives: sums that do not depend on their order, made where the arrays lie.
+    Each number's bits, as an integer, are multiplied by an odd number that depends on its place,
+    and added up modulo 2^32: such sums do not depend on their order, and are made where the arrays
+    lie.
     """
     sums = jax.jit(lambda tree: {path: _sum_of_bits(leaf) for path, leaf in by_path(tree).items()})
     digest = hashlib.sha256()

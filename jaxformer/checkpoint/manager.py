@@ -26,30 +26,30 @@ from jaxformer.terminal import say
 
 OS_REASONS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 CHUNK = 1 << 23  # bytes of an array that are read or written as one, on any mesh
-FIRST_WORDS = 300  # of an error message, which may go on for pages
+FIRST_WORDS = 300  # characters of an error message, which may be pages long
 
 PyTree = Any
 Json = integrity.Json
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run: one folder a step, complete or not there at all.
+    """The folder `checkpoints/` of a run: one folder per step, complete or absent.
 
     A step holds trees of arrays (`params`, `opt_state`, and `ema` where one is kept) and its
     manifest (see `integrity`): what was saved, the trees' paths with shapes and dtypes, the state
     (step, place in the data, skipped updates in a row), and every file's hash, which is compared
-    before anything is read. The newest `keep_newest` steps stay and, apart from them, the
-    `keep_best` of lowest eval/loss. A damaged one counts as neither, and is never deleted.
+    before anything is read. The newest `keep_newest` steps are kept and, apart from them, the
+    `keep_best` with the lowest eval/loss. A damaged step counts as neither, and is never deleted.
     """
 
     def __init__(
         self, directory: Path, keep_newest: int = 1, keep_best: int = 0, *, read_only: bool = False
     ) -> None:
-        """Open the folder; what an interrupted save has left there is cleared away, unless
+        """Open the folder, and clear away what an interrupted save has left there, unless
         `read_only`: then another process may be saving.
 
         Raises:
-            UserError: a step of a format that this version does not read.
+            UserError: a step has a format that this version does not read.
         """
         self.directory = directory if is_remote(directory) else directory.resolve()
         self._read_only = read_only
@@ -66,7 +66,7 @@ class Checkpoints:
             read_only=self._read_only,
             preservation_policy=self._retention,
             cleanup_tmp_directories=not self._read_only,
-            lightweight_initialize=True,  # the manifests say it
+            lightweight_initialize=True,  # the manifests have what it would read
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
         find_devices()  # Orbax asks for them
@@ -76,7 +76,7 @@ class Checkpoints:
         return manager
 
     def _look_at(self, step: int) -> None:
-        """What can be known of a step without reading its arrays."""
+        """Check a step's manifest and file sizes, without reading its arrays."""
         folder = self.directory / str(step)
         try:
             manifest = read_manifest(folder)
@@ -99,16 +99,17 @@ class Checkpoints:
             sys.unraisablehook = self._hook
 
     def steps(self) -> list[int]:
-        """Steps that are not known to be damaged, rising."""
+        """Steps that are not known to be damaged, in rising order."""
         return sorted(set(self._manager.all_steps()) - self._damaged.keys())
 
     def latest(self) -> int | None:
         return max(self.steps(), default=None)
 
     def newest_good(self) -> int | None:
-        """The newest step whose files have the hashes of its manifest; None where no step was
-        saved. Damaged ones above it are named and, unless `read_only`, give their names to the
-        steps that will come again. All processes ask together, and agree.
+        """The newest step whose files have the hashes of its manifest; None if no step was saved.
+
+        Newer, damaged steps are reported and, unless `read_only`, renamed, so that these steps can
+        be saved again. All processes must call this together, and get the same step.
 
         Raises:
             UserError: every step is damaged.
@@ -127,8 +128,8 @@ class Checkpoints:
         if damaged:
             raise UserError(
                 f"every checkpoint in {self.directory} is damaged ({', '.join(map(str, steps))}); "
-                f"bring one back from a copy, or give another run.dir to start anew; for each "
-                f"fault: jaxformer checkpoint verify {self.directory.parent}"
+                f"restore one from a backup, or give another run.dir to start again; to see "
+                f"every fault: jaxformer checkpoint verify {self.directory.parent}"
             )
         return None
 
@@ -136,7 +137,7 @@ class Checkpoints:
         if processes.is_first():
             for step, error in damaged.items():
                 kept = "" if self._read_only else f" (it is now {self._set_aside(step)})"
-                say(f"warning: {error}; step {good} is taken, and nothing deleted{kept}")
+                say(f"warning: {error}; step {good} is used, and nothing is deleted{kept}")
         if not self._read_only:
             processes.gather(None)  # the others open the folder as it is now
             self._manager.close()
@@ -211,34 +212,34 @@ class Checkpoints:
         integrity.seal(next(iter(unnamed), final), manifest)
 
     def raise_failed_save(self) -> None:
-        """Raise what a save in the background failed with; returns at once while one goes on.
+        """Raise the error of a failed background save; returns at once while a save is running.
 
         Raises:
-            RunFailed: it says why.
+            RunFailed: with the reason.
         """
         if not self._manager.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
-        """Until what was saved is on the disk.
+        """Wait until what was saved is on the disk.
 
         Raises:
-            RunFailed: it could not be written; the steps before are as they were.
+            RunFailed: it could not be written; earlier steps are as they were.
         """
         try:
             self._manager.wait_until_finished()
-        except Exception as error:  # whatever a disk or a bucket refuses with
+        except Exception as error:  # any error of a disk or a bucket
             step, _ = self._unsealed
             there = {int(each.name) for each in self.directory.iterdir() if each.name.isdecimal()}
             good = max(there - {step, *self._damaged}, default=None)
             raise RunFailed(
                 f"step {step} could not be saved in {self.directory}: {_reason(error)}. "
                 f"The newest checkpoint is {'none' if good is None else f'that of step {good}'}; "
-                f"mend what is in the way, and give the same command to go on"
+                f"fix the cause, and run the same command again to resume"
             ) from error
 
     def manifest(self, step: int) -> Json:
-        """Raises DamagedError, or UserError for a format that this version does not know."""
+        """The manifest of `step`; raises DamagedError, or UserError for an unknown format."""
         self.wait()
         return read_manifest(self.directory / str(step))
 
@@ -265,15 +266,15 @@ class Checkpoints:
 
 
 class Retention:
-    """Which steps stay: of those in `losses`, the newest and, apart from them, the best. A step
-    that is not there is damaged: it stays, and takes nobody's place."""
+    """Which steps are kept: of those in `losses`, the newest and, apart from them, the best. A step
+    that is not in `losses` is damaged: it is kept, and counts as none of these."""
 
     def __init__(self, keep_newest: int, keep_best: int) -> None:
         self._keep_newest, self._keep_best = keep_newest, keep_best
         self.losses: dict[int, float | None] = {}  # by step; None: not evaluated, or not finite
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """As Orbax asks it, of steps in rising order."""
+        """Which checkpoints to keep; Orbax passes them in rising order."""
         good = [info.step for info in checkpoints if info.step in self.losses]
         ranked = {step: loss for step in good if (loss := self.losses[step]) is not None}
         newest = good[-self._keep_newest :]
@@ -283,7 +284,7 @@ class Retention:
 
 
 def placed(abstract: PyTree, shardings: PyTree) -> PyTree:
-    """ShapeDtypeStructs that say where each array is to lie."""
+    """ShapeDtypeStructs that say where to place each array."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         abstract,
@@ -292,14 +293,14 @@ def placed(abstract: PyTree, shardings: PyTree) -> PyTree:
 
 
 def _without_echoes(hook: Callable[[Any], Any], unraisable: Any) -> None:
-    """Once one write of a save has failed, which is raised, the others find nobody to tell of it,
-    and a traceback each would say so."""
+    """Hide the tracebacks of a save's other writes after one has failed: that one is raised, and
+    the others only find their event loop closed."""
     if str(unraisable.exc_value) != "Event loop is closed":
         hook(unraisable)
 
 
 def _faults(folder: Path) -> list[Fault]:
-    """Of the files that are this process's share."""
+    """The faults in this process's share of the files."""
     try:
         files = read_manifest(folder)["files"]
     except DamagedError as error:
@@ -309,7 +310,7 @@ def _faults(folder: Path) -> list[Fault]:
 
 
 def _reason(error: BaseException) -> str:
-    """What the operating system said, if it did, and else the first words."""
+    """The operating system's reason, if there is one, or else the first words."""
     text = " ".join(str(error).split()) or type(error).__name__
     known = (os.strerror(number) for number in OS_REASONS)
     return next((reason for reason in known if reason in text), text[:FIRST_WORDS])

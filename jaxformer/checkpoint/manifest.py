@@ -49,13 +49,13 @@ def differences(saved: Description, wanted: Description) -> list[str]:
 def check_same_tree(
     item: str, where: Path, saved: Description, wanted: PyTree, mend: str | None = None
 ) -> None:
-    """Refuse to restore into another tree than was saved.
+    """Refuse to restore into a tree other than the saved one.
 
     Args:
-        mend: what to do about it; give the run's own configuration, if not given.
+        mend: how to fix it; by default, to give the run's own configuration.
 
     Raises:
-        UserError: the trees path by path, where they differ.
+        UserError: the trees differ; with a line for every path.
     """
     lines = differences(saved, describe(wanted))
     if lines:
@@ -72,12 +72,12 @@ def _leaf(leaf: Mapping[str, Any]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of what numbers depend on."""
+    """Versions of Python and of the packages that results depend on."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 def source_hash() -> str:
-    """SHA-256 of this package's source, as it is: changed or not since the revision."""
+    """SHA-256 of this package's source as it is, committed or not."""
     package = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
@@ -87,7 +87,7 @@ def source_hash() -> str:
 
 
 def git_revision() -> str | None:
-    """The revision of this source tree; None where it is installed or git is not there."""
+    """The revision of this source tree; None if the package is installed or git is missing."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

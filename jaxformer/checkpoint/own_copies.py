@@ -1,10 +1,10 @@
-"""What a run keeps of others, so that nothing outside of it is read again but the data.
+"""The copies that a run keeps, so that it reads nothing outside of its directory but the data.
 
 `RUN/tokenizer/` has the files of its tokenizer. `RUN/base/` has the weights that its adapters
-adapt, and `RUN/teacher/` those of its teacher, each as a run of one step: hard links where the file
-system has them, for the files of a checkpoint are written once, and else copies. Each is there
-whole or not at all: on a disk it is made beside its place, and in a bucket the file that it is
-known by is written last.
+adapt, and `RUN/teacher/` those of its teacher, each as a run with one step. Their files are hard
+links where the file system has them, because the files of a checkpoint never change, and otherwise
+copies. Each folder is complete or absent: on a disk it is built beside its place, and in a bucket
+the file that identifies it is written last.
 """
 
 import os
@@ -33,7 +33,7 @@ TOKENIZER_FILES = (
     "generation_config.json",
     "config.json",
 )
-COMMITTED = "commit_success.txt"  # Orbax's mark of a whole step, in a bucket
+COMMITTED = "commit_success.txt"  # Orbax's mark of a complete step in a bucket
 PIECE = 1 << 24  # bytes that are copied at once
 BESIDE = ("building", "replaced")
 
@@ -46,7 +46,7 @@ def keep_copies(
     """Keep what a run needs: its tokenizer, the weights under its adapters, and its teacher's.
 
     Raises:
-        UserError: one of them has changed or gone since it was read, or the disk has no room.
+        UserError: one of them has changed or disappeared since it was read, or the disk is full.
     """
     keep_tokenizer(directory, tokenizer)
     if base is not None:
@@ -77,20 +77,20 @@ def keep_tokenizer(directory: RunDirectory, tokenizer: Tokenizer) -> None:
     if not is_kept():
         remove_tree(folder)
         raise UserError(
-            f"data.tokenizer '{tokenizer.name}' has changed while the run started; start it again"
+            f"data.tokenizer '{tokenizer.name}' changed while the run started; start it again"
         )
 
 
 def _files_of(tokenizer: HuggingFaceTokenizer) -> dict[str, Path]:
     given = locate_path(tokenizer.name)
     found = {name: tokenizer.find(name) for name in TOKENIZER_FILES}
-    if given.is_file():  # which may have any name
+    if given.is_file():  # of any name
         found[DEFINITION] = given
     return {name: file for name, file in found.items() if file is not None}
 
 
 class Array(NamedTuple):
-    """A file of an array that is kept, and its place in the copy."""
+    """One file of an array to keep, and its place in the copy."""
 
     source: Path
     place: str
@@ -98,17 +98,17 @@ class Array(NamedTuple):
 
 
 def keep_weights(folder: Path, weights: Weights, role: str) -> None:
-    """Keep what a run needs of another's weights, unless they are that copy.
+    """Keep what a run needs of another run's weights, unless they are that copy already.
 
     Args:
-        role: what they are there for, as messages say it.
+        role: what they are for, as messages say it.
 
     Raises:
-        UserError: the disk has no room for copies; or a file went meanwhile.
+        UserError: the disk has no room for copies, or a file disappeared meanwhile.
     """
     if same_place(weights.directory.path, folder):
         return
-    # Under adapters may be a run of adapters, and a base under these.
+    # The base of adapters may be a run of adapters itself, with a base of its own.
     layers = [("", weights)]
     while (last := layers[-1][1]).config.lora is not None:
         layers.append((f"{layers[-1][0]}{BASE}/", last.base))
@@ -120,8 +120,8 @@ def keep_weights(folder: Path, weights: Weights, role: str) -> None:
                 _describe(layer, building / prefix)
     except FileNotFoundError as error:
         raise UserError(
-            f"{error.filename} went while it was kept {role} of {folder.parent}: the run that it "
-            f"belongs to has gone on; start again, from its newest checkpoint"
+            f"{error.filename} disappeared while it was kept {role} of {folder.parent}: its own "
+            f"run has moved on; start again, from that run's newest checkpoint"
         ) from error
 
 
@@ -134,7 +134,7 @@ def _arrays(weights: Weights, prefix: str) -> list[Array]:
 
 
 def _files(weights: Weights) -> Json:
-    """The records of the arrays that are read, and not of the optimizer's."""
+    """The manifest's records of the arrays that are read; the optimizer's are left out."""
     files = weights.manifest["files"]
     return {name: files[name] for name in files if name.startswith(f"{weights.item}/")}
 
@@ -156,7 +156,7 @@ def _put(arrays: Sequence[Array], folder: Path, title: str) -> None:
 
 
 def _link(source: Path, target: Path) -> bool:
-    """Whether there is a second name for the file now; other disks and some owners have none."""
+    """Hard-link the file; False where that is impossible, as across disks or owners."""
     if is_remote(source) or is_remote(target):
         return False
     try:
@@ -169,7 +169,7 @@ def _link(source: Path, target: Path) -> bool:
 
 
 def _copy(source: Path, target: Path) -> Iterator[int]:
-    """The bytes of each piece, when it is copied."""
+    """Copy the file, and yield the number of bytes of each piece."""
     with source.open("rb") as old, target.open("wb") as new:
         while piece := old.read(PIECE):
             yield new.write(piece)
@@ -182,9 +182,9 @@ def _check_room(folder: Path, needed: int) -> None:
     free = needed if is_remote(folder) else shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{folder.parent} is on a disk with {free:,} bytes free, and the weights that the run "
-            f"keeps for itself have {needed:,}; make room, or give run.dir on another disk (on "
-            f"their own nothing is copied)"
+            f"{folder.parent} is on a disk with {free:,} bytes free, but the weights that the run "
+            f"keeps take {needed:,}; make room, or give run.dir on another disk (on the disk of "
+            f"the weights, nothing is copied)"
         )
 
 
@@ -211,8 +211,8 @@ def _describe(weights: Weights, folder: Path) -> None:
 
 @contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
-    """Where to make `folder`, which has its name, or in a bucket its last file, only when the block
-    has ended well."""
+    """Where to build `folder`. On a disk it gets its name only if the block succeeds; in a bucket
+    the block itself writes the file that identifies it last."""
     if is_remote(folder):
         remove_tree(folder)
         yield folder

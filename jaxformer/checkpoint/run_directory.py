@@ -1,4 +1,4 @@
-"""A run's directory: what is in it, and whether a configuration may go on in it."""
+"""A run's directory: what is in it, and whether a configuration may resume it."""
 
 import json
 import os
@@ -33,7 +33,7 @@ from jaxformer.run_files import (
 )
 from jaxformer.schema.loading import load_as
 
-# Keys that may change when a run goes on: they decide cadence, place or speed, not results.
+# Keys that may change when a run resumes: they decide cadence, place or speed, not results.
 FREE_SECTIONS = ("eval", "checkpoint", "mesh", "run")
 FREE_KEYS = (
     "data.cache_dir",
@@ -49,7 +49,7 @@ FREE_KEYS = (
     "train.steps",  # may grow; checked on its own
     "train.unroll_layers",
 )
-# Keys that change the results from here on, and may do so where run.accept_changes says it.
+# Keys that change the results from here on, and may change if run.accept_changes allows it.
 ACCEPTABLE = {
     "data.source": "data",
     "data.format": "data",
@@ -87,22 +87,22 @@ class RunDirectory:
 
     @property
     def has_checkpoints(self) -> bool:
-        """Whether there is a complete one."""
+        """Whether there is a complete checkpoint."""
         return self.newest_step() is not None
 
     def newest_step(self) -> int | None:
-        """That of the newest complete checkpoint."""
+        """The step of the newest complete checkpoint."""
         folder = self.checkpoints
         steps = folder.iterdir() if folder.is_dir() else ()
         return max((int(each.name) for each in steps if is_finished(each)), default=None)
 
     def has_checkpoint(self, step: int) -> bool:
-        """Whether that of `step` is complete."""
+        """Whether the checkpoint of `step` is complete."""
         checkpoint = self.checkpoints / str(step)
         return checkpoint.is_dir() and is_finished(checkpoint)
 
     def without_checkpoint(self) -> UserError:
-        """What to say where one is needed and there is none."""
+        """The error for a run that needs a checkpoint and has none."""
         folder = self.checkpoints
         found = sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
         if not folder.is_dir():
@@ -116,19 +116,19 @@ class RunDirectory:
         )
 
     def check(self, config: Config) -> None:
-        """Whether a run of `config` may start, or go on, here; nothing is written.
+        """Refuse a `config` with which no run may start or resume here; nothing is written.
 
         Raises:
             UserError: not writable; used, with run.resume `never`; made by another configuration.
         """
         try:
             is_used, goes_on = self.config.exists(), self.has_checkpoints
-        except Exception as error:  # whatever a bucket refuses with
+        except Exception as error:  # any error of a bucket
             raise self._unwritable(str(error)) from error
         if config.run.resume == "never" and is_used:
             raise UserError(
                 f"run.dir {self.path} holds a run already and run.resume is never; give another "
-                f"run.dir, or run.resume=auto to go on with it"
+                f"run.dir, or run.resume=auto to resume it"
             )
         if goes_on:
             self._check_same_run(config)
@@ -143,15 +143,15 @@ class RunDirectory:
             raise self._unwritable(f"no permission to write in {there}")
 
     def make(self) -> None:
-        """Raises UserError where the file system refuses."""
+        """Make the directory; raises UserError if the file system refuses."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._unwritable(error.strerror or str(error)) from error
 
     def create(self, config: Config) -> None:
-        """Make the directory, with the configuration in it, as `recorded` has it; copies that were
-        made for another configuration, before the first checkpoint, go.
+        """Make the directory, and write the configuration into it, as `recorded` has it. Until the
+        first checkpoint, copies that were made for another configuration are removed.
 
         Raises:
             UserError: the file system refuses.
@@ -172,8 +172,8 @@ class RunDirectory:
             raise self._unwritable(error.strerror or str(error)) from error
 
     def saved(self) -> Config | None:
-        """What config.yaml says as it was written, without what it means in its place; None where
-        there is none, or where nothing has come of one that is not to be read."""
+        """The configuration as config.yaml was written, without the run's own copies; None if there
+        is no such file, or if it cannot be read and the run has no checkpoint."""
         if not self.config.exists():
             return None
         try:
@@ -188,7 +188,7 @@ class RunDirectory:
 
     def recorded(self, config: Config) -> Config:
         """The configuration as config.yaml keeps it: with absolute paths, the originals of the
-        run's copies, and no changes accepted, which they are for one start."""
+        run's copies, and no accepted changes, which are for one start only."""
         before, now = self.saved(), made_absolute(config)
         run = now.run.model_copy(update={"accept_changes": ()})
         data = now.data
@@ -209,8 +209,8 @@ class RunDirectory:
         return now.model_copy(update={"run": run, "data": data})
 
     def with_own_copies(self, config: Config) -> Config:
-        """`config` with the run's copies in the place of what they are copies of: always those of
-        other runs, and that of the tokenizer where no original lies on a disk, to be compared."""
+        """`config` with the run's own copies in place of the originals: always those of other runs,
+        and that of the tokenizer only if no original is left on a disk to compare with."""
         before = self.saved()
         if before is None:
             return config
@@ -258,28 +258,28 @@ class RunDirectory:
             )
         if config.train.steps < before.train.steps:
             raise UserError(
-                f"train.steps is {config.train.steps}, but the run in {self.path} is one of "
+                f"train.steps is {config.train.steps}, but that of the run in {self.path} is "
                 f"{before.train.steps}; it may grow, not shrink"
             )
 
     def _other_ways(self, changed: list[str]) -> str:
-        """What may be done beside going back or elsewhere, where it is one kind of change."""
+        """Another way to continue, if all changes are of one kind."""
         if ACCEPTABLE.keys() >= set(changed):
             kinds = sorted({ACCEPTABLE[key] for key in changed})
             return f", run.accept_changes=[{','.join(kinds)}]"
         if all(key.startswith("optimizer.") for key in changed):
-            return f", with init.from={self.path} to go on with its parameters alone"
+            return f", with init.from={self.path} to start from its parameters alone"
         return ""
 
     def check_shared(self) -> None:
-        """Whether this process sees what process 0 has created.
+        """Check that this process sees what process 0 has created.
 
         Raises:
             UserError: it does not.
         """
         if not self.config.exists():
             raise UserError(
-                f"run.dir {self.path} was made by process 0, but is not there for another one; "
+                f"run.dir {self.path} was made by process 0, but another process does not see it; "
                 f"give a folder on a file system that all processes share"
             )
 
@@ -288,8 +288,8 @@ class RunDirectory:
 
 
 def is_finished(checkpoint: Path) -> bool:
-    """On a disk, those being written have other names than a number; in a bucket, a mark comes
-    last."""
+    """Whether a checkpoint is complete: on a disk, its name is a number only then; in a bucket, a
+    mark is written last."""
     if not checkpoint.name.isdecimal() or not is_remote(checkpoint):
         return checkpoint.name.isdecimal()
     from orbax.checkpoint.utils import is_checkpoint_finalized

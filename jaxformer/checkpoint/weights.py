@@ -24,7 +24,7 @@ PyTree = Any
 
 
 class Restored(NamedTuple):
-    """Weights, and what the checkpoint itself holds of them: adapters, or all."""
+    """Weights, and the part of them that the checkpoint itself holds: adapters, or all."""
 
     params: PyTree
     stored: PyTree
@@ -60,7 +60,7 @@ class Weights:
         return self.base.description()
 
     def restore(self, wanted: PyTree) -> Restored:
-        """Placed as `wanted` says: ShapeDtypeStructs with shardings.
+        """The weights, placed as `wanted` says: ShapeDtypeStructs with shardings.
 
         Raises:
             UserError: other paths, shapes or dtypes; adapters whose base is gone or has changed.
@@ -89,23 +89,23 @@ class Weights:
         params, stored = base.restore(wanted)
         if (now := fingerprint(stored)) != told["fingerprint"]:
             raise UserError(
-                f"the parameters of {base.where} have changed since {self.where} was trained as "
-                f"adapters of them (fingerprint {told['fingerprint'][:12]} then, "
-                f"{now[:12]} now); bring the old ones back, or give "
+                f"the parameters of {base.where} have changed since the adapters in {self.where} "
+                f"were trained on them (fingerprint {told['fingerprint'][:12]} then, "
+                f"{now[:12]} now); restore the old ones, or give "
                 f"init.from=WHERE_THEY_ARE"
             )
         return params
 
     @cached_property
     def base(self) -> "Weights":
-        """Those under this run's adapters: the run's own copy of them, if it has one and init.from
-        names no others.
+        """The weights under this run's adapters: its own copy, unless it has none or init.from
+        names others.
 
         Raises:
             UserError: they are gone.
         """
         source, step = self.config.init.source, self.manifest["init"]["step"]
-        assert source is not None  # there are no adapters without
+        assert source is not None  # adapters always have one
         try:
             directory, _ = locate(source)
             if not directory.has_checkpoint(step):
@@ -114,7 +114,7 @@ class Weights:
         except UserError as error:
             raise UserError(
                 f"{self.where} holds adapters, and what they adapt, step {step} of {source}, is "
-                f"gone: {error}. Bring it back, or give init.from=WHERE_IT_IS"
+                f"gone: {error}. Restore it, or give init.from=WHERE_IT_IS"
             ) from error
 
     def _restore(self, wanted: PyTree) -> PyTree:
@@ -123,7 +123,7 @@ class Weights:
 
 
 def abstract_leaves(described: Description, sharding: Sharding) -> dict[str, jax.ShapeDtypeStruct]:
-    """Leaves as they were saved, by path, all to lie as `sharding` says."""
+    """Leaves as they were saved, by path, all with the same `sharding`."""
     return {
         path: jax.ShapeDtypeStruct(leaf["shape"], jnp.dtype(leaf["dtype"]), sharding=sharding)
         for path, leaf in described.items()
@@ -131,7 +131,7 @@ def abstract_leaves(described: Description, sharding: Sharding) -> dict[str, jax
 
 
 def find_weights(path: str | Path, overrides: Sequence[str] = ()) -> Weights:
-    """Those of a run directory's newest good checkpoint, or of the checkpoint that `path` names.
+    """The weights of a run's newest good checkpoint, or of the checkpoint that `path` names.
 
     Args:
         overrides: `key.path=value` each, on top of the run's configuration.

@@ -117,5 +117,5 @@ def test_a_command_that_changes_what_is_saved_is_refused_beside_a_writer(tmp_pat
         check_no_writer(tmp_path)
     check_no_writer(tmp_path)
     leave_owner(tmp_path)
-    with pytest.raises(UserError, match=r"it may live; if not, remove .*/writer.json"):
+    with pytest.raises(UserError, match=r"it may be alive; if not, remove .*/writer.json"):
         check_no_writer(tmp_path)

@@ -155,8 +155,8 @@ def test_a_failed_save_in_the_background_is_raised_soon(tmp_path, monkeypatch):
         ask_for_a_second(checkpoints)
     assert str(error.value) == (
         f"step 2 could not be saved in {tmp_path}: No space left on device. "
-        "The newest checkpoint is that of step 1; mend what is in the way, and give the same "
-        "command to go on"
+        "The newest checkpoint is that of step 1; fix the cause, and run the same command again to "
+        "resume"
     )
     monkeypatch.undo()
     assert Checkpoints(tmp_path).newest_good() == 1
@@ -207,7 +207,7 @@ def test_a_damaged_newest_step_is_named_and_skipped(saved, capsys, harm, which):
         assert checkpoints.newest_good() == 2
         warning = capsys.readouterr().err
         assert f"warning: checkpoint {newest} is damaged: {file.relative_to(newest)}" in warning
-        assert "step 2 is taken, and nothing deleted\n" in warning
+        assert "step 2 is used, and nothing is deleted\n" in warning
         with pytest.raises(UserError, match=f"checkpoint {newest} is damaged"):
             checkpoints.restore(3, like(make_trees()))
     assert files_of(newest) == before
@@ -241,7 +241,7 @@ def test_where_every_step_is_damaged_none_is_taken(saved):
     with (
         Checkpoints(saved) as checkpoints,
         pytest.raises(
-            UserError, match=rf"every checkpoint in {saved} is damaged \(1, 2, 3\); bring one back"
+            UserError, match=rf"every checkpoint in {saved} is damaged \(1, 2, 3\); restore one"
         ),
     ):
         checkpoints.newest_good()

@@ -82,14 +82,14 @@ def test_another_optimizer_may_start_from_the_parameters_alone(used, tmp_path):
         used.check(make_config(tmp_path, optimizer={"b1": 0.8}))
     assert str(error.value).splitlines() == [
         f"run.dir {used.path} holds a run of another configuration; give another run.dir, with "
-        f"init.from={used.path} to go on with its parameters alone, or set back:",
+        f"init.from={used.path} to start from its parameters alone, or set back:",
         "  optimizer.b1: 0.9 before, 0.8 now",
     ]
 
 
 def test_fewer_steps_are_refused(used, tmp_path):
     with pytest.raises(
-        UserError, match=r"train.steps is 8, but the run in .* is one of 12; it may grow"
+        UserError, match=r"train.steps is 8, but that of the run in .* is 12; it may grow"
     ):
         used.check(make_config(tmp_path, train={"steps": 8}))
 

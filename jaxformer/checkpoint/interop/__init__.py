@@ -1,1 +1,1 @@
-"""Weights of others into a run, and a run into a folder that others load."""
+"""Import of pretrained models as runs, and export of runs as folders that transformers loads."""

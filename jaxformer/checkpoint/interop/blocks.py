@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from numpy.typing import DTypeLike
 
-BLOCK = 1 << 19  # numbers: as many as a processor's cache holds while they are transposed
+BLOCK = 1 << 19  # numbers, so that a processor's cache holds them while they are transposed
 WORKERS = 2
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint's arrays on the disk, a layer at a time, as Orbax keeps them.
+"""A checkpoint's arrays in Orbax's format, read and written one layer at a time.
 
 Parameters are stacked over the layers. They are written in pieces of one layer or less, without
 compression (zarr version 2, zarr-specs.readthedocs.io), so that no more than one layer's part of
@@ -23,13 +23,13 @@ from jaxformer.model.config import ModelConfig
 from jaxformer.paths import is_remote
 from jaxformer.reading import read_json_object
 
-PIECE = 1 << 26  # bytes of a file: of larger ones, each device would read what it has no use for
+PIECE = 1 << 26  # bytes per file: of larger ones, devices would read parts that they do not need
 
 
 def leaf_of(path: str, model: ModelConfig) -> tuple[str, int | None]:
     """`layers/3/mixer/skip` → the stacked array that it is a part of, and its place there.
 
-    Arrays that are not stacked are their own, with the place None.
+    Arrays that are not stacked keep their path, with the place None.
     """
     if not path.startswith("layers/"):
         return path, None
@@ -41,7 +41,7 @@ def leaf_of(path: str, model: ModelConfig) -> tuple[str, int | None]:
 
 
 class ParameterWriter:
-    """Float32 arrays of the given shapes, into `folder`; stacked ones in pieces of a layer."""
+    """Writes float32 arrays of the given shapes to `folder`, stacked ones in pieces of a layer."""
 
     def __init__(self, folder: Path, shapes: Mapping[str, Shape]) -> None:
         self._folder, self._shapes = folder, shapes
@@ -62,7 +62,7 @@ class ParameterWriter:
             (self._array(path) / ".zarray").write_text(json.dumps(description))
 
     def write(self, path: str, place: int | None, values: np.ndarray) -> None:
-        """One layer of a stacked array, or the whole of another."""
+        """Write one layer of a stacked array, or the whole of another."""
         ndim = len(self._shapes[path])
         first = [] if place is None else [place]
         rows = self._piece_shape(path)[len(first)] if values.ndim else 1
@@ -79,7 +79,7 @@ class ParameterWriter:
             self.hashes[name.relative_to(self._folder).as_posix()] = digest.hexdigest()
 
     def finish(self) -> None:
-        """Write what Orbax asks for besides."""
+        """Write the metadata that Orbax needs."""
         tree = {
             str(tuple(path.split("/"))): {
                 "key_metadata": [{"key": key, "key_type": 2} for key in path.split("/")],
@@ -104,7 +104,7 @@ class ParameterWriter:
         return self._folder / path.replace("/", ".")
 
     def _piece_shape(self, path: str) -> list[int]:
-        """At most a layer, and as many rows of it as PIECE has room for, if they go into it."""
+        """At most a layer, in parts of whole rows that fit into PIECE where they divide it."""
         shape = list(self._shapes[path])
         first = 1 if path.startswith("stack/groups/") else 0
         if first:
@@ -116,8 +116,8 @@ class ParameterWriter:
 
 
 def _divisor(count: int, room: int) -> int:
-    """The largest divisor of `count` that is no larger than `room`, or `count` where that is less
-    than an eighth of it."""
+    """The largest divisor of `count` that is no larger than `room`, or `count` if that divisor is
+    less than an eighth of `room`."""
     best = next(each for each in range(min(count, room), 0, -1) if count % each == 0)
     return best if 8 * best >= min(count, room) else count
 
@@ -137,8 +137,8 @@ class ParameterReader:
         return (array if place is None else array[place]).read().result()
 
     def _open_array(self, path: str) -> Any:
-        """Pieces that hold several layers, which Orbax writes, stay in memory while the array is
-        among the last that were read."""
+        """Open an array. Pieces of several layers, as Orbax writes them, stay in memory while the
+        array is among the last that were read."""
         array: Any = tensorstore.open(self._place(path)).result()
         if array.ndim and array.chunk_layout.read_chunk.shape[0] > 1:
             room = array.size * array.dtype.numpy_dtype.itemsize + (1 << 20)

@@ -1,4 +1,4 @@
-"""Short convolutions, between torch's and ours."""
+"""Short convolutions: from torch's layout to ours, and back."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from jaxformer.checkpoint.interop.rules import Rule, Shape, Vector, row
 
 @dataclass(frozen=True)
 class Taps:
-    """torch's [channels, 1, width], whose last tap is the present; our first one is."""
+    """torch's [channels, 1, width], whose last tap is the present; in ours it is the first."""
 
     def to_ours(self, theirs: np.ndarray, shape: Shape) -> np.ndarray:
         return theirs[:, 0, ::-1].T

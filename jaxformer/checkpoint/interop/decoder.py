@@ -26,7 +26,7 @@ PRE_NORMS = {"input_layernorm": "mixer_norm", "post_attention_layernorm": "ffn_n
 
 
 def linear_rules(theirs: str, ours: str, bias: bool = False, inputs: int = 1) -> list[Rule]:
-    """A linear map of our `inputs` first dimensions, perhaps with a bias."""
+    """A linear map of our first `inputs` dimensions, perhaps with a bias."""
     rules = [row(f"{theirs}.weight", f"{ours}/kernel", Linear(inputs))]
     return [*rules, row(f"{theirs}.bias", f"{ours}/bias", VECTOR)] if bias else rules
 
@@ -85,7 +85,7 @@ def heads(hub: HubConfig) -> Json:
     """Sizes of attention, as our mixer names them.
 
     Raises:
-        UserError: a key that is missing or wrong, or heads that key-value heads do not divide.
+        UserError: a key is missing or wrong, or the key-value heads do not divide the heads.
     """
     num_heads, d_model = hub.count("num_attention_heads"), hub.count("hidden_size")
     num_kv_heads = hub.count("num_key_value_heads", num_heads)
@@ -99,13 +99,13 @@ def heads(hub: HubConfig) -> Json:
 
 
 def gated_ffn(hub: HubConfig, kind: str) -> Json:
-    """Llama alone may have biases in it: the others ignore `mlp_bias`."""
+    """A gated FFN. Only Llama may have biases in it: the other families ignore `mlp_bias`."""
     bias = hub.flag("mlp_bias") if "mlp_bias" in hub.defaults else hub.need("mlp_bias", False)
     return {"kind": kind, "d_hidden": hub.count("intermediate_size"), "bias": bias}
 
 
 def layers_of(hub: HubConfig, key: str = "num_hidden_layers") -> int:
-    """Their number, no larger than lists of them may grow.
+    """The number of layers, limited because lists of them are made.
 
     Raises:
         UserError: it is missing or wrong.
@@ -115,7 +115,7 @@ def layers_of(hub: HubConfig, key: str = "num_hidden_layers") -> int:
 
 
 def windows(hub: HubConfig, window: int | None, default: list[str]) -> list[int | None]:
-    """The window of every layer; `default` are the `layer_types` of files that do not say them."""
+    """The window of every layer; `default` stands in for `layer_types` if the file has none."""
     switch = " with use_sliding_window true" if "use_sliding_window" in hub.defaults else ""
     types = hub.listed("layer_types", default)
     if len(types) != layers_of(hub):
@@ -134,9 +134,9 @@ def windows(hub: HubConfig, window: int | None, default: list[str]) -> list[int 
 
 
 def model_section(hub: HubConfig, *, mixers: Sequence[Json], **parts: Any) -> Json:
-    """Our `model:` section, with a mixer for every layer and `parts` of a family's own.
+    """Our `model:` section, with a mixer for every layer and a family's own `parts`.
 
-    Families whose classes know no `initializer_range` start here as most others do.
+    Families whose classes have no `initializer_range` get that of most others.
     """
     return {
         "d_model": hub.count("hidden_size"),
@@ -169,7 +169,7 @@ def rms_norm(hub: HubConfig, placement: str) -> Json:
 
 
 def sizes(model: ModelConfig) -> Json:
-    """What all these families name alike, from the first layer.
+    """The keys that all these families share, from the first layer.
 
     Raises:
         UserError: it is not attention with an FFN.
@@ -191,7 +191,7 @@ def sizes(model: ModelConfig) -> Json:
 
 
 def window_options(model: ModelConfig) -> Json:
-    """Of layers some of which have a window."""
+    """The keys for layers of which some have a window."""
     found = [attention_of(layer).window for layer in model.layers()]
     window = next((window for window in found if window is not None), None)
     types = ["full_attention" if each is None else "sliding_attention" for each in found]
@@ -203,7 +203,7 @@ def first_layer(model: ModelConfig) -> Layer:
 
 
 def attention_of(layer: Layer) -> AttentionConfig:
-    """Raises UserError where the layer's mixer is another one."""
+    """The layer's attention; raises UserError if its mixer is another one."""
     return mixer_of(layer, AttentionConfig)
 
 
@@ -231,5 +231,5 @@ def ffn_of(layer: Layer) -> DenseConfig:
 
 
 def usual_scale(head_dim: int) -> float:
-    """Of attention logits, where nothing else is said."""
+    """The scale of attention logits, if none is given."""
     return 1 / math.sqrt(head_dim)

@@ -36,7 +36,7 @@ def export_model(
     """Write the newest checkpoint of `run`, or the one that it names, into the folder `out`.
 
     Parameters are those that `jaxformer.load` would give: their moving average, if there is one,
-    and adapters merged. But for adapters, no more than one tensor, a layer's, is in memory.
+    and adapters merged. Except with adapters, only one layer's tensor is in memory at a time.
 
     Args:
         overrides: `key.path=value` each, on top of the run's configuration.
@@ -48,7 +48,7 @@ def export_model(
         UserError: `out` is used; no such checkpoint; no family has such a model.
     """
     if is_remote(out) or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise UserError(f"{out} is in a bucket or there already; give a new folder")
+        raise UserError(f"{out} is in a bucket or exists already; give a new folder")
     weights = find_weights(run, overrides)
     config = weights.config
     tokenizer = load_tokenizer(config.data.tokenizer, config.data.add_bos)
@@ -58,7 +58,7 @@ def export_model(
     table = Table(family, model)
     if faults := differences(weights.description(), table.leaves):
         raise UserError(
-            f"{weights.where} has not the parameters of a {family.model_type}:\n  "
+            f"{weights.where} does not have the parameters of a {family.model_type}:\n  "
             + "\n  ".join(faults[:20])
         )
     reader: ParameterReader | MergedParameters
@@ -79,7 +79,7 @@ def export_model(
         if "max_position_embeddings" in family.defaults:
             options.setdefault("max_position_embeddings", config.data.sequence_length)
         ends: Json = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-        if tokenizer.vocab_size <= vocab_size:  # else it stands in for one that was not there
+        if tokenizer.vocab_size <= vocab_size:  # else it stands in for a missing one
             ends |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
             _write_json(building / "generation_config.json", ends)
             write_tokenizer_folder(tokenizer, building)
@@ -100,7 +100,7 @@ def _write_tensors(
     dtype: str,
     title: str,
 ) -> None:
-    """In the order of our arrays, each of which holds a number for every layer."""
+    """Write in the order of our arrays, each of which holds those of several layers."""
     rules = sorted(table.rules, key=lambda rule: leaf_of(rule.ours[0], table.model)[0])
     infos = {rule.theirs: TensorInfo(rule.shape(table.shapes(rule)), dtype) for rule in rules}
     shards = _shards(infos)
@@ -123,7 +123,7 @@ def _write_tensors(
 
 
 def _shards(infos: dict[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
-    """The tensors of every file, each file of up to SHARD_BYTES or of one tensor."""
+    """The tensors by file, each file with up to SHARD_BYTES or with one tensor."""
     shards: list[dict[str, TensorInfo]] = [{}]
     used = 0
     for name, info in infos.items():

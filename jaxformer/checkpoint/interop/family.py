@@ -15,15 +15,15 @@ Json = dict[str, Any]
 class Family:
     """A `model_type` of config.json.
 
-    to_config: our `model:` section; takes every key that decides a logit.
-    from_config: config.json without names and tokens. It need not see what it cannot express: what
+    to_config: our `model:` section; takes every key that affects the logits.
+    from_config: config.json without names and tokens. It may ignore what it cannot express: what
         `to_config` makes of it is compared with the model.
     rules: a row for every tensor.
     defaults: what transformers' configuration class has for keys that a file leaves out. The main
         sizes are not among them: a file without one is damaged, and is refused.
-    nullable: the keys of `defaults` for which null is another value than the default.
-    prefix: what names of files without a head may lack, such as `model.`.
-    unused: a pattern of tensors that hold nothing learned.
+    nullable: the keys of `defaults` for which null has another meaning than the default.
+    prefix: what tensor names may lack in files without a head, such as `model.`.
+    unused: a pattern for the names of tensors that hold no parameters.
     """
 
     model_type: str
@@ -37,7 +37,7 @@ class Family:
     unused: str = r".*\.rotary_emb\.inv_freq"
 
     def read(self, config: Json, name: str = "config.json") -> Json:
-        """Our `model:` section of a config.json, of which no key is ignored.
+        """Our `model:` section for a config.json, of which no key is ignored.
 
         Raises:
             UserError: a key is missing, unknown, or has a value that is not supported.

@@ -1,4 +1,4 @@
-"""Which family a model of ours is, by what its config.json would be read as."""
+"""Whether a family has a model of ours: what its config.json is read as is compared with it."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from jaxformer.model.mixers.mamba import MambaConfig
 
 
 def fit(family: Family, model: ModelConfig) -> tuple[Json, list[str]]:
-    """config.json of `model` as one of `family`, and all in which that would be another model."""
+    """The config.json of `model` as one of `family`, and how that would differ from `model`."""
     try:
         options = {"model_type": family.model_type, **family.from_config(model)}
         read = ModelConfig.model_validate(family.read(options))
@@ -31,7 +31,7 @@ def fit(family: Family, model: ModelConfig) -> tuple[Json, list[str]]:
 
 
 def described(model: ModelConfig) -> dict[str, Any]:
-    """All that decides the logits, spelt out, however the configuration says it."""
+    """All that affects the logits, spelt out, however the configuration says it."""
     whole = {
         "layers": {
             str(index): _layer(layer, model.d_model) for index, layer in enumerate(model.layers())

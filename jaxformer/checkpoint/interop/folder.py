@@ -16,7 +16,7 @@ from jaxformer.data.text_ends import read_settings
 from jaxformer.errors import UserError
 from jaxformer.reading import read_json_object
 
-AHEAD = 1 << 26  # bytes
+AHEAD = 1 << 26  # bytes to prefetch
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 ADAPTED = r"(^|\.)(lora_\w+|base_model|base_layer|modules_to_save)\."
@@ -31,8 +31,7 @@ TOKENIZER, TOKENIZER_CONFIG, TEMPLATE = (
 
 
 class HuggingFaceFolder:
-    """A `Source`. Files may be links to places under `root`, which is the folder itself if not
-    given, and nowhere else.
+    """A `Source`. Files may be links, but only to places under `root`, by default the folder.
 
     Raises:
         UserError: files that are missing, lie elsewhere or are not what they say; pickle files.
@@ -51,12 +50,12 @@ class HuggingFaceFolder:
         if adapter := next((name for name in self.tensors if re.search(ADAPTED, name)), None):
             raise UserError(
                 f"{self._folder} has {adapter}, a part of an adapter of PEFT, among its weights; "
-                f"merge it with merge_and_unload() in peft, and save_pretrained(FOLDER) the result"
+                f"merge it with merge_and_unload() in peft, then save_pretrained(FOLDER)"
             )
         self._after = dict(zip(self._places, itertools.count(1), strict=False))
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor; what follows it comes into the system's cache meanwhile."""
+        """The tensor; the system prefetches the ones after it meanwhile."""
         ahead = 0
         for place in itertools.islice(self._places.values(), self._after[name], None):
             if ahead > AHEAD:
@@ -105,21 +104,21 @@ class HuggingFaceFolder:
         return places
 
     def _refuse_adapter(self) -> None:
-        """With an adapter beside it, transformers would have another model than the folder's."""
+        """Refuse an adapter, with which transformers loads another model than the folder's own."""
         if not (self._folder / ADAPTER).exists():
             return
         base = self._json(ADAPTER).get("base_model_name_or_path")
         raise UserError(
             f"{self._folder} holds an adapter of PEFT ({ADAPTER}), trained on "
             f"{base if isinstance(base, str) else 'a model that it does not name'}: it is a change "
-            f"of that model, and no model. Merge them, and import the result: in Python, "
+            f"to that model, not a model. Merge them, and import the result: in Python, "
             f"peft.AutoPeftModelForCausalLM.from_pretrained({str(self._folder)!r})"
             f".merge_and_unload().save_pretrained('merged'), with the tokenizer beside it; or "
             f"import the model that it was trained on"
         )
 
     def _refuse_missing_shards(self, files: set[str]) -> None:
-        """Files that say how many there are, where no index does."""
+        """Check the set of files whose names say how many there are, if no index lists them."""
         for name in files:
             if match := re.fullmatch(SHARD, name):
                 stem, number, count, end = match.groups()
@@ -164,7 +163,7 @@ class HuggingFaceFolder:
         return file
 
     def _inside(self, name: str) -> Path:
-        """Where a file of that name is to be, in the folder and nowhere else."""
+        """The path of a file of that name, which must lie in the folder."""
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name:
             raise UserError(

@@ -104,7 +104,7 @@ class GGUFFile:
 
 
 def _halves(rows: np.ndarray, num_heads: int) -> np.ndarray:
-    """Rows [heads · head_dim, ...] whose rotated pairs are 2i and 2i + 1 of a head, ordered so that
+    """Reorder rows [heads · head_dim, ...] whose rotated pairs are 2i and 2i + 1 of a head, so that
     they are i and i + head_dim/2."""
     pairs = rows.reshape(num_heads, -1, 2, *rows.shape[1:])
     return pairs.swapaxes(1, 2).reshape(rows.shape)
@@ -117,8 +117,8 @@ def _hugging_face_name(path: Path, name: str) -> str:
     names = NAMES if layer is None else LAYER_NAMES
     if stem not in names:
         raise UserError(
-            f"{path}: the tensor {name} is none that a Llama or a Qwen has; import the model's "
-            f"Hugging Face folder"
+            f"{path}: no Llama and no Qwen has the tensor {name}; import the model's Hugging Face "
+            f"folder"
         )
     prefix = "" if layer is None else f"model.layers.{layer}."
     return f"{prefix}{names[stem]}.{kind}"

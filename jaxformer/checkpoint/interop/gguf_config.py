@@ -46,8 +46,10 @@ KEYS = (
 
 
 def architecture_of(metadata: Metadata) -> Architecture:
-    """Raises:
-    UserError: an architecture that is not imported.
+    """The architecture that the file names.
+
+    Raises:
+        UserError: it cannot be imported.
     """
     name = metadata.require("general.architecture", str)
     if name not in ARCHITECTURES:
@@ -62,16 +64,16 @@ def architecture_of(metadata: Metadata) -> Architecture:
 def hugging_face_config(
     metadata: Metadata, tensors: Collection[str], vocab_size: int, rope_factors: np.ndarray | None
 ) -> dict[str, Any]:
-    """config.json.
+    """The config.json of a GGUF file.
 
     Args:
         tensors: Hugging Face's names of the tensors in the file.
-        vocab_size: the rows of the embedding.
+        vocab_size: the number of rows of the embedding.
         rope_factors: what every rotated pair's frequency is divided by [head_dim / 2], where the
             file holds that as a tensor (Llama 3.1 and later).
 
     Raises:
-        UserError: a key is missing, of a wrong kind, or says what a config.json has no word for.
+        UserError: a key is missing, of a wrong kind, or has no equivalent in config.json.
     """
     kind = architecture_of(metadata)
     name = metadata.require("general.architecture", str)
@@ -83,8 +85,8 @@ def hugging_face_config(
         size = metadata.get(f"{name}.{key}", int, head_dim)
         if size != head_dim:
             raise UserError(
-                f"{metadata.path}: {name}.{key} is {size} and a head's size {head_dim}; only equal "
-                f"ones can be imported"
+                f"{metadata.path}: {name}.{key} is {size}, but a head's size is {head_dim}; only "
+                f"equal ones can be imported"
             )
     base = _decimal(metadata.get(f"{name}.rope.freq_base", float, 10000.0))
     config = {
@@ -159,8 +161,8 @@ def _rope_scaling(
 def _llama3_scaling(
     metadata: Metadata, head_dim: int, base: float, factors: np.ndarray
 ) -> dict[str, Any]:
-    """The file holds what Llama 3's rule gives, not its parameters: those of Meta's models are
-    tried."""
+    """Llama 3's rule, if it gives these `factors`. The file holds no parameters of the rule: those
+    of Meta's models are tried."""
     scaling = Llama3ScalingConfig(factor=float(factors.max()), original_max_length=8192)
     plain, _ = rope_frequencies(RoPEConfig(base=base), head_dim)
     scaled, _ = rope_frequencies(RoPEConfig(base=base, scaling=scaling), head_dim)

@@ -1,4 +1,4 @@
-"""A GGUF file's header, checked: all that it tells of lies within the file."""
+"""A GGUF file's header, with a check that all it describes lies within the file."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ KINDS = {
 
 
 class CheckedReader(GGUFReader):
-    """The package's reader, which hands out shorter arrays where the file ends early."""
+    """The package's reader, which returns shorter arrays if a file ends early; here it raises."""
 
     def _get(
         self,
@@ -31,7 +31,7 @@ class CheckedReader(GGUFReader):
     ) -> NDArray[Any]:
         end = int(offset) + int(count) * np.dtype(dtype).itemsize
         if end > self.data.size:
-            raise ValueError(f"it ends at byte {self.data.size}, its header tells of byte {end}")
+            raise ValueError(f"it ends at byte {self.data.size}, its header reaches byte {end}")
         return super()._get(offset, dtype, count, override_order)
 
 
@@ -59,10 +59,10 @@ class Metadata:
         """The value of `key`.
 
         Raises:
-            UserError: there is none, or it is of another kind.
+            UserError: it is missing, or of another kind.
         """
         if key not in self._values:
-            raise UserError(f"{self.path}: its metadata lacks '{key}'; convert the model anew")
+            raise UserError(f"{self.path}: its metadata lacks '{key}'; convert the model again")
         return self.get(key, kind)
 
     def under(self, prefix: str) -> set[str]:
@@ -71,7 +71,7 @@ class Metadata:
 
 
 def open_gguf(path: Path) -> tuple[CheckedReader, Metadata]:
-    """The file's tensors, of which nothing is read yet, and its metadata.
+    """The file's tensors, none of which is read yet, and its metadata.
 
     Raises:
         UserError: missing, truncated, no GGUF, of a foreign byte order, or a part of several.

@@ -13,7 +13,7 @@ class TokenType(IntEnum):
     NORMAL = 1
     CONTROL = 3
     USER_DEFINED = 4
-    UNUSED = 5  # fills the embedding up
+    UNUSED = 5  # fills up the embedding
 
 
 class PreTokenizer(NamedTuple):
@@ -22,7 +22,7 @@ class PreTokenizer(NamedTuple):
     split: dict[str, Any]
     ignore_merges: bool = False  # a piece that is a token is that token, whatever the merges say
     normalizer: dict[str, Any] | None = None
-    add_bos: bool = False  # where the file does not say, as llama.cpp does
+    add_bos: bool = False  # if the file does not say, as in llama.cpp
 
 
 def _byte_level(use_regex: bool) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def tokenizer_files(metadata: Metadata) -> dict[str, dict[str, Any]] | None:
     """{file name: content}, or None where the GGUF file holds no tokenizer.
 
     Raises:
-        UserError: a tokenizer that is no byte-level BPE, or cuts text in an unknown way.
+        UserError: the tokenizer is not byte-level BPE, or cuts text in an unknown way.
     """
     model = metadata.get("tokenizer.ggml.model", str, "none")
     if model == "none":
@@ -84,7 +84,7 @@ def tokenizer_files(metadata: Metadata) -> dict[str, dict[str, Any]] | None:
     if len(types) != len(tokens):
         raise UserError(
             f"{metadata.path}: {len(tokens)} tokens and {len(types)} token types; convert the "
-            f"model anew"
+            f"model again"
         )
     return {
         "tokenizer.json": _definition(metadata, tokens, types),
@@ -160,8 +160,8 @@ def _config(metadata: Metadata, tokens: list[str]) -> dict[str, Any]:
             continue
         if not 0 <= index < len(tokens):
             raise UserError(
-                f"{metadata.path}: tokenizer.ggml.{name}_token_id is {index}, of {len(tokens)} "
-                f"tokens; convert the model anew"
+                f"{metadata.path}: tokenizer.ggml.{name}_token_id is {index}, but there are "
+                f"{len(tokens)} tokens; convert the model again"
             )
         config[{"unknown": "unk", "padding": "pad"}.get(name, name) + "_token"] = tokens[index]
     add_bos = _pre_tokenizer(metadata).add_bos

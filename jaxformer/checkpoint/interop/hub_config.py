@@ -1,4 +1,4 @@
-"""Reading a config.json so that no key is ignored, and none that is left out is guessed."""
+"""Reading a config.json so that no key is ignored, and no missing one is guessed."""
 
 import re
 import reprlib
@@ -34,7 +34,7 @@ class HubConfig:
     """The keys of a config.json; each is taken, is known to change no logits, or is refused.
 
     defaults: what transformers' configuration class has for a key that the file leaves out.
-    nullable: the keys of `defaults` for which the class also allows null, which is another value
+    nullable: the keys of `defaults` for which the class also allows null, with another meaning
         than the default. Null for any other key of `defaults` is refused, as it is by the class.
     """
 
@@ -52,7 +52,7 @@ class HubConfig:
         self._taken: set[str] = set()
 
     def has(self, key: str) -> bool:
-        """Whether the file says it, be it as null."""
+        """Whether the file has the key, even as null."""
         return key in self._config
 
     def take(self, key: str, derived: Any = ABSENT) -> Any:
@@ -61,7 +61,7 @@ class HubConfig:
         `derived` stands in for null, and for a key left out that has no default.
 
         Raises:
-            UserError: it is null where that is not allowed, or left out where nothing stands in.
+            UserError: it is null where that is not allowed, or left out and nothing stands in.
         """
         self._taken.add(key)
         default = self.defaults.get(key)
@@ -164,10 +164,10 @@ class HubConfig:
             )
 
     def finish(self) -> None:
-        """Refuse what nobody has taken.
+        """Refuse keys that were not taken.
 
         Raises:
-            UserError: all such keys, with their values.
+            UserError: with all such keys and their values.
         """
         unknown = {
             key: value
@@ -178,7 +178,7 @@ class HubConfig:
             pairs = ", ".join(f"{key} {shown(value)}" for key, value in unknown.items())
             raise UserError(
                 f"{self.name} has options that are not supported for {self._model}: {pairs}; "
-                f"their models would be other ones here. Remove a key only if you know that it "
+                f"without them, this would be another model. Remove a key only if you know that it "
                 f"changes no logits"
             )
 

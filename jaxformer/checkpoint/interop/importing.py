@@ -1,4 +1,4 @@
-"""Weights of others as a run: everything that loads a run loads them."""
+"""Import of a pretrained model as a run, which everything that loads runs can load."""
 
 import hashlib
 import math
@@ -27,7 +27,7 @@ from jaxformer.run_files import TOKENIZER
 from jaxformer.schema.explanations import explain
 from jaxformer.terminal import progress, say
 
-LONGEST_ROW = 1024  # of the run's configuration, for fine-tuning; longer ones are the user's choice
+LONGEST_ROW = 1024  # tokens, in the run's configuration for fine-tuning; users may set more
 FINE_TUNING = {
     "train": {"steps": 1000, "batch_size": 8},
     "optimizer": {
@@ -41,7 +41,7 @@ FINE_TUNING = {
 
 
 def import_model(source: Source, out: Path) -> Config:
-    """Make the run directory `out` of a model: configuration, tokenizer, and `checkpoints/0`.
+    """Make the run directory `out` from a model: configuration, tokenizer, and `checkpoints/0`.
 
     Numbers become float32, which holds them exactly. No more than two tensors of the source are in
     memory at a time: one is written while the next is read.
@@ -52,7 +52,7 @@ def import_model(source: Source, out: Path) -> Config:
     if is_remote(out):
         raise UserError(f"{out} is in a bucket; import into a folder, and copy it there")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there already; give a new folder")
+        raise UserError(f"{out} exists already; give a new folder")
     if not (there := nearest_existing(out)).is_dir():
         raise UserError(f"{out} cannot be made: {there} is a file; give another folder")
     family = family_of(source.config, source.name)
@@ -99,8 +99,8 @@ def _config(model: dict[str, Any], out: Path, has_tokenizer: bool, name: str) ->
     except ValidationError as error:
         lines = [mistake.text for mistake in explain(error, Config)]
         raise UserError(
-            f"{name}: its config.json makes a model that is not possible here (the keys are those "
-            f"of the run's configuration):\n  " + "\n  ".join(lines)
+            f"{name}: its config.json describes a model that is not possible here (the keys are "
+            f"those of the run's configuration):\n  " + "\n  ".join(lines)
         ) from error
 
 
@@ -114,7 +114,7 @@ def _tokenizer(config: Config, building: Path, source: str) -> Tokenizer:
 
 
 def _check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: str) -> None:
-    """Refuses a tokenizer whose ids the embedding does not hold."""
+    """Refuse a tokenizer with more ids than the embedding has rows."""
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"{source}: its tokenizer has {tokenizer.vocab_size} ids, but vocab_size of its "
@@ -127,7 +127,7 @@ def _check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: str) -> Non
 def _write_parameters(
     source: Source, table: Table, rules: dict[str, Rule], folder: Path
 ) -> dict[str, str]:
-    """The hashes of the files that were written, by their places in `folder`."""
+    """Write all parameters; → the hashes of the files, by their places in `folder`."""
     writer = ParameterWriter(
         folder, {path: tuple(leaf["shape"]) for path, leaf in table.leaves.items()}
     )
@@ -143,7 +143,7 @@ def _write_parameters(
             if writing is not None:
                 writing.result()
             writing = pool.submit(_write_tensor, writer, table, rule, theirs)
-            del theirs  # or it would still be there while the one after the next is read
+            del theirs  # or it would stay in memory while the one after the next is read
             done += sizes[name]
             report(done)
         if writing is not None:
@@ -176,7 +176,7 @@ def _manifest(source: str, config: Config, tokenizer: Tokenizer, table: Table) -
 
 
 def _check_tied(source: Source, table: Table) -> None:
-    """A head beside a tied embedding is left out, once it is known to be the same."""
+    """Refuse a head that differs from its tied embedding; an equal one is left out."""
     names = table.tied(source.tensors)
     if names is not None:
         embedding, head = (

@@ -9,7 +9,7 @@ from jaxformer.parallel.rules import replicated
 
 
 class MergedParameters:
-    """Read as `ParameterReader` is; but the whole model is in memory."""
+    """Merged parameters, read like those of `ParameterReader`; the whole model is in memory."""
 
     def __init__(self, weights: Weights) -> None:
         here = replicated(make_mesh({}, devices=find_devices()[:1]))

@@ -15,7 +15,7 @@ WANTED = ("*.json", "*.jinja", "model*.safetensors", INDEX)
 
 
 def open_source(name: str) -> Source:
-    """Headers and options are read and checked, weights are not yet.
+    """Open what the user names: headers and options are read and checked, weights are not yet.
 
     Raises:
         UserError: nothing of that name, or a damaged or unsafe file.

@@ -1,4 +1,4 @@
-"""What is no language model of one stack in plain numbers, told by its config.json."""
+"""Refusal of all but plain, unquantized decoder-only language models, by their config.json."""
 
 import re
 from typing import Any
@@ -13,9 +13,11 @@ OTHER_HEAD = r"\w+For(Sequence|Token)Classification|\w+ForQuestionAnswering|\w+R
 
 
 def refuse_other_models(config: Json, name: str) -> None:
-    """Raises:
-    UserError: the config.json of `name` is of an encoder and a decoder, of several models, of one
-        that names classes, or of weights that are quantized.
+    """Refuse a model that is not a plain language model.
+
+    Raises:
+        UserError: the config.json of `name` is that of an encoder and a decoder, of several models,
+            of a classifier, or of quantized weights.
     """
     if config.get("is_encoder_decoder"):
         raise UserError(
@@ -26,9 +28,9 @@ def refuse_other_models(config: Json, name: str) -> None:
     if parts:
         kinds = ", ".join(f"{key} {shown(part.get('model_type'))}" for key, part in parts.items())
         raise UserError(
-            f"{name}: config.json is of several models in one ({kinds}), as those of images and "
-            f"text are; only a model of text alone can be imported. Import the text model that it "
-            f"was made from, or save its text model as a folder of its own in transformers"
+            f"{name}: config.json describes several models in one ({kinds}), as for images and "
+            f"text; only text models can be imported. Import the text model that it was made from, "
+            f"or save its text model as a folder of its own in transformers"
         )
     for key in QUANTIZED:
         if config.get(key):

@@ -1,4 +1,4 @@
-"""Rotary positions, between config.json and ours."""
+"""Rotary positions: from config.json to our configuration, and back."""
 
 import math
 from collections.abc import Collection
@@ -19,26 +19,26 @@ Json = dict[str, Any]
 
 
 class Sizes(NamedTuple):
-    """What scalings depend on: rows in training and at most, and pairs of features of a head."""
+    """What scalings depend on: lengths in training and at most, and rotated pairs of a head."""
 
     original: int
     longest: int
     pairs: int
 
 
-MOST_ROTATED = 4096  # features of a head: a matrix of so many squared is made
+MOST_ROTATED = 4096  # features of a head: a square matrix of this size is made
 ROPE_DEFAULTS: Json = {"rope_theta": 10000.0, "rope_scaling": None, "rope_parameters": None}
 
 
 def to_rope(hub: HubConfig, head_dim: int, *, kinds: Collection[str] | None = None) -> Json:
     """Our `positions:`. Newer files have `rope_parameters`, older `rope_theta` and `rope_scaling`;
-    of a file with both, transformers reads `rope_scaling` alone.
+    from a file with both, transformers reads `rope_scaling` alone.
 
     A family that may rotate a part of a head has `partial_rotary_factor` among its defaults, and
-    one that has not every scaling names its `kinds`.
+    one that supports only some scalings gives them as `kinds`.
 
     Raises:
-        UserError: a scaling that we do not have, or options of it.
+        UserError: a scaling, or an option of one, that we do not have.
     """
     hub.need("rope_interleaved", False)
     old, new = hub.section("rope_scaling"), hub.section("rope_parameters")
@@ -63,8 +63,8 @@ def to_rope(hub: HubConfig, head_dim: int, *, kinds: Collection[str] | None = No
     supported = [each for each in SCALINGS if kinds is None or each in kinds]
     if section.keys() - options.defaults.keys() and not {"rope_type", "type"} & section.keys():
         raise UserError(
-            f"{options.name} has {', '.join(section)}, but no rope_type (or type, as it was named "
-            f"first), without which transformers ignores them; supported: {', '.join(supported)}"
+            f"{options.name} has {', '.join(section)}, but no rope_type (or type, its earlier "
+            f"name), without which transformers ignores them; supported: {', '.join(supported)}"
         )
     if kind not in supported:
         raise UserError(
@@ -151,7 +151,7 @@ def _longrope(options: HubConfig, sizes: Sizes) -> Json:
 
 
 def _factors(options: HubConfig, key: str, sizes: Sizes) -> list[float]:
-    """One for each pair of features."""
+    """One factor per pair of features."""
     factors = options.listed(key)
     if len(factors) != sizes.pairs:
         raise UserError(
@@ -176,7 +176,7 @@ SCALINGS = {
 
 
 def from_rope(positions: Any) -> Json:
-    """The keys of config.json.
+    """The keys of config.json for our `positions`.
 
     Raises:
         UserError: positions of another kind, or a scaling that transformers does not have.

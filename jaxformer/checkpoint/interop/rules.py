@@ -1,7 +1,7 @@
-"""The table between a family's tensors and ours: one row a tensor of theirs, read both ways.
+"""The table between a family's tensors and ours: one row per tensor of theirs, read both ways.
 
-Rows name our parameters a layer each, from the bottom up: `layers/3/mixer/query/kernel` is the part
-of layer 3 in a stacked array. Transforms are exact, and mostly views that copy nothing.
+Rows name our parameters layer by layer, from the bottom up: `layers/3/mixer/query/kernel` is layer
+3's part of a stacked array. Transforms are exact, and mostly views that copy nothing.
 """
 
 import math
@@ -46,7 +46,7 @@ class Vector:
 
 @dataclass(frozen=True)
 class Matrix:
-    """[inputs, outputs]: our `inputs` first dimensions as one, and the others as one."""
+    """[inputs, outputs]: our first `inputs` dimensions as one, and the others as one."""
 
     inputs: int = 1
 
@@ -83,7 +83,7 @@ class OnePlus:
 
 @dataclass(frozen=True)
 class Rule:
-    """`theirs` is all of `ours`, one after another along its dimension `axis`."""
+    """`theirs` is the concatenation of `ours` along its dimension `axis`."""
 
     theirs: str
     ours: tuple[str, ...]
@@ -102,7 +102,7 @@ class Rule:
         return np.concatenate(parts, self.axis) if len(parts) > 1 else parts[0]
 
     def shape(self, shapes: Sequence[Shape]) -> Shape:
-        """Of theirs, from those of ours."""
+        """The shape of theirs, from those of ours."""
         parts = [self._shape(shape) for shape in shapes]
         if len(parts) == 1:
             return parts[0]
@@ -115,12 +115,12 @@ class Rule:
 
 
 def row(theirs: str, ours: str, transform: Transform = Same()) -> Rule:
-    """One tensor of each."""
+    """A rule for one tensor of theirs and one of ours."""
     return Rule(theirs, (ours,), transform)
 
 
 def within(theirs: str, ours: str, rules: Iterable[Rule]) -> list[Rule]:
-    """The rules of a part, put where the part stands in both models."""
+    """The rules of a part, under the part's names in both models."""
     return [
         Rule(
             f"{theirs}.{rule.theirs}",

@@ -1,7 +1,7 @@
 """Files of tensors in the safetensors format: eight bytes of length, a JSON header, raw bytes.
 
 The format: github.com/huggingface/safetensors, whose library checks and reads the header. Tensors
-are read here: numpy has no types for some of them, and the system is asked for the next in advance.
+are read here, because numpy lacks some of their types, and to let the system prefetch the next.
 """
 
 import json
@@ -55,7 +55,7 @@ class Place(NamedTuple):
         return size_of(self.info)
 
     def read(self) -> np.ndarray:
-        """This tensor; nothing else is brought into memory."""
+        """This tensor; nothing else is read into memory."""
         count = math.prod(self.info.shape)
         flat = np.fromfile(self.file, self.info.dtype, count, offset=self.start)
         if len(flat) != count:
@@ -63,17 +63,17 @@ class Place(NamedTuple):
         return flat.reshape(self.info.shape)
 
     def fetch(self) -> None:
-        """Ask the system to bring it into its cache meanwhile, where it can."""
+        """Ask the system, where it can, to prefetch the tensor into its cache."""
         if hasattr(os, "posix_fadvise"):
             with self.file.open("rb") as file:
                 os.posix_fadvise(file.fileno(), self.start, self.bytes, os.POSIX_FADV_WILLNEED)
 
 
 def read_header(file: Path) -> dict[str, Place]:
-    """The tensors of a file in the order of their bytes; none of these is read.
+    """The tensors of a file in the order of their bytes, which are not read.
 
     Raises:
-        UserError: the header does not add up to the file, or a dtype is not known here.
+        UserError: the header does not match the file, or a dtype is unknown.
     """
     with file.open("rb") as stream:
         end = 8 + int.from_bytes(stream.read(8), "little")

@@ -1,4 +1,4 @@
-"""Where the weights of others lie."""
+"""A source of pretrained weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ class Source(Protocol):
     tensors: Mapping[str, TensorInfo]  # by Hugging Face's names, in the order they are best read
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor; no other is in memory after it."""
+        """One tensor; no other stays in memory."""
         ...
 
     def write_tokenizer(self, folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""A family's rules for one model, held against the tensors of both sides before any is read."""
+"""A family's rules for one model, checked against the tensors of both sides before any is read."""
 
 import re
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class Table:
         self.rules = family.rules(model)
 
     def shapes(self, rule: Rule) -> list[Shape]:
-        """Of a rule's parameters, a layer each."""
+        """The shapes of a rule's parameters, one layer of each."""
         return [self._shape(path) for path in rule.ours]
 
     def _shape(self, path: str) -> Shape:
@@ -40,7 +40,7 @@ class Table:
         """The rule of every tensor that is to be read, in the order of `tensors`.
 
         Raises:
-            UserError: tensors that are missing or left over, or whose shape or dtype is another.
+            UserError: tensors are missing or left over, or have another shape or dtype.
         """
         found = {self._name(rule.theirs, tensors): rule for rule in self.rules}
         faults = [
@@ -59,13 +59,13 @@ class Table:
         if faults:
             shown = faults[:20] + ([f"and {len(faults) - 20} more"] if len(faults) > 20 else [])
             raise UserError(
-                f"{where} has not the tensors of a {self.family.model_type} of its config.json:\n  "
-                + "\n  ".join(shown)
+                f"{where} does not have the tensors of a {self.family.model_type} with its "
+                f"config.json:\n  " + "\n  ".join(shown)
             )
         return {name: found[name] for name in tensors if name in found}
 
     def tied(self, tensors: Mapping[str, TensorInfo]) -> tuple[str, str] | None:
-        """The names of the embedding and of the head, where a file has both of a tied model."""
+        """The names of the embedding and of the head, if a tied model's file has both."""
         if self.model.tie_embeddings and "lm_head.weight" in tensors:
             rule = next(rule for rule in self.rules if rule.ours == ("embedding",))
             return self._name(rule.theirs, tensors), "lm_head.weight"

@@ -19,7 +19,7 @@ END_OF_TEXT = "<|endoftext|>"
 def write_tokenizer_folder(tokenizer: Tokenizer, folder: Path) -> None:
     """tokenizer.json, tokenizer_config.json, and the chat template if there is one.
 
-    They name the ends of text that the run has, and put before a text what the run puts there.
+    They name the tokens with which the run begins and ends a text, and add the run's prefix.
     """
     if isinstance(tokenizer, HuggingFaceTokenizer):
         definition = tokenizer.definition.decode("utf-8")
@@ -39,7 +39,7 @@ def byte_tokenizer() -> str:
     """The tokenizer `bytes` as a tokenizer.json: no merges, and ids that are the bytes."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    # Bytes that are no letters stand in this format for letters from 256 on, in order.
+    # In this format, characters from 256 on stand for the bytes that are not printable, in order.
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     vocab = {chr(byte): byte for byte in printable}
@@ -63,7 +63,7 @@ def _with_ends(text: str, settings: dict[str, Any], tokenizer: Tokenizer) -> str
     settings.pop("eos_token_id", None)
     if settings.get("eos_token") is None:
         settings["eos_token"] = definition.id_to_token(tokenizer.eos_id)
-    # Templates are not told of an end of text that stands in for a missing beginning.
+    # Templates do not see an end of text that only stands in for a missing beginning.
     bos = None if tokenizer.bos_id == tokenizer.eos_id else tokenizer.bos_id
     if settings.get("bos_token") is None and bos is not None:
         settings["bos_token"] = definition.id_to_token(bos)

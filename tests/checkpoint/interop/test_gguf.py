@@ -363,7 +363,7 @@ def test_a_list_longer_than_the_file_is_refused(tmp_path):
         ({"model": "llama"}, "tokenizer.ggml.model 'llama' cannot be imported; allowed: gpt2"),
         ({"pre": "smolm"}, "tokenizer.ggml.pre 'smolm' is unknown.* Did you mean 'smollm'?"),
         ({"edit": lambda writer: writer.add_expert_count(4)}, "llama.expert_count, which the"),
-        ({"edit": lambda writer: writer.add_key_length(16)}, "dimension_count is 8 and a head's"),
+        ({"edit": lambda writer: writer.add_key_length(16)}, "dimension_count is 8, but a head's"),
         ({"edit": lambda writer: writer.add_bos_token_id(999)}, "bos_token_id is 999"),
     ],
 )
@@ -374,7 +374,7 @@ def test_what_cannot_be_imported_is_named(tmp_path, options, message):
 
 def test_an_unknown_tensor_is_named(tmp_path):
     stored = weights() | {"blk.0.ssm_in.weight": np.zeros((4, 4), np.float32)}
-    with pytest.raises(UserError, match="the tensor blk.0.ssm_in.weight is none that a Llama"):
+    with pytest.raises(UserError, match="no Qwen has the tensor blk.0.ssm_in.weight"):
         GGUFFile(write(tmp_path / "model.gguf", stored))
 
 

@@ -195,7 +195,7 @@ def test_names_may_lack_the_models_prefix(tmp_path: Path) -> None:
 
 def test_a_used_folder_is_not_written_into(tmp_path: Path) -> None:
     source = HuggingFaceFolder(write_model(tmp_path / "model"))
-    with pytest.raises(UserError, match="is there already; give a new folder"):
+    with pytest.raises(UserError, match="exists already; give a new folder"):
         import_model(source, tmp_path / "model")
 
 

@@ -26,10 +26,10 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in TABLE}
 
 
 def family_of(config: Json, name: str) -> Family:
-    """That of the config.json of `name`.
+    """The family of the config.json of `name`.
 
     Raises:
-        UserError: none that is known, or no plain language model.
+        UserError: it is unknown, or not a plain language model.
     """
     refuse_other_models(config, name)
     model_type = config.get("model_type")
@@ -46,7 +46,7 @@ def choose_family(model: ModelConfig, first: str | None = None) -> tuple[Family,
     """The family `first`, or else the first one, that has such a model, and its config.json.
 
     Raises:
-        UserError: none has, with what is in the way of the nearest.
+        UserError: none has; with the differences from the nearest.
     """
     tried = []
     for family in sorted(TABLE, key=lambda family: family.model_type != first):
@@ -56,6 +56,6 @@ def choose_family(model: ModelConfig, first: str | None = None) -> tuple[Family,
         tried.append((not options, len(differences), family.model_type, differences))
     *_, nearest, differences = min(tried)
     raise UserError(
-        f"no family of transformers known here has this model ({', '.join(FAMILIES)}); the nearest "
-        f"is {nearest}, but:\n  " + "\n  ".join(differences)
+        f"no family of transformers known here fits this model ({', '.join(FAMILIES)}); the "
+        f"nearest is {nearest}, but:\n  " + "\n  ".join(differences)
     )

@@ -129,7 +129,7 @@ def from_gemma2(model: ModelConfig) -> Json:
 
 
 def _whole(number: float) -> float:
-    """The whole number that it is but for rounding, or itself."""
+    """The nearest whole number, if rounding is the only difference, or else `number`."""
     return round(number) if round(number) ** -0.5 == number**-0.5 else number
 
 

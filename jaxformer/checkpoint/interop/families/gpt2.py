@@ -1,5 +1,5 @@
 """GPT-2 (Radford et al., 2019): learned positions, LayerNorms and biases, matrices as
-[inputs, outputs], queries, keys and values as one."""
+[inputs, outputs], and queries, keys and values as one."""
 
 from jaxformer.checkpoint.interop.decoder import (
     attention_of,

@@ -1,6 +1,6 @@
 """Llama (Touvron et al., 2023, arXiv:2302.13971), Llama 2 and 3, and SmolLM, which has its shape.
 
-Every scaling of RoPE, biases or none, tied embeddings or not.
+Supports every scaling of RoPE, with or without biases and tied embeddings.
 """
 
 from jaxformer.checkpoint.interop.decoder import (
@@ -61,7 +61,7 @@ def from_config(model: ModelConfig) -> Json:
 
 
 def options(model: ModelConfig) -> Json:
-    """What config.json says of such a model."""
+    """The keys of config.json for such a model."""
     return {**sizes(model), **from_rope(first_layer(model).positions), "hidden_act": "silu"}
 
 

@@ -17,7 +17,7 @@ from jaxformer.errors import UserError
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.mixers.mamba import MambaConfig
 
-# How weights start and sums are rounded, and what the first release's files say of themselves.
+# Initialization, rounding of sums, and what the first release's files say about themselves.
 UNREAD = (
     "d_inner",
     "d_model",
@@ -57,7 +57,7 @@ DEFAULTS: Json = {
 
 
 def to_section(hub: HubConfig, mixer: Json) -> Json:
-    """A model of mixers alone, whose convolutions have the only biases."""
+    """Our `model:` section for layers of mixers alone, with biases only in their convolutions."""
     hub.need("hidden_act", "silu")
     hub.need("use_bias", False)
     hub.need("use_conv_bias", True)
@@ -109,7 +109,7 @@ def from_section(model: ModelConfig, mixer: Any) -> Json:
 
 
 def backbone_rules(model: ModelConfig, mixer: list[Rule]) -> list[Rule]:
-    """A whole model of layers of a norm and a mixer."""
+    """A whole model whose layers are a norm and a mixer."""
     layer = [row("norm.weight", "mixer_norm/scale", VECTOR), *within("mixer", "mixer", mixer)]
     rules = [row("backbone.embeddings.weight", "embedding")]
     for index in range(model.num_layers):

@@ -51,7 +51,7 @@ def to_config(hub: HubConfig) -> Json:
     if section["norm"]["eps"] != EPSILON:
         raise UserError(
             f"{hub.name} has layer_norm_epsilon {section['norm']['eps']}; only {EPSILON} is "
-            f"supported for mamba2, whose gated norm has it too"
+            f"supported for mamba2, whose gated norm uses it too"
         )
     return section
 

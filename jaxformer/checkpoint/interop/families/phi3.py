@@ -1,5 +1,5 @@
 """Phi-3 (Abdin et al., 2024, arXiv:2404.14219): Llama with queries, keys and values as one matrix,
-and gate and input of the FFN as one, perhaps with a window, LongRoPE and a part of RoPE."""
+and gate and input of the FFN as one, perhaps with a window, LongRoPE and partial RoPE."""
 
 from jaxformer.checkpoint.interop.decoder import (
     PRE_NORMS,

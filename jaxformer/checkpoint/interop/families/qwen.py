@@ -60,7 +60,7 @@ def _to_config(hub: HubConfig, options: Json) -> Json:
 
 
 def _windows(hub: HubConfig) -> list[int | None]:
-    """The window counts only where it is said to be used, also beside `layer_types`."""
+    """Each layer's window, used only with `use_sliding_window`, even if there are `layer_types`."""
     num_layers, first = layers_of(hub), hub.count("max_window_layers", least=0)
     window = hub.count("sliding_window", None, most=LARGEST)
     if not hub.flag("use_sliding_window"):

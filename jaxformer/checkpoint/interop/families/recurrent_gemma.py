@@ -1,5 +1,5 @@
-"""RecurrentGemma (Botev et al., 2024, arXiv:2404.07839): Griffin's recurrent blocks and attention
-to a window."""
+"""RecurrentGemma (Botev et al., 2024, arXiv:2404.07839): Griffin's recurrent blocks and
+sliding-window attention."""
 
 import math
 from typing import TypeVar
@@ -91,7 +91,7 @@ def to_config(hub: HubConfig) -> Json:
 
 
 def _embedding_scale(d_model: int) -> bool | float:
-    """√d_model in bfloat16, whatever the weights are, because the models were trained so."""
+    """√d_model in bfloat16, whatever the weights' dtype, because the models were trained so."""
     root = math.sqrt(d_model)
     rounded = float(np.asarray(root, ml_dtypes.bfloat16))
     return True if rounded == root else rounded
@@ -124,7 +124,7 @@ def from_config(model: ModelConfig) -> Json:
 
 
 def _first(model: ModelConfig, kind: type[M]) -> M:
-    """The lowest layer's mixer of a kind.
+    """The mixer of the lowest layer that has one of this kind.
 
     Raises:
         UserError: no layer has one.
@@ -132,7 +132,7 @@ def _first(model: ModelConfig, kind: type[M]) -> M:
     for layer in model.pattern_layers():
         if isinstance(layer.mixer, kind):
             return layer.mixer
-    raise UserError("this family has layers of attention and of rglru, and the model has one kind")
+    raise UserError("this family has layers of attention and of rglru, but the model has one kind")
 
 
 def rules(model: ModelConfig) -> list[Rule]:

@@ -17,7 +17,7 @@ from jaxformer.checkpoint.interop.rules import Linear, Rule, row, within
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.mixers.mlstm import MLSTMConfig
 
-# How it is computed, not what.
+# These decide how the model is computed, not what.
 UNREAD = (
     "add_out_norm",
     "autocast_kernel_dtype",
