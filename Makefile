@@ -1,11 +1,11 @@
 # Needs Python 3.11 or newer with venv, and network access to a package index.
 #   make train                  train configs/quickstart.yaml   (ARGS="train.steps=200" overrides)
-#   make test                   the test suite                  (TESTS="tests/data" is a part)
+#   make test                   the test suite                  (TESTS="tests/data" runs a part)
 #   make devices                training on simulated devices, and in several processes
-#   make faults                 one run is killed fifty times; also other faults
+#   make faults                 one run that is killed fifty times, and other faults
 #   make parity                 comparison with transformers and lm-evaluation-harness (installs torch)
 #   make lint                   formatting, lints, types, layers, the JSON schema
-#   make PYTHON=python3.13 test the same with another Python, in an environment of its own
+#   make PYTHON=python3.13 test  the same with another Python, in an environment of its own
 
 SHELL := bash
 PYTHON ?= python3

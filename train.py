@@ -1,4 +1,4 @@
-"""`python train.py CONFIG [key.path=value ...]`: train a model, or go on with a run."""
+"""`python train.py CONFIG [key.path=value ...]`: train a model, or resume a run."""
 
 import sys
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Runs a command again for as long as it ends with 75: stopped with everything saved. A restarted
-`python train.py` goes on from its newest checkpoint.
+"""Runs a command again for as long as it exits with 75, which means stopped with everything saved.
+A restarted `python train.py` resumes from its newest checkpoint.
 
     launch/until_done.py python train.py configs/quickstart.yaml run.dir=/shared/run
 
-SIGTERM and Ctrl-C reach the command once as SIGTERM, and end it for good. Ends with the command's
-own code.
+SIGTERM and Ctrl-C reach the command once, as SIGTERM, and it is not started again. The exit code
+is the command's own.
 """
 
 import signal
@@ -16,7 +16,7 @@ STOPPED_WITH_EVERYTHING_SAVED = 75
 
 
 def main(command: list[str]) -> int:
-    """Returns the code that the command's last run ended with; 128 + n where signal n killed it."""
+    """Returns the exit code of the command's last run; 128 + n if signal n killed it."""
     running: subprocess.Popen | None = None
     stopping = False
 
@@ -29,15 +29,15 @@ def main(command: list[str]) -> int:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     while True:
-        # Of a group of its own, a terminal's Ctrl-C reaches it through `stop` alone: a second
-        # signal would end it without saving.
+        # In its own process group, it gets a terminal's Ctrl-C only through `stop`: a second signal
+        # would end it without saving.
         running = subprocess.Popen(command, process_group=0)
-        if stopping:  # while it started: `stop` did not know it yet
+        if stopping:  # the signal came while it started, and `stop` did not know it yet
             running.terminate()
         code = running.wait()
         if code != STOPPED_WITH_EVERYTHING_SAVED or stopping:
             return code if code >= 0 else 128 - code
-        print("stopped with everything saved; going on", file=sys.stderr, flush=True)
+        print("stopped with everything saved; starting it again", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ CASES: dict[str, tuple[Files, str, str]] = {
     "an underscore in a number": (
         C,
         f"{TRAIN} train.steps=1_000",
-        "Write 1000: a number has no und",
+        "Write 1000: numbers are decimal and have no und",
     ),
     "a number in octal": (
         C,
@@ -317,7 +317,7 @@ CASES: dict[str, tuple[Files, str, str]] = {
     "a baseline that is nobody": (
         {"a.yaml": ARENA.replace("baseline: a", "baseline: z")},
         "arena a.yaml --dry-run",
-        "baseline 'z' is no contestant; allowed: a, b.",
+        "baseline 'z' is not a contestant; allowed: a, b.",
     ),
     "a contestant that is a path": (
         {"a.yaml": ARENA.replace("b: {model", '"../b": {model')},

@@ -85,7 +85,7 @@ BAD_CONFIGURATIONS = {
         "optimizer.kind is 'adamq'; allowed: adamw, lion, adafactor, muon or sgd. "
         "Did you mean 'adamw'?",
     ),
-    "unsafe run name": ("run: {dir: ../there}", "run.dir: '../there' is no safe run directory"),
+    "unsafe run name": ("run: {dir: ../there}", "run.dir: '../there' is not a safe run directory"),
     "batch not divisible by accumulation": (
         "train: {batch_size: 10, accumulation: 4}",
         "train: batch_size 10 is not divisible by accumulation 4",

@@ -20,15 +20,15 @@ SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 160, 0.8
 
 @dataclass(frozen=True)
 class Afterwards:
-    """`efficiency`, as the function of that name gives it; `samples`, text by contestant, each of
-    the run with the lowest validation loss on a task of text."""
+    """What `efficiency` measured, and for each text task, a sample of each contestant's run with
+    the lowest validation loss."""
 
     efficiency: list[Measured]
     samples: dict[str, dict[str, str]]  # by task
 
     @classmethod
     def of(cls, arena: ArenaConfig, matched: Matched, cells: Sequence[Cell]) -> "Afterwards":
-        """Measured now, or read from the arena's directory where the same was measured before."""
+        """Measure now, or read from the arena's directory if the same was measured before."""
         file = Path(arena.dir) / "afterwards.json"
         best = _best_of_text(cells)
         speed = arena.efficiency.model_dump(mode="json") if arena.efficiency else None

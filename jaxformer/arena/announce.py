@@ -8,13 +8,13 @@ from jaxformer.arena.match import Matched, sizes
 from jaxformer.parallel.mesh import find_devices
 from jaxformer.train.mfu import peak_flops
 
-UTILISATION = 0.17  # of the measured peak, by the small models of quick.yaml
+UTILISATION = 0.17  # of the measured peak, reached by the small models of quick.yaml
 PROGRAM_SECONDS = 15.0  # to compile what the cells of one contestant on one task share
 CELL_SECONDS = 2.0  # to start, save and measure
 
 
 def describe_match(arena: ArenaConfig, matched: Matched) -> str:
-    """A table of every contestant's sizes on every task, and how far from the baseline's."""
+    """A table of every contestant's sizes on every task, and their distance from the baseline's."""
     context = (arena.match or MatchConfig()).context
     columns = ("parameters", "training_flops", "state_bytes")
     titles = ("parameters", "FLOPs/token", f"state at {context:,}")
@@ -47,7 +47,7 @@ def _matching(arena: ArenaConfig) -> str:
 
 
 def predicted_seconds(arena: ArenaConfig, left: Sequence[Cell]) -> float:
-    """By the FLOPs of the cells and what small models make of this machine's measured peak."""
+    """Estimate from the cells' FLOPs and the share of the measured peak that small models reach."""
     if not left:
         return 0.0
     programs = {(cell.task, cell.contestant): cell.config for cell in left}

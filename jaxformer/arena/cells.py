@@ -22,8 +22,8 @@ DIVERGED, IMPOSSIBLE = "diverged", "impossible: "
 
 
 class HeldOut(NamedTuple):
-    """Rows to test a trained cell on: `multiple` times the trained length, and of the difficulty
-    `level`, or that of training where it is None."""
+    """Rows to test a trained cell on: `multiple` times the trained length, at difficulty `level`
+    (None: as in training)."""
 
     multiple: int
     level: float | None
@@ -32,7 +32,7 @@ class HeldOut(NamedTuple):
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run, and the file of what was measured when it had ended."""
+    """One training run, and the file with what was measured at its end."""
 
     task: str
     contestant: str
@@ -55,12 +55,12 @@ class Cell:
 
     @property
     def tried_file(self) -> Path:
-        """Marks a cell that this command has begun: the workers that come by later leave it."""
+        """Marks a cell that this command has tried: workers that reach it later skip it."""
         return self.directory.parent / f".{self.directory.name}.tried"
 
     def result(self) -> Result | None:
-        """What the cell came to; None while it has not ended, or where what ended it says nothing
-        of its contestant."""
+        """The cell's result; None if it has not ended, or ended for a reason unrelated to its
+        contestant."""
         if not self.result_file.exists():
             return None
         result = read_json_object(self.result_file.read_bytes(), str(self.result_file))
@@ -80,7 +80,7 @@ def _is_of_contestant(failed: str | None) -> bool:
 
 
 def cells(arena: ArenaConfig, matched: Matched) -> list[Cell]:
-    """All cells, those that share a program beside each other.
+    """All cells; those that share a program are next to each other.
 
     Raises:
         UserError: a test's rows cannot be made.
@@ -102,7 +102,7 @@ def cells(arena: ArenaConfig, matched: Matched) -> list[Cell]:
 
 
 def held_out(arena: ArenaConfig, task: str, data: DataConfig) -> list[HeldOut]:
-    """What cells of a task are tested on, from the trained length and difficulty on."""
+    """What cells of a task are tested on, the trained length and difficulty first."""
     entry = arena.tasks[task]
     levels = (None, *(entry.difficulty.values if entry.difficulty else ()))
     return [
@@ -121,7 +121,7 @@ def _test_data(
         fields = type(data.task).model_fields if data.task is not None else {}
         if difficulty.field not in fields:
             raise UserError(
-                f"tasks.{task}.difficulty.field '{difficulty.field}' is no field of its task; "
+                f"tasks.{task}.difficulty.field '{difficulty.field}' is not a field of its task; "
                 f"allowed: {', '.join(fields) or 'none, it is text'}."
                 f"{did_you_mean(difficulty.field, fields)}"
             )

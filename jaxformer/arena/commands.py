@@ -33,8 +33,8 @@ def arena(path: str, overrides: Sequence[str], *, dry_run: bool, workers: int) -
     """Match the contestants, run all cells that have no result yet, and write the report.
 
     Returns:
-        The exit code: 0 done, 1 cells failed for reasons that say nothing of their contestants, 75
-        stopped by a signal or others are at cells. The same command goes on.
+        The exit code: 0 if done, 1 if cells failed for reasons unrelated to their contestants, 75
+        if a signal stopped it or other processes are still running cells. The same command resumes.
 
     Raises:
         UserError: a mistake in the file, or a directory that holds another arena.
@@ -46,7 +46,7 @@ def arena(path: str, overrides: Sequence[str], *, dry_run: bool, workers: int) -
     seconds = predicted_seconds(config, left)
     print(
         f"{len(every)} cells, {len(left)} of them to run: about {in_time(seconds)} on this "
-        f"machine, by their FLOPs"
+        f"machine, estimated from their FLOPs"
     )
     if dry_run:
         return DONE
@@ -66,26 +66,24 @@ def arena(path: str, overrides: Sequence[str], *, dry_run: bool, workers: int) -
 
 
 def _unfinished(code: int, left: Sequence[Cell], count: int) -> str:
-    """What cells without a result are waiting for."""
+    """Why cells have no result yet, and what to do about it."""
     some = f"{len(left)} of {count} cells"
     if code == STOPPED:
-        return f"stopped: {some} have not ended; the same command goes on"
+        return f"stopped: {some} have not ended; the same command resumes"
     if code == FAILED:
         names = ", ".join(cell.name for cell in left[:NAMED])
         more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
         return (
-            f"{some} have no result: {names}{more}. What ended them, said above and in their "
-            f"log.txt, says nothing of their contestants: mend it, and the same command tries them "
-            f"again"
+            f"{some} have no result: {names}{more}. They ended for reasons unrelated to their "
+            f"contestants, given above and in their log.txt: fix these, and the same command tries "
+            f"the cells again"
         )
-    return (
-        f"other processes are at {some}; once they have ended, the same command writes the report"
-    )
+    return f"other processes are running {some}; once they end, the same command writes the report"
 
 
 def _run(every: Sequence[Cell], command: Sequence[str], workers: int) -> int:
-    """All cells, by workers on the cores of a CPU; an accelerator belongs to one process, which
-    then is this one. The exit code is that of `run_cells`."""
+    """Run all cells: with workers on the cores of a CPU, or in this process on an accelerator,
+    which belongs to one process. Return the exit code of `run_cells`."""
     from jaxformer.arena.run import run_cells
     from jaxformer.arena.workers import run_workers
 
@@ -96,13 +94,13 @@ def _run(every: Sequence[Cell], command: Sequence[str], workers: int) -> int:
 
 
 def arenas(folder: str, overrides: Sequence[str], out: Path, *, dry_run: bool, workers: int) -> int:
-    """Every arena of a folder in turn, and a page of what of their findings was reproduced.
+    """Run every arena of a folder in turn, and write a page on which findings were reproduced.
 
     Returns:
-        The exit code, as that of `arena`; the first that is not 0 ends it.
+        The exit code of `arena`; the first that is not 0 ends the series.
 
     Raises:
-        UserError: as `arena`; or no file in the folder.
+        UserError: as `arena`, or the folder has no file.
     """
     files = sorted(local_path(folder).glob("*.yaml"))
     if not files:
@@ -120,7 +118,7 @@ def arenas(folder: str, overrides: Sequence[str], out: Path, *, dry_run: bool, w
 
 
 def work(path: str, overrides: Sequence[str], worker: int, workers: int) -> int:
-    """The part of one worker: cells from its share of the list on, then what others left."""
+    """Run one worker's cells: its share of the list, then what the others have left."""
     from jaxformer.arena.run import run_cells
 
     config, matched = prepare(path, overrides)
@@ -133,7 +131,7 @@ def work(path: str, overrides: Sequence[str], worker: int, workers: int) -> int:
 def prepare(path: str, overrides: Sequence[str]) -> tuple[ArenaConfig, Matched]:
     """The arena and its matched sizes, which are solved for once and kept in its directory.
 
-    Seeds, learning rates, contestants and tasks may be added to those that are there.
+    Seeds, learning rates, contestants and tasks may be added to those already there.
 
     Raises:
         UserError: the directory holds another arena.
@@ -162,7 +160,7 @@ def prepare(path: str, overrides: Sequence[str]) -> tuple[ArenaConfig, Matched]:
 
 
 def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The keys, such as base or contestants.mamba2, that make other cells of those there are."""
+    """The keys, such as base or contestants.mamba2, whose change affects existing cells."""
     changed = [key for key in ("baseline", "base", "match") if before[key] != now[key]]
     for section in ("contestants", "tasks"):
         changed += [

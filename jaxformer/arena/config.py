@@ -26,11 +26,11 @@ Keys = dict[str, Any]
 
 
 class MatchConfig(Schema):
-    """Contestants are made equal in `budget`, to that of the baseline, by choosing `solve`.
+    """Every contestant is given the baseline's `budget` by choosing its value of `solve`.
 
     parameters: without embeddings and head. training_flops: of one token, forward and backward.
-    state_bytes: what decoding keeps of one sequence of `context` tokens. seconds: of the whole
-    training, measured, where `solve` is train.steps.
+    state_bytes: what decoding keeps for one sequence of `context` tokens. seconds: of the whole
+    training, measured; `solve` must be train.steps.
     """
 
     budget: Literal["parameters", "training_flops", "state_bytes", "seconds"] = "parameters"
@@ -41,15 +41,15 @@ class MatchConfig(Schema):
 
 
 class Difficulty(Schema):
-    """A field of data.task and the values that it has in tests, beside the one that is trained."""
+    """A field of data.task, and the values that are tested besides the trained one."""
 
     field: str
     values: Annotated[tuple[int | float, ...], Field(strict=False, min_length=1)]
 
 
 class TaskEntry(Schema):
-    """What contestants are trained on, as keys over `base`, and at which multiples of the trained
-    length, each at every `difficulty`, they are tested."""
+    """What contestants are trained on, as keys over `base`, and the multiples of the trained length
+    at which they are tested, each at every `difficulty`."""
 
     keys: Keys = Field(default_factory=dict)
     lengths: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)] = (1,)
@@ -66,10 +66,10 @@ class EfficiencyConfig(Schema):
 
 
 class Check(Schema):
-    """One inequality that a published finding says: `better` than `than`, or than a number.
+    """One inequality of a published finding: `better` beats `than`, a contestant or a number.
 
-    `by` is the least difference, in the metric's own units, in the direction in which it is better;
-    `at` is a multiple of the trained length.
+    `by` is the least improvement, in the metric's own units; `at` is a multiple of the trained
+    length.
     """
 
     task: str
@@ -81,15 +81,13 @@ class Check(Schema):
 
 
 class Finding(Schema):
-    """A published result, and what of its shape must be seen here to call it reproduced."""
+    """A published result, and the checks that must hold here to call it reproduced."""
 
     claim: str
     published: str
     source: str
     checks: Annotated[tuple[Check, ...], Field(strict=False, min_length=1)]
-    why_not: str | None = Field(
-        None, description="where it is not reproduced: what is thought to be the reason"
-    )
+    why_not: str | None = Field(None, description="the supposed reason, if it is not reproduced")
 
 
 class ArenaConfig(Schema):
@@ -97,7 +95,7 @@ class ArenaConfig(Schema):
 
     A cell's configuration is `base`, then the task's keys, then the contestant's, with the learning
     rate, the seed and a directory of its own. Sections merge key by key; a section that names
-    another `kind` takes the place of the one before.
+    another `kind` replaces the one before.
     """
 
     baseline: str
@@ -109,7 +107,7 @@ class ArenaConfig(Schema):
     match: MatchConfig | None = MatchConfig()
     efficiency: EfficiencyConfig | None = None
     scaling: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        (), description="tasks that are one another's larger sizes, from the smallest on"
+        (), description="tasks that differ only in size, the smallest first"
     )
     finding: Finding | None = None
     dir: Annotated[LocalPlace, AfterValidator(os.path.expanduser)] = "runs/arena"
@@ -118,7 +116,7 @@ class ArenaConfig(Schema):
     def _names_are_known(self) -> "ArenaConfig":
         if self.baseline not in self.contestants:
             raise ValueError(
-                f"baseline '{self.baseline}' is no contestant; allowed: "
+                f"baseline '{self.baseline}' is not a contestant; allowed: "
                 f"{', '.join(self.contestants)}.{did_you_mean(self.baseline, self.contestants)}"
             )
         for name in (*self.contestants, *self.tasks):
@@ -128,7 +126,7 @@ class ArenaConfig(Schema):
         for task in (*named, *self.scaling):
             if task not in self.tasks:
                 raise ValueError(
-                    f"'{task}' is no task; allowed: {', '.join(self.tasks)}."
+                    f"'{task}' is not a task; allowed: {', '.join(self.tasks)}."
                     f"{did_you_mean(task, self.tasks)}"
                 )
         if len(self.scaling) == 1:
@@ -149,10 +147,10 @@ class ArenaConfig(Schema):
         return self
 
     def config(self, task: str, contestant: str, solved: Mapping[str, int], **keys: Keys) -> Config:
-        """The configuration of a contestant on a task; `solved` and `keys` go over all others.
+        """The configuration of a contestant on a task; `solved` and `keys` take precedence.
 
         Raises:
-            UserError: it is none, with every mistake.
+            UserError: it is not valid; the message has every mistake.
         """
         data = merged(self.base, self.tasks[task].keys)
         data = merged(data, self.contestants[contestant])
@@ -167,7 +165,7 @@ class ArenaConfig(Schema):
 
 
 def load_arena(path: str | Path, overrides: list[str]) -> ArenaConfig:
-    """Read an arena's file, with `key.path=value` over it.
+    """Read an arena's file, and apply overrides `key.path=value`.
 
     Raises:
         UserError: with one line for every mistake.

@@ -1,6 +1,6 @@
 """What contestants cost on this machine: training and decoding speed, memory, compile time.
 
-Contestants take turns within every round, so that what else the machine does meets them alike.
+Contestants take turns within every round, so that other load affects all of them alike.
 """
 
 import time
@@ -26,7 +26,7 @@ from jaxformer.terminal import progress
 from jaxformer.train.program import make_program
 
 ROUNDS = 3
-STEPS = 3  # a round
+STEPS = 3  # per round
 NEW_TOKENS = 64
 Measured = dict[str, Any]
 
@@ -36,9 +36,10 @@ def efficiency(
 ) -> list[Measured]:
     """A row for every contestant and length, and for every contestant and context.
 
-    `train_tokens_per_second` and `peak_bytes` (by the compiler) of steps on one row-batch of as
-    many tokens as the run's, `compile_seconds`; `decode_tokens_per_second` greedily after a prompt
-    of `context` tokens, and `state_bytes`. Rates are the fastest of the rounds.
+    A row for a length has `compile_seconds`, and `train_tokens_per_second` and `peak_bytes` (by the
+    compiler) of steps on a batch of as many tokens as the run's. A row for a context has
+    `state_bytes`, and `decode_tokens_per_second` of greedy decoding after a prompt of `context`
+    tokens. Rates are the fastest of the rounds.
     """
     rows: list[Measured] = []
     total = len(configs) * (len(lengths) + len(contexts))
@@ -59,7 +60,7 @@ def efficiency(
 
 
 def _interleaved(timers: dict[str, Callable[[], float]]) -> dict[str, float]:
-    """The best rate of each over the rounds; the first turn of all warms up."""
+    """The best rate of each over the rounds, after a first round that warms up."""
     found: dict[str, list[float]] = {name: [] for name in timers}
     for _ in range(ROUNDS + 1):
         for name, timer in timers.items():
@@ -68,7 +69,7 @@ def _interleaved(timers: dict[str, Callable[[], float]]) -> dict[str, float]:
 
 
 def _trainer(config: Config, length: int) -> tuple[Callable[[], float], Measured]:
-    """A function that takes a few steps and gives tokens a second, and what the compiler said."""
+    """A function that takes a few steps and gives tokens per second, and what the compiler said."""
     tokens = config.train.batch_size * config.data.sequence_length
     config = config.model_copy(
         update={
@@ -103,7 +104,7 @@ def _trainer(config: Config, length: int) -> tuple[Callable[[], float], Measured
 
 
 def _decoder(config: Config, context: int) -> tuple[Callable[[], float], Measured]:
-    """A function that decodes after a prompt of `context` tokens and gives tokens a second."""
+    """A function that decodes after a prompt of `context` tokens and gives tokens per second."""
     vocab_size = load_tokenizer(config.data.tokenizer).vocab_size
     model = build_model(config.model, vocab_size=vocab_size)
     tokens = jnp.zeros((1, 2), jnp.int32)

@@ -1,4 +1,4 @@
-"""The page of findings: what was published, what is seen here, and whether it is the same."""
+"""The page of findings: what was published, what is seen here, and whether they agree."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +12,15 @@ from jaxformer.reading import read_json_object
 
 HEAD = """# Findings
 
-Published results, looked for at a size that two CPU cores train in minutes. A finding is reproduced
-where every one of its inequalities holds, with intervals over seeds that do not overlap. Each is
-an arena of its own, which `jaxformer arena configs/arena/findings --all --out docs/findings.md`
-runs anew; this page is written by it.
+Published results, tested at a size that two CPU cores train in minutes. A finding is reproduced if
+all its inequalities hold, with intervals over seeds that do not overlap. Each is an arena of its
+own; `jaxformer arena configs/arena/findings --all --out docs/findings.md` runs all of them and
+writes this page.
 """
 
 
 def findings_page(arenas: Sequence[tuple[Path, ArenaConfig]]) -> str:
-    """Of arenas that have ended; those without a finding are left out."""
+    """The page about arenas that have ended; those without a finding are left out."""
     parts = [HEAD]
     for file, arena in arenas:
         if arena.finding is None:

@@ -122,7 +122,7 @@ def match(
 
     Args:
         seconds_per_step: measures a step, for the budget `seconds` alone.
-        known: what was chosen before, which stays.
+        known: what was chosen before, which is kept.
 
     Raises:
         UserError: a budget that cannot be met within the tolerance, with the nearest.
@@ -179,7 +179,7 @@ def _solved(
         return solve(cost, target, match.multiple_of, match.tolerance)
     except ValueError as error:
         raise UserError(
-            f"contestant {contestant} on {task} cannot have the {match.budget} of "
+            f"contestant {contestant} on {task} cannot match the {match.budget} of "
             f"{arena.baseline} by {match.solve} in steps of {match.multiple_of}: {error}; change "
             f"its other dimensions, match.multiple_of or match.tolerance"
         ) from None

@@ -1,4 +1,4 @@
-"""From the cells' results to the figures of a comparison."""
+"""The figures of a comparison, computed from the cells' results."""
 
 import math
 from collections.abc import Sequence
@@ -28,11 +28,11 @@ class Entry:
     task: str
     contestant: str
     learning_rate: float
-    results: tuple[Result, ...]  # one a seed, in their order
+    results: tuple[Result, ...]  # one per seed, in their order
     by_rate: dict[float, Interval]  # loss at the trained length
 
     def values(self, metric: str, multiple: int = 1, level: float | None = None) -> list[float]:
-        """One a seed."""
+        """One per seed."""
         return [value_of(result, metric, multiple, level) for result in self.results]
 
     def interval(self, metric: str, multiple: int = 1, level: float | None = None) -> Interval:
@@ -47,7 +47,7 @@ def value_of(result: Result, metric: str, multiple: int, level: float | None = N
 
 
 def entries(arena: ArenaConfig, cells: Sequence[Cell]) -> dict[tuple[str, str], Entry]:
-    """By (task, contestant); every cell must have a result."""
+    """The entries by (task, contestant); every cell must have a result."""
     results = {
         (cell.task, cell.contestant, cell.learning_rate, cell.seed): cell.result() for cell in cells
     }
@@ -91,8 +91,8 @@ class Grid(NamedTuple):
 
 
 def accuracies(arena: ArenaConfig, task: str, found: dict[tuple[str, str], Entry]) -> Grid | None:
-    """By length and difficulty; None for text, and for tasks that are tested as they were trained
-    alone."""
+    """Accuracies by length and difficulty; None for text, and for tasks that are tested only as
+    they were trained."""
     entry = arena.tasks[task]
     places: list[tuple[int, float | None]] = [(multiple, None) for multiple in entry.lengths]
     heads = [f"{multiple}×" for multiple in entry.lengths]
@@ -114,7 +114,7 @@ def accuracies(arena: ArenaConfig, task: str, found: dict[tuple[str, str], Entry
 def ladders(
     arena: ArenaConfig, matched: Matched, found: dict[tuple[str, str], Entry]
 ) -> dict[str, Ladder]:
-    """Loss and training FLOPs on the tasks of `scaling`, of contestants that ended them all."""
+    """Loss and training FLOPs on the tasks of `scaling`, for contestants that finished them all."""
     climbed = {}
     for name in arena.contestants:
         losses = np.array([found[task, name].values("loss") for task in arena.scaling])
@@ -129,7 +129,7 @@ def ladders(
 
 
 def table(cells: Sequence[Cell]) -> pa.Table:
-    """One row a cell and test."""
+    """One row per cell and test."""
     rows: list[dict[str, Any]] = []
     for cell in cells:
         result = cell.result()

@@ -1,4 +1,4 @@
-"""Running the cells of an arena, by one process or by several that share them."""
+"""Run the cells of an arena, in one process or in several that share them."""
 
 import contextlib
 import io
@@ -27,13 +27,14 @@ PACKAGE = Path(jaxformer.__file__).parent
 def run_cells(
     cells: Sequence[Cell], first: int = 0, report: Callable[[int], None] = lambda done: None
 ) -> int:
-    """Train and measure every cell that has no result and that no other process is at, beginning
-    with number `first` and going round; `report` gets the number of those that are behind it.
+    """Train and measure every cell that has no result and that no other process is running.
+
+    It begins with number `first` and wraps around; `report` gets the number of cells passed.
 
     Returns:
-        The exit code: 0 done; 1 a cell failed for a reason that says nothing of its contestant,
-        which is said, and the others were run; 75 stopped by a signal: what was begun is saved, and
-        goes on when run again.
+        The exit code: 0 if done; 1 if a cell failed for a reason unrelated to its contestant, which
+        is printed, and the others were run; 75 if a signal stopped it: what was begun is saved, and
+        resumes when run again.
     """
     code = DONE
     for done, cell in enumerate((*cells[first:], *cells[:first])):
@@ -48,12 +49,12 @@ def run_cells(
 
 
 def _ran(cell: Cell) -> bool:
-    """Give the cell its result, where that is for this process to do; False where a signal stopped
+    """Run the cell, unless it has a result or another process runs it; False if a signal stopped
     it."""
     with _claimed(cell) as mine:
         if mine and cell.result() is None and not cell.tried_file.exists():
             cell.tried_file.touch()
-            with contextlib.suppress(RunLocked):  # a process of another host is at it
+            with contextlib.suppress(RunLocked):  # a process on another host runs it
                 result = _result_of(cell)
                 if result is None:
                     return False
@@ -63,7 +64,7 @@ def _ran(cell: Cell) -> bool:
 
 @contextlib.contextmanager
 def _claimed(cell: Cell) -> Iterator[bool]:
-    """Whether this process is the one to run the cell; others leave it alone meanwhile."""
+    """Claim the cell, and yield whether this process got it; others skip it meanwhile."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(cell.directory.parent / f".{cell.directory.name}.claim")
@@ -80,8 +81,8 @@ def _claimed(cell: Cell) -> Iterator[bool]:
 
 
 def _result_of(cell: Cell) -> Result | None:
-    """The cell's result, or None if a signal stopped it. That a contestant diverges, or fits no
-    device, is a result as well: `failed` says so. Whatever else goes wrong is raised."""
+    """The cell's result, or None if a signal stopped it. A contestant that diverges, or fits no
+    device, has a result too: `failed` says so. Whatever else goes wrong is raised."""
     began = time.monotonic()
     said = io.StringIO()
     try:
@@ -122,7 +123,7 @@ def _result_of(cell: Cell) -> Result | None:
 
 
 def _described(error: Exception) -> str:
-    """Its message, and where in this package it was raised, if it is none of our own."""
+    """Its message, and where in this package it was raised, unless it is a project exception."""
     if isinstance(error, UserError | RunFailed):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)

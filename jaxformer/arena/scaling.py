@@ -12,7 +12,7 @@ BOOTSTRAP = 2000
 
 
 class Ladder(NamedTuple):
-    """What a contestant came to on sizes of one task: `flops` of training, one a rung, and
+    """A contestant's results on the sizes of one task: `flops` of training, one per rung, and
     `losses` [rungs, seeds]."""
 
     flops: Sequence[float]
@@ -34,9 +34,9 @@ class Law(NamedTuple):
 class Crossing(NamedTuple):
     """The training FLOPs at which two laws meet, over bootstrap draws of the seeds.
 
-    `share` of the draws cross beyond the ladder's end, where the one that falls faster is behind
-    so far; the quantiles are of those. Nothing is extrapolated from a ladder of a few rungs with
-    any right beyond an order of magnitude or two: `share` and the width say how little is known.
+    `share` of the draws cross beyond the ladder's end, up to which the law that falls faster is
+    behind; the quantiles are of those. A ladder of a few rungs justifies no extrapolation beyond an
+    order of magnitude or two: `share` and the width say how little is known.
     """
 
     share: float
@@ -54,7 +54,7 @@ def fit(ladder: Ladder, random: np.random.Generator) -> Law:
 
 
 def bootstrap(ladder: Ladder, random: np.random.Generator) -> np.ndarray:
-    """[draws, 2]: slopes and intercepts, the seeds of every rung drawn anew with replacement."""
+    """[draws, 2]: slopes and intercepts, with the seeds of every rung drawn with replacement."""
     rungs, seeds = ladder.losses.shape
     picks = random.integers(0, seeds, (BOOTSTRAP, rungs, seeds))
     means = np.log(ladder.losses)[np.arange(rungs)[:, None], picks].mean(axis=2)  # [draws, rungs]
@@ -78,7 +78,7 @@ def crossing(one: Ladder, other: Ladder, random: np.random.Generator) -> Crossin
 
 
 def describe_scaling(ladders: Mapping[str, Ladder], baseline: str) -> list[str]:
-    """A sentence a contestant: its law, and where it would meet the baseline's."""
+    """One sentence per contestant: its law, and where it would meet the baseline's."""
     random = np.random.default_rng(0)
     lines = []
     for name, own in ladders.items():
@@ -99,7 +99,7 @@ def _about(met: Crossing, baseline: str) -> str:
     return (
         f"in {met.share:.0%} of the draws it meets {baseline} beyond the ladder, at "
         f"{met.median:.1e} FLOPs [{met.low:.1e}, {met.high:.1e}]"
-        + ("" if met.share > CONFIDENCE else "; that it does is not sure")
+        + ("" if met.share > CONFIDENCE else "; this is not certain")
     )
 
 

@@ -1,4 +1,4 @@
-"""Means over seeds with their uncertainty, and comparisons by pairs of equal seeds."""
+"""Means over seeds with their uncertainty, and comparisons paired by seed."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ CONFIDENCE = 0.95
 
 
 class Interval(NamedTuple):
-    """A mean and the 95% interval of Student's t; without width where there is but one value."""
+    """A mean and the 95% interval of Student's t, unbounded for a single value."""
 
     mean: float
     low: float
@@ -32,7 +32,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 class Comparison(NamedTuple):
-    """A contestant less the baseline, seed by seed."""
+    """A contestant minus the baseline, seed by seed."""
 
     difference: Interval
     p: float  # of the paired t-test
@@ -44,7 +44,7 @@ def against(
 ) -> dict[str, Comparison]:
     """Paired t-tests of every contestant against the baseline, corrected for their number.
 
-    Values stand in the order of the seeds, which paired cells share.
+    Values are in the order of the seeds, which paired cells share.
     """
     differences = {
         name: [a - b for a, b in zip(values, baseline, strict=True)]
@@ -59,7 +59,7 @@ def against(
 
 
 def _paired_p(differences: Sequence[float]) -> float:
-    """The two-sided p of a mean of zero; 1 where it cannot be told."""
+    """The two-sided p of a mean of zero; 1 if it cannot be computed."""
     if len(differences) < 2 or not np.all(np.isfinite(differences)):
         return 1.0
     if np.ptp(differences) == 0:
@@ -69,7 +69,7 @@ def _paired_p(differences: Sequence[float]) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment (1979): the k-th smallest of m is multiplied by m − k + 1, never
-    below one before it, at most 1."""
+    below the one before it, and at most 1."""
     order = np.argsort(p_values)
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):

@@ -1,4 +1,4 @@
-"""What may be said of an arena, computed from its figures: a winner only where it is sure."""
+"""The verdict of an arena, computed from its figures, which names only significant differences."""
 
 import math
 
@@ -10,8 +10,8 @@ Entries = dict[tuple[str, str], Entry]
 
 
 def sure_differences(arena: ArenaConfig, task: str, found: Entries) -> dict[str, Comparison]:
-    """Contestants that differ from the baseline for sure: with a Holm-adjusted p below 0.05, and
-    an interval over seeds that does not overlap the baseline's."""
+    """Contestants that differ significantly from the baseline: their Holm-adjusted p is below 0.05,
+    and their interval over seeds does not overlap the baseline's."""
     metric = main_metric(arena, task)
     baseline = found[task, arena.baseline].interval(metric)
     return {
@@ -33,7 +33,7 @@ def winner(arena: ArenaConfig, task: str, found: Entries) -> str | None:
 
 
 def verdict(arena: ArenaConfig, found: Entries) -> list[str]:
-    """A sentence a task: who wins by how much, or that nobody does for sure."""
+    """One sentence per task: who wins by how much, or that there is no clear winner."""
     return [_sentence(arena, task, found) for task in arena.tasks]
 
 
@@ -56,7 +56,7 @@ def summary(arena: ArenaConfig) -> str:
 
 
 def rate_of(arena: ArenaConfig, entry: Entry) -> str:
-    """The chosen learning rate, with * where there was none beyond it to try."""
+    """The chosen learning rate, with * if it is at the edge of the sweep."""
     rates = arena.learning_rates
     edge = len(rates) > 1 and entry.learning_rate in (min(rates), max(rates))
     return f"{entry.learning_rate:g}{'*' if edge else ''}"
@@ -77,8 +77,8 @@ def _sentence(arena: ArenaConfig, task: str, found: Entries) -> str:
         )
     else:
         lead = (
-            f"On {task}, nobody wins for sure: {ranked[0]} has the best mean {name}, "
-            f"{means[ranked[0]]:.3f}, which the seeds do not tell apart from all others'"
+            f"On {task}, there is no clear winner: {ranked[0]} has the best mean {name}, "
+            f"{means[ranked[0]]:.3f}, but its interval overlaps another's"
         )
     sure = sure_differences(arena, task, found)
     said = []
@@ -86,16 +86,18 @@ def _sentence(arena: ArenaConfig, task: str, found: Entries) -> str:
         names = [one for one, own in sure.items() if side * own.difference.mean > 0]
         if names:
             p = math.ceil(1000 * max(sure[one].adjusted for one in names)) / 1000
-            said.append(f"surely {word} than {arena.baseline} (p ≤ {p:g}): {', '.join(names)}")
+            said.append(
+                f"significantly {word} than {arena.baseline} (p ≤ {p:g}): {', '.join(names)}"
+            )
     if not said:
-        said = [f"no difference from {arena.baseline} is sure with {len(arena.seeds)} seeds"]
+        said = [f"no difference from {arena.baseline} is significant with {len(arena.seeds)} seeds"]
     return f"{lead}; {'; '.join(said)}."
 
 
 def outcome(check: Check, found: Entries) -> tuple[bool, str]:
     """Whether a check of a finding holds, and the figures.
 
-    It holds where the mean is better than the other's, or the number, by at least `by`, and the
+    It holds if the mean is better than the other's, or than the number, by at least `by`, and the
     intervals of two contestants do not overlap.
     """
     sign = 1 if check.metric in HIGHER_IS_BETTER else -1
@@ -120,8 +122,8 @@ def outcome(check: Check, found: Entries) -> tuple[bool, str]:
 
 
 def reproduction(finding: Finding, found: Entries) -> tuple[str, list[str]]:
-    """Whether all checks of a finding hold, in a word or two, and a line about each; where they
-    do not, the reason that is given for it as well."""
+    """Whether all checks of a finding hold, in a word or two, and a line about each check; if some
+    do not hold, also the reason that the finding gives."""
     outcomes = [outcome(check, found) for check in finding.checks]
     lines = [f"{'holds' if holds else 'does not hold'}: {text}" for holds, text in outcomes]
     held = sum(holds for holds, _ in outcomes)

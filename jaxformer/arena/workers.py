@@ -1,4 +1,4 @@
-"""Processes that share the cells of an arena, and the one that looks on."""
+"""Processes that share the cells of an arena, and the one that watches them."""
 
 import os
 import signal
@@ -16,16 +16,16 @@ LOOK_SECONDS = 0.5
 
 
 def keep_to_cores(worker: int, workers: int) -> None:
-    """Leave the other workers their cores; before JAX starts its threads. Where the system cannot,
-    nothing is done: workers then share all cores."""
+    """Keep this worker to its own cores; to be called before JAX starts its threads. On a system
+    that cannot do this, workers share all cores."""
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[worker::workers] or cores)
 
 
 def stop_with(parent: int) -> None:
-    """Stop this worker, as SIGTERM does, once `parent` is no more its parent: killed, it could
-    not hand a signal on."""
+    """Stop this worker, as SIGTERM does, once `parent` is no longer its parent: a parent that was
+    killed could not pass a signal on."""
 
     def look() -> None:
         while os.getppid() == parent:
@@ -43,10 +43,10 @@ def _command(command: Sequence[str], worker: int, workers: int) -> list[str]:
 def run_workers(command: Sequence[str], workers: int, cells: Sequence[Cell]) -> int:
     """Start `command --worker I` for every I, and show how many cells have ended.
 
-    A signal is handed on: workers save what they are at.
+    A signal is passed on: workers save their cells and stop.
 
     Returns:
-        The exit code: 75 where a worker was stopped, else 1 where one failed or was killed, else 0.
+        The exit code: 75 if a worker was stopped, else 1 if one failed or was killed, else 0.
     """
     processes = [
         subprocess.Popen(
@@ -73,7 +73,7 @@ def run_workers(command: Sequence[str], workers: int, cells: Sequence[Cell]) -> 
     codes = [process.returncode for process in processes]
     for worker, code in enumerate(codes):
         if code < 0:
-            memory = " (by the system, for want of memory? Fewer --workers take less)"
+            memory = " (by the system, out of memory? Fewer --workers need less)"
             name = signal.Signals(-code).name
             say(f"worker {worker} was killed by {name}{memory if name == 'SIGKILL' else ''}")
     if STOPPED in codes:

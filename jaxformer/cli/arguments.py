@@ -46,7 +46,7 @@ def add_command(commands: Any, name: str, summary: str, handler: Any, example: s
 
 
 def add_group(commands: Any, name: str, summary: str, example: str) -> Any:
-    """What the commands `jaxformer NAME COMMAND` are added to."""
+    """Add `jaxformer NAME`, and return the object that its commands are added to."""
     group = commands.add_parser(name, help=summary, description=summary, example=example)
     return group.add_subparsers(metavar="COMMAND", required=True)
 
@@ -84,7 +84,7 @@ def takes_processes(parser: Parser) -> None:
         type=float,
         default=30.0,
         metavar="SECONDS",
-        help="how long a process may not answer before the others exit (default: 30)",
+        help="how long a process may go without answering before the others exit (default: 30)",
     )
 
 
@@ -106,7 +106,7 @@ def whole_number(least: int, most: int = Schema.largest_integer) -> Callable[[st
 
 
 def text(word: str) -> str:
-    """An argument that is text, whatever encoding the terminal's settings name.
+    """The type of an argument that is UTF-8 text, whatever encoding the terminal's settings name.
 
     Raises:
         ArgumentTypeError: its bytes are not UTF-8.

@@ -1,4 +1,4 @@
-"""The outermost guard: whatever happens inside a command, one message and an exit code."""
+"""The outermost guard: whatever fails inside a command becomes one message and an exit code."""
 
 import io
 import os
@@ -28,7 +28,7 @@ def guarded(command: Callable[[], int], *, debug: bool) -> int:
         code = _answered(command, debug=debug)
         sys.stdout.flush()
         sys.stderr.flush()
-    except OSError as error:  # of printing: `_answered` has dealt with all others
+    except OSError as error:  # from printing: `_answered` handles all others
         closed = isinstance(error, BrokenPipeError)
         if not closed:
             with suppress(OSError):
@@ -61,14 +61,14 @@ def _answered(command: Callable[[], int], *, debug: bool) -> int:
 
 
 def tell(error: Exception, *, debug: bool = False) -> None:
-    """What went wrong, and where if asked for."""
+    """Print what went wrong and, with `debug`, where."""
     if debug:
         traceback.print_exception(error)
     print(f"error: {_in_words(error)}", file=sys.stderr)
 
 
 def _in_words(error: Exception) -> str:
-    """An error that nothing has put into words is the machine's, or a bug."""
+    """The message of an error. If it is not a project exception, the machine or a bug caused it."""
     if isinstance(error, UserError | RunFailed):
         return str(error)
     message = str(error).strip().partition("\n")[0][:LONGEST_MESSAGE]
@@ -93,9 +93,9 @@ def _place_of(error: Exception) -> str:
 
 
 def _make_output_safe() -> None:
-    """What the terminal's encoding cannot show is printed as its escape, instead of failing; what
-    is printed to a stream that was closed from the start goes nowhere, and not into a file that
-    was opened in its place."""
+    """Escape what the terminal's encoding cannot show, instead of failing. Discard what is printed
+    to a stream that was closed from the start, so that it does not end up in a file that was
+    opened in its place."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -107,8 +107,8 @@ def _make_output_safe() -> None:
 
 @contextmanager
 def output_may_close() -> Iterator[None]:
-    """Within it, a closed or full output drops what is printed and stops nothing: at Ctrl-C, `tee`
-    is gone before the run that writes to it has saved."""
+    """Inside this context, what is printed to a closed or full output is dropped and stops nothing:
+    at Ctrl-C, `tee` is gone before the run that writes to it has saved."""
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (cast(TextIO, _Unstoppable(stream)) for stream in streams)
     try:
@@ -118,7 +118,7 @@ def output_may_close() -> Iterator[None]:
 
 
 class _Unstoppable:
-    """A stream that is given up at its first error."""
+    """A stream that discards everything after its first error."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -141,7 +141,7 @@ class _Unstoppable:
 
 
 def _discard(stream: TextIO) -> None:
-    """Send what the stream still holds, and all that comes, nowhere."""
+    """Discard what the stream still holds, and everything written to it later."""
     descriptor = _descriptor(stream)
     if descriptor is not None:
         null = os.open(os.devnull, os.O_WRONLY)
@@ -150,7 +150,7 @@ def _discard(stream: TextIO) -> None:
 
 
 def _output_fails() -> bool:
-    """Whether nothing can be written any more, or nobody reads it."""
+    """Whether output can no longer be written, or nobody reads it."""
     try:
         sys.stdout.flush()
         sys.stderr.flush()

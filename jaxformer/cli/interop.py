@@ -58,7 +58,7 @@ def _add_export(commands: Any) -> None:
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="of the weights (default: float32)",
+        help="the dtype of the weights (default: float32)",
     )
 
 

@@ -119,7 +119,7 @@ class TrainConfig(Schema):
         if not isinstance(given, dict) or "attention_kernel" not in given:
             return given
         if "kernels" in given:
-            raise ValueError("attention_kernel is kernels.attention now; give that one alone")
+            raise ValueError("attention_kernel is kernels.attention now; give only that one")
         rest = {key: value for key, value in given.items() if key != "attention_kernel"}
         return {"kernels": {"attention": given["attention_kernel"]}} | rest
 
@@ -220,7 +220,7 @@ class RunConfig(Schema):
     @classmethod
     def _is_safe(cls, value: str) -> str:
         if not value.strip() or ".." in PurePosixPath(value).parts or "\0" in value:
-            raise ValueError(f"'{value}' is no safe run directory; name a folder, without '..'")
+            raise ValueError(f"'{value}' is not a safe run directory; name a folder, without '..'")
         return value
 
 
@@ -259,7 +259,7 @@ class Config(Schema):
         if self.data.sequence_length > longest:
             raise ValueError(
                 f"data.sequence_length is {self.data.sequence_length}, but model.positions has "
-                f"max_length {longest}, or those of a layer have; shorten the rows or raise it"
+                f"max_length {longest}, or a layer's positions do; shorten the rows or raise it"
             )
         return self
 
@@ -271,5 +271,5 @@ class Config(Schema):
             raise ValueError("lora needs a base to adapt: give init.from, a run or a checkpoint")
         if self.init.partial or self.train.freeze:
             key = "init.partial" if self.init.partial else "train.freeze"
-            raise ValueError(f"{key} has no place beside lora, which freezes all but its adapters")
+            raise ValueError(f"{key} cannot be given with lora, which freezes all but its adapters")
         return self

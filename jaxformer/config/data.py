@@ -36,8 +36,8 @@ class SourceConfig(Schema):
 class DataConfig(Schema):
     """Where text comes from and how it becomes rows of `sequence_length` tokens.
 
-    Of `messages` only the assistant's answers are in the loss, of `completion` only what follows
-    the prompt.
+    For `messages`, only the assistant's answers are in the loss; for `completion`, only what
+    follows the prompt.
     """
 
     task: TaskUnion | None = Field(None, description="train on a synthetic task instead of text")
@@ -88,7 +88,7 @@ class DataConfig(Schema):
 
     @property
     def sources(self) -> tuple[SourceConfig, ...]:
-        """What is trained on, each with its format and column."""
+        """The training sources, each with its format and column."""
         if isinstance(self.source, str):
             return (self._whole(SourceConfig(source=self.source)),)
         return tuple(self._whole(entry) for entry in self.source)

@@ -35,7 +35,7 @@ def json_schema() -> str:
 
 
 def _chosen_by_kind(schema: Any) -> Iterator[str]:
-    """The definitions among which a `kind` chooses: there it has to be given."""
+    """The definitions among which `kind` chooses, and in which it is therefore required."""
     values: Sequence[Any] = schema if isinstance(schema, list) else ()
     if isinstance(schema, dict):
         values = list(schema.values())
@@ -45,7 +45,7 @@ def _chosen_by_kind(schema: Any) -> Iterator[str]:
 
 
 def _with_references(schema: Any) -> Any:
-    """The schema where each placeholder of a registry is a reference to what it holds."""
+    """The schema with each registry's placeholder replaced by a reference to its classes."""
     if isinstance(schema, list):
         return [_with_references(value) for value in schema]
     if not isinstance(schema, dict):

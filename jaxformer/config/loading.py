@@ -1,4 +1,4 @@
-"""From the file of a configuration, or of a run, to a checked `Config`."""
+"""Load a checked `Config` from a configuration file or a run."""
 
 import json
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from jaxformer.schema.overrides import parse_override
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read the configuration file at `path`, put in the overrides, and check the whole.
+    """Read the configuration file at `path`, apply the overrides, and check the result.
 
-    That of a run means the directory in which it lies now, and what the run keeps there (see
-    `run_files`), whatever was written into it; overrides go over that.
+    In a run's file, `run.dir` means the directory where the file is now, and the copies that the
+    run keeps there replace their originals (see `run_files`). Overrides take precedence over that.
 
     Args:
         path: a YAML file, whose keys are those of `Config`; or a run directory, for its own.
@@ -34,6 +34,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     folder = file.parent if is_remote(file) else file.parent.resolve()
     given = dict(map(parse_override, overrides))
     if ("run",) in given and ("run", "dir") not in given and "dir" not in (given["run",] or {}):
-        # The section is replaced as a whole, and it is still this run's.
+        # The whole section is replaced, but the run is still the same.
         overrides = [*overrides, f"run.dir={json.dumps(str(folder), ensure_ascii=False)}"]
     return load_as(Config, file, overrides, partial(in_place, folder=folder))

@@ -1,4 +1,4 @@
-"""The paths on this machine's disks that a configuration names, wherever they stand in it."""
+"""The paths on this machine's disks that a configuration names, wherever they are in it."""
 
 import os
 from collections.abc import Callable
@@ -14,12 +14,12 @@ Change = Callable[[str], str]
 
 
 def made_absolute(config: Config) -> Config:
-    """What does not depend on the working directory; `~` stays, for it is another one elsewhere."""
+    """The same with absolute paths; `~` stays, because it differs between machines."""
     return _changed(config, lambda path: path if path.startswith("~") else os.path.abspath(path))
 
 
 def as_they_are_here(config: Config) -> Config:
-    """Absolute, and `~` put in: two that name the same files are equal."""
+    """The same with absolute paths and `~` expanded: two that name the same files are equal."""
     return _changed(config, lambda path: os.path.abspath(os.path.expanduser(path)))
 
 
@@ -65,5 +65,5 @@ def _at(place: str, change: Change) -> str:
 
 
 def _is_there(name: str) -> bool:
-    """Whether it is a path, and no name of the Hub's."""
+    """Whether it is a path on this machine, not a name on the Hub."""
     return os.path.exists(os.path.expanduser(name))

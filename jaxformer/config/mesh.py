@@ -59,7 +59,7 @@ class MeshConfig(Schema):
 
     @property
     def table(self) -> Rules:
-        """Every logical axis, those of activations too, with its mesh axes."""
+        """The mesh axes of every logical axis, including those of activations."""
         return overridden(self.rules.model_dump())
 
     @property

@@ -7,13 +7,13 @@ from jaxformer.run_files import BASE, TEACHER
 
 
 def named_runs(config: Config) -> dict[str, str]:
-    """The path of each that is given, by the name of the folder for its copy."""
+    """The paths of the runs that are given, by the name of the folder for each copy."""
     places = {BASE: config.init.source, TEACHER: config.train.objective.reference}
     return {folder: path for folder, path in places.items() if path is not None}
 
 
 def with_named_runs(config: Config, places: Mapping[str, str]) -> Config:
-    """The configuration with other paths for some of those that it names."""
+    """The configuration with other paths for some of the runs that it names."""
     start, train = config.init, config.train
     if BASE in places:
         start = start.model_copy(update={"source": places[BASE]})

@@ -1,4 +1,4 @@
-"""`docs/configuration.md`: every key of a configuration, read off the schema's classes."""
+"""`docs/configuration.md`: every key of a configuration, read from the schema's classes."""
 
 import inspect
 import sys
@@ -55,10 +55,10 @@ def configuration_page() -> str:
 
 
 def _sections() -> Sections:
-    """Every section, outermost first; one that stands at several places is listed at the first."""
+    """Every section, outermost first; one that occurs in several places is listed at the first."""
     sections: Sections = {}
     waiting: list[tuple[str, type[BaseModel]]] = [("", Config)]
-    for path, section in waiting:  # which grows while it is read
+    for path, section in waiting:  # the loop adds to the list that it reads
         for key, field in fields_of(section).items():
             classes = _classes_at(field)
             if classes and classes not in sections.values():
@@ -85,7 +85,7 @@ def _section(path: str, classes: tuple[type[BaseModel], ...], names: dict[Any, s
 
 
 def _introduction(section: type[BaseModel]) -> Iterator[str]:
-    """What a section is, by its doc-string; a mixer's, by its module's first paragraph as well."""
+    """A section's doc-string; for a mixer, the first paragraph of its module before that."""
     if issubclass(section, MixerConfig):
         summary, _, _ = (inspect.getdoc(sys.modules[section.__module__]) or "").partition("\n\n")
         yield summary
@@ -101,7 +101,7 @@ def _keys(section: type[BaseModel], names: dict[Any, str]) -> list[Key]:
 
 
 def _allowed(field: FieldInfo, names: dict[Any, str]) -> str:
-    """As error messages say it, with a link in place of the keys or kinds of a section."""
+    """What is allowed, as in error messages, with a link in place of a section's keys or kinds."""
     text, classes = describe_field(field), _classes_at(field)
     if not classes:
         return text
@@ -110,7 +110,7 @@ def _allowed(field: FieldInfo, names: dict[Any, str]) -> str:
 
 
 def _words(classes: tuple[type[BaseModel], ...]) -> str:
-    """What `describe` says of them."""
+    """What `describe` says about these classes."""
     union: Any = classes[0]
     for each in classes[1:]:
         union |= each

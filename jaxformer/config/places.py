@@ -1,4 +1,4 @@
-"""Paths in a configuration: refused where nothing could be found or kept there."""
+"""Types for paths in a configuration: a path where nothing could be found or kept is refused."""
 
 from collections.abc import Callable
 from typing import Annotated

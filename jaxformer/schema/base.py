@@ -8,8 +8,10 @@ from jaxformer.errors import shorten
 
 
 class Schema(BaseModel):
-    """Frozen, strict about types, no unknown keys, no NaN or infinity, no integer beyond what
-    arrays are counted in, no NUL byte in text."""
+    """A section of a configuration: frozen, strict about types, without unknown keys.
+
+    It refuses NaN, infinity, integers above `largest_integer`, and NUL bytes in text.
+    """
 
     largest_integer: ClassVar[int] = 2**32 - 1
 

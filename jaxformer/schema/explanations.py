@@ -1,4 +1,4 @@
-"""Pydantic's errors in the user's words: the key, its value, what is allowed, how to mend it."""
+"""Pydantic's errors in the user's words: the key, its value, what is allowed, how to fix it."""
 
 import math
 import re
@@ -30,7 +30,7 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Mistake:
-    """One mistake: the keys down to it, and the sentence about it."""
+    """One mistake: the path of its key, and the sentence about it."""
 
     path: Path
     text: str
@@ -38,7 +38,7 @@ class Mistake:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an error stands: its key path, the class that owns the last key, and the key's type."""
+    """Where an error is: its key path, the class that owns the last key, and the key's type."""
 
     path: Path
     owner: type[BaseModel]
@@ -51,7 +51,7 @@ class _Place:
 
 
 def explain(error: ValidationError, schema: type[BaseModel]) -> list[Mistake]:
-    """Every mistake of a validation, in the order of the keys, each key once."""
+    """Every mistake that a validation found, in the order of the keys, one per key."""
     found: dict[Path, Mistake] = {}
     for detail in error.errors(include_url=False):
         place = _place(detail["loc"], schema)
@@ -59,7 +59,7 @@ def explain(error: ValidationError, schema: type[BaseModel]) -> list[Mistake]:
         path = (*place.path, "kind") if detail["type"].startswith("union_tag") else place.path
         if path not in found or detail["type"] == "too_short":
             found[path] = Mistake(path, text)
-    # A list that is wrong inside also fails as each of the other things it could have been.
+    # A list with a wrong item also fails as every other type that its key allows.
     deeper = {path[:cut] for path in found for cut in range(1, len(path))}
     return [mistake for path, mistake in found.items() if path not in deeper]
 
@@ -121,12 +121,12 @@ def _allowed_keys(owner: type[BaseModel], key: str) -> str:
 
 
 def _hint(value: Any, place: _Place) -> str:
-    """How to mend a value of the wrong type, where that is plain."""
+    """How to fix a value of the wrong type, where that is clear."""
     wanted = place.allowed
     if isinstance(value, str) and "number" in wanted and _is_number(value):
         return f" It is text, because of its quotes: write {value.strip()} without them."
     if isinstance(value, str) and "number" in wanted and (number := _python_number(value)):
-        return f" Write {number}: a number has no underscores, and no base but ten."
+        return f" Write {number}: numbers are decimal and have no underscores."
     if isinstance(value, float) and "number" in wanted and not math.isfinite(value):
         return " It must be finite."
     if isinstance(value, float) and "whole number" in wanted and value.is_integer():
@@ -151,7 +151,7 @@ def _python_number(text: str) -> str | None:
 
 
 def show(value: Any) -> str:
-    """A value as a configuration writes it; sections and lists by name alone."""
+    """A value as a configuration writes it; `a section` or `a list` in place of those."""
     match value:
         case None:
             return "null"

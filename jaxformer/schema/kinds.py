@@ -1,4 +1,4 @@
-"""Sections whose `kind` chooses a class out of a registry, which users may extend."""
+"""Sections whose `kind` chooses a class from a registry, which users may extend."""
 
 import functools
 from collections.abc import Collection, Mapping
@@ -9,14 +9,14 @@ from pydantic_core import CoreSchema, SchemaValidator, core_schema
 
 from jaxformer.schema.base import Schema
 
-PLACEHOLDER = "registered"  # in a JSON schema, in place of what `registry` holds in the end
+PLACEHOLDER = "registered"  # stands in a JSON schema for the classes in `registry`
 
 
 class Kind(Schema):
     """A base class with a `registry` of its own stands for all classes in it: a field of its type
     takes a section of any of them, looked up when the section is read.
 
-    `registry` is a list of them, or a dictionary from them to what they build.
+    `registry` is a list of classes, or a dictionary from classes to what they build.
     """
 
     registry: ClassVar[Collection[type[Any]]]
@@ -25,7 +25,7 @@ class Kind(Schema):
 
     @classmethod
     def registered(cls) -> tuple[type["Kind"], ...]:
-        """The classes that this one stands for; none for a class that is one of them."""
+        """The classes that this one stands for; none for a class that is in a registry."""
         return tuple(vars(cls).get("registry", ()))
 
     @classmethod
@@ -50,8 +50,8 @@ class Kind(Schema):
 
 @functools.cache
 def _validator(classes: tuple[type[Kind], ...]) -> SchemaValidator:
-    """The validator takes a section of any of these classes. The place of an error names the kind,
-    as it does for any union."""
+    """A validator for a section of any of these classes. The location of an error names the kind,
+    as for any union."""
     choices: dict[Any, Mapping[str, Any]] = {
         kind: core_schema.no_info_plain_validator_function(each.model_validate)
         for each in classes

@@ -1,4 +1,4 @@
-"""From a YAML file and overrides to a checked `Config`, or to a message with every mistake."""
+"""Turn a YAML file and overrides into a checked configuration, or report every mistake."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ def load_as(
     overrides: Sequence[str] = (),
     meaning: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> T:
-    """As `load_config`, for a file of any schema; `meaning` is applied to its keys before the
+    """`load_config` for a file of any schema; `meaning` is applied to its keys before the
     overrides."""
     document = read_yaml(read_text(locate_path(path)), str(path))
     if not isinstance(document.data, dict):
@@ -52,7 +52,7 @@ def _message(
 
 
 def _origin(mistake: Mistake, document: Document, overrides: Sequence[str]) -> str:
-    """Where the key was given: by the last override that says so, or in a line of the file."""
+    """Where the key was given: in its last override, or on a line of the file."""
     given = {dotted(parse_override(override)[0]): override for override in overrides}
     for end in range(len(mistake.path), 0, -1):
         if (key := dotted(mistake.path[:end])) in given:

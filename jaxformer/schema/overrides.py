@@ -12,13 +12,13 @@ from jaxformer.schema.yaml_reader import read_yaml
 
 
 def apply_overrides(data: dict[str, Any], overrides: Sequence[str], schema: type[BaseModel]) -> Any:
-    """The data with every override put in, in their order; the given data stays as it is.
+    """The data with the overrides applied in order; the given data is not changed.
 
     A section that the file leaves out starts as the schema's default does, so that
-    `optimizer.b1=0.8` needs no `optimizer.kind`. Whether the keys exist is for validation to say.
+    `optimizer.b1=0.8` needs no `optimizer.kind`. Validation checks whether the keys exist.
 
     Raises:
-        UserError: no `=`, a value that is no YAML, or a path through what is no section or list.
+        UserError: no `=`, a value that is not YAML, or a path through neither section nor list.
     """
     for override in overrides:
         path, value = parse_override(override)
@@ -31,7 +31,7 @@ def parse_override(override: str) -> tuple[tuple[str, ...], Any]:
     key, equals, text = override.partition("=")
     path = tuple(key.strip().split("."))
     if not equals or not all(path):
-        raise UserError(f"'{shorten(override)}' is no override; allowed: key.path=value")
+        raise UserError(f"'{shorten(override)}' is not an override; allowed: key.path=value")
     if not text.strip():
         raise UserError(f"{shorten(override)} has no value; write {key}=null for none")
     try:
@@ -76,7 +76,7 @@ def _put(
 
 
 def _start_of(field: FieldInfo | None) -> Any:
-    """What an override finds where the file has nothing: the default, its own keys left out."""
+    """What an override of a missing key starts from: the default, with its own keys left out."""
     return None if field is None or field.is_required() else _skeleton(field.default)
 
 

@@ -1,4 +1,4 @@
-"""Questions about the configuration's classes: what stands at a key, what it allows, in words."""
+"""Questions about the configuration's classes: what a key holds, and in words, what it allows."""
 
 import types
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def fields_of(section: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 def kinds_of(section: type[BaseModel]) -> tuple[str, ...]:
-    """The values of `kind` that select a class; none for a class that is no member of a union."""
+    """The values of `kind` that select a class; none for a class outside any union."""
     field = section.model_fields.get("kind")
     if field is None or get_origin(field.annotation) is not Literal:
         return ()
@@ -53,7 +53,7 @@ def all_kinds(sections: Sequence[type[BaseModel]]) -> list[str]:
 
 
 def select(annotation: Any, kind: object) -> type[BaseModel] | None:
-    """The one class a section of this type has: the only one there is, or the one of its `kind`."""
+    """The class of a section of this type: the only one possible, or the one of its `kind`."""
     classes = section_classes(annotation)
     if len(classes) == 1:
         return classes[0]
@@ -67,7 +67,7 @@ def list_type(annotation: Any) -> Any | None:
 
 
 def item_type(annotation: Any) -> Any | None:
-    """The type of a list's items, or None for what is no list."""
+    """The type of a list's items, or None if it is not a list."""
     found = list_type(annotation)
     return None if found is None else get_args(found)[0]
 

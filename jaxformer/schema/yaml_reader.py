@@ -99,7 +99,7 @@ class Document:
 
 
 def read_yaml(text: str, name: str) -> Document:
-    """Parse one YAML document; `name` is the file, or what else the text is, for messages.
+    """Parse one YAML document; `name` says what the text is, for messages.
 
     Raises:
         UserError: malformed YAML, a key given twice, or a tag beyond plain data; with the place.

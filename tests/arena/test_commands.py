@@ -85,6 +85,6 @@ def test_a_cell_that_fails_ends_the_command_with_1_and_the_same_command_tries_it
     failed = "parity/attention/lr_0.001/seed_1"
     said = capsys.readouterr().err
     assert f"{failed} failed: OSError: [Errno 28] No space left on device (" in said
-    assert f"1 of 9 cells have no result: {failed}. What ended them, said above" in said
+    assert f"1 of 9 cells have no result: {failed}. They ended for reasons" in said
     assert commands.arena(file, [], dry_run=False, workers=1) == 75
     assert trained[9] == trained[1]

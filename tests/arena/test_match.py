@@ -82,7 +82,7 @@ def test_what_cannot_be_matched_is_refused_with_the_nearest():
     arena = make_arena(match={"multiple_of": 64})
     with pytest.raises(
         UserError,
-        match=r"contestant retention on parity cannot have the parameters of attention by "
+        match=r"contestant retention on parity cannot match the parameters of attention by "
         r"model.ffn.d_hidden in steps of 64: nothing within 1.0% of 26,784: 64 gives [\d,]+, "
         r"128 gives",
     ):

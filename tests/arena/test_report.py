@@ -41,11 +41,11 @@ def test_a_winner_is_announced_only_where_intervals_are_apart(tmp_path):
     found = entries(arena, every)
     assert winner(arena, "parity", found) is None  # of window one seed diverged: no interval
     (text,) = verdict(arena, found)
-    assert "surely better than attention (p ≤ 0.001): retention" in text
+    assert "significantly better than attention (p ≤ 0.001): retention" in text
     arena, _, every = made_up(tmp_path / "near", 0.005, noise=0.05)
     (text,) = verdict(arena, entries(arena, every))
-    assert "nobody wins for sure" in text
-    assert "no difference from attention is sure with 4 seeds" in text
+    assert "there is no clear winner" in text
+    assert "no difference from attention is significant with 4 seeds" in text
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,11 @@ def test_accuracy_is_shown_by_length_and_difficulty(tmp_path):
 @pytest.mark.parametrize(
     ("field", "values", "words"),
     [
-        ("num_pair", [4], "is no field of its task; allowed: kind, vocab_size, num_pairs, power"),
+        (
+            "num_pair",
+            [4],
+            "is not a field of its task; allowed: kind, vocab_size, num_pairs, power",
+        ),
         ("num_pairs", [5], "tasks.recall cannot be tested at 1×, num_pairs 5: .*needs rows of 20"),
     ],
 )

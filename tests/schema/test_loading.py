@@ -68,7 +68,7 @@ def test_the_former_key_of_the_attention_kernel_is_read_but_not_beside_the_prese
     config = load_config(configuration("train: {attention_kernel: xla}\n"))
     assert config.train.kernels.attention == "xla"
     (line,) = mistakes(configuration("train: {attention_kernel: xla, kernels: {}}\n"))
-    assert line.startswith("train: attention_kernel is kernels.attention now; give that one alone")
+    assert line.startswith("train: attention_kernel is kernels.attention now; give only that one")
 
 
 def test_every_mistake_has_a_line_with_its_place(configuration):
@@ -191,9 +191,9 @@ def test_the_key_from_is_from_in_files_overrides_messages_and_what_is_saved(conf
         (["init.partial=[head]"], "init: partial is given without from; name the run"),
         (
             ["lora.rank=2", "init={from: a, partial: [head]}"],
-            "init.partial has no place beside lora",
+            "init.partial cannot be given with lora",
         ),
-        (["lora.rank=2", "init.from=a", "train.freeze=[head]"], "train.freeze has no place"),
+        (["lora.rank=2", "init.from=a", "train.freeze=[head]"], "train.freeze cannot be given"),
     ],
 )
 def test_sections_of_fine_tuning_that_do_not_go_together_are_refused(

@@ -53,9 +53,9 @@ def test_later_overrides_win():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.steps", "'train.steps' is no override; allowed: key.path=value"),
-        ("=3", "'=3' is no override"),
-        ("train..steps=3", "'train..steps=3' is no override"),
+        ("train.steps", "'train.steps' is not an override; allowed: key.path=value"),
+        ("=3", "'=3' is not an override"),
+        ("train..steps=3", "'train..steps=3' is not an override"),
         ("train.steps=", "train.steps= has no value; write train.steps=null for none"),
         ("data.source=[a", "override data.source=[a: its value, line 1, column 3: "),
         (

@@ -19,7 +19,7 @@ Point = tuple[float, float, float | None, float | None]  # x, mean, low, high
 
 @dataclass(frozen=True)
 class Series:
-    """`joined` is a line in a figure of single points."""
+    """`joined` draws a line in a figure of single points."""
 
     name: str
     points: tuple[Point, ...]
@@ -56,7 +56,7 @@ def figures(arena: ArenaConfig, matched: Matched, found: Entries) -> list[Figure
 
 
 def _point(x: float, own: Interval) -> list[Point]:
-    """No point where the mean is not finite."""
+    """One point, or none if the mean is not finite."""
     if not math.isfinite(own.mean):
         return []
     bounded = math.isfinite(own.low)
@@ -129,7 +129,7 @@ def _rates(arena: ArenaConfig, found: Entries, task: str) -> Figure | None:
 
 
 def _costs(arena: ArenaConfig, matched: Matched, found: Entries, task: str) -> list[Figure]:
-    """Quality against what decoding costs, with the front of those that nobody beats in both."""
+    """Quality against the cost of decoding, with the Pareto front."""
     metric = main_metric(arena, task)
     made = []
     for label, of in (
@@ -160,7 +160,7 @@ def _costs(arena: ArenaConfig, matched: Matched, found: Entries, task: str) -> l
 
 
 def pareto(points: Sequence[Point], higher_is_better: bool) -> tuple[Point, ...]:
-    """The points than which none is cheaper and as good, from the cheapest on."""
+    """The points that no other beats in cost and quality, the cheapest first."""
     sign = 1 if higher_is_better else -1
     front: list[Point] = []
     for point in sorted(points, key=lambda p: (p[0], -sign * p[1])):
@@ -191,7 +191,7 @@ def _lengths(arena: ArenaConfig, found: Entries, task: str) -> Figure | None:
 
 
 def _positions(arena: ArenaConfig, found: Entries, task: str) -> Figure | None:
-    """The loss along the longest rows that were tested; of text alone, where all places count."""
+    """The loss along the longest tested rows; for text only, where every position counts."""
     if arena.config(task, arena.baseline, {}).data.task is not None:
         return None
     multiple = max(arena.tasks[task].lengths)

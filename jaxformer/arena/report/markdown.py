@@ -16,7 +16,7 @@ def markdown(
     sizes: str,
     provenance: str,
 ) -> str:
-    """The same as the page."""
+    """The contents of the page, as Markdown."""
     return "\n\n".join(
         [
             f"# {Path(arena.dir).name}",
