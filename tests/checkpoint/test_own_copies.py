@@ -202,7 +202,7 @@ def test_where_there_are_no_links_the_files_are_copied(base, adapters, monkeypat
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
     monkeypatch.setattr(os, "link", refused)
-    monkeypatch.setattr("jaxformer.data.progress.FIRST_LINE_SECONDS", 0.0)
+    monkeypatch.setattr("jaxformer.terminal.FIRST_LINE_SECONDS", 0.0)
     keep_weights(adapters.base, find_weights(base.path), ROLE)
     one = next(file for file in (base.checkpoints / "2/ema").rglob("*") if file.is_file())
     assert not (adapters.base / one.relative_to(base.path)).samefile(one)
