@@ -10,7 +10,7 @@ from jaxformer.config import Config
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.parallel.rules import path_name
 from jaxformer.train.program import make_program
-from tests.devices.eight_devices import MIXERS, step
+from tests.devices.eight_devices import MIXERS, numbers, step
 
 CONTEXT = {"data": 1, "fsdp": 2, "context": 2}
 CASES = {
@@ -45,7 +45,7 @@ def train(mixers: str, axes: dict, dropout: float) -> dict:
     losses = []
     for number in range(3):
         state, metrics = step(program, compiled, state, number)
-        losses.append(metrics)
+        losses.append(numbers(metrics))
     return {"losses": losses, "local": local}
 
 

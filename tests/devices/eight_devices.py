@@ -65,10 +65,12 @@ class Trained:
 
 def step(program: Program, compiled: Compiled, state: TrainState, number: int) -> tuple:
     batch = put_batch(make_batch(number), batch_sharding(program.mesh))
-    state, metrics = compiled.train_step(state, batch)
+    return compiled.train_step(state, batch)
+
+
+def numbers(metrics: dict) -> list[float]:
     names = ("loss", "grad_norm", "tokens", "z_loss")
-    of_layers = {name: np.asarray(rows).tolist() for name, rows in metrics["layers"].items()}
-    return state, [float(metrics[name]) for name in names if name in metrics], of_layers
+    return [float(metrics[name]) for name in names if name in metrics]
 
 
 def train(mixers: dict, axes: dict, repetitions: int, remat: str) -> Trained:
@@ -104,8 +106,9 @@ def train(mixers: dict, axes: dict, repetitions: int, remat: str) -> Trained:
     }
     compiled = program.compile(None)
     for number in range(5):
-        state, metrics, seen["layers"] = step(program, compiled, state, number)
-        seen["losses"].append(metrics)
+        state, metrics = step(program, compiled, state, number)
+        seen["losses"].append(numbers(metrics))
+        seen["layers"] = {name: np.asarray(x).tolist() for name, x in metrics["layers"].items()}
         if number == 0:  # a tenth of the gradient
             seen["gradients"] = {
                 path_name(path): np.asarray(leaf).tolist()
@@ -120,7 +123,7 @@ def resume(trained: Trained, saved: Path) -> list[float]:
     with Checkpoints(saved, read_only=True) as checkpoints:
         arrays = checkpoints.restore(5, trees(trained.program.abstract))
         state = restored(trained.program, arrays, checkpoints.state(5))
-    return step(trained.program, trained.compiled, state, 5)[1]
+    return numbers(step(trained.program, trained.compiled, state, 5)[1])
 
 
 if __name__ == "__main__":
