@@ -1,7 +1,7 @@
 """A trained model, loaded from its run."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class Run:
 
     config: Config
     model: LanguageModel
-    params: PyTree
+    params: PyTree = field(repr=False)
     tokenizer: Tokenizer
     step: int
     mesh: Mesh

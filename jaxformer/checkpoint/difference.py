@@ -18,6 +18,7 @@ from jaxformer.checkpoint.manifest import Description
 from jaxformer.checkpoint.run_directory import flat
 from jaxformer.parallel.mesh import find_devices
 from jaxformer.parallel.rules import path_name
+from jaxformer.paths import is_remote
 from jaxformer.terminal import progress
 
 PIECE = 1 << 22  # numbers compared at once
@@ -93,6 +94,7 @@ def _reader(folder: Path) -> Callable[[str], np.ndarray]:
     logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of a missing file that no item has
     find_devices()  # Orbax asks for them
     checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    folder = folder if is_remote(folder) else folder.absolute()  # Orbax finds no relative one
     tree = checkpointer.metadata(folder).item_metadata.tree
     leaves, structure = jax.tree.flatten(tree)
     names = [path_name(path) for path, _ in jax.tree.flatten_with_path(tree)[0]]

@@ -36,7 +36,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     for word in rest:
         if word.startswith("-") or not takes_overrides:
             nearest = did_you_mean(word.partition("=")[0], arguments.parser.flags)
-            arguments.parser.error(f"unknown argument '{word}'.{nearest}")
+            keys = (
+                " A key of the configuration is given as key.path=value." if takes_overrides else ""
+            )
+            arguments.parser.error(f"unknown argument '{word}'.{nearest or keys}")
         arguments.overrides.append(word)
     return arguments
 

@@ -116,6 +116,8 @@ def _refusal(key: str, value: Any, allowed: str, words: Sequence[str]) -> str:
 
 def _allowed_keys(owner: type[BaseModel], key: str) -> str:
     kinds, keys = kinds_of(owner), sorted(fields_of(owner))
+    if key.partition(":")[0] in keys:
+        return "In YAML, a space follows the colon of a key."
     whose = f" for kind {kinds[0]}" if len(kinds) == 1 else ""
     return f"Allowed{whose}: {', '.join(keys)}.{did_you_mean(key, keys)}"
 

@@ -114,6 +114,8 @@ def _describe_leaf(leaf: Any, metadata: Sequence[Any]) -> str:
         return one_of([str(value) for value in get_args(leaf)])
     if get_origin(leaf) is tuple:
         return f"a list, each item {describe(get_args(leaf)[0])}"
+    if get_origin(leaf) is dict or leaf is dict:
+        return "a section with names of your own"
     return f"a section with the keys {', '.join(fields_of(leaf))}"
 
 

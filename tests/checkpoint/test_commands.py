@@ -1,6 +1,7 @@
 """`jaxformer checkpoint ...` on a run of three steps."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +99,7 @@ def test_verify_prints_each_fault_and_fails(run, capsys):
     assert checkpoint("verify", run / "checkpoints" / "30") == 0
 
 
-def test_diff_shows_configuration_trees_and_values(run, capsys):
+def test_diff_shows_configuration_trees_and_values(run, capsys, monkeypatch):
     with Checkpoints(run / "checkpoints", keep_newest=9) as checkpoints:
         checkpoints.newest_good()
         params = {"embedding": np.zeros((9, 4), np.float32), "scale": np.full(4, 1.5)}
@@ -121,6 +122,9 @@ def test_diff_shows_configuration_trees_and_values(run, capsys):
         "ema: only in B",
     ]
     assert checkpoint("diff", run, run) == 0
+    assert "params: 2 of 2 arrays are bitwise equal\n" in capsys.readouterr().out
+    monkeypatch.chdir(run.parent)
+    assert checkpoint("diff", Path(run.name), Path(run.name)) == 0
     assert "params: 2 of 2 arrays are bitwise equal\n" in capsys.readouterr().out
 
 

@@ -47,8 +47,10 @@ def export_model(
     Raises:
         UserError: `out` is used; no such checkpoint; no family has such a model.
     """
-    if is_remote(out) or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise UserError(f"{out} is in a bucket or exists already; give a new folder")
+    if is_remote(out):
+        raise UserError(f"{out} is in a bucket; give a folder on a disk")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} already exists; give a new folder")
     weights = find_weights(run, overrides)
     config = weights.config
     tokenizer = load_tokenizer(config.data.tokenizer, config.data.add_bos)
