@@ -42,7 +42,7 @@ class NeedleConfig(TaskConfig):
             if not 0 < room <= len(text):
                 raise ValueError(
                     f"the needle and its question take {length + 1 - room} tokens and the source "
-                    f"has {len(text)}; sequence_length {length} is "
+                    f"has {len(text):,}; sequence_length {length} is "
                     f"{'too short' if room < 1 else 'longer than both together'}"
                 )
             begin = random.integers(0, len(text) - room + 1)

@@ -39,7 +39,7 @@ def plan_of(program: Program, stores: Stores, peak: Peak) -> str:
     options = program.compiler_options
     compiler = {"compiler": described(options)} if options else {}
     if device.platform == "cpu" and FLAG in os.environ.get("XLA_FLAGS", ""):
-        compiler = {"compiler": "no reductions by YNNPACK (XLA_FLAGS takes precedence)"}
+        compiler = {"compiler": "YNNPACK fuses no reductions (your own XLA_FLAGS take precedence)"}
     pipeline = {"pipeline": str(program.pipeline)} if program.pipeline else {}
     lines = {
         "model": f"{program.num_parameters:,} parameters, layers {layers}{chosen}",

@@ -60,7 +60,7 @@ class End(Enum):
 def run_steps(
     session: Session, compiled: Compiled, state: TrainState, step: int
 ) -> tuple[End, TrainState, int]:
-    """At every step, in this order: evaluate, save, and only then draw the next batch.
+    """At every step, in this order: evaluate, save, measure suites; only then draw the next batch.
 
     Returns:
         Why it ended, the state then, and how many steps were taken.
@@ -89,10 +89,10 @@ def run_steps(
                 return End.FAILED, state, step
             if evaluates:
                 _evaluate(session, compiled, state, step)
-            if measures:
-                _measure(session, state, step)
             if saves:
                 save(session, state, step)
+            if measures:
+                _measure(session, state, step)
             if session.stop.due(step):
                 return End.STOPPED, state, step
             if step == steps:

@@ -60,6 +60,17 @@ def test_a_signal_within_a_suite_stops_the_run_which_then_measures_it(tmp_path, 
     ]
 
 
+def test_a_suite_that_fails_costs_no_step(tmp_path, monkeypatch):
+    def suite(run: Run, check: Check) -> dict[str, Result]:
+        raise UserError("the task does not fit")
+
+    monkeypatch.setitem(suites.SUITES, "kind", lambda what, options: suite)
+    config = make_config(tmp_path, eval={"suites": ["kind:steps"]}, checkpoint={"every": 100})
+    with pytest.raises(UserError, match="does not fit"):
+        train(config)
+    assert (tmp_path / "run" / "checkpoints" / "12").is_dir()
+
+
 def test_an_unknown_suite_is_refused_before_anything_is_written(tmp_path):
     config = make_config(tmp_path, eval={"suites": ["validatoin"]})
     with pytest.raises(UserError, match="suite 'validatoin' is unknown; allowed: validation, "):

@@ -142,7 +142,8 @@ class HuggingFaceFolder:
             wanted = [name for name, at in index.items() if at == shard]
             for name in [*wanted, *held]:
                 if name not in held or name not in wanted:
-                    lacks = "is not in the file" if name not in held else "is not in the index"
+                    lacks = "is not in the index" if name not in index else "is in another file"
+                    lacks = lacks if name in held else "is not in the file"
                     raise UserError(f"{self._folder / INDEX}: '{name}' of {shard} {lacks}")
             places |= held
         return places

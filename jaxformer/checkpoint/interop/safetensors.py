@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from jaxformer.checkpoint.interop.source import TensorInfo
 from jaxformer.errors import UserError
 
+LFS_POINTER = b"version https://git-lfs"
 DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -76,7 +77,10 @@ def read_header(file: Path) -> dict[str, Place]:
         UserError: the header does not match the file, or a dtype is unknown.
     """
     with file.open("rb") as stream:
-        end = 8 + int.from_bytes(stream.read(8), "little")
+        head = stream.read(len(LFS_POINTER))
+    if head == LFS_POINTER:
+        raise UserError(f"{file} is a pointer of Git LFS to the weights; run git lfs pull")
+    end = 8 + int.from_bytes(head[:8], "little")
     try:
         with safe_open(file, "numpy") as tensors:
             slices = [(name, tensors.get_slice(name)) for name in tensors.offset_keys()]

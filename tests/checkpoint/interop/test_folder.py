@@ -123,6 +123,13 @@ def test_a_file_shorter_than_its_header_is_refused(tmp_path: Path, content: byte
     assert "damaged or no safetensors file" in refusal(tmp_path)
 
 
+def test_a_pointer_of_git_lfs_is_told_how_to_get_the_weights(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    (tmp_path / "model.safetensors").write_text(pointer)
+    assert "run git lfs pull" in refusal(tmp_path)
+
+
 @pytest.mark.parametrize("shard", ["../outside.safetensors", "/etc/passwd", "a/../../b", "..\\b"])
 def test_an_index_that_leads_out_of_the_folder_is_refused(tmp_path: Path, shard: str) -> None:
     folder = tmp_path / "model"
