@@ -3,7 +3,6 @@
 import difflib
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ from jaxformer.file_formats import (
     irregular,
 )
 from jaxformer.paths import is_remote
-
-Pairs = list[tuple[str, Any]]
 
 
 def read_text(path: Path) -> str:
@@ -72,20 +69,15 @@ def _nearest_file(path: Path) -> str:
     )
 
 
-def read_json(
-    text: str | bytes, name: str, *, object_of: Callable[[Pairs], Any] | None = None
-) -> Any:
+def read_json(text: str | bytes, name: str) -> Any:
     """Parse JSON; `name` is the file, or another description of the text, for messages.
-
-    Args:
-        object_of: makes an object from its pairs, in place of `dict`.
 
     Raises:
         UserError: not JSON or not UTF-8, nested too deeply, or an integer too long for Python.
     """
     try:
         decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-        return json.loads(decoded, object_pairs_hook=object_of)
+        return json.loads(decoded)
     except (ValueError, RecursionError) as error:
         raise not_json(name, error) from error
 
@@ -115,4 +107,4 @@ def _reason(error: ValueError | RecursionError) -> str:
             return "it is nested too deeply"
     if "integer string conversion" in str(error):
         return f"an integer has more than {sys.get_int_max_str_digits():,} digits"
-    return str(error)  # raised by `object_of`
+    return str(error)

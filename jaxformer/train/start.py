@@ -54,16 +54,12 @@ def find_start(program: Program) -> Start | None:
     leaves = by_path(program.abstract.base if adapts else weights(program.abstract))
     ours = describe(leaves)
     partial = matching(init.partial, theirs.keys() | ours.keys(), "init.partial")
-    changed = sorted(
-        path for path in theirs.keys() | ours.keys() if theirs.get(path) != ours.get(path)
-    )
     check_same_tree(
         "parameters",
         source.where,
         {path: leaf for path, leaf in theirs.items() if path not in partial},
         {path: leaf for path, leaf in leaves.items() if path not in partial},
-        mend="fix the configuration, or name the parameters below that are to start fresh, such as "
-        f"init.partial={[path for path in changed if path not in partial][:1]}",
+        mend="fix the configuration, or name what is to start fresh of these: init.partial=[PATH]",
     )
     grown = _grown(program, theirs, ours) & partial if partial else set()
     same = {path: leaf for path, leaf in leaves.items() if theirs.get(path) == ours[path]}

@@ -141,10 +141,14 @@ class HuggingFaceFolder:
             held = read_header(self._file(shard))
             wanted = [name for name, at in index.items() if at == shard]
             for name in [*wanted, *held]:
-                if name not in held or name not in wanted:
-                    lacks = "is not in the index" if name not in index else "is in another file"
-                    lacks = lacks if name in held else "is not in the file"
-                    raise UserError(f"{self._folder / INDEX}: '{name}' of {shard} {lacks}")
+                if name not in held:
+                    lacks = "is not in the file"
+                elif name not in wanted:
+                    at = index.get(name)
+                    lacks = f"is in {at} by the index" if at else "is not in the index"
+                else:
+                    continue
+                raise UserError(f"{self._folder / INDEX}: '{name}' of {shard} {lacks}")
             places |= held
         return places
 
