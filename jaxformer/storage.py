@@ -1,0 +1,290 @@
+"""Files on a disk, in a bucket or on a web server, read and written through `fsspec`.
+
+What fails on the way to a bucket is tried again for PATIENCE_SECONDS; what is not there, or not
+allowed, is an error at once.
+"""
+
+import base64
+import importlib.util
+import io
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jaxformer.errors import RunFailed, UserError, did_you_mean
+
+PATIENCE_SECONDS = 300.0
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 30.0
+READ_AHEAD = 1 << 22  # bytes that a stream asks for at once
+# What pip installs for a scheme; fsspec itself serves the others.
+EXTRAS = {"gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
+TOLD_AT_ONCE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+PASSING = (408, 425, 429, 500, 502, 503, 504)  # status codes of a server that may recover
+
+T = TypeVar("T")
+
+
+class Unreachable(RunFailed):
+    """A bucket or server did not answer for PATIENCE_SECONDS."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file's size, its MD5 in hexadecimal where the store tells it without reading, and a text
+    that changes when the file does."""
+
+    bytes: int
+    md5: str | None
+    version: str
+
+
+def is_url(name: str) -> bool:
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name) is not None
+
+
+def fault_of_url(name: str) -> str | None:
+    """What is wrong with the scheme of an address; None if nothing is, or it is a path on a disk.
+
+    Only the name is looked at: a configuration can be checked where its packages are missing.
+    """
+    if not is_url(name):
+        return None
+    import fsspec
+
+    scheme = name.partition("://")[0]
+    known = [*fsspec.available_protocols()]
+    if scheme == "file":
+        return f"'{name}': write {name.removeprefix('file://')}"
+    if scheme in known:
+        return None
+    return (
+        f"'{name}': the scheme '{scheme}' is unknown; allowed: a path on a disk, gs://, s3://, "
+        f"https://, or another that fsspec serves.{did_you_mean(scheme, known)}"
+    )
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file or a folder, by its address or its path on a disk.
+
+    Raises:
+        UserError: the scheme is unknown, its package is missing, or access is denied; raised by all
+            methods.
+        Unreachable: see PATIENCE_SECONDS; raised by all methods.
+    """
+
+    name: str
+
+    @property
+    def is_remote(self) -> bool:
+        return is_url(self.name)
+
+    def __truediv__(self, child: str) -> "Place":
+        return Place(f"{self.name.rstrip('/')}/{child}")
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def path(self) -> Path:
+        """The path of a place on a disk."""
+        assert not self.is_remote
+        return Path(os.path.expanduser(self.name))
+
+    def exists(self) -> bool:
+        return self.path.exists() if not self.is_remote else self._try(self._fs.exists)
+
+    def stored(self) -> Stored:
+        """Raises FileNotFoundError where there is nothing."""
+        return _stored(self._try(self._fs.info))
+
+    def files(self) -> dict[str, Stored]:
+        """The files under this folder, by their path in it; none if there is no such folder."""
+        self._fs.invalidate_cache()
+        found = self._try(lambda path: self._fs.find(path, detail=True))
+        start = len(self._in_fs.rstrip("/")) + 1
+        return {name[start:]: _stored(info) for name, info in found.items() if name[start:]}
+
+    def glob(self) -> dict[str, Stored]:
+        """The files that this pattern matches, by their names, sorted."""
+        self._fs.invalidate_cache()
+        found = self._try(lambda path: self._fs.glob(path, detail=True))
+        files = {name: info for name, info in found.items() if info["type"] == "file"}
+        return {self._fs.unstrip_protocol(name): _stored(files[name]) for name in sorted(files)}
+
+    def read(self, start: int | None = None, end: int | None = None) -> bytes:
+        """The file, or its bytes [start, end); fewer where the file ends.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        if not self.is_remote:
+            with self.path.open("rb") as file:
+                file.seek(start or 0)
+                return file.read() if end is None else file.read(end - (start or 0))
+        return self._try(lambda path: self._fs.cat_file(path, start=start, end=end))
+
+    def write(self, data: bytes) -> None:
+        """Write the file whole or not at all."""
+        if self.is_remote:
+            self._try(lambda path: self._fs.pipe_file(path, data))
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_name(f"{self.path.name}.{os.getpid()}.partial")
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(self.path)
+
+    def take(self, file: Path) -> None:
+        """Move a finished file of this disk here, whole or not at all."""
+        if self.is_remote:
+            self._try(lambda path: self._fs.put_file(str(file), path))
+            file.unlink()
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(file, self.path)
+
+    def remove(self) -> None:
+        """Remove the file, if it is there."""
+        if not self.is_remote:
+            self.path.unlink(missing_ok=True)
+        elif self.exists():
+            self._try(self._fs.rm_file)
+
+    def open(self) -> io.BufferedReader:
+        """The file as a stream that survives lost connections and can be sought in.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        if not self.is_remote:
+            return self.path.open("rb")
+        return io.BufferedReader(_Ranges(self, self.stored().bytes), READ_AHEAD)
+
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
+        import fsspec
+
+        scheme = self.name.partition("://")[0] if self.is_remote else "file"
+        package, extra = EXTRAS.get(scheme, (None, ""))
+        if package and importlib.util.find_spec(package) is None:
+            raise UserError(f"{self.name}: to reach it, pip install 'jaxformer[{extra}]'")
+        if fault := fault_of_url(self.name):
+            raise UserError(fault)
+        try:
+            return fsspec.core.url_to_fs(self.name if self.is_remote else str(self.path))
+        except ImportError as error:
+            raise UserError(
+                f"{self.name}: to reach it, another package is needed: {error}"
+            ) from None
+
+    @property
+    def _fs(self) -> Any:
+        return self._opened[0]
+
+    @property
+    def _in_fs(self) -> str:
+        return self._opened[1]
+
+    def _try(self, action: Callable[[str], T]) -> T:
+        """`action` on the path, again for as long as PATIENCE_SECONDS allow."""
+        path = self._in_fs
+        give_up, wait = time.monotonic() + PATIENCE_SECONDS, FIRST_WAIT_SECONDS
+        while True:
+            try:
+                return action(path)
+            except TOLD_AT_ONCE as error:
+                if isinstance(error, PermissionError):
+                    raise self._denied(error) from None
+                raise
+            except Exception as error:  # each package has its own
+                if not self.is_remote or not _may_pass(error):
+                    if _is_denied(error):
+                        raise self._denied(error) from None
+                    raise
+                if time.monotonic() + wait > give_up:
+                    raise Unreachable(
+                        f"{self.name} could not be reached for {PATIENCE_SECONDS:.0f} s: "
+                        f"{_first_line(error)}"
+                    ) from error
+            time.sleep(wait)
+            wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+
+    def _denied(self, error: BaseException) -> UserError:
+        return UserError(
+            f"{self.name}: access is denied ({_first_line(error)}); check the credentials of this "
+            f"machine and the permissions on the bucket or folder"
+        )
+
+
+class _Ranges(io.RawIOBase):
+    """A remote file, read a range at a time."""
+
+    def __init__(self, place: Place, size: int) -> None:
+        self._place, self._size, self._at = place, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = start + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self._at + len(buffer), self._size)
+        data = self._place.read(self._at, end) if end > self._at else b""
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def _stored(info: Any) -> Stored:
+    md5 = info.get("md5Hash")
+    if md5 is not None:
+        md5 = base64.b64decode(md5).hex()
+    elif re.fullmatch(r'"?[0-9a-f]{32}"?', str(info.get("ETag"))):  # S3, in one part
+        md5 = info["ETag"].strip('"')
+    names = ("generation", "ETag", "etag", "mtime", "LastModified", "last_modified")
+    version = next((str(info[name]) for name in names if info.get(name)), "")
+    return Stored(int(info.get("size") or 0), md5, version)
+
+
+def _may_pass(error: Exception) -> bool:
+    code = str(getattr(error, "code", None) or getattr(error, "status", None) or "")
+    if code.isdecimal():
+        return int(code) in PASSING
+    if _is_denied(error):
+        return False
+    of_a_network = (OSError, TimeoutError)
+    return isinstance(error, of_a_network) or "aiohttp" in type(error).__module__
+
+
+def _is_denied(error: BaseException) -> bool:
+    code = str(getattr(error, "code", None) or getattr(error, "status", None) or "")
+    words = (
+        "Forbidden",
+        "Access Denied",
+        "AccessDenied",
+        "Anonymous caller",
+        "Invalid Credentials",
+    )
+    return code in ("401", "403") or any(word in str(error) for word in words)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
