@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ READ_AHEAD = 1 << 22  # bytes that a stream asks for at once
 # What pip installs for a scheme; fsspec itself serves the others.
 EXTRAS = {"gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 TOLD_AT_ONCE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+WEB = ("http", "https")
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # status codes of a server that may recover
 
 T = TypeVar("T")
@@ -92,6 +93,11 @@ class Place:
         return self.name
 
     @property
+    def is_on_the_web(self) -> bool:
+        """Whether it is on a web server, which tells no lists of its files."""
+        return self.name.partition("://")[0] in WEB
+
+    @property
     def path(self) -> Path:
         """The path of a place on a disk."""
         assert not self.is_remote
@@ -101,8 +107,21 @@ class Place:
         return self.path.exists() if not self.is_remote else self._try(self._fs.exists)
 
     def stored(self) -> Stored:
-        """Raises FileNotFoundError where there is nothing."""
-        return _stored(self._try(self._fs.info))
+        """What a file is; the size is 0 where a web server does not tell it.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            IsADirectoryError: it is a folder.
+        """
+        if not self.is_remote:
+            state = self.path.stat()
+            if self.path.is_dir():
+                raise IsADirectoryError(self.name)
+            return Stored(state.st_size, None, str(state.st_mtime_ns))
+        info = self._try(self._fs.info)
+        if info["type"] == "directory":
+            raise IsADirectoryError(self.name)
+        return _stored(info)
 
     def files(self) -> dict[str, Stored]:
         """The files under this folder, by their path in it; none if there is no such folder."""
@@ -128,6 +147,8 @@ class Place:
             with self.path.open("rb") as file:
                 file.seek(start or 0)
                 return file.read() if end is None else file.read(end - (start or 0))
+        if self.is_on_the_web and end is not None:
+            return self._try(lambda path: self._range_of_the_web(path, start or 0, end))
         return self._try(lambda path: self._fs.cat_file(path, start=start, end=end))
 
     def write(self, data: bytes) -> None:
@@ -160,14 +181,31 @@ class Place:
             self._try(self._fs.rm_file)
 
     def open(self) -> io.BufferedReader:
-        """The file as a stream that survives lost connections and can be sought in.
+        """The file as a stream that survives lost connections; it can be sought in, unless a web
+        server gives files only from their beginnings.
 
         Raises:
             FileNotFoundError: it is not there.
         """
         if not self.is_remote:
             return self.path.open("rb")
-        return io.BufferedReader(_Ranges(self, self.stored().bytes), READ_AHEAD)
+        size = self.stored().bytes
+        if self.is_on_the_web and not self._has_ranges(size):
+            return io.BufferedReader(_FromTheBeginning(self), READ_AHEAD)
+        return io.BufferedReader(_Ranges(self, size), READ_AHEAD)
+
+    def _has_ranges(self, size: int) -> bool:
+        try:
+            return size > 0 and len(self.read(size - 1, size)) == 1
+        except ValueError:  # the server sent another part than was asked for
+            return False
+
+    def _range_of_the_web(self, path: str, start: int, end: int) -> bytes:
+        if start >= end:
+            return b""
+        with self._fs.open(path, block_size=READ_AHEAD, cache_type="none", size=end) as file:
+            file.seek(start)
+            return file.read(end - start)
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
@@ -180,6 +218,8 @@ class Place:
         if fault := fault_of_url(self.name):
             raise UserError(fault)
         try:
+            if self.is_on_the_web:
+                return fsspec.core.url_to_fs(self.name, client_kwargs=_web_client())
             return fsspec.core.url_to_fs(self.name if self.is_remote else str(self.path))
         except ImportError as error:
             raise UserError(
@@ -201,19 +241,20 @@ class Place:
         while True:
             try:
                 return action(path)
-            except TOLD_AT_ONCE as error:
-                if isinstance(error, PermissionError):
-                    raise self._denied(error) from None
-                raise
             except Exception as error:  # each package has its own
-                if not self.is_remote or not _may_pass(error):
-                    if _is_denied(error):
-                        raise self._denied(error) from None
+                cause = _cause(error)
+                if isinstance(cause, PermissionError):
+                    raise self._denied(cause) from None
+                if isinstance(cause, TOLD_AT_ONCE):
+                    raise
+                if not self.is_remote or not _may_pass(cause):
+                    if _is_denied(cause):
+                        raise self._denied(cause) from None
                     raise
                 if time.monotonic() + wait > give_up:
                     raise Unreachable(
                         f"{self.name} could not be reached for {PATIENCE_SECONDS:.0f} s: "
-                        f"{_first_line(error)}"
+                        f"{_first_line(cause)}"
                     ) from error
             time.sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
@@ -246,11 +287,77 @@ class _Ranges(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        end = min(self._at + len(buffer), self._size)
-        data = self._place.read(self._at, end) if end > self._at else b""
+        data = self._read(min(self._at + len(buffer), self._size))
         buffer[: len(data)] = data
-        self._at += len(data)
         return len(data)
+
+    def readall(self) -> bytes:
+        return self._read(self._size)
+
+    def _read(self, end: int) -> bytes:
+        if end <= self._at:
+            return b""
+        data = self._place.read(self._at, end)
+        if not data:
+            raise EOFError(f"it ends after {self._at:,} of {self._size:,} bytes")
+        self._at += len(data)
+        return data
+
+
+class _FromTheBeginning(io.RawIOBase):
+    """A file of a web server that knows no ranges; read again from its beginning where the
+    connection is lost."""
+
+    def __init__(self, place: Place) -> None:
+        self._place, self._at = place, 0
+        self._stream: Any = None
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        filled = 0
+        while filled < len(buffer):
+            left = len(buffer) - filled
+            data = self._place._try(partial(self._next, size=left))
+            if not data:
+                break
+            buffer[filled : filled + len(data)] = data
+            filled += len(data)
+        return filled
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        super().close()
+
+    def _next(self, path: str, size: int) -> bytes:
+        try:
+            if self._stream is None:
+                self._stream = self._place._fs.open(path, block_size=0)
+                left = self._at
+                while left and (passed := len(self._stream.read(min(left, READ_AHEAD)))):
+                    left -= passed
+            data = self._stream.read(size)
+        except Exception:
+            self._stream = None
+            raise
+        self._at += len(data)
+        return data
+
+
+def _web_client() -> dict[str, Any]:
+    """Files come as they are stored, however long they take."""
+    import aiohttp
+
+    return {
+        "auto_decompress": False,
+        "headers": {"Accept-Encoding": "identity"},
+        "timeout": aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60),
+    }
 
 
 def _stored(info: Any) -> Stored:
@@ -259,13 +366,30 @@ def _stored(info: Any) -> Stored:
         md5 = base64.b64decode(md5).hex()
     elif re.fullmatch(r'"?[0-9a-f]{32}"?', str(info.get("ETag"))):  # S3, in one part
         md5 = info["ETag"].strip('"')
-    names = ("generation", "ETag", "etag", "mtime", "LastModified", "last_modified")
+    names = (
+        "generation",
+        "ETag",
+        "etag",
+        "mtime",
+        "LastModified",
+        "last_modified",
+        "Last-Modified",
+    )
     version = next((str(info[name]) for name in names if info.get(name)), "")
     return Stored(int(info.get("size") or 0), md5, version)
 
 
+def _cause(error: Exception) -> Exception:
+    """The error itself, or what `fsspec` calls a missing file where a web server answered otherwise
+    or not at all."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
+        return error
+    return error if getattr(cause, "status", None) in (404, 410) else cause
+
+
 def _may_pass(error: Exception) -> bool:
-    code = str(getattr(error, "code", None) or getattr(error, "status", None) or "")
+    code = _status(error)
     if code.isdecimal():
         return int(code) in PASSING
     if _is_denied(error):
@@ -275,7 +399,6 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _is_denied(error: BaseException) -> bool:
-    code = str(getattr(error, "code", None) or getattr(error, "status", None) or "")
     words = (
         "Forbidden",
         "Access Denied",
@@ -283,7 +406,14 @@ def _is_denied(error: BaseException) -> bool:
         "Anonymous caller",
         "Invalid Credentials",
     )
-    return code in ("401", "403") or any(word in str(error) for word in words)
+    return _status(error) in ("401", "403") or any(word in str(error) for word in words)
+
+
+def _status(error: BaseException) -> str:
+    """The code that a server answered with, if the error has one."""
+    response = getattr(error, "response", None)
+    codes = (getattr(error, "code", None), getattr(error, "status", None))
+    return str(next(filter(None, (*codes, getattr(response, "status_code", None))), ""))
 
 
 def _first_line(error: BaseException) -> str:
