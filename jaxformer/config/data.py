@@ -1,5 +1,6 @@
 """Where a run's text comes from."""
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
@@ -7,10 +8,18 @@ from pydantic import Field, PositiveFloat, model_validator
 from jaxformer.config.places import AnyPlace, LocalPlace
 from jaxformer.paths import fault_of_local_place
 from jaxformer.schema.base import Schema
+from jaxformer.storage import fault_of_url
 from jaxformer.tasks import TaskUnion
 
 Format = Literal["text", "messages", "completion"]
 ColumnPair = Annotated[tuple[str, ...], Field(min_length=2, max_length=2, strict=False)]
+WITHOUT_COLUMNS = ("builtin", "text")
+FILES = ("text", "jsonl", "parquet", "arrayrecord", "webdataset")
+WITH_COLUMNS = (
+    "jsonl:GLOB, parquet:GLOB, arrayrecord:GLOB, webdataset:GLOB, "
+    "hf:NAME[/CONFIG][@REVISION][:SPLIT]"
+)
+SOURCES = f"builtin:python, text:GLOB, {WITH_COLUMNS}"
 COLUMNS: dict[str, str | tuple[str, ...]] = {
     "text": "text",
     "messages": "messages",
@@ -44,8 +53,8 @@ class DataConfig(Schema):
 
     source: str | Annotated[tuple[SourceConfig, ...], Field(min_length=1, strict=False)] = Field(
         "builtin:python",
-        description="builtin:python, text:GLOB, jsonl:GLOB, parquet:GLOB or hf:NAME[/CONFIG], or a "
-        "list of them with weights",
+        description=f"{SOURCES}, or a list of them with weights; a GLOB may begin with gs://, "
+        "s3:// or https://",
     )
     validation_source: str | None = Field(None, description="a source of its own for validation")
     validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
@@ -61,11 +70,13 @@ class DataConfig(Schema):
         description="put BOS before every text; auto: if the tokenizer's files say so",
     )
     sequence_length: Annotated[int, Field(ge=2)] = Field(256, description="tokens per row")
-    format: Format = Field("text", description="what a row of jsonl, parquet and hf sources holds")
+    format: Format = Field(
+        "text", description="what a row holds; text: and builtin: sources hold text only"
+    )
     column: str | ColumnPair = Field(
         "text",
-        description="its column; the default depends on the format: text, messages, or "
-        "[prompt, completion]",
+        description="its column, or a field inside of one, as meta.text; the default depends on "
+        "the format: text, messages, or [prompt, completion]",
     )
     invalid_utf8: Literal["error", "replace", "skip"] = Field(
         "error",
@@ -74,6 +85,17 @@ class DataConfig(Schema):
     )
     missing_text: Literal["error", "skip"] = Field(
         "error", description="what happens to rows whose column is null or missing"
+    )
+    bad_rows: Literal["error", "skip"] = Field(
+        "error",
+        description="what happens to rows that are not JSON, are not objects, or hold something "
+        "other than text in the column; a damaged file is always an error",
+    )
+    min_chars: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="leaves out documents with fewer characters"
+    )
+    max_chars: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="leaves out documents with more characters"
     )
     cache_dir: LocalPlace = Field("~/.cache/jaxformer", description="where token stores are kept")
     prefetch: Annotated[int, Field(ge=0, le=1024)] = Field(
@@ -113,11 +135,21 @@ class DataConfig(Schema):
         return data
 
     @model_validator(mode="after")
-    def _sources_are_on_a_disk(self) -> "DataConfig":
+    def _sources_are_where_they_can_be(self) -> "DataConfig":
         for entry in (*self.sources, *([self.held_out] if self.held_out else [])):
-            _, _, where = entry.source.partition(":")
-            if (fault := fault_of_local_place(where)) is not None:
+            kind, _, where = entry.source.partition(":")
+            fault_of = fault_of_url if kind in FILES else fault_of_local_place
+            if (fault := fault_of(where)) is not None:
                 raise ValueError(f"source '{entry.source}': {fault}")
+        return self
+
+    @model_validator(mode="after")
+    def _lengths_are_in_order(self) -> "DataConfig":
+        if (self.min_chars or 1) > (self.max_chars or math.inf):
+            raise ValueError(
+                f"min_chars {self.min_chars} is more than max_chars {self.max_chars}, so every "
+                f"document would be left out; exchange them"
+            )
         return self
 
     @model_validator(mode="after")
@@ -130,10 +162,10 @@ class DataConfig(Schema):
                     f"{'one column' if is_pair else 'two columns'}; give column: NAME, or "
                     f"for completion column: [PROMPT, COMPLETION]"
                 )
-            if entry.format != "text" and entry.source.startswith(("text:", "builtin:")):
+            if entry.format != "text" and entry.source.partition(":")[0] in WITHOUT_COLUMNS:
                 raise ValueError(
                     f"source '{entry.source}' has no columns, but its format is {entry.format}; "
-                    f"allowed: jsonl:GLOB, parquet:GLOB, hf:NAME[/CONFIG], or format text"
+                    f"allowed: {WITH_COLUMNS}, or format text"
                 )
         return self
 
@@ -149,11 +181,12 @@ class DataConfig(Schema):
         every = [entry.source for entry in self.sources] + [self.validation_source or ""]
         if self.column != COLUMNS[self.format] and not any(map(_has_columns, every)):
             raise ValueError(
-                f"column is {self.column}, but no source has columns; leave it out, or give "
-                f"jsonl:GLOB, parquet:GLOB or hf:NAME[/CONFIG]"
+                f"column is {self.column}, but no source has columns; leave it out, or give one "
+                f"of {WITH_COLUMNS}"
             )
         return self
 
 
 def _has_columns(source: str) -> bool:
-    return source.startswith(("jsonl:", "parquet:", "hf:"))
+    kind, colon, _ = source.partition(":")
+    return bool(colon) and kind not in WITHOUT_COLUMNS

@@ -4,11 +4,11 @@ import os
 from collections.abc import Callable
 
 from jaxformer.config import Config, DataConfig
+from jaxformer.config.data import FILES
 from jaxformer.config.named_runs import named_runs, with_named_runs
 from jaxformer.paths import is_remote
 from jaxformer.run_files import needs_no_files
-
-FILES = ("text", "jsonl", "parquet")  # kinds of sources that are always paths
+from jaxformer.storage import is_url
 
 Change = Callable[[str], str]
 
@@ -56,8 +56,9 @@ def _sources(data: DataConfig, change: Change) -> object:
 
 def _source(name: str, change: Change) -> str:
     kind, colon, where = name.partition(":")
+    files = kind in FILES and not is_url(where)
     folder = kind == "hf" and (_is_there(where) or _is_there(where.partition(":")[0]))
-    return f"{kind}{colon}{change(where)}" if kind in FILES or folder else name
+    return f"{kind}{colon}{change(where)}" if files or folder else name
 
 
 def _at(place: str, change: Change) -> str:

@@ -4,6 +4,7 @@ The loss covers every token of a text, only the assistant's answers in a convers
 completion of a prompt. A token that holds any character of an answer is in the loss.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -13,25 +14,54 @@ import numpy as np
 from jaxformer.config import SourceConfig
 from jaxformer.data.chat_template import ChatTemplate, Span, load_chat_template
 from jaxformer.data.conversations import TOOLS, is_answered, read_messages, read_tools
-from jaxformer.data.long_text import Text, utf8_bytes
+from jaxformer.data.long_text import Text, characters, utf8_bytes
 from jaxformer.data.plain_tokenizers import byte_offsets
-from jaxformer.data.rows import Column, Row
+from jaxformer.data.rows import Column, LeftOut, Row
+from jaxformer.data.sources import Source
 from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.data.units import Unit
 from jaxformer.schema.base import Schema
 
 
 class Document(NamedTuple):
     """A text to tokenise, and the characters [from, to) of the answers in it; `done` counts how
-    much of the source has been read.
+    much of the source or unit has been read.
 
-    The text is None where a policy skipped the row (`is_missing` says which), and empty where it
+    The text is None where the document is left out, for the reason `left_out`, and empty where it
     has nothing to train on.
     """
 
     text: Text | None
     done: int
     answers: tuple[Span, ...] = ()
-    is_missing: bool = False
+    left_out: LeftOut | None = None
+
+
+class Lengths(NamedTuple):
+    """`data.min_chars` and `data.max_chars`: a document outside of them is left out."""
+
+    min_chars: int | None = None
+    max_chars: int | None = None
+
+
+def read_documents(
+    source: Source, form: "Format", lengths: Lengths, unit: Unit | None = None
+) -> Iterator[Document]:
+    """The documents of a source or of one of its units, also those that are left out, so that they
+    can be counted.
+
+    Raises:
+        UserError: the source cannot be read, or a policy refuses a row.
+    """
+    least, most = lengths.min_chars or 0, lengths.max_chars or math.inf
+    for document in form.documents(source.rows(form.columns, unit)):
+        length = characters(document.text) if document.text else least
+        if length < least:
+            yield Document(None, document.done, left_out="short")
+        elif length > most:
+            yield Document(None, document.done, left_out="long")
+        else:
+            yield document
 
 
 class Encoded(NamedTuple):
@@ -83,7 +113,7 @@ class TextFormat:
     def documents(self, rows: Iterable[Row]) -> Iterator[Document]:
         for row in rows:
             text = row.values[0] if row.values else None
-            yield Document(text, row.done, is_missing=row.is_missing)
+            yield Document(text, row.done, left_out=row.left_out)
 
     def encode(self, texts: Sequence[Document], tokenizer: Tokenizer) -> Iterator[Encoded]:
         written = [document.text or "" for document in texts]
@@ -122,7 +152,7 @@ class CompletionFormat:
     def documents(self, rows: Iterable[Row]) -> Iterator[Document]:
         for row in rows:
             if row.values is None:
-                yield Document(None, row.done, is_missing=row.is_missing)
+                yield Document(None, row.done, left_out=row.left_out)
             else:
                 prompt, completion = row.values
                 text = prompt + completion if completion else ""
@@ -160,7 +190,7 @@ class MessagesFormat:
     def documents(self, rows: Iterable[Row]) -> Iterator[Document]:
         for row in rows:
             if row.values is None:
-                yield Document(None, row.done, is_missing=row.is_missing)
+                yield Document(None, row.done, left_out=row.left_out)
                 continue
             messages = read_messages(row.values[0], f"{row.place}, column '{self.column}'")
             tools = read_tools(row.values[1], f"{row.place}, column '{TOOLS}'")

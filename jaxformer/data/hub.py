@@ -1,112 +1,162 @@
-"""Datasets read through `datasets`: from the Hugging Face Hub, or from a folder saved by it."""
+"""Datasets of the Hugging Face Hub.
+
+Those whose files are Parquet, lines of JSON or text are read from there as streams, file by file.
+Others are downloaded and converted by `datasets`, which guesses types and keeps a copy of its own.
+Either way all is of one commit, the newest at the time of opening unless a revision is named.
+"""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
-from jaxformer.data.rows import Column, Policies, Row, hf_rows
-from jaxformer.errors import UserError, did_you_mean
-from jaxformer.paths import local_path
+from jaxformer.data.file_source import FileSource
+from jaxformer.data.finding import look_up
+from jaxformer.data.rows import Column, Policies, Row
+from jaxformer.data.saved_datasets import DEFAULT_SPLIT, Table, no_split
+from jaxformer.data.units import Unit
+from jaxformer.errors import UserError
+from jaxformer.storage import Place, is_url
 
-DEFAULT_SPLIT = "train"
 PART = r"[A-Za-z0-9][\w.-]*"
+WHERE = re.compile(rf"({PART}(?:/{PART}){{0,2}})(?:@([\w./-]+))?(?::(.+))?")
+COMMIT = re.compile("[0-9a-f]{40}")
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+
+
+class _Streamed(NamedTuple):
+    """What a loader of `datasets` reads as one of our kinds: files with these ends, unless options
+    differ. Plain .json is not among them, since it may be one object of columns."""
+
+    kind: str
+    ends: tuple[str, ...]
+    options: dict[str, Any]
+
+
+STREAMED = {
+    "parquet": _Streamed("parquet", (".parquet",), {"filters": None}),
+    "json": _Streamed(
+        "jsonl",
+        (
+            *(f"{end}{packed}" for end in (".jsonl", ".ndjson") for packed in ("", *PACKED)),
+            *(f".json{packed}" for packed in PACKED),
+        ),
+        {"field": None, "encoding": "utf-8"},
+    ),
+    "text": _Streamed(
+        "lines",
+        tuple(f".txt{packed}" for packed in ("", *PACKED)),
+        {"sample_by": "line", "keep_linebreaks": False, "encoding": "utf-8"},
+    ),
+}
 
 
 @dataclass(frozen=True)
 class HubSource:
-    """`where` is FOLDER, NAME, ORG/NAME or ORG/NAME/CONFIG, and `:SPLIT` may follow."""
+    """`where` is NAME, ORG/NAME or ORG/NAME/CONFIG, then @REVISION and :SPLIT if given."""
 
     name: str
     where: str
     policies: Policies
 
     def __post_init__(self) -> None:
-        if self.folder is None and not re.fullmatch(rf"{PART}(/{PART}){{0,2}}", self.path):
+        if not WHERE.fullmatch(self.where):
             raise UserError(
                 f"data source '{self.name}': no such folder, and not the name of a dataset; "
-                f"allowed: hf:FOLDER, hf:NAME, hf:ORG/NAME, hf:ORG/NAME/CONFIG, then :SPLIT"
+                f"allowed: hf:FOLDER, hf:NAME, hf:ORG/NAME, hf:ORG/NAME/CONFIG, then @REVISION, "
+                f"then :SPLIT"
             )
-
-    @cached_property
-    def path(self) -> str:
-        if local_path(self.where).is_dir():
-            return self.where
-        return self.where.partition(":")[0]
-
-    @cached_property
-    def split(self) -> str | None:
-        return self.where[len(self.path) :].removeprefix(":") or None
-
-    @cached_property
-    def folder(self) -> Path | None:
-        folder = local_path(self.path)
-        return folder.resolve() if folder.is_dir() else None
 
     @property
     def identity(self) -> str:
-        return f"hf:{self.folder or self.path}:{self.split or DEFAULT_SPLIT}"
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"hf:{self._parts[0]}{revision}:{self.split}"
+
+    @property
+    def revision(self) -> str | None:
+        return self._parts[1]
+
+    @property
+    def split(self) -> str:
+        return self._parts[2] or DEFAULT_SPLIT
 
     @property
     def size(self) -> int:
-        return self._dataset.num_rows
+        return self._content.size
 
     def fingerprint(self) -> str:
-        """A hash of a folder's files, or of a Hub dataset's name, since that is prepared once."""
-        if self.folder is None:
-            return hashlib.sha256(self.identity.encode()).hexdigest()
-        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
-        states = [(str(file.relative_to(self.folder)), file.stat()) for file in files]
-        rows = [[name, state.st_size, state.st_mtime_ns] for name, state in states]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        """A hash of the commit; the Hub is not asked if the revision is one."""
+        commit = self.revision
+        if not COMMIT.fullmatch(commit or ""):
+            commit = self._builder.hash
+        return hashlib.sha256(f"{self.identity} {commit}".encode()).hexdigest()
 
-    def rows(self, columns: Sequence[Column]) -> Iterator[Row]:
-        return hf_rows(self._dataset, columns, self.policies, self.name)
+    def units(self, target_bytes: int) -> tuple[Unit, ...]:
+        return self._content.units(target_bytes)
+
+    def rows(self, columns: Sequence[Column], unit: Unit | None = None) -> Iterator[Row]:
+        return self._content.rows(columns, unit)
+
+    @property
+    def _parts(self) -> tuple[str, str | None, str | None]:
+        match = WHERE.fullmatch(self.where)
+        assert match
+        return match[1], match[2], match[3]
+
+    @property
+    def _dataset(self) -> tuple[str, str | None]:
+        """The name of the dataset and of its configuration."""
+        parts = self._parts[0].split("/")
+        return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
 
     @cached_property
-    def _dataset(self) -> Any:
-        return self._saved() if self.folder else self._of_the_hub()
+    def _content(self) -> FileSource | Table:
+        return self._streamed() or Table(self._downloaded(), self.name, self.policies)
 
-    def _saved(self) -> Any:
+    def _streamed(self) -> FileSource | None:
+        """The files of the split, if all are of a kind that is read as a stream."""
+        config = self._builder.config
+        streamed = STREAMED.get(self._builder.name)
+        files = {str(split): list(each) for split, each in (config.data_files or {}).items()}
+        if not streamed or not files or not re.fullmatch(r"[\w.-]+", self.split):
+            return None
+        if self.split not in files:
+            raise no_split(self.name, self.split, list(files))
+        names = files[self.split]
+        plain = all(is_url(name) and name.endswith(streamed.ends) for name in names)
+        if not plain or any(
+            getattr(config, option, value) != value for option, value in streamed.options.items()
+        ):
+            return None
+        find = partial(look_up, self.name, [Place(name) for name in names])
+        return FileSource(self.name, streamed.kind, self.identity, self.policies, find)
+
+    @cached_property
+    def _builder(self) -> Any:
         import datasets
 
-        try:
-            saved = datasets.load_from_disk(str(self.folder))
-        except (FileNotFoundError, ValueError, OSError) as error:
-            raise UserError(
-                f"data source '{self.name}': {self.folder} holds no dataset saved by "
-                f"datasets.save_to_disk ({error}); name files as parquet:GLOB or jsonl:GLOB"
-            ) from None
-        if not isinstance(saved, datasets.DatasetDict):
-            if self.split:
-                raise UserError(
-                    f"data source '{self.name}': the folder has no splits; drop ':{self.split}'"
-                )
-            return saved
-        split = self.split or DEFAULT_SPLIT
-        splits = [str(name) for name in saved]
-        if split not in splits:
-            raise UserError(
-                f"data source '{self.name}': no split '{split}'; splits: {', '.join(splits)}."
-                f"{did_you_mean(split, splits)}"
-            )
-        return saved[split]
+        return self._ask(datasets.load_dataset_builder, revision=self.revision)
 
-    def _of_the_hub(self) -> Any:
+    def _downloaded(self) -> Any:
         import datasets
+
+        commit = self._builder.hash  # the branch may have moved since
+        revision = commit if COMMIT.fullmatch(commit or "") else self.revision
+        return self._ask(datasets.load_dataset, revision=revision, split=self.split)
+
+    def _ask(self, load: Any, **options: Any) -> Any:
         from datasets.exceptions import DatasetsError
 
-        parts = self.path.split("/")
-        name, config = "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
+        name, config = self._dataset
         try:
-            return datasets.load_dataset(name, config, split=self.split or DEFAULT_SPLIT)
+            return load(name, config, **options)
         except (ValueError, OSError, DatasetsError) as error:
+            revision = f", revision {self.revision}" if self.revision else ""
             raise UserError(
                 f"data source '{self.name}': the Hub gave no dataset '{name}', configuration "
-                f"{config or 'default'}, split {self.split or DEFAULT_SPLIT} ({error}). Check the "
-                f"names and the connection (HF_HUB_OFFLINE=1 uses what was downloaded before)"
+                f"{config or 'default'}, split {self.split}{revision} ({error}). Check the names "
+                f"and the connection (HF_HUB_OFFLINE=1 uses what was downloaded before); with "
+                f"@COMMIT after the name, a token store that was made is used without asking"
             ) from None

@@ -4,18 +4,12 @@ import codecs
 import json
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from jaxformer.data.rows import (
-    Column,
-    Policies,
-    Row,
-    decode_utf8,
-    named_kind,
-    wrong_column,
-    wrong_value,
-)
+from jaxformer.data.lines import lines_of
+from jaxformer.data.object_rows import row_of_object
+from jaxformer.data.rows import BadRow, Column, Policies, Row, bad_row, decode_utf8
+from jaxformer.data.units import FilePart
 from jaxformer.data.unpacking import TextFile, open_text
 from jaxformer.errors import UserError
 from jaxformer.reading import not_json, read_json
@@ -25,74 +19,55 @@ LONGEST_ESCAPE = 12  # characters: a surrogate pair
 _NO_SPACE = re.compile(r"[^ \t\r\n]")
 
 
-def jsonl_rows(
-    files: Sequence[Path], columns: Sequence[Column], policies: Policies
-) -> Iterator[Row]:
-    """One row per line, or per item of an array; `done` counts bytes of the stored files."""
-    before = 0
-    for file in files:
-        with open_text(file) as text:
-            read = _array_rows if text.peek().lstrip().startswith(b"[") else _line_rows
-            for row in read(text, file, columns, policies):
-                yield row._replace(done=before + text.done)
-        before += file.stat().st_size
+def jsonl_rows(file: FilePart, columns: Sequence[Column], policies: Policies) -> Iterator[Row]:
+    """One row per line, or per item of an array; a file that is an array cannot be cut."""
+    with open_text(file.place) as text:
+        if not text.peek().lstrip().startswith(b"["):
+            for line in lines_of(text, file):
+                if line.content.strip():
+                    yield json_row(line.content, line.place, line.done, columns, policies)
+        elif file.part == 0:
+            for number, value in enumerate(_items(text, str(file.place)), start=1):
+                done = min(text.done, file.size)
+                place = f"{file.place}, row {number}"
+                yield row_of_object(value, place, done, columns, policies)
 
 
-def _line_rows(
-    text: TextFile, file: Path, columns: Sequence[Column], policies: Policies
-) -> Iterator[Row]:
-    number = 0
-    while line := text.readline():
-        number += 1
-        if line.strip():
-            place = f"{file}, line {number}"
-            decoded = decode_utf8(line, policies.invalid_utf8, place)
-            if decoded is None:
-                yield Row(None, place, 0)
-            else:
-                yield _row(_value_of(decoded, place), place, columns, policies)
+def json_row(
+    line: bytes, place: str, done: int, columns: Sequence[Column], policies: Policies
+) -> Row:
+    """The row of one text of JSON."""
+    decoded = decode_utf8(line, policies.invalid_utf8, place)
+    if decoded is None:
+        return Row(None, place, done, "not_utf8")
+    try:
+        value = read_value(decoded, place)
+    except BadRow as error:
+        return bad_row(error, place, done, policies)
+    return row_of_object(value, place, done, columns, policies)
 
 
-def _value_of(line: str, place: str) -> Any:
+def read_value(line: str, place: str) -> Any:
+    """Parse a text of JSON.
+
+    Raises:
+        BadRow: it is none.
+    """
     try:
         return read_json(line, place)
     except UserError as error:
-        cause = error.__cause__
-        if not isinstance(cause, json.JSONDecodeError):
-            raise
-        ends, goes_on = cause.pos >= len(line.rstrip()), cause.msg == "Extra data"
-        if ends or goes_on:
-            raise UserError(
-                f"{error}{', its end' if ends else ''}. A row is one line; if objects span or "
-                f"share lines, this gives each its own: jq -c . OLD > NEW"
-            ) from None
-        raise
-
-
-def _row(value: Any, place: str, columns: Sequence[Column], policies: Policies) -> Row:
-    for column in columns:
-        if not isinstance(value, dict):
-            raise UserError(
-                f"{place}: {named_kind(value)}, not an object with a column '{column.name}'"
-            )
-        if column.holds is None:
-            continue
-        is_missing = value.get(column.name) is None
-        if is_missing and policies.missing_text == "skip":
-            return Row(None, place, 0, is_missing=True)
-        if column.name not in value:
-            raise wrong_column(place, column.name, value)
-        if not isinstance(value[column.name], column.holds):
-            raise wrong_value(place, column, value[column.name])
-    values = tuple(value.get(column.name) for column in columns)
-    return Row(decode_utf8(values, policies.invalid_utf8, place), place, 0)
-
-
-def _array_rows(
-    text: TextFile, file: Path, columns: Sequence[Column], policies: Policies
-) -> Iterator[Row]:
-    for number, value in enumerate(_items(text, str(file)), start=1):
-        yield _row(value, f"{file}, row {number}", columns, policies)
+        cause, hint = error.__cause__, ""
+        if isinstance(cause, json.JSONDecodeError):
+            ends, goes_on = cause.pos >= len(line.rstrip()), cause.msg == "Extra data"
+            hint = ", its end" * ends
+            if ends or goes_on:
+                hint += (
+                    ". A row is one line; if objects span or share lines, this gives each its own: "
+                    "jq -c . OLD > NEW"
+                )
+        raise BadRow(
+            f"{error}{hint}. Fix or remove the row, or skip all such rows with data.bad_rows=skip"
+        ) from None
 
 
 def _items(text: TextFile, name: str) -> Iterator[Any]:

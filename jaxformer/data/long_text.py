@@ -22,9 +22,12 @@ class LongText:
         UnicodeDecodeError: it is not UTF-8, and `errors` is strict.
     """
 
-    def __init__(self, data: bytes, errors: str) -> None:
+    def __init__(self, data: bytes | bytearray, errors: str) -> None:
         self._data, self._errors = data, errors
-        self.utf8_bytes = sum(len(block.encode("utf-8")) for block in self.blocks())
+        self.utf8_bytes = self.characters = 0
+        for block in self.blocks():
+            self.utf8_bytes += len(block.encode("utf-8"))
+            self.characters += len(block)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -41,7 +44,7 @@ class LongText:
             except UnicodeDecodeError as error:
                 place, length = start + error.start, error.end - error.start
                 raise UnicodeDecodeError(
-                    "utf-8", self._data, place, place + length, error.reason
+                    "utf-8", bytes(self._data), place, place + length, error.reason
                 ) from None
             start = end
 
@@ -95,7 +98,11 @@ def utf8_bytes(text: Text) -> int:
     return sum(len(b) if b.isascii() else len(b.encode("utf-8")) for b in blocks_of(text))
 
 
-def _character_end(data: bytes, place: int) -> int:
+def characters(text: Text) -> int:
+    return text.characters if isinstance(text, LongText) else len(text)
+
+
+def _character_end(data: bytes | bytearray, place: int) -> int:
     """`place`, or, where that is inside a character, that character's beginning."""
     for earlier in range(place, place - 4, -1):
         if earlier >= len(data) or data[earlier] & 0xC0 != 0x80:

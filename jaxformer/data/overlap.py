@@ -1,8 +1,8 @@
 """Warns when validation text is also trained on."""
 
 from jaxformer.config import DataConfig, SourceConfig
+from jaxformer.data.file_source import FileSource
 from jaxformer.data.prepare import recipe_of
-from jaxformer.data.sources import FileSource
 from jaxformer.data.store import TOKENS, UnusableStoreError, read_manifest
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import UserError

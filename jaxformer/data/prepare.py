@@ -10,17 +10,19 @@ import os
 import shutil
 import time
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, get_args
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 from jaxformer.config import DataConfig, SourceConfig
 from jaxformer.data.documents import Document, Encoded, format_of
+from jaxformer.data.rows import LeftOut
 from jaxformer.data.sources import open_source
 from jaxformer.data.store import (
     DOCUMENTS,
@@ -55,7 +57,7 @@ def recipe_of(source: SourceConfig, data: DataConfig, tokenizer: Tokenizer) -> R
     Raises:
         UserError: the source is wrong, or the tokenizer has no chat template for its messages.
     """
-    opened = open_source(source.source, data.invalid_utf8, data.missing_text)
+    opened = open_source(source.source, data.invalid_utf8, data.missing_text, data.bad_rows)
     form = format_of(source, tokenizer)
     policies = (data.invalid_utf8, data.missing_text)
     return Recipe(opened, tokenizer, form, *policies, data.cache_dir)
@@ -207,8 +209,7 @@ class _Writer:
     offsets: array = field(default_factory=lambda: array("q", [0]))
     text_bytes: array = field(default_factory=lambda: array("q", [0]))
     empty: int = 0
-    skipped: int = 0
-    missing: int = 0
+    left_out: Counter[LeftOut] = field(default_factory=Counter)
     largest: int = 0
     learnt: int = 0
     length: int = 0  # in tokens, appended or waiting to be
@@ -218,8 +219,7 @@ class _Writer:
 
     def add(self, batch: list[Document]) -> None:
         texts = [document for document in batch if document.text]
-        self.missing += sum(document.is_missing for document in batch)
-        self.skipped += sum(each.text is None and not each.is_missing for each in batch)
+        self.left_out.update(each.left_out for each in batch if each.left_out)
         self.empty += sum(document.text == "" for document in batch)
         waiting: list[Encoded] = []
         size = 0
@@ -253,12 +253,15 @@ class _Writer:
         recipe, documents = self.recipe, len(self.offsets) - 1
         instructions = recipe.format.instructions
         if not documents:
+            reasons = {reason: self.left_out[reason] for reason in get_args(LeftOut)}
             raise UserError(
                 f"data source '{recipe.source.name}' holds no "
                 f"{'answer to learn' if instructions else 'text'}: {self.empty} "
-                f"{'rows have none' if instructions else 'documents are empty'}, {self.skipped} "
-                f"were skipped as not UTF-8 (data.invalid_utf8), {self.missing} as null or missing "
-                f"(data.missing_text)"
+                f"{'rows have none' if instructions else 'documents are empty'}, "
+                f"{reasons['not_utf8']} were skipped as not UTF-8 (data.invalid_utf8), "
+                f"{reasons['missing']} as null or missing (data.missing_text), {reasons['bad']} as "
+                f"no rows (data.bad_rows), {reasons['short']} as too short (data.min_chars), "
+                f"{reasons['long']} as too long (data.max_chars)"
             )
         if self.largest >= recipe.tokenizer.vocab_size:
             raise ValueError(f"tokenizer '{recipe.tokenizer.name}' gave id {self.largest}")
@@ -283,8 +286,8 @@ class _Writer:
             dtype=self.dtype.name,
             documents=documents,
             empty_documents=self.empty,
-            skipped_documents=self.skipped,
-            missing_documents=self.missing,
+            skipped_documents=self.left_out["not_utf8"],
+            missing_documents=self.left_out["missing"],
             tokens=self.offsets[-1],
             text_bytes=self.text_bytes[-1],
             largest_id=self.largest,

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
-from jaxformer.data import long_text, prepare, rows
+from jaxformer.data import long_text, prepare, text_rows
 from jaxformer.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxformer.data.long_text import LongText, utf8_bytes
-from jaxformer.data.rows import Policies, text_rows
+from jaxformer.data.rows import Policies
 from jaxformer.data.tokenizers import load_tokenizer
+from jaxformer.data.units import FilePart
 from jaxformer.errors import UserError
+from jaxformer.storage import Place
 from tests.data.test_store import open_store
 
 TEXT = "naïve 日本語 🎉 the cat sat, 12 times\n" * 20
@@ -24,7 +26,7 @@ def test_a_store_of_a_text_in_parts_is_that_of_the_whole_text(
         source = write_texts([text, "3", text], folder=name)
         stores = []
         for block in (2**15, 7):
-            for module in (long_text, rows):
+            for module in (long_text, text_rows):
                 monkeypatch.setattr(module, "BLOCK", block)
             monkeypatch.setattr("jaxformer.data.pieces.BLOCK", block)
             monkeypatch.setattr(prepare, "TOKENS_AT_ONCE", 10 * block)
@@ -57,6 +59,8 @@ def test_blocks_of_utf8_joined_are_the_text_also_where_bytes_are_replaced(
 def test_a_byte_of_a_long_text_that_is_not_utf8_is_named_by_its_place(tmp_path) -> None:
     file = tmp_path / "long.txt"
     file.write_bytes(b"a" * 100_000 + b"\xff" + b"a")
+    part = FilePart(Place(str(file)), 100_002)
     with pytest.raises(UserError, match=r"long.txt: byte 0xff at offset 100000 is not UTF-8"):
-        list(text_rows([file], Policies()))
-    assert [row.values for row in text_rows([file], Policies(invalid_utf8="skip"))] == [None]
+        list(text_rows.text_rows(part, [], Policies()))
+    skipped = text_rows.text_rows(part, [], Policies(invalid_utf8="skip"))
+    assert [(row.values, row.left_out) for row in skipped] == [(None, "not_utf8")]

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jaxformer.data.finding import expand_braces
 from jaxformer.data.rows import Column
-from jaxformer.data.sources import expand_braces, open_source
+from jaxformer.data.sources import open_source
 from jaxformer.errors import UserError
 
 
@@ -150,12 +151,12 @@ def test_builtin_python_is_the_standard_library_in_a_fixed_fair_order() -> None:
     source = open_source("builtin:python", "error")
     files = source.files  # type: ignore[attr-defined]
     root = Path(sysconfig.get_path("stdlib")).resolve()
-    names = [file.relative_to(root).as_posix() for file in files]
+    names = [file.path.relative_to(root).as_posix() for file in files]
     assert "argparse.py" in names
     assert "json/decoder.py" in names
     assert not any("site-packages" in name or "dist-packages" in name for name in names)
     assert names == [
-        file.relative_to(root).as_posix()
+        file.path.relative_to(root).as_posix()
         for file in open_source("builtin:python", "error").files  # type: ignore[attr-defined]
     ]
     in_folders = [("/" in name) for name in names]
@@ -273,7 +274,7 @@ def test_null_and_missing_text_follow_the_policy(kind: str, tmp_path: Path) -> N
             place = f"{source}, row 2"
     found = list(open_source(source, "error", "skip").rows([Column("text", str)]))
     assert [row.values for row in found[:3]] == [("a",), None, ("c",)]
-    assert [row.is_missing for row in found] == [False, True, False, True][: len(found)]
+    assert [row.left_out for row in found] == [None, "missing", None, "missing"][: len(found)]
     message = f"{place}: column 'text' is null, not text; fix or remove the row, or skip all such"
     with pytest.raises(UserError, match=re.escape(message)):
         texts(source)

@@ -75,7 +75,7 @@ def parquet() -> bytes:
 
 
 NO_TEXTS = {
-    "a tar archive inside of gzip, not text; unpack it": packed_tar(),
+    "a tar archive inside of gzip, not text; give it as webdataset:GLOB": packed_tar(),
     "compressed by gzip once more": gzip.compress(gzip.compress(b"text")),
     "a zip archive, not text; unpack it, and name the files inside": zipped(),
     "a Parquet file, not text; give it as parquet:GLOB": parquet(),
