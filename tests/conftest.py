@@ -4,8 +4,11 @@ The settings are environment variables, so that processes started by a test have
 """
 
 import os
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+
+import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -23,3 +26,12 @@ quick_compilation = [
 if version("jaxlib").startswith("0.10."):  # others may not have the former emitters any more
     quick_compilation.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *quick_compilation])
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[None]:
+    """`gs://runs` leads to a bucket on this machine."""
+    from tests.buckets import bucket_server  # for tests only that need it
+
+    with bucket_server():
+        yield
