@@ -250,6 +250,11 @@ class Place:
                 if not self.is_remote or not _may_pass(cause):
                     if _is_denied(cause):
                         raise self._denied(cause) from None
+                    if status := _status(cause):
+                        raise UserError(
+                            f"{self.name}: its server answers {status} ({_first_line(cause)}); "
+                            f"check the address"
+                        ) from None
                     raise
                 if time.monotonic() + wait > give_up:
                     raise Unreachable(
@@ -411,9 +416,11 @@ def _is_denied(error: BaseException) -> bool:
 
 def _status(error: BaseException) -> str:
     """The code that a server answered with, if the error has one."""
-    response = getattr(error, "response", None)
-    codes = (getattr(error, "code", None), getattr(error, "status", None))
-    return str(next(filter(None, (*codes, getattr(response, "status_code", None))), ""))
+    answer = getattr(error, "response", None)
+    for holder, name in ((error, "status"), (error, "code"), (answer, "status_code")):
+        if code := getattr(holder, name, None):
+            return str(code)
+    return ""
 
 
 def _first_line(error: BaseException) -> str:

@@ -43,6 +43,8 @@ def absolute_pattern(where: str) -> str:
 
 
 def _found_remotely(name: str, where: str) -> Found:
+    if not where.partition("://")[2]:
+        raise UserError(f"data source '{name}' names no file; give one, as in {name}BUCKET/a.txt")
     found: Found = {}
     named: list[Place] = []
     for pattern in expand_braces(where):
@@ -53,11 +55,20 @@ def _found_remotely(name: str, where: str) -> Found:
                 f"https://HOST/FOLDER/{{00000..00099}}.jsonl.gz"
             )
         if not place.is_on_the_web and glob.has_magic(pattern):
-            found |= {Place(file): stored for file, stored in place.glob().items()}
+            found |= _matched(name, place)
         else:
             named.append(place)
 
     return found | look_up(name, named)
+
+
+def _matched(name: str, pattern: Place) -> Found:
+    try:
+        return {Place(file): stored for file, stored in pattern.glob().items()}
+    except FileNotFoundError:
+        raise UserError(
+            f"data source '{name}': there is no bucket or folder of {pattern}; check the address"
+        ) from None
 
 
 def look_up(name: str, places: Sequence[Place]) -> Found:
