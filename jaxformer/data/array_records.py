@@ -31,19 +31,23 @@ def array_record_rows(
             f"mount the bucket, or write them as Parquet"
         )
     reader = _open(file)
+    count = reader.num_records()
+    begin, end = (share(count, edge, file.parts) for edge in (file.part, file.part + 1))
+    for number, record in enumerate(_records(reader, file, begin, end), start=1):
+        place = f"{file.place}, record {begin + number}"
+        yield _row(record, place, file.size * number // (end - begin), columns, policies)
+
+
+def _records(reader: Any, file: FilePart, begin: int, end: int) -> Iterator[bytes]:
+    if begin == end:
+        return
     try:
-        count = reader.num_records()
-        begin, end = (share(count, edge, file.parts) for edge in (file.part, file.part + 1))
-        if begin < end:
-            reader.seek(begin)
-        for number in range(begin, end):
-            record, place = reader.read(), f"{file.place}, record {number + 1}"
-            done = file.size * (number + 1 - begin) // (end - begin)
-            yield _row(record, place, done, columns, policies)
+        reader.seek(begin)
+        for _ in range(begin, end):
+            yield reader.read()
+        reader.close()
     except (RuntimeError, IndexError) as error:
         raise _damaged(file, str(error).splitlines()[0]) from None
-    finally:
-        reader.close()
 
 
 def _open(file: FilePart) -> Any:
