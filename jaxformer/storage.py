@@ -149,7 +149,9 @@ class Place:
                 return file.read() if end is None else file.read(end - (start or 0))
         if self.is_on_the_web and end is not None:
             return self._try(lambda path: self._range_of_the_web(path, start or 0, end))
-        return self._try(lambda path: self._fs.cat_file(path, start=start, end=end))
+        # Where fsspec opens the file to read a part of it, it would read ahead each time.
+        options = {} if end is None or self._fs.async_impl else {"cache_type": "none"}
+        return self._try(lambda path: self._fs.cat_file(path, start=start, end=end, **options))
 
     def write(self, data: bytes) -> None:
         """Write the file whole or not at all."""
