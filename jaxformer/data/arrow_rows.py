@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxformer.data.object_rows import splits
 from jaxformer.data.rows import Column, Policies, Row, holds, row_of, wrong_column, wrong_value
@@ -22,6 +22,14 @@ PARQUET = (b"PAR1", b"PARE")
 Path = tuple[str, ...]  # of names: a column, and fields inside of it
 
 
+class _Rows(NamedTuple):
+    """A range of rows: how many are before it and in it, and what `done` grows to."""
+
+    before: int
+    count: int
+    size: int
+
+
 def parquet_rows(file: FilePart, columns: Sequence[Column], policies: Policies) -> Iterator[Row]:
     """One row per row; a file is cut at its row groups: group g of n is in part g·parts // n."""
     import pyarrow as pa
@@ -39,14 +47,14 @@ def parquet_rows(file: FilePart, columns: Sequence[Column], policies: Policies) 
             ]
             if not groups:
                 return
-            before, rows = sum(counts[: groups[0]]), sum(counts[group] for group in groups)
+            before, count = sum(counts[: groups[0]]), sum(counts[group] for group in groups)
             batches = parquet.iter_batches(
                 batch_size=ROWS_AT_ONCE,
                 row_groups=groups,
                 columns=[".".join(path) for path in paths if path is not None],
             )
-            for row in _rows(batches, paths, columns, policies, place, before):
-                yield row._replace(done=file.size * (row.done - before) // rows)
+            rows = _Rows(before, count, file.size)
+            yield from _rows_of(batches, paths, columns, policies, place, rows)
     except (pa.ArrowException, OSError, EOFError) as error:
         raise UserError(
             f"{file.place}: truncated or damaged parquet ({str(error).splitlines()[0]}); "
@@ -72,8 +80,8 @@ def hf_rows(
     batches = (
         batch for table in selected.iter(batch_size=ROWS_AT_ONCE) for batch in table.to_batches()
     )
-    for row in _rows(batches, paths, columns, policies, place, begin):
-        yield row._replace(done=row.done - begin)
+    rows = _Rows(begin, end - begin, end - begin)
+    return _rows_of(batches, paths, columns, policies, place, rows)
 
 
 @contextmanager
@@ -100,16 +108,15 @@ def _open_parquet(place: Place) -> Iterator["pq.ParquetFile"]:
             yield parquet
 
 
-def _rows(
+def _rows_of(
     batches: Iterable["pa.RecordBatch"],
     paths: Sequence[Path | None],
     columns: Sequence[Column],
     policies: Policies,
     place: str,
-    before: int,
+    rows: _Rows,
 ) -> Iterator[Row]:
-    """Rows numbered from `before` + 1; the number is also what is `done`."""
-    row = before
+    row = 0
     for batch in batches:
         # Long texts are taken out of a batch a few at a time.
         count = max(1, len(batch) * BYTES_AT_ONCE // max(batch.nbytes, BYTES_AT_ONCE))
@@ -123,7 +130,8 @@ def _rows(
             ]
             for values in zip(*arrays, strict=True):
                 row += 1
-                yield _row(values, columns, policies, f"{place}, row {row}", row)
+                done = rows.size * row // rows.count
+                yield _row(values, columns, policies, f"{place}, row {rows.before + row}", done)
 
 
 def _row(

@@ -66,5 +66,5 @@ class FileSource:
         for place, stored in found[unit.first : unit.end]:
             file = FilePart(place, stored.bytes, unit.part, unit.parts)
             for row in READERS[self.kind](file, columns, self.policies):
-                yield row._replace(done=before + row.done)
+                yield row._replace(done=before + row.done) if before else row
             before += file.size
