@@ -104,7 +104,8 @@ def _open_parquet(place: Place) -> Iterator["pq.ParquetFile"]:
                 f"the file, or serve it from a bucket"
             )
         source = stream if place.is_remote else str(place.path)
-        with pq.ParquetFile(source, buffer_size=READ_AHEAD) as parquet:
+        # Otherwise whole columns of a row group are read before its first row.
+        with pq.ParquetFile(source, buffer_size=READ_AHEAD, pre_buffer=False) as parquet:
             yield parquet
 
 

@@ -73,6 +73,10 @@ def test_braces_name_several_files(tmp_path: Path) -> None:
         texts(f"text:{tmp_path}/{{c.txt,c.tx}}")
     assert expand_braces("a{b,c{1,2}}d{,e}") == ["abd", "abde", "ac1d", "ac1de", "ac2d", "ac2de"]
     assert expand_braces("{a}{,b") == ["{a}{,b"]
+    assert expand_braces("{8..11}-{b..c}{x}") == [f"{n}-{{b..c}}{{x}}" for n in (8, 9, 10, 11)]
+    assert expand_braces("{08..10},{2..0}{,a{1..2}}")[:4] == ["08,2", "08,2a1", "08,2a2", "08,1"]
+    with pytest.raises(UserError, match=r"'\{0\.\.9{15}\}' stands for 1,000,000,000,000,000 names"):
+        expand_braces(f"{{0..{'9' * 15}}}")
 
 
 def test_a_pipe_is_named_and_not_waited_for(tmp_path: Path) -> None:
@@ -308,3 +312,14 @@ def test_truncated_parquet_is_named(tmp_path: Path) -> None:
         file.write_bytes(content)
         with pytest.raises(UserError, match=r"a\.parquet: truncated or damaged parquet \("):
             texts(f"parquet:{file}")
+
+
+def test_a_row_group_is_not_held_whole(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    write_parquet(file, {"text": [os.urandom(1000).hex() for _ in range(20_000)]})
+    assert file.stat().st_size > 35_000_000
+    before, most = pa.total_allocated_bytes(), 0
+    for row in open_source(f"parquet:{file}", "error").rows([Column("text", str)]):
+        most = max(most, pa.total_allocated_bytes() - before)
+        assert row.values
+    assert most < 16_000_000
