@@ -70,7 +70,8 @@ BAD_CONFIGURATIONS = {
     ),
     "a column of files without columns": (
         "data: {source: 'text:a.txt', column: body}",
-        "data: column is body, but no source has columns; leave it out, or give jsonl:GLOB",
+        "data: column is body, but no source has columns; leave it out, or give one of "
+        "jsonl:GLOB, ",
     ),
     "a column of one source without columns": (
         "data: {source: [{source: 'text:a.txt', column: body}, {source: 'jsonl:b.jsonl'}]}",

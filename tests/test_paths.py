@@ -53,8 +53,8 @@ def test_a_file_url_is_told_its_path_and_what_has_to_be_on_a_disk_takes_no_bucke
     [
         "data.cache_dir=gs://b/x",
         "data.cache_dir=s3://b/x",
-        "data.source=text:gs://b/x.txt",
-        "data.validation_source=jsonl:https://host/x.jsonl",
+        "data.source=hf:gs://b/x",
+        "data.validation_source=hf:https://host/x",
         "data.tokenizer=s3://b/x",
         "eval.tasks_dir=gs://b/x",
         "init.from=az://b/x",
@@ -63,7 +63,7 @@ def test_a_file_url_is_told_its_path_and_what_has_to_be_on_a_disk_takes_no_bucke
 )
 def test_a_configuration_names_the_key_whose_place_cannot_be_used(home, override):
     key, _, value = override.partition("=")
-    place = value[value.index(":") + 1 :] if value.startswith(("text:", "jsonl:")) else value
+    place = value[value.index(":") + 1 :] if value.startswith("hf:") else value
     with pytest.raises(UserError) as error:
         load_config(home / "c.yaml", [override])
     assert key.rpartition(".")[2].removeprefix("validation_") in str(error.value)
