@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jaxformer.errors import RunFailed, UserError, did_you_mean
+from jaxformer.server_errors import first_line, is_denied, may_pass, root_cause, status_code
 
 PATIENCE_SECONDS = 300.0
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 30.0
@@ -26,7 +27,6 @@ READ_AHEAD = 1 << 22  # bytes that a stream asks for at once
 EXTRAS = {"gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 TOLD_AT_ONCE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 WEB = ("http", "https")
-PASSING = (408, 425, 429, 500, 502, 503, 504)  # status codes of a server that may recover
 
 T = TypeVar("T")
 
@@ -58,7 +58,12 @@ def fault_of_url(name: str) -> str | None:
         return None
     import fsspec
 
-    scheme = name.partition("://")[0]
+    scheme, _, rest = name.partition("://")
+    if re.match(r"[^/?#]*:[^/?#]*@", rest):
+        return (
+            f"an address {scheme}:// holds a password, which would be saved with the run; put it "
+            f"into the configuration of fsspec, ~/.config/fsspec, and leave it out"
+        )
     known = [*fsspec.available_protocols()]
     if scheme == "file":
         return f"'{name}': write {name.removeprefix('file://')}"
@@ -244,31 +249,31 @@ class Place:
             try:
                 return action(path)
             except Exception as error:  # each package has its own
-                cause = _cause(error)
+                cause = root_cause(error)
                 if isinstance(cause, PermissionError):
                     raise self._denied(cause) from None
                 if isinstance(cause, TOLD_AT_ONCE):
                     raise
-                if not self.is_remote or not _may_pass(cause):
-                    if _is_denied(cause):
+                if not self.is_remote or not may_pass(cause):
+                    if is_denied(cause):
                         raise self._denied(cause) from None
-                    if status := _status(cause):
+                    if code := status_code(cause):
                         raise UserError(
-                            f"{self.name}: its server answers {status} ({_first_line(cause)}); "
+                            f"{self.name}: its server answers {code} ({first_line(cause)}); "
                             f"check the address"
                         ) from None
                     raise
                 if time.monotonic() + wait > give_up:
                     raise Unreachable(
                         f"{self.name} could not be reached for {PATIENCE_SECONDS:.0f} s: "
-                        f"{_first_line(cause)}"
+                        f"{first_line(cause)}"
                     ) from error
             time.sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
 
     def _denied(self, error: BaseException) -> UserError:
         return UserError(
-            f"{self.name}: access is denied ({_first_line(error)}); check the credentials of this "
+            f"{self.name}: access is denied ({first_line(error)}); check the credentials of this "
             f"machine and the permissions on the bucket or folder"
         )
 
@@ -384,46 +389,3 @@ def _stored(info: Any) -> Stored:
     )
     version = next((str(info[name]) for name in names if info.get(name)), "")
     return Stored(int(info.get("size") or 0), md5, version)
-
-
-def _cause(error: Exception) -> Exception:
-    """The error itself, or what `fsspec` calls a missing file where a web server answered otherwise
-    or not at all."""
-    cause = error.__cause__
-    if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
-        return error
-    return error if getattr(cause, "status", None) in (404, 410) else cause
-
-
-def _may_pass(error: Exception) -> bool:
-    code = _status(error)
-    if code.isdecimal():
-        return int(code) in PASSING
-    if _is_denied(error):
-        return False
-    of_a_network = (OSError, TimeoutError)
-    return isinstance(error, of_a_network) or "aiohttp" in type(error).__module__
-
-
-def _is_denied(error: BaseException) -> bool:
-    words = (
-        "Forbidden",
-        "Access Denied",
-        "AccessDenied",
-        "Anonymous caller",
-        "Invalid Credentials",
-    )
-    return _status(error) in ("401", "403") or any(word in str(error) for word in words)
-
-
-def _status(error: BaseException) -> str:
-    """The code that a server answered with, if the error has one."""
-    answer = getattr(error, "response", None)
-    for holder, name in ((error, "status"), (error, "code"), (answer, "status_code")):
-        if code := getattr(holder, name, None):
-            return str(code)
-    return ""
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -140,7 +140,7 @@ class DataConfig(Schema):
             kind, _, where = entry.source.partition(":")
             fault_of = fault_of_url if kind in FILES else fault_of_local_place
             if (fault := fault_of(where)) is not None:
-                raise ValueError(f"source '{entry.source}': {fault}")
+                raise ValueError(f"source: {fault}")  # which names the place, but no password
         return self
 
     @model_validator(mode="after")

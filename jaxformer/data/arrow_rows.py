@@ -26,7 +26,7 @@ class _Rows(NamedTuple):
     """A range of rows: how many are before it and in it, and what `done` grows to."""
 
     before: int
-    count: int
+    inside: int
     size: int
 
 
@@ -131,7 +131,7 @@ def _rows_of(
             ]
             for values in zip(*arrays, strict=True):
                 row += 1
-                done = rows.size * row // rows.count
+                done = rows.size * row // rows.inside
                 yield _row(values, columns, policies, f"{place}, row {rows.before + row}", done)
 
 

@@ -38,7 +38,7 @@ class FileSource:
     find: Callable[[], Found]
 
     def __post_init__(self) -> None:
-        assert self._found  # a mistake in the pattern is told at once
+        len(self._found)  # a mistake in the pattern is told at once
 
     @cached_property
     def _found(self) -> Found:

@@ -28,6 +28,7 @@ import os
 import platform
 import sysconfig
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -96,33 +97,32 @@ def open_source(
             return SavedSource(name, where, policies)
         return HubSource(name, where, policies)
     identity = f"{kind}:{absolute_pattern(where)}"
-    return FileSource(name, kind, identity, policies, lambda: find_files(name, where))
+    return FileSource(name, kind, identity, policies, partial(find_files, name, where))
 
 
 def _builtin(name: str, corpus: str) -> FileSource:
-    """Files in the order of a hash of their path, so that the last part is a fair sample of all.
-
-    The standard library has a few files that are not UTF-8 to test its decoders; they are skipped.
-    """
+    """The standard library has a few files that are not UTF-8 to test its decoders; they are
+    skipped."""
     if corpus != "python":
         raise UserError(
             f"data source '{name}': allowed is builtin:python.{did_you_mean(corpus, ['python'])}"
         )
     root = Path(sysconfig.get_path("stdlib")).resolve()
-
-    def find() -> Found:
-        files: list[Path] = []
-        for folder, folders, names in os.walk(root):
-            folders[:] = [name for name in folders if name not in NOT_STANDARD]
-            files += [
-                Path(folder, name)
-                for name in names
-                if name.endswith(".py") and os.path.isfile(os.path.join(folder, name))
-            ]
-        if not files:
-            raise UserError(f"data source '{name}': no .py files in {root}; use text:GLOB instead")
-        files.sort(key=lambda f: hashlib.sha256(f.relative_to(root).as_posix().encode()).digest())
-        return {place: place.stored() for place in map(Place, map(str, files))}
-
     identity = f"{name}:{platform.python_version()}:{root}"
-    return FileSource(name, "text", identity, Policies("skip"), find)
+    return FileSource(name, "text", identity, Policies("skip"), partial(_python_files, name, root))
+
+
+def _python_files(name: str, root: Path) -> Found:
+    """In the order of a hash of their path, so that the last part is a fair sample of all."""
+    files: list[Path] = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in NOT_STANDARD]
+        files += [
+            Path(folder, name)
+            for name in names
+            if name.endswith(".py") and os.path.isfile(os.path.join(folder, name))
+        ]
+    if not files:
+        raise UserError(f"data source '{name}': no .py files in {root}; use text:GLOB instead")
+    files.sort(key=lambda f: hashlib.sha256(f.relative_to(root).as_posix().encode()).digest())
+    return {place: place.stored() for place in map(Place, map(str, files))}

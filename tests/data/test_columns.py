@@ -179,6 +179,10 @@ def test_every_reason_is_on_the_documents_of_a_unit(tmp_path: Path) -> None:
         ({"bad_rows": "skp"}, "bad_rows"),
         ({"source": "jsonl:s4://a/b"}, "the scheme 's4' is unknown; allowed: a path on a disk, gs"),
         ({"source": "text:file:///a"}, r"'file:///a': write /a"),
+        (
+            {"source": "text:https://me:pass@host/a"},
+            "an address https:// holds a password, wh",
+        ),
         ({"source": "hf:gs://a/b"}, "'gs://a/b' is a place that cannot be used here"),
         (
             {"column": "body", "source": "text:a"},

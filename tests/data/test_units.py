@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import json
+import pickle
 import tarfile
 from collections.abc import Callable
 from io import BytesIO
@@ -190,6 +191,16 @@ def test_a_unit_goes_through_json() -> None:
     adapter = TypeAdapter(Unit)
     assert adapter.validate_json(adapter.dump_json(unit)) == unit
     assert Unit(*json.loads(json.dumps(unit))) == unit
+
+
+def test_a_source_of_files_goes_to_other_processes_with_its_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = [open_source(name, "error") for name in (write_text(tmp_path), "builtin:python")]
+    sent = [pickle.dumps(source) for source in sources]
+    monkeypatch.setattr("jaxformer.storage.Place.stored", None)
+    for source, data in zip(sources, sent, strict=True):
+        assert pickle.loads(data).units(10) == source.units(10)  # noqa: S301
 
 
 def test_planning_opens_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
