@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +18,7 @@ import pytest
 from jaxformer.data.sources import open_source
 from jaxformer.errors import UserError
 from jaxformer.storage import Place
+from tests.data.hub_server import HubServer, hub_server
 from tests.data.test_units import check_units, lines, read
 
 COMMIT, LATER = "1" * 40, "2" * 40
@@ -170,3 +174,49 @@ def test_a_hub_that_cannot_be_reached_says_how_to_do_without(
     for action in (source.fingerprint, lambda: source.size):
         with pytest.raises(UserError, match=message):
             action()
+
+
+READ = """
+import json, sys
+from jaxformer.data.rows import Column
+from jaxformer.data.sources import open_source
+
+for name in sys.argv[1:]:
+    source = open_source(name, "error")
+    parts = [
+        [row.values[0] for row in source.rows([Column("text", str)], unit)]
+        for unit in source.units(20_000)
+    ]
+    print("read", json.dumps([source.fingerprint(), source.size, parts]))
+"""
+
+
+def read_with_real_packages(server: HubServer, home: Path, *names: str) -> list[Any]:
+    """Fingerprint, size, and texts by units, from a process that takes `server` for the Hub."""
+    env = {**os.environ, "HF_ENDPOINT": server.address, "HF_HOME": str(home)}
+    del env["HF_HUB_OFFLINE"]
+    process = subprocess.run(
+        [sys.executable, "-c", READ, *names], env=env, capture_output=True, text=True, timeout=120
+    )
+    assert process.returncode == 0, process.stderr
+    lines = process.stdout.splitlines()
+    return [json.loads(line[5:]) for line in lines if line.startswith("read ")]
+
+
+def test_the_packages_of_the_hub_read_shards_from_a_server_without_a_copy(tmp_path: Path) -> None:
+    texts = [f"text {row} " * 20 for row in range(600)]
+    with hub_server() as server:
+        for number in range(3):
+            content = lines(texts[200 * number : 200 * number + 200])
+            server.files[f"data/train-{number}.jsonl"] = content
+        server.files["data/test-0.jsonl"] = lines(["a test"])
+        whole, small = read_with_real_packages(
+            server, tmp_path, "hf:org/name", "hf:org/name@main:test"
+        )
+        sizes = {name: len(content) for name, content in server.files.items()}
+        assert whole[1] == sum(sizes[f"data/train-{number}.jsonl"] for number in range(3))
+        assert len(whole[2]) == 6
+        assert [text for part in whole[2] for text in part] == texts
+        assert small[1:] == [sizes["data/test-0.jsonl"], [["a test"]]]
+        kept = [file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()]
+        assert sum(kept) < sizes["data/train-0.jsonl"]

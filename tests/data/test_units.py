@@ -200,7 +200,7 @@ def test_a_source_of_files_goes_to_other_processes_with_its_list(
     sent = [pickle.dumps(source) for source in sources]
     monkeypatch.setattr("jaxformer.storage.Place.stored", None)
     for source, data in zip(sources, sent, strict=True):
-        assert pickle.loads(data).units(10) == source.units(10)  # noqa: S301
+        assert pickle.loads(data).units(10**5) == source.units(10**5)  # noqa: S301
 
 
 def test_planning_opens_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,11 @@ def web_server() -> Iterator[Server]:
                 part = b"%x\r\n%b\r\n0\r\n\r\n" % (len(part), part) if part else b"0\r\n\r\n"
             self.wfile.write(part)
 
-    with ThreadingHTTPServer(("localhost", 0), Handler) as running:
+    class Quiet(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            """Says nothing of clients that have heard enough."""
+
+    with Quiet(("localhost", 0), Handler) as running:
         server = Server(f"http://localhost:{running.server_port}")
         thread = Thread(target=running.serve_forever, daemon=True)
         thread.start()
