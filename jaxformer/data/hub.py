@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxformer.data.file_source import FileSource
@@ -88,10 +89,19 @@ class HubSource:
 
     def fingerprint(self) -> str:
         """A hash of the commit; the Hub is not asked if the revision is one."""
-        commit = self.revision
-        if not COMMIT.fullmatch(commit or ""):
-            commit = self._builder.hash
-        return hashlib.sha256(f"{self.identity} {commit}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.identity} {self.commit}".encode()).hexdigest()
+
+    @cached_property
+    def commit(self) -> str:
+        """What was the newest commit of the revision when it was first asked for, or, if
+        HF_HUB_OFFLINE says not to ask, when the Hub was last asked on this machine."""
+        known = _pinned(self.revision) or _last_known(self._dataset[0], self.revision)
+        return known or str(self._builder.hash)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """In another process it is of the same commit, wherever the branch is by then."""
+        fields = {"name": self.name, "where": self.where, "policies": self.policies}
+        return {**fields, "commit": self.commit}
 
     def units(self, target_bytes: int) -> tuple[Unit, ...]:
         return self._content.units(target_bytes)
@@ -137,13 +147,13 @@ class HubSource:
     def _builder(self) -> Any:
         import datasets
 
-        return self._ask(datasets.load_dataset_builder, revision=self.revision)
+        known = _pinned(self.__dict__.get("commit"))  # if another process has sent it
+        return self._ask(datasets.load_dataset_builder, revision=known or self.revision)
 
     def _downloaded(self) -> Any:
         import datasets
 
-        commit = self._builder.hash  # the branch may have moved since
-        revision = commit if COMMIT.fullmatch(commit or "") else self.revision
+        revision = _pinned(self.commit) or self.revision  # the branch may have moved since
         return self._ask(datasets.load_dataset, revision=revision, split=self.split)
 
     def _ask(self, load: Any, **options: Any) -> Any:
@@ -160,3 +170,20 @@ class HubSource:
                 f"and the connection (HF_HUB_OFFLINE=1 uses what was downloaded before); with "
                 f"@COMMIT after the name, a token store that was made is used without asking"
             ) from None
+
+
+def _pinned(revision: str | None) -> str | None:
+    """The revision, if it is a commit."""
+    return revision if COMMIT.fullmatch(revision or "") else None
+
+
+def _last_known(dataset: str, revision: str | None) -> str | None:
+    """The commit that `huggingface_hub` has noted for a branch, if it may not ask."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    if not constants.HF_HUB_OFFLINE:
+        return None
+    folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=dataset, repo_type="dataset"))
+    noted = folder / "refs" / (revision or "main")
+    return noted.read_text().strip() if noted.is_file() else None

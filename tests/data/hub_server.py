@@ -16,7 +16,7 @@ class HubServer:
     def __init__(self, address: str) -> None:
         self.address = address
         self.commit = "1" * 40
-        self.files = {"README.md": b"---\nlicense: mit\n---\n"}
+        self.files: dict[str, bytes] = {}
 
     def listed(self, folder: str) -> list[dict[str, object]]:
         """The files and folders that are in a folder itself."""
@@ -75,7 +75,7 @@ def hub_server() -> Iterator[HubServer]:
             self, status: int, content: bytes = b"", headers: dict[str, str] | None = None
         ) -> None:
             self.send_response(status)
-            headers = headers or {"X-Error-Code": "EntryNotFound"}
+            headers = headers or {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": hub.commit}
             for name, value in {**headers, "Content-Length": str(len(content))}.items():
                 self.send_header(name, value)
             self.end_headers()

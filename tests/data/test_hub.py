@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -124,6 +125,17 @@ def test_a_branch_that_moved_has_another_fingerprint(hub: Hub) -> None:
     assert open_source("hf:org/name", "error").fingerprint() != first
 
 
+def test_another_process_reads_the_same_commit_after_the_branch_moved(hub: Hub) -> None:
+    hub.add("train", "a.parquet", table(TEXTS))
+    source = open_source("hf:org/name", "error")
+    sent = pickle.dumps(source)
+    hub.commit = LATER
+    received = pickle.loads(sent)  # noqa: S301
+    assert (received.identity, received.fingerprint()) == (source.identity, source.fingerprint())
+    assert read(received) == TEXTS
+    assert [revision for _, _, revision in hub.asked] == [None, COMMIT]
+
+
 def test_a_commit_is_known_without_the_hub(hub: Hub) -> None:
     first = open_source(f"hf:org/name@{COMMIT}", "error").fingerprint()
     assert open_source(f"hf:org/name@{LATER}", "error").fingerprint() != first
@@ -191,28 +203,40 @@ for name in sys.argv[1:]:
 """
 
 
-def read_with_real_packages(server: HubServer, home: Path, *names: str) -> list[Any]:
-    """Fingerprint, size, and texts by units, from a process that takes `server` for the Hub."""
+FINGERPRINT = """
+import json, sys
+from jaxformer.data.sources import open_source
+
+for name in sys.argv[1:]:
+    print("read", json.dumps(open_source(name, "error").fingerprint()))
+"""
+
+
+def with_real_packages(script: str, server: HubServer, home: Path, offline: str) -> list[Any]:
+    """What the script says of two sources, in a process that takes `server` for the Hub."""
     env = {**os.environ, "HF_ENDPOINT": server.address, "HF_HOME": str(home)}
-    del env["HF_HUB_OFFLINE"]
     process = subprocess.run(
-        [sys.executable, "-c", READ, *names], env=env, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script, "hf:org/name", "hf:org/name@main:test"],
+        env={**env, "HF_HUB_OFFLINE": offline},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert process.returncode == 0, process.stderr
     lines = process.stdout.splitlines()
     return [json.loads(line[5:]) for line in lines if line.startswith("read ")]
 
 
-def test_the_packages_of_the_hub_read_shards_from_a_server_without_a_copy(tmp_path: Path) -> None:
+def test_the_packages_of_the_hub_read_shards_without_a_copy_and_remember_the_commit(
+    tmp_path: Path,
+) -> None:
     texts = [f"text {row} " * 20 for row in range(600)]
     with hub_server() as server:
         for number in range(3):
             content = lines(texts[200 * number : 200 * number + 200])
             server.files[f"data/train-{number}.jsonl"] = content
         server.files["data/test-0.jsonl"] = lines(["a test"])
-        whole, small = read_with_real_packages(
-            server, tmp_path, "hf:org/name", "hf:org/name@main:test"
-        )
+        whole, small = with_real_packages(READ, server, tmp_path, "0")
         sizes = {name: len(content) for name, content in server.files.items()}
         assert whole[1] == sum(sizes[f"data/train-{number}.jsonl"] for number in range(3))
         assert len(whole[2]) == 6
@@ -220,3 +244,5 @@ def test_the_packages_of_the_hub_read_shards_from_a_server_without_a_copy(tmp_pa
         assert small[1:] == [sizes["data/test-0.jsonl"], [["a test"]]]
         kept = [file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()]
         assert sum(kept) < sizes["data/train-0.jsonl"]
+        fingerprints = with_real_packages(FINGERPRINT, server, tmp_path, "1")
+        assert fingerprints == [whole[0], small[0]]  # without asking

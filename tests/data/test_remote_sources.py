@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -104,6 +105,7 @@ def test_any_web_server_gives_lines(ranges: bool, sizes: bool, web: Server) -> N
     source = open_source(f"jsonl:{web.address}/{{0.jsonl,1.jsonl.gz}}", "error")
     assert source.size == (sum(map(len, web.files.values())) if sizes else 0)
     assert read(source) == LINES
+    assert read(pickle.loads(pickle.dumps(source))) == LINES  # noqa: S301
     check_units(source, 500)
 
 
