@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from jaxformer.config.data import DataConfig, SourceConfig
+from jaxformer.config.data import DataConfig, NumRows, SourceConfig, StageConfig
 from jaxformer.config.mesh import MeshConfig
 from jaxformer.config.optimizer import (
     AdafactorConfig,
@@ -25,6 +25,7 @@ from jaxformer.config.optimizer import (
     SGDConfig,
 )
 from jaxformer.config.places import AnyPlace, LocalPlace
+from jaxformer.config.stages import Stage, stages_of
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.dims import AUTOMATIC, KernelsConfig
 from jaxformer.model.lora import LoRAConfig
@@ -46,12 +47,11 @@ __all__ = [
     "SGDConfig",
     "ScheduleConfig",
     "SourceConfig",
+    "Stage",
+    "StageConfig",
     "StartConfig",
     "TrainConfig",
 ]
-
-
-NumRows = Annotated[int, Field(ge=1, le=1 << 24)]
 
 
 class LayerStatisticsConfig(Schema):
@@ -256,12 +256,46 @@ class Config(Schema):
                 f"{schedule.warmup_steps} are longer than the run: train.steps is {steps}"
             )
         longest = self.model.longest_row
-        if self.data.sequence_length > longest:
-            raise ValueError(
-                f"data.sequence_length is {self.data.sequence_length}, but model.positions has "
-                f"max_length {longest}, or a layer's positions do; shorten the rows or raise it"
-            )
+        for key, length in self._row_lengths():
+            if length > longest:
+                raise ValueError(
+                    f"{key} is {length}, but model.positions has max_length {longest}, or a "
+                    f"layer's positions do; shorten the rows or raise it"
+                )
         return self
+
+    def _row_lengths(self) -> list[tuple[str, int]]:
+        """Every length of rows, with its key."""
+        data = self.data
+        return [
+            ("data.sequence_length", data.sequence_length),
+            *(
+                (f"data.stages.{number}.sequence_length", stage.sequence_length)
+                for number, stage in enumerate(data.stages or ())
+                if stage.sequence_length is not None
+            ),
+        ]
+
+    @model_validator(mode="after")
+    def _stages_fit_the_run(self) -> "Config":
+        accumulation = self.train.accumulation
+        for number, stage in enumerate(self.stages):
+            if stage.batch_size % accumulation:
+                raise ValueError(
+                    f"data.stages.{number}.batch_size {stage.batch_size} is not divisible by "
+                    f"train.accumulation {accumulation}"
+                )
+        return self
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What the run trains on, from its first step to its last; one stage if there are none."""
+        return stages_of(self.data, self.train.steps, self.train.batch_size)
+
+    def at(self, stage: Stage) -> "Config":
+        """The configuration of a run of one stage alone, validation apart."""
+        train = self.train.model_copy(update={"batch_size": stage.batch_size})
+        return self.model_copy(update={"data": stage.data, "train": train})
 
     @model_validator(mode="after")
     def _adapters_have_a_base(self) -> "Config":

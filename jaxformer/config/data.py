@@ -3,7 +3,7 @@
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from jaxformer.config.places import AnyPlace, LocalPlace
 from jaxformer.paths import fault_of_local_place
@@ -12,6 +12,8 @@ from jaxformer.storage import fault_of_url
 from jaxformer.tasks import TaskUnion
 
 Format = Literal["text", "messages", "completion"]
+NumRows = Annotated[int, Field(ge=1, le=1 << 24)]
+RowLength = Annotated[int, Field(ge=2)]
 ColumnPair = Annotated[tuple[str, ...], Field(min_length=2, max_length=2, strict=False)]
 WITHOUT_COLUMNS = ("builtin", "text")
 FILES = ("text", "jsonl", "parquet", "arrayrecord", "webdataset")
@@ -42,6 +44,41 @@ class SourceConfig(Schema):
     )
 
 
+class StageConfig(Schema):
+    """The steps up to `until`, and what they train on that differs from `data` and `train`.
+
+    A stage reads on in every source where the stages before it stopped, as long as its rows have
+    the same length: no row is repeated or skipped. Rows of another length are cut anew, and read
+    from the beginning of their order. Validation is the same in all stages: that of `data`.
+    """
+
+    until: PositiveInt | None = Field(
+        None, description="the step at which it ends; null in the last stage: train.steps"
+    )
+    source: str | Annotated[tuple[SourceConfig, ...], Field(min_length=1, strict=False)] | None = (
+        Field(None, description="as `data.source`, which it defaults to")
+    )
+    sequence_length: RowLength | None = Field(
+        None, description="tokens per row; data.sequence_length if null"
+    )
+    batch_size: NumRows | None = Field(
+        None, description="rows per update; train.batch_size if null"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _changes_what_may_change(cls, given: Any) -> Any:
+        for key in given if isinstance(given, dict) else ():
+            if key in DataConfig.model_fields and key not in cls.model_fields:
+                entry = key in SourceConfig.model_fields
+                hint = "; give it in an entry of source" if entry else ""
+                raise ValueError(
+                    f"{key} cannot change from stage to stage{hint}; allowed: "
+                    f"{', '.join(cls.model_fields)}"
+                )
+        return given
+
+
 class DataConfig(Schema):
     """Where text comes from and how it becomes rows of `sequence_length` tokens.
 
@@ -69,10 +106,8 @@ class DataConfig(Schema):
         "auto",
         description="put BOS before every text; auto: if the tokenizer's files say so",
     )
-    sequence_length: Annotated[int, Field(ge=2)] = Field(256, description="tokens per row")
-    format: Format = Field(
-        "text", description="what a row holds; text: and builtin: sources hold text only"
-    )
+    sequence_length: RowLength = Field(256, description="tokens per row")
+    format: Format = Field("text", description="what a row of jsonl, parquet and hf sources holds")
     column: str | ColumnPair = Field(
         "text",
         description="its column, or a field inside of one, as meta.text; the default depends on "
@@ -101,12 +136,50 @@ class DataConfig(Schema):
     prefetch: Annotated[int, Field(ge=0, le=1024)] = Field(
         4, description="batches prepared ahead of the step"
     )
+    stages: Annotated[tuple[StageConfig, ...], Field(min_length=1, strict=False)] | None = Field(
+        None,
+        description="other text, rows of another length or other batches from certain steps on; "
+        "null for the same in the whole run",
+    )
 
     @model_validator(mode="after")
     def _task_fits_its_rows(self) -> "DataConfig":
         if self.task is not None:
             self.task.check(self.sequence_length)
         return self
+
+    @model_validator(mode="after")
+    def _stages_are_data(self) -> "DataConfig":
+        for number, stage in enumerate(self.stages or ()):
+            if self.task is not None and stage.source is not None:
+                raise ValueError(
+                    f"stages.{number}.source is given, but the rows are those of task "
+                    f"{self.task.kind}; leave one of them out"
+                )
+            try:
+                self.of_stage(stage)
+            except ValidationError as error:
+                said = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(f"stages.{number}: {said}") from None
+        return self
+
+    def of_stage(self, stage: StageConfig) -> "DataConfig":
+        """What a stage trains on, as a section `data` without stages."""
+        data = self.model_dump() | {"stages": None}
+        if stage.source is not None:
+            data["source"] = stage.source
+            entries = [stage.source] if isinstance(stage.source, str) else stage.source
+            names = [entry if isinstance(entry, str) else entry.source for entry in entries]
+            if not any(map(_has_columns, [*names, self.validation_source or ""])):
+                data["column"] = COLUMNS[self.format]  # the column is that of the other sources
+        if stage.sequence_length is not None:
+            data["sequence_length"] = stage.sequence_length
+        return DataConfig.model_validate(data)
+
+    @property
+    def of_stages(self) -> tuple["DataConfig", ...]:
+        """What the run trains on, a section for every stage."""
+        return tuple(self.of_stage(stage) for stage in self.stages or (StageConfig(),))
 
     @property
     def sources(self) -> tuple[SourceConfig, ...]:

@@ -3,8 +3,7 @@
 import os
 from collections.abc import Callable
 
-from jaxformer.config import Config, DataConfig
-from jaxformer.config.data import FILES
+from jaxformer.config import Config, SourceConfig
 from jaxformer.config.named_runs import named_runs, with_named_runs
 from jaxformer.paths import is_remote
 from jaxformer.run_files import needs_no_files
@@ -26,7 +25,12 @@ def as_they_are_here(config: Config) -> Config:
 def _changed(config: Config, change: Change) -> Config:
     data, run = config.data, config.run
     of_data: dict[str, object] = {
-        "source": _sources(data, change),
+        "source": _sources(data.source, change),
+        "stages": data.stages
+        and tuple(
+            stage.model_copy(update={"source": stage.source and _sources(stage.source, change)})
+            for stage in data.stages
+        ),
         "validation_source": data.validation_source and _source(data.validation_source, change),
         "tokenizer": _tokenizer(data.tokenizer, change),
         "cache_dir": change(data.cache_dir),
@@ -46,11 +50,11 @@ def _tokenizer(name: str, change: Change) -> str:
     return change(name) if not needs_no_files(name) and _is_there(name) else name
 
 
-def _sources(data: DataConfig, change: Change) -> object:
-    if isinstance(data.source, str):
-        return _source(data.source, change)
+def _sources(given: str | tuple[SourceConfig, ...], change: Change) -> object:
+    if isinstance(given, str):
+        return _source(given, change)
     return tuple(
-        entry.model_copy(update={"source": _source(entry.source, change)}) for entry in data.source
+        entry.model_copy(update={"source": _source(entry.source, change)}) for entry in given
     )
 
 
