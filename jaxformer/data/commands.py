@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 BYTE_VALUES = 256
+PURPOSES = {"training": "to train on", "validation": "to validate on"}
 SAMPLE_LINES = 8
 SAMPLE_WIDTH = 96
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -40,10 +41,10 @@ def prepare(config: Config) -> None:
         say(f"task {config.data.task.kind}: its rows are made while training; nothing to prepare")
         return
     warn_of_overlap(config.data, tokenizer)
-    for part in _packed(stores.training):
-        say(f"{part.store.manifest.source}: {_share(part, 'to train on')} ({part.store.path})")
-    for part in _packed(stores.validation):
-        say(f"{part.store.manifest.source}: {_share(part, 'to validate on')} ({part.store.path})")
+    for purpose, parts in _by_purpose(stores).items():
+        for part in parts:
+            share = _share(part, PURPOSES[purpose])
+            say(f"{part.store.manifest.source}: {share} ({part.store.path})")
 
 
 def inspect(config: Config) -> None:
@@ -75,7 +76,7 @@ def inspect(config: Config) -> None:
 
 
 def train_tokenizer(data: DataConfig, out: Path, vocab_size: int) -> None:
-    """Trains byte-level BPE with an <|endoftext|> token on all of the sources of `data`.
+    """Trains byte-level BPE with an <|endoftext|> token on all sources that `data` trains on.
 
     `out` is a tokenizer.json file, or a folder to hold one. Text that a run will validate on is not
     left out: merges reveal next to nothing of it.
@@ -124,7 +125,8 @@ def train_tokenizer(data: DataConfig, out: Path, vocab_size: int) -> None:
 
 def _texts(data: DataConfig) -> Iterator[str]:
     read = 0
-    for entry in data.sources:
+    entries = list(dict.fromkeys(entry for stage in data.of_stages for entry in stage.sources))
+    for entry in entries:
         if not isinstance(entry.column, str) or entry.format != "text":
             raise UserError(
                 f"data source '{entry.source}': its format is {entry.format}, and a tokenizer is "
@@ -138,7 +140,7 @@ def _texts(data: DataConfig) -> Iterator[str]:
                     read += 1
                     yield str(row.values[0])
     if not read:
-        names = ", ".join(entry.source for entry in data.sources)
+        names = ", ".join(entry.source for entry in entries)
         raise UserError(f"data source '{names}' holds no text to train a tokenizer on")
     say("merging pairs ...")
 
@@ -151,9 +153,17 @@ def _packed(parts: Sequence[Part]) -> list[PackedRows]:
     return [part for part in parts if isinstance(part, PackedRows)]
 
 
+def _by_purpose(stores: Stores) -> dict[str, list[PackedRows]]:
+    """The rows to train on in any stage, each once, and those to validate on."""
+    stages = [stores.for_stage(data) for data in stores.data.of_stages]
+    training = _packed([part for stage in stages for part in stage.training])
+    once = {(part.store.path, part.end, part.length): part for part in training}
+    return {"training": [*once.values()], "validation": _packed(stores.validation)}
+
+
 def _one_of_each_store(stores: Stores) -> list[PackedRows]:
-    parts = _packed((*stores.validation, *stores.training))
-    return list({part.store.path: part for part in parts}.values())
+    training, validation = _by_purpose(stores).values()
+    return list({part.store.path: part for part in (*validation, *training)}.values())
 
 
 def _task_row(rows: Part, tokenizer: Tokenizer) -> str:
@@ -192,10 +202,10 @@ def _table(part: PackedRows, stores: Stores) -> "Table":
         "sha256 of tokens": manifest.files[TOKENS].sha256,
         "folder": str(store.path),
     }
-    for purpose, parts in (("training", stores.training), ("validation", stores.validation)):
-        for other in _packed(parts):
-            if other.store.path == store.path:
-                rows[purpose] = _share(other, "").rstrip()
+    for purpose, parts in _by_purpose(stores).items():
+        here = [_share(other, "").rstrip() for other in parts if other.store.path == store.path]
+        if here:
+            rows[purpose] = "; ".join(here)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():

@@ -7,7 +7,7 @@ resumes at step k asks for batch k and has lost nothing, on any number of hosts.
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 import numpy as np
 
@@ -21,16 +21,25 @@ if TYPE_CHECKING:
     import grain
 
 
+class Place(NamedTuple):
+    """Where to read on in a source."""
+
+    number: int  # of the source, which makes its order its own
+    read: int  # its first rows in this order, which are left out
+
+
 def train_batches(
     stores: Stores,
     *,
     batch_size: int,
     seed: int,
     held: np.ndarray | None = None,
+    places: Sequence[Place] = (),
 ) -> "grain.MapDataset[Batch]":
     """The rows `held` (all, if not given) of the batch of each step, without end.
 
-    The batch has `batch_size` rows and does not depend on which of them a process holds.
+    The batch has `batch_size` rows and does not depend on which of them a process holds. Sources
+    are read from their `places` on, or else from the beginning, numbered as they come.
 
     Weights become whole numbers relative to the smallest (at least 100), so each share has a
     relative error of one per cent at most.
@@ -44,15 +53,34 @@ def train_batches(
 
     training, weights = stores.training, list(stores.weights)
     mixture = Mixture(training)
+    places = places or [Place(number, 0) for number in range(len(training))]
     orders = [
-        ShuffledRows(first, len(rows), seed, number)
-        for number, (first, rows) in enumerate(zip(mixture.firsts, training, strict=True))
+        ShuffledRows(first, len(rows), seed, *place)
+        for first, rows, place in zip(mixture.firsts, training, places, strict=True)
     ]
     order = orders[0] if len(orders) == 1 else grain.MapDataset.mix(orders, weights)
     size = batch_size
     if held is not None and len(held) < batch_size:
         order, size = HeldRows(order, batch_size, held), len(held)
     return order.batch(size, drop_remainder=True, batch_fn=mixture.pack)
+
+
+def rows_per_source(weights: Sequence[float], rows: int) -> list[int]:
+    """How many of the first `rows` of a mixture come from each source, in `train_batches`.
+
+    Of k rows left for the sources i, i + 1, ... with whole weights w, ⌊k · Σ_{j>i} w / Σ_{j≥i} w⌋
+    are for those after i.
+    """
+    if len(weights) == 1:
+        return [rows]
+    whole = [int(weight * 100 / min(weights)) for weight in weights]
+    counts = []
+    for number, weight in enumerate(whole):
+        left = sum(whole[number:])
+        after = rows * (left - weight) // left
+        counts.append(rows - after)
+        rows = after
+    return counts
 
 
 def iterate(

@@ -18,7 +18,8 @@ WORD = (1 << 64) - 1
 
 
 class ShuffledRows(grain.MapDataset[int]):
-    """Item i is a number in [first, first + rows): each once per epoch of `rows` items.
+    """Item i is a number in [first, first + rows): each once per epoch of `rows` items. The first
+    `start` items are left out.
 
     The permutation of an epoch is a Feistel network over the smallest power of two that holds
     `rows`: (l, r) → (r, l ⊕ F(r)), which is one-to-one whatever F is. A result beyond `rows` goes
@@ -29,9 +30,9 @@ class ShuffledRows(grain.MapDataset[int]):
     `source` makes the orders of several sources with one seed differ.
     """
 
-    def __init__(self, first: int, rows: int, seed: int, source: int) -> None:
+    def __init__(self, first: int, rows: int, seed: int, source: int, start: int = 0) -> None:
         super().__init__()
-        self._first, self._rows = first, rows
+        self._first, self._rows, self._start = first, rows, start
         bits = max(FEWEST_BITS, (rows - 1).bit_length())
         self._right_bits = bits // 2
         self._left_bits = bits - self._right_bits
@@ -39,12 +40,12 @@ class ShuffledRows(grain.MapDataset[int]):
         self._keys = lru_cache(maxsize=4)(lambda epoch: _round_keys(seed, source, epoch))
 
     def __len__(self) -> int:
-        return sys.maxsize
+        return sys.maxsize - self._start
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         if isinstance(index, slice):
             return self.slice(index)
-        epoch, place = divmod(index, self._rows)
+        epoch, place = divmod(self._start + index, self._rows)
         keys = self._keys(epoch)
         place = self._permute(place, keys)
         while place >= self._rows:

@@ -29,6 +29,12 @@ class Stores:
         self.data, self.tokenizer = data, tokenizer
         self._opened: dict[Path, TokenStore] = {}
 
+    def for_stage(self, data: DataConfig) -> "Stores":
+        """The stores of a stage of the run; those that are open already are shared."""
+        stores = Stores(data, self.tokenizer)
+        stores._opened = self._opened
+        return stores
+
     @cached_property
     def training(self) -> tuple[Part, ...]:
         """The rows to train on, a part per source.
@@ -77,20 +83,16 @@ class Stores:
 
     def manifest(self) -> list[dict[str, Any]]:
         """What identifies the data in a run's manifest: the same text and tokens, wherever kept."""
-        return [
-            {
-                **rows.manifest(),
-                "split": split,
-                "weight": weight,
-                "tokens": rows.tokens,
-                "rows": len(rows),
-            }
-            for split, parts, weights in (
-                ("train", self.training, self.weights),
-                ("validation", self.validation, [None] * len(self.validation)),
-            )
-            for rows, weight in zip(parts, weights, strict=True)
-        ]
+        return [*self.training_manifest(), *self.validation_manifest()]
+
+    def training_manifest(self) -> list[dict[str, Any]]:
+        """The part of `manifest` that is about the rows to train on."""
+        pairs = zip(self.training, self.weights, strict=True)
+        return [_identity(rows, "train", weight) for rows, weight in pairs]
+
+    def validation_manifest(self) -> list[dict[str, Any]]:
+        """The part of `manifest` that is about the rows to validate on."""
+        return [_identity(rows, "validation", None) for rows in self.validation]
 
     def _rows_to_train_on(self, source: SourceConfig) -> Part:
         store, length = self.open(source), self.data.sequence_length
@@ -130,3 +132,13 @@ class Stores:
         data = self.data
         fraction = 0.0 if data.validation_source is not None else data.validation_fraction
         return int((1 - fraction) * store.manifest.tokens)
+
+
+def _identity(rows: Part, split: Split, weight: float | None) -> dict[str, Any]:
+    return {
+        **rows.manifest(),
+        "split": split,
+        "weight": weight,
+        "tokens": rows.tokens,
+        "rows": len(rows),
+    }
