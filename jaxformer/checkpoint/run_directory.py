@@ -2,12 +2,13 @@
 
 import json
 import os
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from jaxformer.config import Config
+from jaxformer.config import Config, Stage
 from jaxformer.config.local_paths import as_they_are_here, made_absolute
 from jaxformer.config.named_runs import named_runs, with_named_runs
 from jaxformer.errors import UserError
@@ -61,6 +62,8 @@ ACCEPTABLE = {
     "data.max_chars": "data",
     "data.validation_fraction": "data",
     "data.validation_source": "data",
+    "data.sequence_length": "data",
+    "train.batch_size": "data",
     "train.seed": "seed",
     "optimizer.learning_rate": "schedule",
     "optimizer.adamw_learning_rate": "schedule",
@@ -239,17 +242,16 @@ class RunDirectory:
 
     def _check_same_run(self, config: Config) -> None:
         before = self._read()
-        old, new = (
-            flat(as_they_are_here(each).model_dump(mode="json"))
-            for each in (before, self.recorded(config))
-        )
+        here = [as_they_are_here(each) for each in (before, self.recorded(config))]
+        self._check_same_past(*here)
+        old, new = map(_keys, here)
         changed = [
             key
             for key in dict.fromkeys([*old, *new])
             if old.get(key) != new.get(key)
             and key not in FREE_KEYS
             and key.partition(".")[0] not in FREE_SECTIONS
-            and ACCEPTABLE.get(key) not in config.run.accept_changes
+            and _accepted_as(key) not in config.run.accept_changes
         ]
         if changed:
             raise UserError(
@@ -265,11 +267,32 @@ class RunDirectory:
                 f"{before.train.steps}; it may grow, not shrink"
             )
 
+    def _check_same_past(self, before: Config, now: Config) -> None:
+        """Check that stages that lie wholly in the past are as they were."""
+        step = self.newest_step() or 0
+        ends = [each.until for config in (before, now) for each in config.stages[:-1]]
+        past = max((end for end in ends if end <= step), default=0)
+        for old, new in product(before.stages, now.stages):
+            start, until = max(old.start, new.start), min(old.until, new.until, past)
+            changed = [
+                f"{key}: {was} before, {is_now} now"
+                for (key, was), is_now in zip(
+                    _trained_on(old).items(), _trained_on(new).values(), strict=True
+                )
+                if was != is_now
+            ]
+            if start < until and changed:
+                raise UserError(
+                    f"data.stages: steps {start:,} to {until:,} of the run in {self.path} are past "
+                    f"(its newest checkpoint is of step {step:,}), and stages that are past cannot "
+                    f"change; give another run.dir, or set back:\n  " + "\n  ".join(changed)
+                )
+
     def _other_ways(self, changed: list[str]) -> str:
         """Another way to continue, if all changes are of one kind."""
-        if ACCEPTABLE.keys() >= set(changed):
-            kinds = sorted({ACCEPTABLE[key] for key in changed})
-            return f", run.accept_changes=[{','.join(kinds)}]"
+        kinds = {_accepted_as(key) for key in changed}
+        if None not in kinds:
+            return f", run.accept_changes=[{','.join(sorted(filter(None, kinds)))}]"
         if all(key.startswith("optimizer.") for key in changed):
             return f", with init.from={self.path} to start from its parameters alone"
         return ""
@@ -328,6 +351,34 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in node.items():
         leaves |= flat(value, f"{prefix}.{key}" if prefix else key)
     return leaves
+
+
+def _keys(config: Config) -> dict[str, Any]:
+    """Every key of a configuration and its value, also of those that stages give."""
+    keys = flat(config.model_dump(mode="json"))
+    for number, stage in enumerate(keys.pop("data.stages") or ()):
+        keys |= flat(
+            {key: value for key, value in stage.items() if value is not None},
+            f"data.stages.{number}",
+        )
+    return keys
+
+
+def _accepted_as(key: str) -> str | None:
+    """What run.accept_changes must have for a change of `key`; None if nothing allows it."""
+    return "data" if key.startswith("data.stages.") else ACCEPTABLE.get(key)
+
+
+def _trained_on(stage: Stage) -> dict[str, str]:
+    """The keys that a stage may change, with their values."""
+    data = stage.data
+    sources = [entry.model_dump(mode="json") for entry in data.sources]
+    values = {
+        "source": sources,
+        "sequence_length": data.sequence_length,
+        "batch_size": stage.batch_size,
+    }
+    return {key: json.dumps(value) for key, value in values.items()}
 
 
 def _shown(flat: dict[str, Any], key: str) -> str:

@@ -2,53 +2,43 @@
 
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.config import Config
-from jaxformer.data.stores import Stores
 from jaxformer.parallel.compiler import described
 from jaxformer.parallel.rules import bytes_per_device
 from jaxformer.terminal import in_bytes
 from jaxformer.train.mfu import Peak
 from jaxformer.train.program import Program, unrolls
+from jaxformer.train.stages import RunStage
 from jaxformer.xla_flags import FLAG
 
 
-def plan_of(program: Program, stores: Stores, peak: Peak) -> str:
+def plan_of(program: Program, stages: Sequence[RunStage], peak: Peak) -> str:
     """What will happen: parameters, tokens, FLOPs, memory, mesh, and what `auto` chose."""
-    config = program.config
-    train, length, tokens = config.train, config.data.sequence_length, program.tokens_per_step
-    in_all, epoch = tokens * train.steps, sum(part.tokens for part in stores.training)
-    sources = ", ".join(source.source for source in config.data.sources)
-    text, epochs = f"{sources}: {epoch:,} tokens to train on", f" ({in_all / epoch:.2f} epochs)"
-    if config.data.task is not None:
-        text, epochs = f"task {config.data.task.kind}, every row a new one", ""
-    elif any("loss_mask_sha256" in part.manifest() for part in stores.training):
-        share = sum(part.loss_tokens() for part in stores.training) / epoch
-        text += f" ({share:.1%} in the loss)"
-    micro = f" in {train.accumulation} micro-batches" if train.accumulation > 1 else ""
+    config, train = program.config, program.config.train
     layers = "unrolled" if unrolls(config, program.mesh) else "scanned"
     chosen = " (auto)" if train.unroll_layers == "auto" else ""
     axes = ", ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items())
     device = program.mesh.devices.flat[0]
     state = bytes_per_device(program.abstract, program.shardings)
-    kernels = {"kernels": ", ".join(program.kernels)} if program.kernels else {}
+    used = dict.fromkeys(kernel for each in stages for kernel in each.program.kernels)
+    kernels = {"kernels": ", ".join(used)} if used else {}
     frozen = program.num_parameters - program.num_trained
     trained = {"trained": f"{program.num_trained:,} parameters, {frozen:,} are frozen"}
     options = program.compiler_options
     compiler = {"compiler": described(options)} if options else {}
     if device.platform == "cpu" and FLAG in os.environ.get("XLA_FLAGS", ""):
         compiler = {"compiler": "YNNPACK fuses no reductions (your own XLA_FLAGS take precedence)"}
-    pipeline = {"pipeline": str(program.pipeline)} if program.pipeline else {}
+    pipelines = dict.fromkeys(str(each.program.pipeline) for each in stages)
+    pipeline = {"pipeline": "; then ".join(pipelines)} if program.pipeline else {}
     lines = {
         "model": f"{program.num_parameters:,} parameters, layers {layers}{chosen}",
         **(trained if frozen else {}),
         **kernels,
-        "data": f"{text}, tokenizer {config.data.tokenizer}",
-        "batch": f"{train.batch_size} rows × {length} = {tokens:,} tokens{micro}",
-        "run": f"{train.steps:,} steps, {in_all:,} tokens{epochs}, "
-        f"{program.flops_per_step * train.steps:.3g} FLOPs",
+        **_rows_of(config, stages),
         "optimizer": f"{config.optimizer.kind}, learning rate {config.optimizer.learning_rate:g}, "
         f"{config.optimizer.schedule.kind} after {config.optimizer.schedule.warmup_steps} steps of "
         f"warm-up, compute in {train.precision}",
@@ -59,6 +49,57 @@ def plan_of(program: Program, stores: Stores, peak: Peak) -> str:
         "peak": f"{peak.flops:.3g} FLOP/s ({peak.source}), the reference for MFU",
     }
     return "\n".join(f"{name:<11}{text}" for name, text in lines.items())
+
+
+def _rows_of(config: Config, stages: Sequence[RunStage]) -> dict[str, str]:
+    """The lines on text, batches and steps, with a line for every stage if there are several."""
+    tokens = sum(each.steps * each.program.tokens_per_step for each in stages)
+    flops = sum(each.steps * each.program.flops_per_step for each in stages)
+    steps, tokenizer = f"{config.train.steps:,} steps", f"tokenizer {config.data.tokenizer}"
+    if len(stages) == 1:
+        [one] = stages
+        return {
+            "data": f"{_text_of(one)}, {tokenizer}",
+            "batch": _batch_of(one),
+            "run": f"{steps}, {tokens:,} tokens{_epochs_of(one)}, {flops:.3g} FLOPs",
+        }
+    return {
+        "data": f"{len(stages)} stages, {tokenizer}",
+        **{
+            f"stage {number}": f"steps {each.stage.start:,} to {each.stage.until:,}: "
+            f"{_batch_of(each)}; {_text_of(each)}{_epochs_of(each)}"
+            for number, each in enumerate(stages)
+        },
+        "run": f"{steps}, {tokens:,} tokens, {flops:.3g} FLOPs",
+    }
+
+
+def _text_of(each: RunStage) -> str:
+    data, parts = each.stage.data, each.stores.training
+    if data.task is not None:
+        return f"task {data.task.kind}, every row a new one"
+    sources, tokens = ", ".join(entry.source for entry in data.sources), _tokens_of(each)
+    text = f"{sources}: {tokens:,} tokens to train on"
+    if any("loss_mask_sha256" in part.manifest() for part in parts):
+        text += f" ({sum(part.loss_tokens() for part in parts) / tokens:.1%} in the loss)"
+    return text
+
+
+def _epochs_of(each: RunStage) -> str:
+    if each.stage.data.task is not None:
+        return ""
+    return f" ({each.steps * each.program.tokens_per_step / _tokens_of(each):.2f} epochs)"
+
+
+def _tokens_of(each: RunStage) -> int:
+    return sum(part.tokens for part in each.stores.training)
+
+
+def _batch_of(each: RunStage) -> str:
+    rows, length, parts = each.stage.batch_size, each.stage.data.sequence_length, ""
+    if (accumulation := each.program.config.train.accumulation) > 1:
+        parts = f" in {accumulation} micro-batches"
+    return f"{rows} rows × {length} = {each.program.tokens_per_step:,} tokens{parts}"
 
 
 def compiled_in(seconds: float, memory: int) -> str:

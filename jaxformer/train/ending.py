@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from jaxformer.data.loader import train_batches
 from jaxformer.parallel import processes
 from jaxformer.paths import append_text
 from jaxformer.train import announce
@@ -56,10 +55,8 @@ def end_failed(session: Session) -> int:
     step = session.recorder.finished
     path = session.directory.path / f"nonfinite_batch_{step}.npz"
     if processes.is_first():
-        train = session.config.train
-        batches = train_batches(session.stores, batch_size=train.batch_size, seed=train.seed)
         with path.open("wb") as file:
-            np.savez(file, **batches[step - 1]._asdict())
+            np.savez(file, **session.course.batch(step - 1)._asdict())
     session.checkpoints.wait()
     good = session.checkpoints.latest()
     last_good = "none" if good is None else f"step {good:,}"

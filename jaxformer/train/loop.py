@@ -7,15 +7,16 @@ from jaxformer.checkpoint.lock import RunLock
 from jaxformer.checkpoint.manager import Checkpoints, Json
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.config import Config
-from jaxformer.data.loader import ValidationBatches, iterate, train_batches
+from jaxformer.data.loader import ValidationBatches
 from jaxformer.data.stores import Stores
 from jaxformer.evaluate.perplexity import evaluate
 from jaxformer.evaluate.suite import Result, Suite
-from jaxformer.parallel.rules import batch_sharding, put_batch, rows_held
+from jaxformer.parallel.rules import batch_sharding, put_batch
 from jaxformer.run import Run
 from jaxformer.train.interrupt import Interrupted, StopSignal
-from jaxformer.train.program import Compiled, Program, averaged, progress, trees
+from jaxformer.train.program import Program, averaged, progress, trees
 from jaxformer.train.recorder import Recorder
+from jaxformer.train.stages import CompiledStages, Course
 from jaxformer.train.step import TrainState
 
 
@@ -24,6 +25,7 @@ class Session:
     """What the phases of a run share, in one process."""
 
     program: Program
+    course: Course
     directory: RunDirectory
     stores: Stores
     validation: ValidationBatches
@@ -58,7 +60,7 @@ class End(Enum):
 
 
 def run_steps(
-    session: Session, compiled: Compiled, state: TrainState, step: int
+    session: Session, compiled: CompiledStages, state: TrainState, step: int
 ) -> tuple[End, TrainState, int]:
     """At every step, in this order: evaluate, save, measure suites; only then draw the next batch.
 
@@ -67,14 +69,7 @@ def run_steps(
     """
     config, recorder, goodput = session.config, session.recorder, session.recorder.goodput
     steps, sharding = config.train.steps, batch_sharding(session.program.mesh)
-    with goodput.spent_on("start"):
-        dataset = train_batches(
-            session.stores,
-            batch_size=config.train.batch_size,
-            seed=config.train.seed,
-            held=rows_held(sharding, config.train.batch_size),
-        )
-        batches = iterate(dataset, step, config.data.prefetch)
+    batches = session.course.batches(step, sharding)
     recorder.start(step, int(state.nonfinite))
     try:
         while True:
@@ -106,7 +101,7 @@ def run_steps(
         batches.close()
 
 
-def _evaluate(session: Session, compiled: Compiled, state: TrainState, step: int) -> None:
+def _evaluate(session: Session, compiled: CompiledStages, state: TrainState, step: int) -> None:
     """Write the evaluation row of `step`, if there is text for it and no row yet.
 
     A signal ends it without a row; a resumed run begins with the evaluation that is missing.
@@ -160,7 +155,8 @@ def save(session: Session, state: TrainState, step: int, *, wait: bool = False) 
         if step != checkpoints.latest() and (last or not recorder.nonfinite):
             recorder.log.sync()
             loss = recorder.log.eval_loss(step)
-            checkpoints.save(step, trees(state), progress(state), session.manifest, loss)
+            place = {"data": session.course.progress(step)}
+            checkpoints.save(step, trees(state), progress(state) | place, session.manifest, loss)
         if wait:
             checkpoints.wait()
 

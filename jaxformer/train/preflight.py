@@ -19,8 +19,9 @@ from jaxformer.parallel import processes
 from jaxformer.parallel.rules import bytes_per_device
 from jaxformer.paths import file_sizes, is_remote, nearest_existing
 from jaxformer.train.metrics import read_rows
-from jaxformer.train.program import Compiled, Program, trees
+from jaxformer.train.program import Program, trees
 from jaxformer.train.schedule import make_schedule
+from jaxformer.train.stages import CompiledStages
 
 
 def is_complete(directory: RunDirectory, config: Config) -> bool:
@@ -109,7 +110,7 @@ def check_state(program: Program) -> None:
     )
 
 
-def check_step(program: Program, compiled: Compiled) -> None:
+def check_step(program: Program, compiled: CompiledStages) -> None:
     """Check that a step, as it was compiled, fits into a device that holds the state.
 
     Raises:

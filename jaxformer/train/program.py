@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from jaxformer.batch import Batch
 from jaxformer.checkpoint.manager import Json, placed
-from jaxformer.config import CheckpointConfig, Config, DataConfig, EvalConfig, RunConfig
+from jaxformer.config import CheckpointConfig, Config, DataConfig, EvalConfig, RunConfig, Stage
 from jaxformer.errors import DoesNotFit, UserError
 from jaxformer.evaluate.perplexity import EvalStep, make_eval_step
 from jaxformer.memory import program_bytes
@@ -106,30 +106,49 @@ class Program:
         with rules.use_mesh(self.mesh, self.config.mesh.table):
             return init(jax.random.key(self.config.train.seed), given or {}, _rates(self.config))
 
+    def for_stage(self, stage: Stage) -> "Program":
+        """The same for batches of a stage, which is compiled once for each shape of a batch."""
+        config, shape = self.config.at(stage), (stage.batch_size, stage.data.sequence_length)
+        if shape == (self.config.train.batch_size, self.config.data.sequence_length):
+            return replace(self, config=config)
+        size = self.model.num_tokens or self.model.vocab_size
+        made = self._once(("stage", shape), lambda: make_program(config, self.mesh, size))
+        return replace(made, config=config)
+
     def compile(self, rows_to_evaluate: int | None) -> "Compiled":
         """Compile both steps ahead of time, so that no later call compiles again."""
-        return self._once(("compile", rows_to_evaluate), lambda: self._compile(rows_to_evaluate))
+        if rows_to_evaluate is None:
+            return Compiled(self.compile_train_step(), None)
+        return Compiled(self.compile_train_step(), self.compile_eval_step(rows_to_evaluate))
+
+    def compile_train_step(self) -> jax.stages.Compiled:
+        """Compile the train step for batches of the configuration."""
+        return self._once(("train_step",), self._compile_train_step)
+
+    def compile_eval_step(self, rows: int) -> jax.stages.Compiled:
+        """Compile the evaluation of `rows` rows at once."""
+        return self._once(("eval_step", rows), lambda: self._compile_eval_step(rows))
 
     def _once(self, key: tuple, make: Callable[[], Any]) -> Any:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
 
-    def _compile(self, rows_to_evaluate: int | None) -> "Compiled":
+    def _compile_train_step(self) -> jax.stages.Compiled:
         with rules.use_mesh(self.mesh, self.config.mesh.table):
             train_step = jax.jit(
                 self.train_step,
                 donate_argnums=0,
                 out_shardings=(self.shardings, rules.replicated(self.mesh)),
             )
-            rows = self.config.train.batch_size
-            options = self.compiler_options or None
-            train = train_step.lower(self.abstract, self._abstract_batch(rows)).compile(options)
-            if rows_to_evaluate is None:
-                return Compiled(train, None)
-            batch = self._abstract_batch(rows_to_evaluate)
+            batch = self._abstract_batch(self.config.train.batch_size)
+            return train_step.lower(self.abstract, batch).compile(self.compiler_options or None)
+
+    def _compile_eval_step(self, rows: int) -> jax.stages.Compiled:
+        with rules.use_mesh(self.mesh, self.config.mesh.table):
+            batch = self._abstract_batch(rows)
             eval_step = jax.jit(self.eval_step).lower(averaged(self.abstract), batch)
-            return Compiled(train, eval_step.compile(options))
+            return eval_step.compile(self.compiler_options or None)
 
     def _abstract_batch(self, rows: int) -> Batch:
         spec = Batch.spec(rows, self.config.data.sequence_length)
@@ -327,9 +346,8 @@ def trees(state: TrainState) -> dict[str, PyTree]:
 
 
 def progress(state: TrainState) -> Json:
-    """The rest of a checkpoint: how far the run is. The step is also the place in the data."""
-    step = int(state.step)
-    return {"step": step, "data": {"next_batch": step}, "nonfinite": int(state.nonfinite)}
+    """How far the run is, besides its place in the data (see `Course.progress`)."""
+    return {"step": int(state.step), "nonfinite": int(state.nonfinite)}
 
 
 def restored(

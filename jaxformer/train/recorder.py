@@ -14,6 +14,7 @@ from jaxformer.train.display import Display
 from jaxformer.train.goodput import Goodput
 from jaxformer.train.metrics import MetricsLog, Row
 from jaxformer.train.program import Program
+from jaxformer.train.stages import Course
 from jaxformer.train.step import Metrics
 from jaxformer.train.trackers import Tracker
 
@@ -34,6 +35,7 @@ class Recorder:
         display: Display,
         goodput: Goodput,
         program: Program,
+        course: Course,
         peak_flops: float,
     ) -> None:
         self.log, self.display, self.goodput = log, display, goodput
@@ -42,8 +44,7 @@ class Recorder:
         self._log_every, self._last_step = train.log_every, train.steps
         self._layers_every = layers.every if (layers := train.layer_statistics) else None
         self._layer_counts = statistics.counts(program.abstract.params, program.config.model)
-        self._tokens_per_step = program.tokens_per_step
-        self._utilisation = program.flops_per_step / peak_flops
+        self._course, self._peak_flops = course, peak_flops
         self._running: deque[tuple[int, Metrics]] = deque()
         self.finished = 0  # the newest step that is known to have ended
         self.nonfinite = 0  # updates skipped in a row up to it
@@ -114,19 +115,20 @@ class Recorder:
             self.display.stepped(step)
             return
         now = self._clock()
-        seconds = (now - self._row_clock) / (step - self._row_step)
+        course, before, elapsed = self._course, self._row_step, now - self._row_clock
+        flops = course.flops(step) - course.flops(before)
         self._row_step, self._row_clock = step, now
         row = {
             "step": step,
             "loss": values.pop("loss"),
             "learning_rate": values.pop("learning_rate"),
             "grad_norm": values.pop("grad_norm"),
-            "tokens": step * self._tokens_per_step,
+            "tokens": course.tokens(step),
             "loss_tokens": int(values.pop("tokens")),
             **values,
-            "tokens_per_second": self._tokens_per_step / seconds,
-            "step_seconds": seconds,
-            "mfu": self._utilisation / seconds,
+            "tokens_per_second": (course.tokens(step) - course.tokens(before)) / elapsed,
+            "step_seconds": elapsed / (step - before),
+            "mfu": flops / elapsed / self._peak_flops,
         }
         self._write(row)
         self.display.logged(row)

@@ -34,6 +34,7 @@ from jaxformer.train.program import make_program, weights
 from jaxformer.train.recorder import Recorder
 from jaxformer.train.reference import find_reference
 from jaxformer.train.sharding_report import sharding_report
+from jaxformer.train.stages import Course, data_manifest, run_stages
 from jaxformer.train.start import find_start, first_state
 from jaxformer.train.step import TrainState
 from jaxformer.train.trackers import Guarded, TensorBoard
@@ -66,17 +67,15 @@ def train(config: Config) -> int:
         tokenizer = load_tokenizer(config.data.tokenizer, config.data.add_bos)
         check_vocabulary(config, tokenizer)
         mesh = make_mesh(config.mesh.sizes, config.mesh.preset)
-        check_rows(
-            mesh.shape, config.train.batch_size, config.train.accumulation, "train.batch_size"
-        )
         check_rows(mesh.shape, _eval_rows(config), 1, "eval.batch_size")
         teacher = find_reference(config, tokenizer)
         program = make_program(config, mesh, tokenizer.vocab_size)
         check_state(program)
         other = None if directory.has_checkpoints else find_start(program)
         stores = Stores(config.data, tokenizer)
+        stages = run_stages(program, stores)
         with processes.first_goes_first("token stores"):
-            data = stores.manifest()
+            data = data_manifest(stages, stores)
             validation = validation_batches(
                 stores,
                 batch_size=_eval_rows(config),
@@ -93,7 +92,7 @@ def train(config: Config) -> int:
         make_display(config.train.steps) as display,
         StopSignal() as stop,
     ):
-        display.say("\n".join([announce.plan_of(program, stores, peak), *notes]))
+        display.say("\n".join([announce.plan_of(program, stages, peak), *notes]))
         if mesh.size > 1:
             held, table = weights(program.abstract), config.mesh.table
             display.say(sharding_report(held, program.model.vocab_size, table))
@@ -101,12 +100,15 @@ def train(config: Config) -> int:
             state, step, manifest = first_state(
                 directory, checkpoints, program, manifest, other, teacher, tokenizer, display.say
             )
+            saved = checkpoints.state(step)["data"] if step else None
+            course = Course(stages, step, saved)
             log = MetricsLog(directory.metrics, step, writes=processes.is_first())
         board = partial(TensorBoard, directory.tensorboard, step)
         trackers = [Guarded("TensorBoard", board)] if processes.is_first() else []
-        with Recorder(log, trackers, display, goodput, program, peak.flops) as recorder:
+        with Recorder(log, trackers, display, goodput, program, course, peak.flops) as recorder:
             session = Session(
                 program=program,
+                course=course,
                 directory=directory,
                 stores=stores,
                 validation=validation,
@@ -135,7 +137,7 @@ def _compile_and_run(session: Session, state: TrainState, step: int) -> int:
     rows = _eval_rows(program.config) if len(session.validation) else None
     try:
         with recorder.goodput.spent_on("compile"):
-            compiled = stop.wait_for(lambda: program.compile(rows))
+            compiled = stop.wait_for(lambda: session.course.compile(program, rows))
             # Transports wait only seconds for a process that still compiles.
             processes.barrier("compiled")
     except Interrupted:

@@ -77,7 +77,9 @@ def test_a_checkpoint_says_what_it_holds(finished):
     with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.steps() == [8, 12]
         manifest, state = checkpoints.manifest(12), checkpoints.state(12)
+    stage = state["data"].pop("stage")
     assert state == {"step": 12, "data": {"next_batch": 12}, "nonfinite": 0}
+    assert stage["start"] == stage["tokens"] == 0
     assert manifest["step"] == 12
     assert manifest["trees"].keys() == {"params", "opt_state", "ema"}
     assert manifest["trees"]["params"]["embedding"] == {"shape": [257, 16], "dtype": "float32"}

@@ -1,0 +1,243 @@
+"""What a run reads at every step, from its first stage to its last.
+
+A stage reads on. If the stages before it have read rows of one of its sources, it continues in the
+order of these rows where they stopped: no row comes twice before all have come once, and none is
+left out, whatever the sizes of batches and the weights of mixtures are. Rows of the same text with
+another length are other rows: they have an order of their own, which begins at its beginning.
+
+So batch k of a stage, counted from the step at which it began, is a function of k, the seed, and
+what had been read by then, which every checkpoint holds. A run that is stopped at the end of a
+stage and resumed with the next one's data (run.accept_changes=[data]) reads the same batches.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from jaxformer.batch import Batch
+from jaxformer.checkpoint.manager import Json
+from jaxformer.config import Stage
+from jaxformer.data.loader import Place, iterate, rows_per_source, train_batches
+from jaxformer.data.stores import Stores
+from jaxformer.errors import UserError
+from jaxformer.memory import program_bytes
+from jaxformer.parallel.mesh import check_rows
+from jaxformer.parallel.rules import rows_held
+from jaxformer.train.program import Program
+from jaxformer.train.step import Metrics, TrainState
+
+if TYPE_CHECKING:
+    import grain
+
+
+@dataclass(frozen=True)
+class RunStage:
+    """A stage with what it runs and what it reads."""
+
+    stage: Stage
+    program: Program
+    stores: Stores
+
+    @property
+    def steps(self) -> int:
+        return self.stage.until - self.stage.start
+
+    def weights(self) -> dict[str, float]:
+        """The weight of each source, by a name that stands for its rows."""
+        names: list[str] = []
+        for rows in self.stores.training_manifest():
+            told = {key: rows[key] for key in rows if key not in ("source", "weight")}
+            told["sequence_length"] = self.stage.data.sequence_length
+            digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+            again = sum(name.startswith(digest) for name in names)  # the same text, named twice
+            names.append(f"{digest}.{again}" if again else digest)
+        return dict(zip(names, self.stores.weights, strict=True))
+
+
+def run_stages(program: Program, stores: Stores) -> tuple[RunStage, ...]:
+    """The stages of the run of `program`; those with batches of one shape share what is compiled.
+
+    Raises:
+        UserError: the mesh cannot divide a stage's rows.
+    """
+    config, found = program.config, []
+    for number, stage in enumerate(config.stages):
+        given = (config.data.stages or (None,))[number]
+        own = given is not None and given.batch_size is not None
+        key = f"data.stages.{number}.batch_size" if own else "train.batch_size"
+        check_rows(program.mesh.shape, stage.batch_size, config.train.accumulation, key)
+        try:
+            its_program = program.for_stage(stage)
+        except UserError as error:
+            if given is None:
+                raise
+            raise UserError(f"data.stages.{number}: {error}") from error
+        found.append(RunStage(stage, its_program, stores.for_stage(stage.data)))
+    return tuple(found)
+
+
+def data_manifest(stages: Sequence[RunStage], stores: Stores) -> list[Json]:
+    """What identifies the text of the run, that of its stages first."""
+    if len(stages) == 1:
+        return [*stages[0].stores.training_manifest(), *stores.validation_manifest()]
+    training = [
+        {**rows, "stage": number}
+        for number, each in enumerate(stages)
+        for rows in each.stores.training_manifest()
+    ]
+    return [*training, *stores.validation_manifest()]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read from the step `start` on, and what had been read by then.
+
+    `rows` has all sources of the run up to now, in the order in which they came first, which
+    numbers them, with how many of its rows had been read; `weights` those that are read now.
+    """
+
+    start: int
+    batch_size: int
+    sequence_length: int
+    weights: dict[str, float]
+    tokens: int
+    rows: dict[str, int]
+
+    def then(self, step: int, stage: RunStage) -> "Reading":
+        """How `stage` is read from `step` on: as before, if it reads the same."""
+        weights, batch_size = stage.weights(), stage.stage.batch_size
+        if (weights, batch_size) == (self.weights, self.batch_size):
+            return self
+        rows, length = self.rows_by(step), stage.stage.data.sequence_length
+        new = {name: 0 for name in weights if name not in rows}
+        return Reading(step, batch_size, length, weights, self.tokens_by(step), rows | new)
+
+    def tokens_by(self, step: int) -> int:
+        return self.tokens + (step - self.start) * self.batch_size * self.sequence_length
+
+    def rows_by(self, step: int) -> dict[str, int]:
+        read = rows_per_source([*self.weights.values()], (step - self.start) * self.batch_size)
+        now = dict(zip(self.weights, read, strict=True))
+        return {name: rows + now.get(name, 0) for name, rows in self.rows.items()}
+
+    def places(self) -> list[Place]:
+        numbers = list(self.rows)
+        return [Place(numbers.index(name), self.rows[name]) for name in self.weights]
+
+    def to_json(self) -> Json:
+        pairs = {"weights": [*self.weights.items()], "rows": [*self.rows.items()]}
+        return dataclasses.asdict(self) | pairs
+
+    @classmethod
+    def from_json(cls, saved: Json) -> "Reading":
+        return cls(**saved | {"weights": dict(saved["weights"]), "rows": dict(saved["rows"])})
+
+
+NOTHING_READ = Reading(0, 0, 0, {}, 0, {})
+
+
+class Course:
+    """The way of a run through its stages from `step` on.
+
+    Args:
+        saved: what `progress` gave at `step`; if None, or of an earlier version, the steps before
+            are taken to have been those of `stages`.
+    """
+
+    def __init__(
+        self, stages: Sequence[RunStage], step: int = 0, saved: Json | None = None
+    ) -> None:
+        reading, at = NOTHING_READ, 0
+        if saved is not None and "stage" in saved:
+            reading, at = Reading.from_json(saved["stage"]), step
+            stages = [each for each in stages if each.stage.until > step] or stages[-1:]
+        self._parts: list[tuple[RunStage, Reading]] = []
+        for each in stages:
+            reading = reading.then(at, each)
+            self._parts.append((each, reading))
+            at = each.stage.until
+
+    def _at(self, step: int) -> tuple[RunStage, Reading]:
+        return next((part for part in self._parts if part[0].stage.until > step), self._parts[-1])
+
+    def tokens(self, step: int) -> int:
+        """The tokens of the rows of all steps before `step`."""
+        return self._at(step)[1].tokens_by(step)
+
+    def flops(self, step: int) -> float:
+        """What the model has computed between the first step here and `step`."""
+        return sum(
+            each.program.flops_per_step * max(0, min(step, each.stage.until) - each.stage.start)
+            for each, _ in self._parts
+        )
+
+    def progress(self, step: int) -> Json:
+        """The place in the data, for a checkpoint."""
+        _, reading = self._at(step)
+        return {"next_batch": step - reading.start, "stage": reading.to_json()}
+
+    def batch(self, step: int) -> Batch:
+        """The whole batch that `step` takes."""
+        each, reading = self._at(step)
+        return _batches(each, reading)[step - reading.start]
+
+    def batches(self, step: int, sharding: NamedSharding) -> Generator[Batch]:
+        """This process's rows of the batches of `step` and of every later one."""
+        for each, reading in self._parts:
+            until = each.stage.until
+            if step >= until:
+                continue
+            dataset = _batches(each, reading, rows_held(sharding, reading.batch_size))
+            to_come = dataset[: until - reading.start]
+            iterator = iterate(to_come, step - reading.start, each.stage.data.prefetch)
+            try:
+                yield from iterator
+            finally:
+                iterator.close()
+            step = until
+
+    def compile(self, program: Program, rows_to_evaluate: int | None) -> "CompiledStages":
+        """Compile every step ahead of time, so that no later call compiles again."""
+        train_steps: dict[tuple[int, ...], jax.stages.Compiled] = {
+            (reading.batch_size, reading.sequence_length): each.program.compile_train_step()
+            for each, reading in self._parts
+        }
+        if rows_to_evaluate is None:
+            return CompiledStages(train_steps, None)
+        return CompiledStages(train_steps, program.compile_eval_step(rows_to_evaluate))
+
+
+def _batches(
+    each: RunStage, reading: Reading, held: np.ndarray | None = None
+) -> "grain.MapDataset[Batch]":
+    return train_batches(
+        each.stores,
+        batch_size=reading.batch_size,
+        seed=each.program.config.train.seed,
+        held=held,
+        places=reading.places(),
+    )
+
+
+@dataclass(frozen=True)
+class CompiledStages:
+    """Executables, those of the train step by the shape of their batch. Called with what they were
+    not compiled for, they raise an error; they do not compile anew."""
+
+    train_steps: Mapping[tuple[int, ...], jax.stages.Compiled]
+    eval_step: jax.stages.Compiled | None
+
+    def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return self.train_steps[batch.inputs.shape](state, batch)
+
+    @property
+    def bytes_per_device(self) -> int:
+        """State, batch and temporaries of the largest train step."""
+        return max(map(program_bytes, self.train_steps.values()))
