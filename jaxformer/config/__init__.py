@@ -179,7 +179,10 @@ class CheckpointConfig(Schema):
 
 
 class StartConfig(Schema):
-    """The weights from which a new run starts."""
+    """The weights from which a new run starts, and the state of the optimizer if that is kept too.
+
+    The learning rate begins its schedule anew in any case, and data are read from the beginning.
+    """
 
     model_config = ConfigDict(serialize_by_alias=True)
 
@@ -192,11 +195,23 @@ class StartConfig(Schema):
         description="patterns of the paths of parameters that may differ; these start fresh, "
         "except for the rows of a vocabulary that has grown",
     )
+    state: Literal["weights", "optimizer"] = Field(
+        "weights",
+        description="weights: those to evaluate with, and a new optimizer; optimizer: the trained "
+        "weights, the optimizer's moments, and the moving average if both runs keep one",
+    )
 
     @model_validator(mode="after")
-    def _partial_needs_a_source(self) -> "StartConfig":
-        if self.partial and self.source is None:
-            raise ValueError("partial is given without from; name the run to start from")
+    def _keys_need_a_source(self) -> "StartConfig":
+        keeps = self.state == "optimizer"
+        if self.source is None and (self.partial or keeps):
+            key = "partial is given" if self.partial else "state is optimizer"
+            raise ValueError(f"{key}, but from is not; name the run to start from")
+        if self.partial and keeps:
+            raise ValueError(
+                "state is optimizer, which takes moments for every trained parameter, but partial "
+                "lets some start fresh; leave one of them out"
+            )
         return self
 
 
@@ -303,6 +318,11 @@ class Config(Schema):
             return self
         if self.init.source is None:
             raise ValueError("lora needs a base to adapt: give init.from, a run or a checkpoint")
+        if self.init.state == "optimizer":
+            raise ValueError(
+                "init.state is optimizer, but lora trains new adapters, which have no moments yet; "
+                "leave init.state out"
+            )
         if self.init.partial or self.train.freeze:
             key = "init.partial" if self.init.partial else "train.freeze"
             raise ValueError(f"{key} cannot be given with lora, which freezes all but its adapters")

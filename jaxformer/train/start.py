@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ from jaxformer.checkpoint.run_directory import RunDirectory, flat
 from jaxformer.checkpoint.weights import Weights, abstract_leaves, find_weights
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.model.accounting import abstract_parameters
-from jaxformer.model.config import ModelConfig
 from jaxformer.model.parameter_paths import by_path, from_paths, matching, split
 from jaxformer.parallel import processes
 from jaxformer.parallel.rules import logical_axes, replicated
 from jaxformer.paths import is_remote
+from jaxformer.train.kept_state import KeptState, find_state
 from jaxformer.train.preflight import check_same_data
 from jaxformer.train.program import Program, restored, trees, weights
 from jaxformer.train.reference import load_reference
@@ -36,19 +36,39 @@ class Start:
     taken: frozenset[str]  # paths
     notes: tuple[str, ...]  # a line for each parameter not taken whole, and for what else differs
 
+    @property
+    def item(self) -> str:
+        return self.source.item
 
-def find_start(program: Program) -> Start | None:
+    @property
+    def what(self) -> str:
+        shapes = by_path(self.wanted)
+        count = sum(math.prod(shapes[path].shape) for path in self.taken)
+        average = ", its moving average" if self.item == "ema" else ""
+        return f"{average}: {count:,} parameters are taken"
+
+    def state(self, program: Program) -> tuple[TrainState, str]:
+        """The state before the first step, and the fingerprint of the weights that were saved."""
+        params, stored = self.source.restore(self.wanted)
+        seen = fingerprint(stored)  # now: the parameters are used up
+        return program.initial_state(split(params, self.taken)[0]), seen
+
+
+def find_start(program: Program) -> Start | KeptState | None:
     """What `init.from` names, compared with what the run needs; no array is read yet. None if it is
     not set.
 
     Raises:
         UserError: it is not a run or checkpoint; a pattern of init.partial matches no parameter; or
-            parameters that no pattern matches differ, listed path by path.
+            parameters that no pattern matches differ, listed path by path. See also `find_state`.
     """
     init = program.config.init
     if init.source is None:
         return None
     source = find_weights(init.source)
+    if init.state == "optimizer":
+        kept, changed = find_state(source, program), _changed_keys(source, program)
+        return replace(kept, notes=(*kept.notes, *changed))
     theirs = source.description()
     adapts = program.config.lora is not None
     leaves = by_path(program.abstract.base if adapts else weights(program.abstract))
@@ -70,15 +90,16 @@ def find_start(program: Program) -> Start | None:
         frozenset((ours.keys() - partial) | grown),
         (
             *(_note(path, theirs, ours, path in grown) for path in sorted(partial)),
-            *_changed_keys(source.config.model, program.config.model),
+            *_changed_keys(source, program),
         ),
     )
 
 
-def _changed_keys(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
+def _changed_keys(source: Weights, program: Program) -> list[str]:
     """A line for every key of the model that differs, other than vocab_size and init."""
     told = {"init", "vocab_size"}
-    before, now = (flat(each.model_dump(mode="json", exclude=told)) for each in (theirs, ours))
+    models = (source.config.model, program.config.model)
+    before, now = (flat(each.model_dump(mode="json", exclude=told)) for each in models)
     return [
         f"model.{key} was {before.get(key)} and is {now.get(key)} now"
         for key in dict.fromkeys([*before, *now])
@@ -114,7 +135,7 @@ def first_state(
     checkpoints: Checkpoints,
     program: Program,
     manifest: Json,
-    other: Start | None,
+    other: Start | KeptState | None,
     teacher: Weights | None,
     tokenizer: Tokenizer,
     say: Callable[[str], None],
@@ -123,8 +144,8 @@ def first_state(
     manifest with the origin of the weights.
 
     A run starts from its own newest good checkpoint; or else from `other` weights (init.from), as
-    far as they are taken (init.partial); or else from scratch. What it needs of other runs is
-    copied into its directory.
+    far as they are taken (init.partial), with the optimizer's state if that is kept (init.state);
+    or else from scratch. What it needs of other runs is copied into its directory.
 
     Raises:
         UserError: other text or another tokenizer than the checkpoint's; weights of other runs that
@@ -154,28 +175,26 @@ def first_state(
     return state.replace(reference=reference), resumed or 0, manifest
 
 
-def begin(start: Start, program: Program) -> tuple[TrainState, Json]:
+def begin(start: Start | KeptState, program: Program) -> tuple[TrainState, Json]:
     """The state before the first step, and what the manifest says of where it comes from."""
-    params, stored = start.source.restore(start.wanted)
+    state, seen = start.state(program)
     origin = {
         "from": _absolute(start.source.directory.path),
         "step": start.source.step,
-        "item": start.source.item,
-        "fingerprint": fingerprint(stored),
+        "item": start.item,
+        "fingerprint": seen,
     }
-    return program.initial_state(split(params, start.taken)[0]), origin
+    return state, origin
 
 
 def _absolute(path: Path) -> str:
     return str(path if is_remote(path) else path.absolute())
 
 
-def tell(start: Start, tokenizer: Tokenizer) -> str:
+def tell(start: Start | KeptState, tokenizer: Tokenizer) -> str:
     """What was taken and what was not, and from where."""
-    source, shapes = start.source, by_path(start.wanted)
-    taken = sum(math.prod(shapes[path].shape) for path in start.taken)
-    average = ", its moving average" if source.item == "ema" else ""
-    text = f"starts from {source.where}{average}: {taken:,} parameters are taken"
+    source = start.source
+    text = f"starts from {source.where}{start.what}"
     saved = source.manifest["tokenizer"]
     notes = list(start.notes)
     if saved["fingerprint"] != tokenizer.fingerprint:

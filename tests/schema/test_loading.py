@@ -177,9 +177,13 @@ def test_a_mistake_in_a_section_that_may_be_left_out_has_its_own_key(configurati
 
 def test_the_key_from_is_from_in_files_overrides_messages_and_what_is_saved(configuration):
     config = load_config(configuration("init: {from: runs/a}\n"), ["init.from=runs/b"])
-    assert config.model_dump(mode="json")["init"] == {"from": "runs/b", "partial": []}
+    assert config.model_dump(mode="json")["init"] == {
+        "from": "runs/b",
+        "partial": [],
+        "state": "weights",
+    }
     assert mistakes(configuration(), "init.form=runs/a") == [
-        "init.form: unknown key. Allowed: from, partial. Did you mean 'from'? "
+        "init.form: unknown key. Allowed: from, partial, state. Did you mean 'from'? "
         "(given as init.form=runs/a)"
     ]
 
@@ -188,7 +192,16 @@ def test_the_key_from_is_from_in_files_overrides_messages_and_what_is_saved(conf
     ("overrides", "message"),
     [
         (["lora.rank=2"], "lora needs a base to adapt: give init.from, a run or a checkpoint"),
-        (["init.partial=[head]"], "init: partial is given without from; name the run"),
+        (["init.partial=[head]"], "init: partial is given, but from is not; name the run"),
+        (["init.state=optimizer"], "init: state is optimizer, but from is not; name the run"),
+        (
+            ["init={from: a, partial: [head], state: optimizer}"],
+            "init: state is optimizer, which takes moments for every trained parameter",
+        ),
+        (
+            ["lora.rank=2", "init={from: a, state: optimizer}"],
+            "init.state is optimizer, but lora trains new adapters",
+        ),
         (
             ["lora.rank=2", "init={from: a, partial: [head]}"],
             "init.partial cannot be given with lora",

@@ -2,18 +2,27 @@
 
 import json
 import shutil
+from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
+from jaxformer.checkpoint.manager import Checkpoints
+from jaxformer.checkpoint.weights import find_weights
+from jaxformer.data.loader import train_batches
+from jaxformer.data.stores import Stores
 from jaxformer.errors import UserError
+from jaxformer.model.lora import LoRAConfig
 from jaxformer.model.parameter_paths import by_path
 from jaxformer.parallel.mesh import make_mesh
+from jaxformer.parallel.rules import batch_sharding, put_batch
 from jaxformer.run import load
-from jaxformer.train.program import make_program, weights
+from jaxformer.train.kept_state import find_state
+from jaxformer.train.program import make_program, restored, trees, weights
 from jaxformer.train.run import train
 from jaxformer.train.start import begin, find_start, tell
-from tests.runs import make_config, results
+from tests.runs import assert_same_arrays, make_config, results, saved_arrays
 from tests.train.test_loop import signal_at_step
 
 
@@ -154,3 +163,99 @@ def test_a_run_that_began_from_another_goes_on_from_its_own_checkpoint(
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["init"]["from"] == str(tmp_path / "base")
     assert manifest["init"]["step"] == 4
+
+
+CONSTANT = {"schedule": {"kind": "constant"}}
+
+
+def kept(folder, source="base", train=None, **sections):
+    """A program that keeps the optimizer's state of `source`."""
+    init = {"from": str(folder / source), "state": "optimizer"}
+    config = make_config(folder, init=init, train=train or {}, **sections)
+    return make_program(config, make_mesh(config.mesh.sizes), 257)
+
+
+def test_the_optimizers_state_and_the_average_are_kept_and_the_step_begins_at_0(folder):
+    program = kept(folder)
+    start = find_start(program)
+    state, origin = begin(start, program)
+    with Checkpoints(folder / "base" / "checkpoints", read_only=True) as checkpoints:
+        saved = checkpoints.restore(4, trees(program.abstract))
+    assert_same_trees(trees(state), saved)
+    assert {int(leaf) for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim == 0} == {4}
+    assert int(state.step) == 0
+    assert (origin["item"], origin["step"]) == ("params", 4)
+    assert tell(start, load(folder / "base").tokenizer) == (
+        f"starts from {folder}/base/checkpoints/4: 8,544 parameters are taken, the moving average "
+        f"and the optimizer's state"
+    )
+
+
+def test_its_first_update_is_the_next_of_the_other_run_if_nothing_changes(folder):
+    program = kept(folder, optimizer=CONSTANT)
+    with Checkpoints(folder / "base" / "checkpoints", read_only=True) as checkpoints:
+        arrays = checkpoints.restore(4, trees(program.abstract))
+        goes_on = restored(program, arrays, checkpoints.state(4))
+    begins, _ = begin(find_start(program), program)
+    stores = Stores(program.config.data, load(folder / "base").tokenizer)
+    batch = put_batch(train_batches(stores, batch_size=4, seed=0)[4], batch_sharding(program.mesh))
+    step = program.compile(None).train_step
+    assert_same_trees(trees(step(begins, batch)[0]), trees(step(goes_on, batch)[0]))
+
+
+def assert_same_trees(one, other):
+    for (path, leaf), same in zip(
+        jax.tree.flatten_with_path(one)[0], jax.tree.leaves(other), strict=True
+    ):
+        np.testing.assert_array_equal(leaf, same, err_msg=str(path))
+
+
+def test_an_average_that_only_one_of_the_runs_keeps_is_left_or_starts_at_the_weights(folder):
+    start = find_start(kept(folder, train={"ema_decay": None}))
+    assert start.notes == ("not taken: its moving average, as train.ema_decay is null",)
+    program = kept(folder)
+    source = find_weights(folder / "base")
+    left = {name: tree for name, tree in source.manifest["trees"].items() if name != "ema"}
+    start = find_state(replace(source, manifest=source.manifest | {"trees": left}), program)
+    assert start.notes == ("fresh: the moving average, which starts at the weights",)
+    state, _ = start.state(program)
+    assert_same_trees(state.ema, state.params)
+
+
+def test_a_state_that_cannot_be_kept_is_refused_with_what_to_do(folder):
+    with pytest.raises(UserError, match=r"optimizer.kind is lion, and .* trained with adamw; give"):
+        find_start(kept(folder, optimizer={"kind": "lion"}))
+    with pytest.raises(UserError) as raised:
+        find_start(kept(folder, model={"tie_embeddings": False}))
+    assert "its parameters differ in 1 places" in str(raised.value)
+    assert "missing  head float32[16, 257]: not in the checkpoint" in str(raised.value)
+    with pytest.raises(UserError, match=r"its optimizer state differ in .*\n.*extra"):
+        find_start(kept(folder, train={"freeze": ["embedding"]}))
+
+    program, source = kept(folder), find_weights(folder / "base")
+    imported = source.manifest | {"trees": {"params": source.manifest["trees"]["params"]}}
+    with pytest.raises(UserError, match="has none: it has params, as an imported model does; to"):
+        find_state(replace(source, manifest=imported), program)
+    adapters = source.config.model_copy(update={"lora": LoRAConfig()})
+    with pytest.raises(UserError, match="has adapters, which are merged into the weights"):
+        find_state(replace(source, config=adapters), program)
+
+
+def test_a_run_that_keeps_an_optimizers_state_goes_on_from_its_own_checkpoint(
+    folder, tmp_path, monkeypatch, capsys
+):
+    sections = {
+        "train": {"steps": 4},
+        "data": {"sequence_length": 24},
+        "init": {"from": str(folder / "base"), "state": "optimizer"},
+    }
+    alone = make_config(tmp_path, run={"dir": str(tmp_path / "alone")}, **sections)
+    assert train(alone) == 0
+    assert "taken, the moving average and the optimizer's state" in capsys.readouterr().out
+    config = make_config(tmp_path, **sections)
+    with monkeypatch.context() as patch:
+        signal_at_step(patch, 2)
+        assert train(config) == 75
+    assert train(config) == 0
+    assert results(tmp_path / "run") == results(tmp_path / "alone")
+    assert_same_arrays(saved_arrays(tmp_path / "run", 4), saved_arrays(tmp_path / "alone", 4))
