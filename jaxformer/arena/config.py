@@ -158,10 +158,16 @@ class ArenaConfig(Schema):
             data = merged(data, nested(key, value))
         data = merged(data, keys)
         try:
-            return Config.model_validate(data)
+            config = Config.model_validate(data)
         except ValidationError as error:
             mistakes = "\n  ".join(mistake.text for mistake in explain(error, Config))
             raise UserError(f"contestant {contestant} on {task}:\n  {mistakes}") from error
+        if config.data.stages is not None:
+            raise UserError(
+                f"contestant {contestant} on {task}: data.stages is given, but contestants are "
+                f"matched and tested at one length, on one mixture; leave it out"
+            )
+        return config
 
 
 def load_arena(path: str | Path, overrides: list[str]) -> ArenaConfig:

@@ -48,7 +48,7 @@ def _evaluate(run: Run, check: Check, names: list[str]) -> dict[str, Result]:
 def _data(run: Run, name: str, length: int) -> DataConfig:
     own = run.config.data
     task: Any = own.task if own.task is not None and own.task.kind == name else {"kind": name}
-    data = own.model_dump() | {"sequence_length": length, "task": task}
+    data = own.model_dump() | {"sequence_length": length, "task": task, "stages": None}
     try:
         return DataConfig.model_validate(data)
     except ValueError as error:

@@ -76,7 +76,8 @@ class Plan:
 
 
 def plan(config: Config, topology: str, slices: int, *, as_json: bool) -> int:
-    """Compile the train step for the slice and print what it takes.
+    """Compile the train step for the slice and print what it takes; of every stage in turn, if the
+    run has several. As JSON, that is an object a line.
 
     Returns:
         The exit code: 0 it fits, 1 it does not.
@@ -85,8 +86,24 @@ def plan(config: Config, topology: str, slices: int, *, as_json: bool) -> int:
         UserError: no such topology, no TPU compiler, or a mesh that does not divide the model.
     """
     where, devices = slices_of(topology, slices)
+    vocab_size, codes = vocab_size_of(config), []
+    for number, stage in enumerate(config.stages):
+        if len(config.stages) > 1 and not as_json:
+            print(f"stage {number}, steps {stage.start:,} to {stage.until:,}:")
+        codes.append(_plan_one(config.at(stage), where, devices, vocab_size, as_json=as_json))
+    return max(codes)
+
+
+def _plan_one(
+    config: Config,
+    where: Slice,
+    devices: Sequence[jax.Device],
+    vocab_size: int,
+    *,
+    as_json: bool,
+) -> int:
     try:
-        made = make_plan(config, where, devices, vocab_size_of(config))
+        made = make_plan(config, where, devices, vocab_size)
     except OutOfMemory as error:
         sizes = dict(make_mesh(config.mesh.sizes, config.mesh.preset, devices).shape)
         if as_json:

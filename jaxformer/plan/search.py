@@ -52,7 +52,8 @@ class Variant:
 
 def search(config: Config, topology: str, slices: int, *, as_json: bool) -> int:
     """Compile the step with several meshes, and with the most rows that fit for every
-    rematerialisation; print each result as it comes, and the fastest at the end or after Ctrl-C.
+    rematerialisation; print each result as it comes, and the fastest at the end or after Ctrl-C. Of
+    a run's stages, it plans the one with the longest rows.
 
     Returns:
         The exit code: 0 something fits, 1 nothing does, 75 stopped by a signal.
@@ -62,6 +63,10 @@ def search(config: Config, topology: str, slices: int, *, as_json: bool) -> int:
     """
     where, devices = slices_of(topology, slices)
     vocab_size = vocab_size_of(config)
+    longest = max(config.stages, key=lambda stage: stage.data.sequence_length)
+    if len(config.stages) > 1:
+        say(f"planning steps {longest.start:,} to {longest.until:,}, which have the longest rows")
+    config = config.at(longest)
     made: list[Plan] = []
     code = DOES_NOT_FIT
     with StopSignal() as stop:

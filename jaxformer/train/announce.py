@@ -66,9 +66,13 @@ def _rows_of(config: Config, stages: Sequence[RunStage]) -> dict[str, str]:
     return {
         "data": f"{len(stages)} stages, {tokenizer}",
         **{
-            f"stage {number}": f"steps {each.stage.start:,} to {each.stage.until:,}: "
-            f"{_batch_of(each)}; {_text_of(each)}{_epochs_of(each)}"
-            for number, each in enumerate(stages)
+            f"stage {each.number}": f"steps {each.stage.start:,} to {each.stage.until:,}: "
+            + (
+                f"{_batch_of(each)}; {_text_of(each)}{_epochs_of(each)}"
+                if not each.past
+                else "past"
+            )
+            for each in stages
         },
         "run": f"{steps}, {tokens:,} tokens, {flops:.3g} FLOPs",
     }

@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+from collections.abc import Collection
 
 import jax
 from orbax.checkpoint.utils import TMP_DIR_SUFFIX
@@ -140,7 +141,8 @@ def check_same_data(config: Config, saved: Json, manifest: Json) -> None:
     Raises:
         UserError: they are not; run.accept_changes may allow other text.
     """
-    before, now = _identity(saved), _identity(manifest)
+    stages = {part.get("stage") for part in manifest["data"]}  # without those that are past
+    before, now = _identity(saved, stages), _identity(manifest, stages)
     for part, accept in (("tokenizer", ""), ("data", ", or run.accept_changes=[data]")):
         if before[part] != now[part] and part not in config.run.accept_changes:
             raise UserError(
@@ -150,11 +152,15 @@ def check_same_data(config: Config, saved: Json, manifest: Json) -> None:
             )
 
 
-def _identity(manifest: Json) -> Json:
+def _identity(manifest: Json, stages: Collection[int | None]) -> Json:
     """What identifies the text and the tokenizer, whatever their names and places."""
     data = manifest["data"]
     if isinstance(data, list):  # an imported model has none
-        data = [{key: part[key] for key in part if key != "source"} for part in data]
+        data = [
+            {key: part[key] for key in part if key != "source"}
+            for part in data
+            if part.get("stage") in stages
+        ]
     return {"tokenizer": manifest["tokenizer"]["fingerprint"], "data": data}
 
 

@@ -34,7 +34,7 @@ from jaxformer.train.program import make_program, weights
 from jaxformer.train.recorder import Recorder
 from jaxformer.train.reference import find_reference
 from jaxformer.train.sharding_report import sharding_report
-from jaxformer.train.stages import Course, data_manifest, run_stages
+from jaxformer.train.stages import Course, check_batches, data_manifest, run_stages
 from jaxformer.train.start import find_start, first_state
 from jaxformer.train.step import TrainState
 from jaxformer.train.trackers import Guarded, TensorBoard
@@ -67,13 +67,14 @@ def train(config: Config) -> int:
         tokenizer = load_tokenizer(config.data.tokenizer, config.data.add_bos)
         check_vocabulary(config, tokenizer)
         mesh = make_mesh(config.mesh.sizes, config.mesh.preset)
+        check_batches(config, mesh.shape)
         check_rows(mesh.shape, _eval_rows(config), 1, "eval.batch_size")
         teacher = find_reference(config, tokenizer)
         program = make_program(config, mesh, tokenizer.vocab_size)
         check_state(program)
         other = None if directory.has_checkpoints else find_start(program)
         stores = Stores(config.data, tokenizer)
-        stages = run_stages(program, stores)
+        stages = run_stages(program, stores, directory.newest_step() or 0)
         with processes.first_goes_first("token stores"):
             data = data_manifest(stages, stores)
             validation = validation_batches(

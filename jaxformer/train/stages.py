@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding
 
 from jaxformer.batch import Batch
 from jaxformer.checkpoint.manager import Json
-from jaxformer.config import Stage
+from jaxformer.config import Config, Stage
 from jaxformer.data.loader import Place, iterate, rows_per_source, train_batches
 from jaxformer.data.stores import Stores
 from jaxformer.errors import UserError
@@ -41,9 +41,11 @@ if TYPE_CHECKING:
 class RunStage:
     """A stage with what it runs and what it reads."""
 
+    number: int
     stage: Stage
     program: Program
     stores: Stores
+    past: bool  # then its text is not needed any more
 
     @property
     def steps(self) -> int:
@@ -61,35 +63,56 @@ class RunStage:
         return dict(zip(names, self.stores.weights, strict=True))
 
 
-def run_stages(program: Program, stores: Stores) -> tuple[RunStage, ...]:
-    """The stages of the run of `program`; those with batches of one shape share what is compiled.
+def check_batches(config: Config, sizes: Mapping[str, int]) -> None:
+    """Check that a mesh of these sizes divides the batches of every stage.
+
+    Raises:
+        UserError: it does not.
+    """
+    keys = {"train.batch_size": config.train.batch_size}
+    if config.data.stages is not None:
+        keys = {
+            f"data.stages.{n}.batch_size": each.batch_size for n, each in enumerate(config.stages)
+        }
+    for key, rows in keys.items():
+        check_rows(sizes, rows, config.train.accumulation, key)
+
+
+def run_stages(program: Program, stores: Stores, step: int = 0) -> tuple[RunStage, ...]:
+    """The stages of the run of `program`, of which `step` updates are done; those with batches of
+    one shape share what is compiled.
 
     Raises:
         UserError: the mesh cannot divide a stage's rows.
     """
-    config, found = program.config, []
-    for number, stage in enumerate(config.stages):
-        given = (config.data.stages or (None,))[number]
-        own = given is not None and given.batch_size is not None
-        key = f"data.stages.{number}.batch_size" if own else "train.batch_size"
-        check_rows(program.mesh.shape, stage.batch_size, config.train.accumulation, key)
-        try:
-            its_program = program.for_stage(stage)
-        except UserError as error:
-            if given is None:
-                raise
-            raise UserError(f"data.stages.{number}: {error}") from error
-        found.append(RunStage(stage, its_program, stores.for_stage(stage.data)))
-    return tuple(found)
+    stages = program.config.stages
+    return tuple(
+        RunStage(
+            number,
+            stage,
+            _program_of(number, stage, program),
+            stores.for_stage(stage.data),
+            past=stage.until <= step and stage is not stages[-1],
+        )
+        for number, stage in enumerate(stages)
+    )
+
+
+def _program_of(number: int, stage: Stage, program: Program) -> Program:
+    try:
+        return program.for_stage(stage)
+    except UserError as error:
+        raise UserError(f"data.stages.{number}: {error}") from error
 
 
 def data_manifest(stages: Sequence[RunStage], stores: Stores) -> list[Json]:
-    """What identifies the text of the run, that of its stages first."""
+    """What identifies the text of the run: of the stages that are not past, and of validation."""
     if len(stages) == 1:
         return [*stages[0].stores.training_manifest(), *stores.validation_manifest()]
     training = [
-        {**rows, "stage": number}
-        for number, each in enumerate(stages)
+        {**rows, "stage": each.number}
+        for each in stages
+        if not each.past
         for rows in each.stores.training_manifest()
     ]
     return [*training, *stores.validation_manifest()]

@@ -79,7 +79,8 @@ def export_model(
         building.mkdir(parents=True)
         options = {"architectures": [family.architecture], **options, "dtype": dtype}
         if "max_position_embeddings" in family.defaults:
-            options.setdefault("max_position_embeddings", config.data.sequence_length)
+            longest = max(stage.sequence_length for stage in config.data.of_stages)
+            options.setdefault("max_position_embeddings", longest)
         ends: Json = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
         if tokenizer.vocab_size <= vocab_size:  # else it stands in for a missing one
             ends |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
