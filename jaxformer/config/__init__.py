@@ -226,8 +226,8 @@ class RunConfig(Schema):
         tuple[Literal["data", "schedule", "seed"], ...],
         Field(
             strict=False,
-            description="what this start may change in a run that has begun: its text, its "
-            "learning rates from here on, or the order of its text",
+            description="what this start may change in a run that has begun, from here on: its "
+            "text, rows and batches; its learning rates; or the order of its text",
         ),
     ] = ()
 

@@ -72,9 +72,11 @@ def test_other_data_or_another_seed_may_be_accepted(used, tmp_path):
         "  train.seed: 0 before, 3 now",
     ]
     used.check(make_config(tmp_path, **changed, run={"accept_changes": ["data", "seed"]}))
-    longer = {"data": {"sequence_length": 32}, "run": {"accept_changes": ["data"]}}
-    with pytest.raises(UserError, match=r"another run.dir, or set back:\n  data.sequence_length"):
-        used.check(make_config(tmp_path, **longer))
+    longer = {"data": {"sequence_length": 32}, "train": {"batch_size": 8}}
+    used.check(make_config(tmp_path, **longer, run={"accept_changes": ["data"]}))
+    other = {"data": {"add_bos": True}, "run": {"accept_changes": ["data"]}}
+    with pytest.raises(UserError, match=r"another run.dir, or set back:\n  data.add_bos"):
+        used.check(make_config(tmp_path, **other))
 
 
 def test_another_optimizer_may_start_from_the_parameters_alone(used, tmp_path):
