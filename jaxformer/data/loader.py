@@ -2,7 +2,8 @@
 
 The training batch is a pure function of (seed, step): every source is shuffled anew each epoch,
 sources are mixed by weight in a fixed pattern, and rows are batched across epochs. A run that
-resumes at step k asks for batch k and has lost nothing, on any number of hosts.
+resumes at step k asks for batch k and has lost nothing, on any number of hosts. A run in stages
+counts batches from the beginning of each, and says from where in each source it is read.
 """
 
 import math
@@ -71,9 +72,10 @@ def rows_per_source(weights: Sequence[float], rows: int) -> list[int]:
     Of k rows left for the sources i, i + 1, ... with whole weights w, ⌊k · Σ_{j>i} w / Σ_{j≥i} w⌋
     are for those after i.
     """
-    if len(weights) == 1:
-        return [rows]
-    whole = [int(weight * 100 / min(weights)) for weight in weights]
+    if len(weights) < 2:
+        return [rows] * len(weights)
+    scale = 100 / min(weights)
+    whole = [int(weight * scale) for weight in weights]
     counts = []
     for number, weight in enumerate(whole):
         left = sum(whole[number:])

@@ -1,18 +1,8 @@
-"""What a run reads at every step, from its first stage to its last.
+"""The stages of a run from end to end: what each reads and runs, and what is counted over them.
 
-A stage reads on. If the stages before it have read rows of one of its sources, it continues in the
-order of these rows where they stopped: no row comes twice before all have come once, and none is
-left out, whatever the sizes of batches and the weights of mixtures are. Rows of the same text with
-another length are other rows: they have an order of their own, which begins at its beginning.
-
-So batch k of a stage, counted from the step at which it began, is a function of k, the seed, and
-what had been read by then, which every checkpoint holds. A run that is stopped at the end of a
-stage and resumed with the next one's data (run.accept_changes=[data]) reads the same batches.
+How a stage reads on where the ones before it stopped is said in `reading`.
 """
 
-import dataclasses
-import hashlib
-import json
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,13 +14,14 @@ from jax.sharding import NamedSharding
 from jaxformer.batch import Batch
 from jaxformer.checkpoint.manager import Json
 from jaxformer.config import Config, Stage
-from jaxformer.data.loader import Place, iterate, rows_per_source, train_batches
+from jaxformer.data.loader import iterate, train_batches
 from jaxformer.data.stores import Stores
 from jaxformer.errors import UserError
 from jaxformer.memory import program_bytes
 from jaxformer.parallel.mesh import check_rows
 from jaxformer.parallel.rules import rows_held
 from jaxformer.train.program import Program
+from jaxformer.train.reading import NOTHING_READ, Reading, weights_of
 from jaxformer.train.step import Metrics, TrainState
 
 if TYPE_CHECKING:
@@ -50,17 +41,6 @@ class RunStage:
     @property
     def steps(self) -> int:
         return self.stage.until - self.stage.start
-
-    def weights(self) -> dict[str, float]:
-        """The weight of each source, by a name that stands for its rows."""
-        names: list[str] = []
-        for rows in self.stores.training_manifest():
-            told = {key: rows[key] for key in rows if key not in ("source", "weight")}
-            told["sequence_length"] = self.stage.data.sequence_length
-            digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
-            again = sum(name.startswith(digest) for name in names)  # the same text, named twice
-            names.append(f"{digest}.{again}" if again else digest)
-        return dict(zip(names, self.stores.weights, strict=True))
 
 
 def check_batches(config: Config, sizes: Mapping[str, int]) -> None:
@@ -118,54 +98,6 @@ def data_manifest(stages: Sequence[RunStage], stores: Stores) -> list[Json]:
     return [*training, *stores.validation_manifest()]
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What is read from the step `start` on, and what had been read by then.
-
-    `rows` has all sources of the run up to now, in the order in which they came first, which
-    numbers them, with how many of its rows had been read; `weights` those that are read now.
-    """
-
-    start: int
-    batch_size: int
-    sequence_length: int
-    weights: dict[str, float]
-    tokens: int
-    rows: dict[str, int]
-
-    def then(self, step: int, stage: RunStage) -> "Reading":
-        """How `stage` is read from `step` on: as before, if it reads the same."""
-        weights, batch_size = stage.weights(), stage.stage.batch_size
-        if (weights, batch_size) == (self.weights, self.batch_size):
-            return self
-        rows, length = self.rows_by(step), stage.stage.data.sequence_length
-        new = {name: 0 for name in weights if name not in rows}
-        return Reading(step, batch_size, length, weights, self.tokens_by(step), rows | new)
-
-    def tokens_by(self, step: int) -> int:
-        return self.tokens + (step - self.start) * self.batch_size * self.sequence_length
-
-    def rows_by(self, step: int) -> dict[str, int]:
-        read = rows_per_source([*self.weights.values()], (step - self.start) * self.batch_size)
-        now = dict(zip(self.weights, read, strict=True))
-        return {name: rows + now.get(name, 0) for name, rows in self.rows.items()}
-
-    def places(self) -> list[Place]:
-        numbers = list(self.rows)
-        return [Place(numbers.index(name), self.rows[name]) for name in self.weights]
-
-    def to_json(self) -> Json:
-        pairs = {"weights": [*self.weights.items()], "rows": [*self.rows.items()]}
-        return dataclasses.asdict(self) | pairs
-
-    @classmethod
-    def from_json(cls, saved: Json) -> "Reading":
-        return cls(**saved | {"weights": dict(saved["weights"]), "rows": dict(saved["rows"])})
-
-
-NOTHING_READ = Reading(0, 0, 0, {}, 0, {})
-
-
 class Course:
     """The way of a run through its stages from `step` on.
 
@@ -183,7 +115,9 @@ class Course:
             stages = [each for each in stages if each.stage.until > step] or stages[-1:]
         self._parts: list[tuple[RunStage, Reading]] = []
         for each in stages:
-            reading = reading.then(at, each)
+            length = each.stage.data.sequence_length
+            weights = weights_of(each.stores, length)
+            reading = reading.then(at, weights, each.stage.batch_size, length)
             self._parts.append((each, reading))
             at = each.stage.until
 

@@ -171,6 +171,12 @@ def test_no_row_is_repeated_or_left_out_when_batches_and_weights_change(tmp_path
     rows = rows_of(course, short)
     assert len(rows) == 40 * 4 + 10 * 12 + 48 * 8 + 20 * 4
     assert len(set(rows)) == len(rows)  # each source has some 1,200 rows
+    # A mixture in which the sources change places.
+    equal = [{"source": one}, {"source": other}]
+    swaps = [{"until": 3, "source": equal}, {"source": equal[::-1]}]
+    swapped = rows_of(course_of(staged(tmp_path, swaps)), range(12))
+    straight = rows_of(course_of(staged(tmp_path, data={"source": equal})), range(12))
+    assert set(swapped) == set(straight) and swapped != straight
     # One source in batches that grow: its rows in their order, in other pieces.
     grows = [{"until": 3}, {"until": 6, "batch_size": 8}, {}]
     grown = course_of(staged(tmp_path, grows, data={"source": one}))
@@ -178,7 +184,7 @@ def test_no_row_is_repeated_or_left_out_when_batches_and_weights_change(tmp_path
     assert rows_of(grown, range(9)) == rows_of(plain, range(12))
 
 
-@pytest.mark.parametrize("weights", [[1.0], [2.0, 1.0], [0.1, 3.0, 0.7], [1 / 3, 1 / 7]])
+@pytest.mark.parametrize("weights", [[1.0], [2.0, 1.0], [0.1, 3.0, 0.7], [1 / 3, 1 / 7, 0.07]])
 def test_the_share_of_each_source_is_that_of_the_mixture(weights):
     names = [grain.MapDataset.source([name]).repeat() for name in range(len(weights))]
     mixed = grain.MapDataset.mix(names, weights) if len(names) > 1 else names[0]
