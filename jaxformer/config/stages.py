@@ -1,7 +1,6 @@
 """The stages of a run: between which steps what is trained on, in batches of which size."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 from jaxformer.config.data import DataConfig, StageConfig
 
@@ -20,23 +19,15 @@ def stages_of(data: DataConfig, steps: int, batch_size: int) -> tuple[Stage, ...
     """The stages of a run of `steps` in batches of `batch_size`; one, if `data` has none.
 
     Raises:
-        ValueError: they do not follow each other from the first step to the last, or one trains on
-            the same as the one before.
+        ValueError: they do not follow each other from the first step to the last.
     """
     if data.stages is None:
         return (Stage(0, steps, data, batch_size),)
     ends = _ends(data.stages, steps)
-    stages = tuple(
+    return tuple(
         Stage(start, until, data.of_stage(stage), stage.batch_size or batch_size)
         for start, until, stage in zip([0, *ends], ends, data.stages, strict=False)
     )
-    for number, (before, after) in enumerate(pairwise(stages), start=1):
-        if (before.data, before.batch_size) == (after.data, after.batch_size):
-            raise ValueError(
-                f"data.stages.{number} trains on the same as data.stages.{number - 1}, in batches "
-                f"of the same size; change something, or leave it out"
-            )
-    return stages
 
 
 def _ends(stages: tuple[StageConfig, ...], steps: int) -> list[int]:

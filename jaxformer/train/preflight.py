@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 from collections.abc import Collection
+from itertools import pairwise
 
 import jax
 from orbax.checkpoint.utils import TMP_DIR_SUFFIX
@@ -23,6 +24,21 @@ from jaxformer.train.metrics import read_rows
 from jaxformer.train.program import Program, trees
 from jaxformer.train.schedule import make_schedule
 from jaxformer.train.stages import CompiledStages
+
+
+def check_stages(config: Config) -> None:
+    """Check that every stage changes something. A command that evaluates a run does not ask: its
+    overrides may make stages equal.
+
+    Raises:
+        UserError: one trains on the same as the one before.
+    """
+    for number, (before, now) in enumerate(pairwise(config.stages), start=1):
+        if (before.data, before.batch_size) == (now.data, now.batch_size):
+            raise UserError(
+                f"data.stages.{number} trains on the same as data.stages.{number - 1}, in batches "
+                f"of the same size; change something, or leave it out"
+            )
 
 
 def is_complete(directory: RunDirectory, config: Config) -> bool:

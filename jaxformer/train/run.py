@@ -23,6 +23,7 @@ from jaxformer.train.metrics import MetricsLog
 from jaxformer.train.mfu import peak_flops
 from jaxformer.train.preflight import (
     check_room,
+    check_stages,
     check_state,
     check_step,
     check_vocabulary,
@@ -55,6 +56,7 @@ def train(config: Config) -> int:
         # The run's directory comes first: a mistake there is found before any device is touched.
         directory = RunDirectory(config.run.dir)
         directory.check(config)
+        check_stages(config)
         if is_complete(directory, config):
             print(f"{directory.path} is complete: all {config.train.steps:,} steps are done")
             print(announce.commands(directory, config, finished=True))

@@ -288,7 +288,6 @@ def test_more_steps_lengthen_the_last_stage(finished, tmp_path, monkeypatch):
         ([{}, {"batch_size": 8}], "data.stages.0.until is missing, but another stage follows"),
         ([{"until": 4}, {"batch_size": 8, "until": 13}], "stages.1.until is 13, beyond the run"),
         ([{"until": 4}, {"batch_size": 8, "until": 11}], "until is 11, short of the run's end: "),
-        ([{"until": 4}, {"batch_size": 4}], "stages.1 trains on the same as data.stages.0, in"),
         ([{"until": 4}, {"tokenizer": "a"}], "tokenizer cannot change from stage to stage; allow"),
         ([{"until": 4}, {"column": "a"}], "column cannot .* to stage; give it in an entry of sou"),
         ([{"until": 4}, {"batch_size": 7}], "data.stages.1.batch_size 7 is not divisible by train"),
@@ -301,6 +300,13 @@ def test_stages_that_do_not_follow_each_other_or_do_not_fit_are_refused(tmp_path
     model = {"positions": {"kind": "learned", "max_length": 64}}
     with pytest.raises(ValidationError, match=message):
         staged(tmp_path, stages, model=model, train={"accumulation": 2})
+
+
+def test_a_stage_that_changes_nothing_is_refused_before_training_alone(tmp_path):
+    config = staged(tmp_path, [{"until": 4}, {"batch_size": 4}])
+    with pytest.raises(UserError, match="data.stages.1 trains on the same as data.stages.0, in"):
+        train(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_task_has_no_source_in_a_stage_and_its_rows_may_grow(tmp_path):
