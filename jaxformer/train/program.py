@@ -111,9 +111,12 @@ class Program:
         config, shape = self.config.at(stage), (stage.batch_size, stage.data.sequence_length)
         if shape == (self.config.train.batch_size, self.config.data.sequence_length):
             return replace(self, config=config)
-        size = self.model.num_tokens or self.model.vocab_size
-        made = self._once(("stage", shape), lambda: make_program(config, self.mesh, size))
+        made = self._once(("stage", shape), lambda: self._made_for(config))
         return replace(made, config=config)
+
+    def _made_for(self, config: Config) -> "Program":
+        size = self.model.num_tokens or self.model.vocab_size
+        return _new_program(_program_part(config), self.mesh, size, reference_model(config, size))
 
     def compile(self, rows_to_evaluate: int | None) -> "Compiled":
         """Compile both steps ahead of time, so that no later call compiles again."""
@@ -222,8 +225,7 @@ def _rates(config: Config) -> dict[str, jax.Array]:
     return {key: jnp.float32(rate) for key, rate in rates_of(config.optimizer).items()}
 
 
-@lru_cache(maxsize=2)
-def _shared_program(
+def _new_program(
     config: Config, mesh: Mesh, vocab_size: int, reference: LanguageModel | None
 ) -> Program:
     check_length(mesh.shape["context"], config.data.sequence_length)
@@ -296,6 +298,9 @@ def _shared_program(
         frozen_products=_frozen_products(config, whole, axes, trained),
         pipeline=pipeline,
     )
+
+
+_shared_program = lru_cache(maxsize=2)(_new_program)
 
 
 def _put_in(fresh: PyTree, given: PyTree) -> PyTree:

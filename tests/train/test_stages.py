@@ -2,6 +2,7 @@
 data, to the last bit."""
 
 import json
+import shutil
 
 import grain
 import jax
@@ -104,6 +105,34 @@ def test_a_run_killed_in_every_stage_and_between_them_equals_one_that_never_stop
         stop_at(monkeypatch, step, staged(tmp_path, three_stages(finished)))
     assert train(staged(tmp_path, three_stages(finished))) == 0
     assert_same_runs(finished, tmp_path)
+
+
+def test_steps_that_were_lost_are_taken_again_from_the_stage_before(
+    finished, tmp_path, monkeypatch
+):
+    config = staged(tmp_path, three_stages(finished), checkpoint={"every": 3, "keep_newest": 9})
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "add", dies_at(10, Recorder.add))
+        with pytest.raises(RuntimeError, match="lost"):
+            train(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "add", dies_at(5, Recorder.add))
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / "9")
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+        with pytest.raises(RuntimeError, match="lost"):
+            train(config)
+    assert train(config) == 0
+    assert results(tmp_path / "run") == results(finished / "run")
+    assert_same_arrays(saved_arrays(tmp_path / "run", 12), saved_arrays(finished / "run", 12))
+
+
+def dies_at(step, add):
+    def add_or_die(self, launched, metrics):
+        if launched == step:
+            raise RuntimeError("lost")
+        add(self, launched, metrics)
+
+    return add_or_die
 
 
 def test_a_run_of_one_stage_equals_a_plain_run(finished, tmp_path):
