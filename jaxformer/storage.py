@@ -5,11 +5,11 @@ allowed, is an error at once.
 """
 
 import base64
+import contextlib
 import importlib.util
 import io
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -129,7 +129,15 @@ class Place:
         return _stored(info)
 
     def files(self) -> dict[str, Stored]:
-        """The files under this folder, by their path in it; none if there is no such folder."""
+        """The files under this folder, by their path in it; none if there is no such folder. Files
+        may be written or removed meanwhile."""
+        if not self.is_remote:
+            files = (Path(top, name) for top, _, names in os.walk(self.path) for name in names)
+            kept = {}
+            for file in files:
+                with contextlib.suppress(FileNotFoundError):
+                    kept[file.relative_to(self.path).as_posix()] = Place(str(file)).stored()
+            return kept
         self._fs.invalidate_cache()
         found = self._try(lambda path: self._fs.find(path, detail=True))
         start = len(self._in_fs.rstrip("/")) + 1
@@ -172,13 +180,13 @@ class Place:
         beside.replace(self.path)
 
     def take(self, file: Path) -> None:
-        """Move a finished file of this disk here, whole or not at all."""
+        """Move a finished file here, whole or not at all; to a disk, from the same disk."""
         if self.is_remote:
             self._try(lambda path: self._fs.put_file(str(file), path))
             file.unlink()
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(file, self.path)
+        file.replace(self.path)
 
     def remove(self) -> None:
         """Remove the file, if it is there."""

@@ -127,14 +127,18 @@ def test_the_data_of_the_page_on_instructions_are_sections_of_a_configuration():
     assert formats == ["messages", "completion", "text"]
 
 
-def test_the_mixture_of_the_page_on_your_own_data_is_a_section_of_a_configuration():
-    mixture, _ = blocks("yaml", (REPOSITORY / "docs" / "your_data.md").read_text())
-    sources = DataConfig.model_validate(yaml.safe_load(mixture)["data"]).sources
-    assert [source.column for source in sources] == ["text", "body", "body"]
+def test_the_mixtures_of_the_page_on_your_own_data_are_sections_of_configurations():
+    *mixtures, _ = blocks("yaml", (REPOSITORY / "docs" / "your_data.md").read_text())
+    sections = [DataConfig.model_validate(yaml.safe_load(each)["data"]) for each in mixtures]
+    columns = [[source.column for source in section.sources] for section in sections]
+    assert columns == [
+        ["text", "body", "body"],
+        ["body", "body", "text", "json.caption", "text"],
+    ]
 
 
 def test_the_stages_of_the_page_on_your_own_data_are_as_it_says():
-    _, sections = blocks("yaml", (REPOSITORY / "docs" / "your_data.md").read_text())
+    *_, sections = blocks("yaml", (REPOSITORY / "docs" / "your_data.md").read_text())
     config = load_config(REPOSITORY / "configs/quickstart.yaml").model_dump(mode="json")
     config |= {name: config[name] | keys for name, keys in yaml.safe_load(sections).items()}
     stages = Config.model_validate(config).stages

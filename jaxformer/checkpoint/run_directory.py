@@ -37,8 +37,10 @@ from jaxformer.schema.loading import load_as
 # Keys that may change when a run resumes: they decide cadence, place or speed, not results.
 FREE_SECTIONS = ("eval", "checkpoint", "mesh", "run")
 FREE_KEYS = (
+    "data.cache_bytes",
     "data.cache_dir",
     "data.prefetch",
+    "data.store_dir",
     "train.accumulation",
     "train.kernels.attention",
     "train.layer_statistics",

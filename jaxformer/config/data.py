@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from jaxformer.config.places import AnyPlace, LocalPlace
+from jaxformer.config.places import AnyPlace, LocalPlace, StoragePlace
 from jaxformer.paths import fault_of_local_place
 from jaxformer.schema.base import Schema
 from jaxformer.storage import fault_of_url
@@ -21,7 +21,7 @@ WITH_COLUMNS = (
     "jsonl:GLOB, parquet:GLOB, arrayrecord:GLOB, webdataset:GLOB, "
     "hf:NAME[/CONFIG][@REVISION][:SPLIT]"
 )
-SOURCES = f"builtin:python, text:GLOB, {WITH_COLUMNS}"
+SOURCES = f"builtin:python, text:GLOB, {WITH_COLUMNS}, store:PLACE"
 COLUMNS: dict[str, str | tuple[str, ...]] = {
     "text": "text",
     "messages": "messages",
@@ -41,6 +41,21 @@ class SourceConfig(Schema):
         None,
         description="as `data.column`; the usual column of the format if it differs from "
         "data.format",
+    )
+
+
+class DeduplicateConfig(Schema):
+    """Leaves out documents that are in their source already, or in a reference."""
+
+    kind: Literal["exact", "minhash"] = Field(
+        "exact", description="exact: the same text; minhash: most of its words in the same order"
+    )
+    threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.72, description="for minhash, the Jaccard similarity of runs of five words from which on"
+    )
+    against: str | None = Field(
+        None,
+        description="a source whose texts leave training, too; data.validation_source if null",
     )
 
 
@@ -86,6 +101,8 @@ class DataConfig(Schema):
     follows the prompt.
     """
 
+    byte_counts = frozenset({"cache_bytes"})
+
     task: TaskUnion | None = Field(None, description="train on a synthetic task instead of text")
 
     source: str | Annotated[tuple[SourceConfig, ...], Field(min_length=1, strict=False)] = Field(
@@ -107,7 +124,9 @@ class DataConfig(Schema):
         description="put BOS before every text; auto: if the tokenizer's files say so",
     )
     sequence_length: RowLength = Field(256, description="tokens per row")
-    format: Format = Field("text", description="what a row of jsonl, parquet and hf sources holds")
+    format: Format = Field(
+        "text", description="what a row holds; text: and builtin: sources hold text only"
+    )
     column: str | ColumnPair = Field(
         "text",
         description="its column, or a field inside of one, as meta.text; the default depends on "
@@ -132,7 +151,22 @@ class DataConfig(Schema):
     max_chars: Annotated[int, Field(ge=1)] | None = Field(
         None, description="leaves out documents with more characters"
     )
-    cache_dir: LocalPlace = Field("~/.cache/jaxformer", description="where token stores are kept")
+    deduplicate: DeduplicateConfig | None = Field(
+        None, description="leave duplicates out of the training sources; null: keep them"
+    )
+    store_dir: StoragePlace | None = Field(
+        None,
+        description="where token stores are kept, such as gs://BUCKET/FOLDER; data.cache_dir if "
+        "null",
+    )
+    cache_dir: LocalPlace = Field(
+        "~/.cache/jaxformer",
+        description="a folder on this machine, for token stores, and for what has been read of "
+        "stores in a bucket",
+    )
+    cache_bytes: Annotated[int, Field(ge=0)] = Field(
+        16 << 30, description="how much of stores in a bucket is kept in data.cache_dir; 0: nothing"
+    )
     prefetch: Annotated[int, Field(ge=0, le=1024)] = Field(
         4, description="batches prepared ahead of the step"
     )
@@ -189,6 +223,17 @@ class DataConfig(Schema):
         return tuple(self._whole(entry) for entry in self.source)
 
     @property
+    def row_options(self) -> dict[str, str | int | None]:
+        """The options that decide which rows of a source are taken."""
+        return {
+            "invalid_utf8": self.invalid_utf8,
+            "missing_text": self.missing_text,
+            "bad_rows": self.bad_rows,
+            "min_chars": self.min_chars,
+            "max_chars": self.max_chars,
+        }
+
+    @property
     def held_out(self) -> SourceConfig | None:
         """The validation source, with its format and column."""
         if self.validation_source is None:
@@ -211,7 +256,7 @@ class DataConfig(Schema):
     def _sources_are_where_they_can_be(self) -> "DataConfig":
         for entry in (*self.sources, *([self.held_out] if self.held_out else [])):
             kind, _, where = entry.source.partition(":")
-            fault_of = fault_of_url if kind in FILES else fault_of_local_place
+            fault_of = fault_of_url if kind in (*FILES, "store") else fault_of_local_place
             if (fault := fault_of(where)) is not None:
                 raise ValueError(f"source: {fault}")  # which names the place, but no password
         return self

@@ -4,8 +4,8 @@ import os
 from collections.abc import Callable
 
 from jaxformer.config import Config, SourceConfig
+from jaxformer.config.data import FILES, DeduplicateConfig
 from jaxformer.config.named_runs import named_runs, with_named_runs
-from jaxformer.paths import is_remote
 from jaxformer.run_files import needs_no_files
 from jaxformer.storage import is_url
 
@@ -33,6 +33,8 @@ def _changed(config: Config, change: Change) -> Config:
         ),
         "validation_source": data.validation_source and _source(data.validation_source, change),
         "tokenizer": _tokenizer(data.tokenizer, change),
+        "deduplicate": data.deduplicate and _against(data.deduplicate, change),
+        "store_dir": data.store_dir and _at(data.store_dir, change),
         "cache_dir": change(data.cache_dir),
     }
     tasks_dir = config.eval.tasks_dir
@@ -58,15 +60,20 @@ def _sources(given: str | tuple[SourceConfig, ...], change: Change) -> object:
     )
 
 
+def _against(config: DeduplicateConfig, change: Change) -> DeduplicateConfig:
+    against = config.against and _source(config.against, change)
+    return config.model_copy(update={"against": against})
+
+
 def _source(name: str, change: Change) -> str:
     kind, colon, where = name.partition(":")
-    files = kind in FILES and not is_url(where)
+    files = kind in (*FILES, "store") and not is_url(where)
     folder = kind == "hf" and (_is_there(where) or _is_there(where.partition(":")[0]))
     return f"{kind}{colon}{change(where)}" if files or folder else name
 
 
 def _at(place: str, change: Change) -> str:
-    return place if is_remote(place) else change(place)
+    return place if is_url(place) else change(place)
 
 
 def _is_there(name: str) -> bool:

@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from jaxformer.paths import fault_of_local_place, fault_of_place
+from jaxformer.storage import fault_of_url
 
 
 def _without(fault_of: Callable[[str], str | None]) -> AfterValidator:
@@ -19,3 +20,4 @@ def _without(fault_of: Callable[[str], str | None]) -> AfterValidator:
 
 AnyPlace = Annotated[str, _without(fault_of_place)]
 LocalPlace = Annotated[str, _without(fault_of_local_place)]
+StoragePlace = Annotated[str, _without(fault_of_url)]

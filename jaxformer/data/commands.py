@@ -11,12 +11,23 @@ import numpy as np
 from jaxformer.config import Config, DataConfig
 from jaxformer.data.overlap import warn_of_overlap
 from jaxformer.data.packing import PackedRows
+from jaxformer.data.prepare import (
+    SHARD_BYTES,
+    Plan,
+    announce,
+    merge,
+    open_store,
+    plan_of,
+    write_units,
+)
 from jaxformer.data.rows import Column
+from jaxformer.data.shards import END
 from jaxformer.data.sources import open_source
-from jaxformer.data.store import TOKENS, UnusableStoreError, verify
+from jaxformer.data.store import INDEX, UnusableStoreError, store_of_source, stores_folder
 from jaxformer.data.stores import Part, Stores
 from jaxformer.data.text_of_ids import added_text
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
+from jaxformer.data.unit_writer import EMPTY
 from jaxformer.errors import UserError
 from jaxformer.paths import nearest_existing
 from jaxformer.schema.base import Schema
@@ -33,18 +44,72 @@ SAMPLE_WIDTH = 96
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
-def prepare(config: Config) -> None:
+def prepare(config: Config, shard_bytes: int = SHARD_BYTES) -> None:
     """Makes every token store that the configuration needs, and says what is there."""
+    task = config.data.task
+    if task is not None and not task.needs_text:
+        say(f"task {task.kind}: its rows are made while training; nothing to prepare")
+        return
+    for plan in _plans(config, shard_bytes):
+        open_store(plan)
     tokenizer = load_tokenizer(config.data.tokenizer, config.data.add_bos)
     stores = Stores(config.data, tokenizer)
-    if config.data.task is not None:
-        say(f"task {config.data.task.kind}: its rows are made while training; nothing to prepare")
-        return
     warn_of_overlap(config.data, tokenizer)
     for purpose, parts in _by_purpose(stores).items():
         for part in parts:
             share = _share(part, PURPOSES[purpose])
-            say(f"{part.store.manifest.source}: {share} ({part.store.path})")
+            say(f"{part.store.manifest.source}: {share} ({part.store.place})")
+
+
+def prepare_part(
+    config: Config, part: int, parts: int, shard_bytes: int, cores: int | None = None
+) -> None:
+    """Makes the units `part`, `part + parts`, ... of all stores of the configuration, counted
+    through, on so many cores (default: all); other parts may be made at the same time, here or
+    elsewhere.
+
+    Raises:
+        UserError: a source is wrong, or the place cannot be written.
+    """
+    before = 0
+    for plan in _plans(config, shard_bytes):
+        numbers = [unit for unit in range(len(plan.units)) if (before + unit) % parts == part]
+        before += len(plan.units)
+        write_units(plan, numbers, cores)
+        say(
+            f"part {part} of {parts}: {len(numbers)} of {len(plan.units)} units of "
+            f"{plan.source.source} are done ({plan.recipe.place})"
+        )
+
+
+def merge_parts(config: Config, shard_bytes: int) -> None:
+    """Checks that the parts have made all units, and writes the index of every store.
+
+    Raises:
+        UserError: units are missing.
+    """
+    for plan in _plans(config, shard_bytes):
+        announce(merge(plan), plan.recipe.place)
+    say("to train on them, on any machine: data.store_dir=" + str(stores_folder(config.data)))
+    for plan in _plans(config, shard_bytes):
+        say(f"or without the files of {plan.source.source}: store:{plan.recipe.place}")
+
+
+def _plans(config: Config, shard_bytes: int) -> list[Plan]:
+    """A plan for each source that is not a store already."""
+    data = config.data
+    tokenizer = load_tokenizer(data.tokenizer, data.add_bos)
+    training = [source for stage in data.of_stages for source in stage.sources]
+    sources = [*training, *([data.held_out] if data.held_out else [])]
+    plans = {
+        plan.recipe.key: plan
+        for plan in (
+            plan_of(source, data, tokenizer, shard_bytes)
+            for source in sources
+            if store_of_source(source.source) is None
+        )
+    }
+    return list(plans.values())
 
 
 def inspect(config: Config) -> None:
@@ -64,14 +129,14 @@ def inspect(config: Config) -> None:
         return
     for part in _one_of_each_store(stores):
         try:
-            verify(part.store.path, part.store.manifest)
+            part.store.verify()
         except UnusableStoreError as reason:
             raise UserError(
-                f"token store {part.store.path}: {reason}. Remove the folder; the next command "
-                f"makes it again"
+                f"token store {part.store.place}: {reason}. Remove {INDEX} there; the next command "
+                f"makes what is damaged again"
             ) from None
         console.print(_table(part, stores))
-        sample = _sample if part.store.loss_mask is None else _example
+        sample = _sample if not part.store.has_loss_mask else _example
         console.print(sample(part, tokenizer), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -157,13 +222,13 @@ def _by_purpose(stores: Stores) -> dict[str, list[PackedRows]]:
     """The rows to train on in any stage, each once, and those to validate on."""
     stages = [stores.for_stage(data) for data in stores.data.of_stages]
     training = _packed([part for stage in stages for part in stage.training])
-    once = {(part.store.path, part.end, part.length): part for part in training}
+    once = {(part.store.place, part.end, part.length): part for part in training}
     return {"training": [*once.values()], "validation": _packed(stores.validation)}
 
 
 def _one_of_each_store(stores: Stores) -> list[PackedRows]:
     training, validation = _by_purpose(stores).values()
-    return list({part.store.path: part for part in (*validation, *training)}.values())
+    return list({part.store.place: part for part in (*validation, *training)}.values())
 
 
 def _task_row(rows: Part, tokenizer: Tokenizer) -> str:
@@ -178,15 +243,18 @@ def _table(part: PackedRows, stores: Stores) -> "Table":
     from rich.table import Table
 
     store, manifest = part.store, part.store.manifest
-    lengths = np.diff(store.offsets)
+    lengths = np.diff(store.document_tables()[:, END], prepend=0)
     quantiles = np.quantile(lengths, QUANTILES).round().astype(int)
     table = Table(title=manifest.source, show_header=False, title_justify="left")
     learnt = manifest.learnt_tokens
     empty, text = ("empty", "text") if learnt is None else ("without an answer", "answers")
     rows = {
         "documents": f"{manifest.documents:,}",
-        "left out": f"{manifest.empty_documents:,} {empty}, {manifest.skipped_documents:,} "
-        f"not UTF-8, {manifest.missing_documents:,} null or missing",
+        "left out": ", ".join(
+            f"{count:,} {empty if reason == EMPTY else reason.replace('_', ' ')}"
+            for reason, count in manifest.left_out.items()
+        )
+        or "nothing",
         "tokens": f"{manifest.tokens:,} ({manifest.dtype}, {manifest.tokenizer})",
         **(
             {}
@@ -199,11 +267,12 @@ def _table(part: PackedRows, stores: Stores) -> "Table":
         + " (quantiles "
         + " ".join(f"{q:g}" for q in QUANTILES)
         + ")",
-        "sha256 of tokens": manifest.files[TOKENS].sha256,
-        "folder": str(store.path),
+        "shards": f"{len(manifest.shards):,}",
+        "sha256": manifest.sha256,
+        "folder": str(store.place),
     }
     for purpose, parts in _by_purpose(stores).items():
-        here = [_share(other, "").rstrip() for other in parts if other.store.path == store.path]
+        here = [_share(other, "").rstrip() for other in parts if other.store.place == store.place]
         if here:
             rows[purpose] = "; ".join(here)
     table.add_column(no_wrap=True)
@@ -226,9 +295,9 @@ def _sample(part: PackedRows, tokenizer: Tokenizer) -> str:
 def _example(part: PackedRows, tokenizer: Tokenizer) -> str:
     """The first document as the model reads it, with the tokens in the loss between ⟦ and ⟧."""
     store = part.store
-    end = store.offsets[1]
-    assert store.loss_mask is not None
-    ids, learnt = store.tokens[:end], store.loss_mask[:end]
+    _, end = store.document_at(0)
+    ids, _, learnt = store.read(0, end)
+    assert learnt is not None
     ends = [*(np.flatnonzero(np.diff(learnt)) + 1), end]
     texts = pairwise(["", *(tokenizer.decode_whole(ids[:cut]) for cut in ends)])
     pieces = [

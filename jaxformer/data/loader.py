@@ -7,7 +7,8 @@ counts batches from the beginning of each, and says from where in each source it
 """
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, overload
 
 import numpy as np
@@ -17,9 +18,13 @@ from jaxformer.data.overlap import warn_of_overlap
 from jaxformer.data.stores import Part, Stores
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import UserError
+from jaxformer.storage import Unreachable
 
 if TYPE_CHECKING:
     import grain
+
+# A process whose step waits for data may be as many steps behind the others.
+STEPS_TO_STOP = 3
 
 
 class Place(NamedTuple):
@@ -86,16 +91,43 @@ def rows_per_source(weights: Sequence[float], rows: int) -> list[int]:
 
 
 def iterate(
-    dataset: "grain.MapDataset[Batch]", start_step: int, prefetch: int
+    dataset: "grain.MapDataset[Batch]", start_step: int, prefetch: int, threads: int
 ) -> "grain.DatasetIterator[Batch]":
-    """Batches from `start_step` on, `prefetch` of them made ahead by a thread until `close()`."""
+    """Batches from `start_step` on, `prefetch` of them made ahead by threads until `close()`."""
     import grain
 
-    # One thread: making a batch holds the interpreter's lock, so more would only wait for it.
-    options = grain.ReadOptions(num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch)
+    options = grain.ReadOptions(num_threads=min(prefetch, threads), prefetch_buffer_size=prefetch)
     iterator = iter(dataset.slice(slice(start_step, None)).to_iter_dataset(options))
     iterator.start_prefetch()
     return iterator
+
+
+class BatchesInHand:
+    """Batches of `source`, the next few of them in hand.
+
+    If the data can no longer be reached, `lost` says so while there are still batches for the steps
+    up to the one at which all processes stop.
+    """
+
+    def __init__(self, source: Generator[Batch]) -> None:
+        self._source = source
+        self._in_hand: deque[Batch] = deque()
+        self.lost: Unreachable | None = None
+
+    def __next__(self) -> Batch:
+        while self.lost is None and len(self._in_hand) <= STEPS_TO_STOP:
+            try:
+                self._in_hand.append(next(self._source))
+            except Unreachable as error:
+                self.lost = error
+            except StopIteration:
+                break
+        if self.lost is not None and not self._in_hand:
+            raise self.lost
+        return self._in_hand.popleft()
+
+    def close(self) -> None:
+        self._source.close()
 
 
 class ValidationBatches(Sequence[Batch]):

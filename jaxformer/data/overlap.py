@@ -2,8 +2,8 @@
 
 from jaxformer.config import DataConfig, SourceConfig
 from jaxformer.data.file_source import FileSource
-from jaxformer.data.prepare import recipe_of
-from jaxformer.data.store import TOKENS, UnusableStoreError, read_manifest
+from jaxformer.data.prepare import plan_of
+from jaxformer.data.store import UnusableStoreError, read_index, read_manifest, store_of_source
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import UserError
 from jaxformer.parallel import processes
@@ -28,14 +28,16 @@ def warn_of_overlap(data: DataConfig, tokenizer: Tokenizer) -> None:
 
 
 def _traces(entry: SourceConfig, data: DataConfig, tokenizer: Tokenizer) -> set[str]:
+    traces: set[str] = set()
     try:
-        recipe = recipe_of(entry, data, tokenizer)
-    except UserError:
-        return set()
-    source = recipe.source
-    names = source.files if isinstance(source, FileSource) else [source.identity]
-    traces = {str(name) for name in names}
-    try:
-        return traces | {read_manifest(recipe).files[TOKENS].sha256}
-    except UnusableStoreError:
+        place = store_of_source(entry.source)
+        if place is not None:
+            manifest = read_index(place)
+            return {manifest.identity, manifest.sha256}
+        recipe = plan_of(entry, data, tokenizer).recipe
+        source = recipe.source
+        names = source.files if isinstance(source, FileSource) else ()
+        traces = {source.identity, *map(str, names)}
+        return traces | {read_manifest(recipe).sha256}
+    except (UserError, UnusableStoreError):
         return traces

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 
 from jaxformer.batch import Batch
-from jaxformer.data.store import LOSS_MASK, TOKENS, TokenStore
+from jaxformer.data.store import TokenStore
 from jaxformer.data.tokenizers import Tokenizer
-from jaxformer.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,9 @@ class PackedRows:
 
     def manifest(self) -> dict[str, Any]:
         """What identifies the rows: the same text and tokens, wherever they are kept."""
-        files = self.store.manifest.files
-        return {
-            "source": self.store.manifest.source,
-            "sha256": files[TOKENS].sha256,
-            **({"loss_mask_sha256": files[LOSS_MASK].sha256} if LOSS_MASK in files else {}),
-        }
+        manifest = self.store.manifest
+        masked = {"loss_mask": True} if self.store.has_loss_mask else {}
+        return {"source": manifest.source, "sha256": manifest.sha256, **masked}
 
     def text_bytes(self, tokenizer: Tokenizer) -> int:
         """UTF-8 bytes of the text that the loss tokens stand for.
@@ -50,17 +46,17 @@ class PackedRows:
         which is never a target.
         """
         store = self.store
-        document = int(np.searchsorted(store.offsets, self.begin, side="left"))
-        total = int(store.text_bytes[-1] - store.text_bytes[document])
-        if store.offsets[document] == self.begin:
+        total = store.text_bytes_from(self.begin)
+        first, end = store.document_at(self.begin)
+        if first == self.begin:
             return total
-        first, end = store.offsets[document - 1], store.offsets[document]
-        rest = np.arange(self.begin + 1, end)
-        if store.loss_mask is not None:
-            rest = rest[store.loss_mask[rest]]
+        document = store.read(first, end)
+        rest = np.arange(self.begin + 1 - first, end - first)
+        if document.learnt is not None:
+            rest = rest[document.learnt[rest]]
         runs = np.split(rest, np.flatnonzero(np.diff(rest) != 1) + 1)
         return total + sum(
-            tokenizer.count_bytes(store.tokens[run], store.tokens[first : run[0]])
+            tokenizer.count_bytes(document.tokens[run], document.tokens[: run[0]])
             for run in runs
             if len(run)
         )
@@ -72,11 +68,9 @@ class PackedRows:
         """The rows with these numbers, [rows, length].
 
         Raises:
-            UserError: the store holds ids beyond the vocabulary it was made with.
+            UserError: a shard is missing, cut short or altered.
         """
-        numbers = np.asarray(rows, np.int64)
-        window, starts, valid = self._cut(numbers)
-        self._check_ids(window)
+        window, starts, learnt, valid = self._cut(np.asarray(rows, np.int64))
         column = np.arange(self.length, dtype=np.int32)
         start_columns = np.where(starts[:, :-1], column, 0)
         batch = Batch(
@@ -84,7 +78,7 @@ class PackedRows:
             targets=window[:, 1:].copy(),
             positions=column - np.maximum.accumulate(start_columns, axis=1),
             segment_ids=np.cumsum(starts[:, :-1], axis=1, dtype=np.int32) + 1,
-            loss_mask=~starts[:, 1:] & self._learnt(numbers),
+            loss_mask=~starts[:, 1:] & learnt[:, 1:],
         )
         if (valid < self.length).any():
             padding = column >= valid[:, None]
@@ -94,43 +88,28 @@ class PackedRows:
 
     def loss_tokens(self) -> int:
         """The number of targets in all rows that follow a token of their own document."""
-        if self.store.loss_mask is not None:
-            return int(np.count_nonzero(self.store.loss_mask[self.begin + 1 : self.end]))
-        pairs = max(0, self.end - self.begin - 1)
-        bounds = [self.begin, self.begin + pairs]
-        first, last = np.searchsorted(self.store.offsets, bounds, side="right")
-        return pairs - int(last - first)
+        if self.end <= self.begin + 1:
+            return 0
+        store, begin = self.store, self.begin + 1
+        if store.has_loss_mask:
+            return store.learnt_before(self.end) - store.learnt_before(begin)
+        starts = store.documents_before(self.end) - store.documents_before(begin)
+        return self.end - begin - starts
 
-    def _cut(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Tokens [rows, length + 1], where a document starts [rows, length + 1] (a row's first
-        token is a piece's start anyway and not marked), and pairs in each row [rows]."""
+    def _cut(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens, where a document starts (a row's first token is a piece's start anyway and not
+        marked), and which tokens the store puts in the loss, all [rows, length + 1]; pairs in each
+        row [rows]."""
         begin = self.begin + rows * self.length
         valid = np.minimum(self.length, self.end - 1 - begin)
-        window = np.zeros((len(rows), self.length + 1), np.int32)
-        for row, (at, pairs) in enumerate(zip(begin.tolist(), valid.tolist(), strict=True)):
-            window[row, : pairs + 1] = self.store.tokens[at : at + pairs + 1]
-        offsets = self.store.offsets
-        first = np.searchsorted(offsets, begin, side="right")
-        counts = np.searchsorted(offsets, begin + valid, side="right") - first
-        row_of = np.repeat(np.arange(len(rows)), counts)
-        within = np.arange(len(row_of)) - np.repeat(np.cumsum(counts) - counts, counts)
-        starts = np.zeros(window.shape, bool)
-        starts[row_of, offsets[first[row_of] + within] - begin[row_of]] = True
-        return window, starts, valid
-
-    def _learnt(self, rows: np.ndarray) -> np.ndarray:
-        """Which targets the store's mask puts in the loss, [rows, length]; all without a mask."""
-        learnt = np.ones((len(rows), self.length), bool)
-        if self.store.loss_mask is not None:
-            for row, at in enumerate((self.begin + rows * self.length + 1).tolist()):
-                piece = self.store.loss_mask[at : min(at + self.length, self.end)]
-                learnt[row, : len(piece)] = piece
-        return learnt
-
-    def _check_ids(self, window: np.ndarray) -> None:
-        vocab_size = self.store.manifest.vocab_size
-        if window.size and (window.max() >= vocab_size or window.min() < 0):
-            raise UserError(
-                f"{self.store.path}: holds id {window.max()}, beyond the vocabulary of "
-                f"{vocab_size}: its files are damaged. Remove the folder and run again"
-            )
+        shape = (len(rows), self.length + 1)
+        window, starts = np.zeros(shape, np.int32), np.zeros(shape, bool)
+        learnt = np.ones(shape, bool)
+        stretches = self.store.read_all(begin.tolist(), (begin + valid + 1).tolist())
+        for row, stretch in enumerate(stretches):
+            count = len(stretch.tokens)
+            window[row, :count] = stretch.tokens
+            starts[row, 1:count] = stretch.starts[1:]
+            if stretch.learnt is not None:
+                learnt[row, :count] = stretch.learnt
+        return window, starts, learnt, valid

@@ -1,106 +1,193 @@
-"""Makes token stores atomically: one that is interrupted, or made twice at once, is still whole.
+"""Makes token stores, unit by unit, on any number of cores and machines.
 
-A store is built in a folder beside its place, every file synced, its manifest last, and then
-renamed into place. A lock file makes a second process wait; the system releases it when its holder
-dies, and the next process clears what a dead one left in the building folder.
+The units are a function of the source and of its plan's size alone, so whoever makes them, the
+store is the same to the byte. Nothing that is whole is made twice: what was killed is run again.
 """
 
 import hashlib
+import json
 import os
 import shutil
+import socket
+import tempfile
 import time
-from array import array
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, get_args
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 from jaxformer.config import DataConfig, SourceConfig
-from jaxformer.data.documents import Document, Encoded, format_of
-from jaxformer.data.rows import LeftOut
-from jaxformer.data.sources import open_source
+from jaxformer.data.deduplicate import documents_to_keep, signatures_of, without_others
+from jaxformer.data.documents import Lengths, format_of
+from jaxformer.data.row_cache import RowCache
+from jaxformer.data.shards import Shard, file_names
+from jaxformer.data.signatures import Signer
+from jaxformer.data.sources import Source, open_source
 from jaxformer.data.store import (
-    DOCUMENTS,
     FORMAT,
-    LOSS_MASK,
-    MANIFEST,
-    TEXT_BYTES,
-    TOKENS,
-    FileRecord,
+    INDEX,
     Manifest,
     Recipe,
     TokenStore,
     UnusableStoreError,
     read_store,
+    stores_folder,
     token_dtype,
 )
 from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.data.unit_writer import EMPTY, ShardRecord, records_of, write_unit
+from jaxformer.data.units import Unit
+from jaxformer.data.workers import write_in_workers
 from jaxformer.errors import UserError
-from jaxformer.terminal import progress, say
+from jaxformer.parallel import processes
+from jaxformer.paths import local_path
+from jaxformer.storage import Place
+from jaxformer.terminal import in_bytes, in_time, progress, say
 
-# Texts handed to the tokenizer at once: enough for all cores, little memory.
-CHARACTERS_AT_ONCE = 4_000_000
-DOCUMENTS_AT_ONCE = 4096
-# Tokens appended to the files at once.
-TOKENS_AT_ONCE = 2**20
+SHARD_BYTES = 1 << 28
+# A second process for less text would start when the first is done.
+LEAST_PER_WORKER = 1 << 25
+MANY_BYTES = 1 << 30  # of a source that is better prepared apart
+RECORDS_AT_ONCE = 16
 SAID_AFTER_SECONDS = 2.0
+MAKING = "making"  # folders of shards that are not finished
+DUPLICATE = "duplicate"
+REASONS = {
+    "not_utf8": "that are not UTF-8 skipped",
+    "missing": "that are null or missing skipped",
+    "bad": "that are not rows of text skipped",
+    "short": "shorter than data.min_chars left out",
+    DUPLICATE: "that are duplicates left out",
+    "long": "longer than data.max_chars left out",
+}
 
 
-def recipe_of(source: SourceConfig, data: DataConfig, tokenizer: Tokenizer) -> Recipe:
-    """The recipe of a source, whose format and column are given.
+@dataclass(frozen=True)
+class Plan:
+    """How a store is made: its recipe, and the units of its source."""
+
+    recipe: Recipe
+    source: SourceConfig
+    data: DataConfig
+    shard_bytes: int
+
+    @cached_property
+    def units(self) -> tuple[Unit, ...]:
+        return self.recipe.source.units(self.shard_bytes)
+
+    @cached_property
+    def key(self) -> str:
+        """Shards with another one were cut in other places."""
+        sizes = [self.recipe.key, self.shard_bytes, [unit.size for unit in self.units]]
+        return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()[:32]
+
+    def write(self, number: int, folder: Path, report: Callable[[int], None]) -> None:
+        """Make what is missing of one unit; see `write_unit`."""
+        unit = self.units[number]
+        write_unit(self.recipe, self.key, self.shard_bytes, number, unit, folder, report)
+
+
+def plan_of(
+    source: SourceConfig, data: DataConfig, tokenizer: Tokenizer, shard_bytes: int = SHARD_BYTES
+) -> Plan:
+    """The plan of a source, whose format and column are given.
 
     Raises:
         UserError: the source is wrong, or the tokenizer has no chat template for its messages.
     """
-    opened = open_source(source.source, data.invalid_utf8, data.missing_text, data.bad_rows)
+    opened = _open(source.source, data)
     form = format_of(source, tokenizer)
-    policies = (data.invalid_utf8, data.missing_text)
-    return Recipe(opened, tokenizer, form, *policies, data.cache_dir)
+    lengths = Lengths(data.min_chars, data.max_chars)
+    recipe = Recipe(opened, tokenizer, form, lengths, data.row_options, stores_folder(data))
+    if data.deduplicate is not None and source != data.held_out:
+        against = data.deduplicate.against or data.validation_source
+        reference = _open(against, data) if against else None
+        recipe = replace(recipe, deduplicate=data.deduplicate, reference=reference)
+    return Plan(recipe, source, data.model_copy(update={"tokenizer": tokenizer.name}), shard_bytes)
 
 
-def open_store(recipe: Recipe) -> TokenStore:
-    """The store of `recipe`, made first if there is none that can be trusted.
+def _open(name: str, data: DataConfig) -> Source:
+    return open_source(name, data.invalid_utf8, data.missing_text, data.bad_rows)
+
+
+def open_store(plan: Plan) -> TokenStore:
+    """The store of a plan, made first if there is none that can be trusted.
 
     Raises:
         UserError: the source is wrong, empty or unreadable, or the folder cannot be written.
     """
+    recipe, data = plan.recipe, plan.data
     try:
-        return read_store(recipe)
+        return read_store(recipe, data)
     except UnusableStoreError:
-        pass  # looked at again under the lock, where nobody else changes it
-    path = recipe.path
-    with _locked(path):
+        pass  # looked at again under the lock, where nobody else on this machine changes it
+    with _locked(recipe.place, data):
+        started = time.monotonic()
         try:
-            return read_store(recipe)
+            return read_store(recipe, data)
         except UnusableStoreError as reason:
-            if path.exists():
-                say(f"token store of {recipe.source.name}: made again because {reason} ({path})")
-        _build(recipe)
+            if (recipe.place / INDEX).exists():
+                say(
+                    f"token store of {recipe.source.name}: made again because {reason} "
+                    f"({recipe.place})"
+                )
+                forget(recipe.place, reason.shards)
+        _advise(plan)
+        write_units(plan, range(len(plan.units)))
+        announce(merge(plan), recipe.place, time.monotonic() - started)
         try:
-            return read_store(recipe)
+            return read_store(recipe, data)
         except UnusableStoreError as reason:
             raise UserError(
-                f"data source '{recipe.source.name}': its token store {path} was just made, but "
-                f"{reason}; run again"
+                f"data source '{recipe.source.name}': its token store {recipe.place} was just "
+                f"made, but {reason}; run again"
             ) from None
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    file = path.with_name(path.name + ".lock")
+def making_folder(plan: Plan) -> Iterator[Path]:
+    """A folder of this process for shards that are not finished, on the disk of a store that is on
+    a disk; what dead processes of this machine have left there is removed.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    place, data = plan.recipe.place, plan.data
+    beside = local_path(data.cache_dir).absolute() if place.is_remote else place.path
+    start = f"{MAKING}-{socket.gethostname()}-"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.mkdir(parents=True, exist_ok=True)
+        for left in beside.glob(f"{start}*"):
+            if not _is_alive(left.name.removeprefix(start).partition("-")[0]):
+                shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=f"{start}{os.getpid()}-", dir=beside) as folder:
+            yield Path(folder)
+    except PermissionError as error:
+        raise _unwritable(data, beside, error) from None
+
+
+def _is_alive(process: str) -> bool:
+    return process.isdecimal() and Path("/proc", process).exists()
+
+
+@contextmanager
+def _locked(place: Place, data: DataConfig) -> Iterator[None]:
+    """Keep other processes of this machine from making the same store; a store in a bucket may be
+    made by several at once, since they write the same bytes."""
+    folder = local_path(data.cache_dir).absolute()
+    file = folder / f"{place.name.rpartition('/')[2]}.lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
         file.touch()
     except OSError as error:
-        raise UserError(
-            f"data.cache_dir '{path.parent}' cannot be written: {error.strerror}; name a folder "
-            f"that can"
-        ) from None
+        raise _unwritable(data, folder, error) from None
     lock = FileLock(file)
     try:
         lock.acquire(timeout=SAID_AFTER_SECONDS)
@@ -113,221 +200,203 @@ def _locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _build(recipe: Recipe) -> None:
-    path = recipe.path
-    building = path.with_name(path.name + ".building")
-    replaced = path.with_name(path.name + ".replaced")
-    for left in (building, replaced):
-        shutil.rmtree(left, ignore_errors=True)
-    building.mkdir()
-    try:
-        started = time.monotonic()
-        manifest = _write(recipe, building)
-        if path.exists():
-            path.rename(replaced)
-        building.rename(path)
-        _sync(path.parent)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
-    _announce(manifest, path, time.monotonic() - started)
+def _unwritable(data: DataConfig, folder: Path, error: OSError) -> UserError:
+    key = "data.cache_dir" if data.store_dir is None else "data.store_dir"
+    return UserError(
+        f"{key} '{folder}' cannot be written: {error.strerror}; name a folder that can"
+    )
 
 
-def _write(recipe: Recipe, folder: Path) -> Manifest:
-    source, columns = recipe.source, recipe.format.columns
-    fingerprint = source.fingerprint()
-    with ExitStack() as stack:
-        writer = _Writer(
-            recipe,
-            stack.enter_context(_Growing.of(folder / TOKENS)),
-            stack.enter_context(_Growing.of(folder / LOSS_MASK))
-            if recipe.format.instructions
-            else None,
+def _advise(plan: Plan) -> None:
+    """Say what many processes, or much text, would better do before training."""
+    size = plan.recipe.source.size if plan.source.source[:3] != "hf:" else 0
+    private = processes.count() > 1 and not plan.recipe.place.is_remote
+    if processes.is_first() and (size >= MANY_BYTES or private):
+        why = f"{in_bytes(size)} of text are tokenised first"
+        if private:
+            why += ", by every host whose disk is its own"
+        say(
+            f"{plan.recipe.source.name}: {why}; to do it apart, once: jaxformer data prepare "
+            f"CONFIG --out gs://BUCKET/FOLDER, and then train with data.store_dir set to that place"
         )
-        with progress(f"tokenising {source.name}", source.size) as report:
-            for batch in _batches(recipe.format.documents(source.rows(columns))):
-                writer.add(batch)
-                report(batch[-1].done)
-                batch.clear()  # long texts are let go before the next are read
+
+
+def forget(place: Place, shards: Collection[str]) -> None:
+    """Let the store be finished anew, after these shards of it are made again."""
+    for name in (INDEX, *(f"{shard}.json" for shard in shards)):
+        (place / name).remove()
+
+
+def write_units(plan: Plan, numbers: Sequence[int], cores: int | None = None) -> None:
+    """Make what is missing of these units, on so many cores of this machine: all by default.
+
+    Raises:
+        UserError: a row is wrong, or the source changed meanwhile.
+    """
+    source, units = plan.recipe.source, plan.units
+    fingerprint = source.fingerprint()
+    missing = [number for number, records in _records(plan, numbers).items() if not _end(records)]
+    total = sum(units[number].size for number in missing)
+    cores = cores or len(os.sched_getaffinity(0))
+    workers = min(cores, len(missing), len(missing) * plan.shard_bytes // LEAST_PER_WORKER)
+    with making_folder(plan) as folder, progress(f"tokenising {source.name}", total) as report:
+        if workers > 1:
+            write_in_workers(plan, missing, workers, cores, report)
+        else:
+            before = 0
+
+            def count(done: int) -> None:
+                report(before + done)
+
+            for number in missing:
+                plan.write(number, folder, count)
+                before += units[number].size
     if source.fingerprint() != fingerprint:
         raise UserError(f"data source '{source.name}' changed while it was read; run again")
-    manifest = writer.finish(folder, fingerprint)
+
+
+def merge(plan: Plan) -> Manifest:
+    """Check that every unit is whole, and write the index.
+
+    Raises:
+        UserError: units are missing, or the store holds nothing.
+    """
+    recipe = plan.recipe
+    found = _records(plan, range(len(plan.units)))
+    missing = [number for number, records in found.items() if not _end(records)]
+    if missing:
+        raise UserError(_what_is_missing(plan, missing))
+    manifest = _manifest(plan, [record for records in found.values() for record in records])
+    if recipe.deduplicate is not None:
+        manifest = _without_duplicates(plan, manifest)
     text = manifest.model_dump_json(indent=2, exclude_none=True)
-    _write_synced(folder / MANIFEST, text.encode() + b"\n")
+    (recipe.place / INDEX).write(text.encode() + b"\n")
+    if recipe.deduplicate is not None:
+        for name in recipe.place_of_units.files():
+            (recipe.place_of_units / name).remove()
     return manifest
 
 
-def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document.text or "")
-        if characters >= CHARACTERS_AT_ONCE or len(batch) >= DOCUMENTS_AT_ONCE:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+def _records(plan: Plan, numbers: Sequence[int]) -> dict[int, list[ShardRecord]]:
+    """The records of the whole shards of these units."""
+    place = plan.recipe.place_of_units
+    files = place.files()
+    with ThreadPoolExecutor(RECORDS_AT_ONCE) as pool:
+        found = pool.map(lambda number: records_of(place, plan.key, number, files), numbers)
+        return dict(zip(numbers, found, strict=True))
 
 
-@dataclass
-class _Growing:
-    """A file that is appended to, and its record so far."""
-
-    file: BinaryIO
-    bytes: int = 0
-
-    def __post_init__(self) -> None:
-        self._digest = hashlib.sha256()
-
-    @classmethod
-    @contextmanager
-    def of(cls, path: Path) -> Iterator["_Growing"]:
-        with path.open("wb") as file:
-            yield cls(file)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def append(self, array: np.ndarray) -> None:
-        data = array.tobytes()
-        self.bytes += len(data)
-        self._digest.update(data)
-        self.file.write(data)
-
-    @property
-    def record(self) -> FileRecord:
-        return FileRecord(bytes=self.bytes, sha256=self._digest.hexdigest())
+def _end(records: list[ShardRecord]) -> bool:
+    return bool(records) and records[-1].ends
 
 
-@dataclass
-class _Writer:
-    """Appends documents to the files of a store, and counts what it appends."""
-
-    recipe: Recipe
-    tokens: _Growing
-    loss_mask: _Growing | None
-    offsets: array = field(default_factory=lambda: array("q", [0]))
-    text_bytes: array = field(default_factory=lambda: array("q", [0]))
-    empty: int = 0
-    left_out: Counter[LeftOut] = field(default_factory=Counter)
-    largest: int = 0
-    learnt: int = 0
-    length: int = 0  # in tokens, appended or waiting to be
-
-    def __post_init__(self) -> None:
-        self.dtype = token_dtype(self.recipe.tokenizer.vocab_size)
-
-    def add(self, batch: list[Document]) -> None:
-        texts = [document for document in batch if document.text]
-        self.left_out.update(each.left_out for each in batch if each.left_out)
-        self.empty += sum(document.text == "" for document in batch)
-        waiting: list[Encoded] = []
-        size = 0
-        for encoded in self.recipe.format.encode(texts, self.recipe.tokenizer):
-            if encoded.loss_mask is not None and not encoded.loss_mask.any():
-                self.empty += 1
-                continue
-            waiting.append(encoded)
-            self.length += len(encoded.ids)
-            if encoded.ends:
-                self.offsets.append(self.length)
-                self.text_bytes.append(self.text_bytes[-1] + encoded.text_bytes)
-            size += len(encoded.ids)
-            if size >= TOKENS_AT_ONCE:
-                self._append(waiting)
-                waiting, size = [], 0
-        if waiting:
-            self._append(waiting)
-
-    def _append(self, waiting: list[Encoded]) -> None:
-        stream = np.concatenate([encoded.ids for encoded in waiting])
-        self.largest = max(self.largest, int(stream.max()))
-        self.tokens.append(stream.astype(self.dtype))
-        masks = [encoded.loss_mask for encoded in waiting if encoded.loss_mask is not None]
-        if self.loss_mask is not None and masks:
-            mask = np.concatenate(masks)
-            self.learnt += int(np.count_nonzero(mask))
-            self.loss_mask.append(mask)
-
-    def finish(self, folder: Path, source_fingerprint: str) -> Manifest:
-        recipe, documents = self.recipe, len(self.offsets) - 1
-        instructions = recipe.format.instructions
-        if not documents:
-            reasons = {reason: self.left_out[reason] for reason in get_args(LeftOut)}
-            raise UserError(
-                f"data source '{recipe.source.name}' holds no "
-                f"{'answer to learn' if instructions else 'text'}: {self.empty} "
-                f"{'rows have none' if instructions else 'documents are empty'}, "
-                f"{reasons['not_utf8']} were skipped as not UTF-8 (data.invalid_utf8), "
-                f"{reasons['missing']} as null or missing (data.missing_text), {reasons['bad']} as "
-                f"no rows (data.bad_rows), {reasons['short']} as too short (data.min_chars), "
-                f"{reasons['long']} as too long (data.max_chars)"
-            )
-        if self.largest >= recipe.tokenizer.vocab_size:
-            raise ValueError(f"tokenizer '{recipe.tokenizer.name}' gave id {self.largest}")
-        files = {
-            TOKENS: self.tokens.record,
-            DOCUMENTS: _write_synced(folder / DOCUMENTS, self.offsets.tobytes()),
-            TEXT_BYTES: _write_synced(folder / TEXT_BYTES, self.text_bytes.tobytes()),
-        }
-        if self.loss_mask is not None:
-            files[LOSS_MASK] = self.loss_mask.record
-        return Manifest(
-            format=FORMAT,
-            source=recipe.source.name,
-            identity=recipe.source.identity,
-            source_fingerprint=source_fingerprint,
-            column=recipe.column,
-            invalid_utf8=recipe.invalid_utf8,
-            missing_text=recipe.missing_text,
-            tokenizer=recipe.tokenizer.name,
-            tokenizer_fingerprint=recipe.tokenizer.fingerprint,
-            vocab_size=recipe.tokenizer.vocab_size,
-            dtype=self.dtype.name,
-            documents=documents,
-            empty_documents=self.empty,
-            skipped_documents=self.left_out["not_utf8"],
-            missing_documents=self.left_out["missing"],
-            tokens=self.offsets[-1],
-            text_bytes=self.text_bytes[-1],
-            largest_id=self.largest,
-            files=files,
-            instructions=instructions,
-            learnt_tokens=self.learnt if instructions else None,
+def _without_duplicates(plan: Plan, manifest: Manifest) -> Manifest:
+    """Write the shards of the units again without duplicates; → what the store holds then."""
+    recipe, place = plan.recipe, plan.recipe.place
+    assert recipe.deduplicate is not None
+    signer = Signer(recipe.deduplicate)
+    known = np.zeros((0, signer.numbers), np.uint64)
+    if recipe.reference is not None:
+        known = signatures_of(recipe.reference, recipe.format, recipe.lengths, signer)
+    keep = documents_to_keep(recipe.place_of_units, manifest.shards, known)
+    whole = TokenStore(recipe.place_of_units, manifest, RowCache(Path(), 0))
+    shards: list[Shard] = []
+    first = 0
+    title = f"leaving duplicates out of {recipe.source.name}"
+    with making_folder(plan) as folder, progress(title, len(keep)) as report:
+        for number, shard in enumerate(manifest.shards):
+            kept = keep[first : first + shard.documents]
+            first += shard.documents
+            if kept.any():
+                written = without_others(whole, number, kept, folder)
+                for name, _ in file_names(written):
+                    (place / name).take(folder / name)
+                shards.append(written)
+            report(first)
+    duplicates = int(np.count_nonzero(~keep))
+    if not shards:
+        raise UserError(
+            f"data source '{recipe.source.name}': all {duplicates:,} documents are in "
+            f"data.deduplicate.against, too; train on other text"
         )
+    left_out = manifest.left_out | ({DUPLICATE: duplicates} if duplicates else {})
+    return manifest.model_copy(update={"left_out": left_out, **_sums(shards)})
 
 
-def _write_synced(file: Path, data: bytes) -> FileRecord:
-    partial = file.with_name(file.name + ".partial")
-    with partial.open("wb") as handle:
-        handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
-    partial.rename(file)
-    return FileRecord(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+def _sums(shards: Sequence[Shard]) -> dict[str, Any]:
+    """What a manifest says of its shards."""
+    learnt = [shard.learnt_tokens for shard in shards if shard.learnt_tokens is not None]
+    return {
+        "documents": sum(shard.documents for shard in shards),
+        "tokens": sum(shard.tokens for shard in shards),
+        "text_bytes": sum(shard.text_bytes for shard in shards),
+        "learnt_tokens": sum(learnt) if learnt else None,
+        "shards": tuple(shards),
+    }
 
 
-def _sync(folder: Path) -> None:
-    """Makes renames in `folder` outlast a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _manifest(plan: Plan, records: list[ShardRecord]) -> Manifest:
+    recipe = plan.recipe
+    tokenizer, instructions = recipe.tokenizer, recipe.format.instructions
+    shards = [record.shard for record in records if record.shard.tokens]
+    left_out = sum((Counter(record.left_out) for record in records), Counter())
+    if not shards:
+        kind = "rows have none" if instructions else "documents are empty"
+        others = [f"{left_out[key]:,} {words}" for key, words in REASONS.items() if left_out[key]]
+        raise UserError(
+            f"data source '{recipe.source.name}' holds no "
+            f"{'answer to learn' if instructions else 'text'}: "
+            f"{', '.join([f'{left_out[EMPTY]:,} {kind}', *others])}"
+        )
+    return Manifest(
+        format=FORMAT,
+        source=recipe.source.name,
+        identity=recipe.source.identity,
+        source_fingerprint=recipe.source.fingerprint(),
+        column=recipe.column,
+        options=recipe.made_with,
+        tokenizer=tokenizer.name,
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        dtype=token_dtype(tokenizer.vocab_size).name,
+        left_out=dict(sorted(left_out.items())),
+        largest_id=max(record.largest_id for record in records),
+        instructions=instructions,
+        **_sums(shards),
+    )
 
 
-def _announce(manifest: Manifest, path: Path, seconds: float) -> None:
-    left_out = learnt = ""
-    if manifest.empty_documents:
+def _what_is_missing(plan: Plan, missing: list[int]) -> str:
+    recipe, total = plan.recipe, len(plan.units)
+    shown = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+    text = (
+        f"token store {recipe.place} of {recipe.source.name}: {len(missing)} of {total} units are "
+        f"not there, or were made in another way ({shown}); run the parts that have not ended: "
+        f"unit U belongs to part U % N of --parts N"
+    )
+    names = {name.split("/")[0] for name in recipe.folder.files() if name.count("/") == 1}
+    others = sorted(names - {recipe.key})
+    if others:
+        text += (
+            f". {recipe.folder} also holds {', '.join(others[:4])}, of another source, another "
+            f"tokenizer or other options: a part that ran with these, or where the source's files "
+            f"differ, has gone there"
+        )
+    return text
+
+
+def announce(manifest: Manifest, place: Place, seconds: float | None = None) -> None:
+    """Say what a store holds."""
+    left_out = learnt = took = ""
+    for reason, count in manifest.left_out.items():
         kind = "without an answer" if manifest.instructions else "empty ones"
-        left_out += f", {manifest.empty_documents:,} {kind} left out"
-    if manifest.skipped_documents:
-        left_out += f", {manifest.skipped_documents:,} that are not UTF-8 skipped"
-    if manifest.missing_documents:
-        left_out += f", {manifest.missing_documents:,} that are null or missing skipped"
+        words = f"{kind} left out" if reason == EMPTY else REASONS.get(reason, reason)
+        left_out += f", {count:,} {words}"
     if manifest.learnt_tokens is not None:
         learnt = f" ({manifest.learnt_tokens / manifest.tokens:.1%} in the loss)"
+    if seconds is not None:
+        took = f" in {in_time(seconds)}"
     say(
         f"token store of {manifest.source}: {manifest.documents:,} documents{left_out}, "
-        f"{manifest.tokens:,} tokens{learnt} in {seconds:.1f} s ({path})"
+        f"{manifest.tokens:,} tokens{learnt}{took} ({place})"
     )

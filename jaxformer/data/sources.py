@@ -88,6 +88,8 @@ def open_source(
     """
     policies = Policies(invalid_utf8, missing_text, bad_rows)
     kind, colon, where = name.partition(":")
+    if kind == "store":
+        raise UserError(f"data source '{name}' holds tokens; name the text here that they are of")
     if not colon or not where or kind not in KINDS:
         raise UserError(f"data source '{name}': allowed are {SOURCES}.{did_you_mean(kind, KINDS)}")
     if kind == "builtin":

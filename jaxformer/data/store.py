@@ -1,57 +1,67 @@
-"""The token store: a source tokenised once, memory-mapped ever after.
+"""The token store: a source tokenised once, in shards, on a disk or in a bucket.
 
-A store is a folder of files and a manifest:
-
-- `tokens.bin`: every document as [bos] tokens [eos], without bos where the tokenizer adds none, in
-  the smallest unsigned type that holds the vocabulary;
-- `documents.bin`: int64 [documents + 1], where each document starts in `tokens.bin`;
-- `text_bytes.bin`: int64 [documents + 1], UTF-8 bytes of text before each document, without those
-  of a document's first token where there is no bos, since nothing predicts it;
-- `loss_mask.bin`: for instructions only, bool [tokens], which tokens are in the loss. A document is
-  then whatever its format makes of a row, its first token is not in the loss, and the bytes are
-  those of the text in the loss;
-- `manifest.json`: counts, hashes, the tokenizer and the source.
-
-A store is used only if its manifest is whole, belongs to this source and tokenizer, and agrees with
-the files; otherwise it is made anew. `jaxformer.data.prepare` makes it.
+A store is a folder: the shards (see `shards`), each with a record beside it of how it was made, and
+`index.json`, which is written last and says what the store holds. The order of its tokens is that
+of the source: the shards of every unit of the source, unit by unit, whoever made them. Documents
+are [bos] tokens [eos], without bos where the tokenizer adds none; for instructions, whatever their
+format makes of a row.
 """
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 from pydantic import ValidationError
 
-from jaxformer.data.documents import Format, Instructions
+from jaxformer.config.data import DataConfig, DeduplicateConfig
+from jaxformer.data.blocks import (
+    BlockReader,
+    Blocks,
+    BlocksInBucket,
+    BlocksOnDisk,
+    damaged_shard,
+)
+from jaxformer.data.documents import Format, Instructions, Lengths
+from jaxformer.data.row_cache import RowCache
+from jaxformer.data.shards import (
+    BLOCK_TOKENS,
+    DOCUMENTS,
+    END,
+    LEARNT,
+    TEXT_BYTES,
+    TOKENS,
+    Shard,
+    Stretch,
+    block_type,
+    file_names,
+    read_documents,
+    stretch_of,
+)
 from jaxformer.data.sources import Source
 from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.errors import UserError
+from jaxformer.parallel import processes
 from jaxformer.paths import local_path
 from jaxformer.schema.base import Schema
+from jaxformer.storage import Place
 
-FORMAT = 2  # 1 kept byte order marks, and compressed bytes as text
-TOKENS, DOCUMENTS, TEXT_BYTES, LOSS_MASK, MANIFEST = (
-    "tokens.bin",
-    "documents.bin",
-    "text_bytes.bin",
-    "loss_mask.bin",
-    "manifest.json",
-)
-# Hashing reads about 1.5 GB per second, so larger stores are hashed only by `data inspect`; opening
-# one checks its sizes, and every batch its ids.
+FORMAT = 3  # 2 was one file each for tokens, offsets and masks
+INDEX = "index.json"
+WITH_DUPLICATES = "with_duplicates"
+# Hashing reads about 1.5 GB per second, so larger stores are hashed only by `data inspect`; of them
+# and of those in buckets, sizes are compared, and the MD5s that a bucket tells. Every read is
+# checked.
 HASHED_ON_OPENING = 1 << 30
-
-
-class FileRecord(Schema):
-    largest_integer = 2**63 - 1
-
-    bytes: int
-    sha256: str
+TABLES_KEPT = 8  # of the documents of shards
 
 
 class Manifest(Schema):
-    """What a store holds and is made of; for texts, the last two fields are not written."""
+    """`index.json`: what a store holds and is made of; for texts, the last two are not written."""
 
     largest_integer = 2**63 - 1
 
@@ -60,22 +70,25 @@ class Manifest(Schema):
     identity: str
     source_fingerprint: str
     column: str
-    invalid_utf8: str
-    missing_text: str
+    options: dict[str, str | int | None]
     tokenizer: str
     tokenizer_fingerprint: str
     vocab_size: int
     dtype: str
     documents: int
-    empty_documents: int
-    skipped_documents: int
-    missing_documents: int
+    left_out: dict[str, int]
     tokens: int
     text_bytes: int
     largest_id: int
-    files: dict[str, FileRecord]
+    shards: tuple[Shard, ...]
     instructions: Instructions | None = None
     learnt_tokens: int | None = None
+
+    @property
+    def sha256(self) -> str:
+        """A hash of all tokens and of what else is in the shards."""
+        hashes = [record.sha256 for shard in self.shards for _, record in file_names(shard)]
+        return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -85,39 +98,59 @@ class Recipe:
     source: Source
     tokenizer: Tokenizer
     format: Format
-    invalid_utf8: str
-    missing_text: str
-    cache_dir: str
+    lengths: Lengths
+    options: dict[str, str | int | None]  # of `data`, about the rows to take
+    folder: Place
+    deduplicate: DeduplicateConfig | None = None
+    reference: Source | None = None  # whose texts are left out
 
     @property
     def column(self) -> str:
         return ", ".join(column.name for column in self.format.columns)
 
+    @cached_property
+    def key(self) -> str:
+        source, instructions = self.source, self.format.instructions
+        parts = [
+            FORMAT,
+            source.identity,
+            source.fingerprint(),
+            self.column,
+            self.tokenizer.fingerprint,
+            {name: value for name, value in self.made_with.items() if value is not None},
+            instructions and instructions.model_dump_json(),
+            self.reference and self.reference.fingerprint(),
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
     @property
-    def path(self) -> Path:
-        key = [self.source.identity, self.column, self.tokenizer.fingerprint, self.invalid_utf8]
-        if self.missing_text != "error":
-            key.append(f"missing text: {self.missing_text}")
-        if self.format.instructions is not None:
-            key.append(self.format.instructions.model_dump_json())
-        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-        return local_path(self.cache_dir).absolute() / digest[:32]
+    def made_with(self) -> dict[str, str | int | None]:
+        """All options, as the manifest has them."""
+        if self.deduplicate is None:
+            return self.options
+        similar = self.deduplicate.kind == "minhash"
+        return self.options | {
+            "deduplicate": self.deduplicate.kind,
+            "threshold": str(self.deduplicate.threshold) if similar else None,
+            "against": None if self.reference is None else self.reference.identity,
+        }
 
+    @property
+    def place(self) -> Place:
+        return self.folder / self.key
 
-@dataclass(frozen=True)
-class TokenStore:
-    """An open store. `tokens[offsets[d] : offsets[d + 1]]` is document d."""
-
-    path: Path
-    manifest: Manifest
-    tokens: np.ndarray  # unsigned [tokens]
-    offsets: np.ndarray  # int64 [documents + 1]
-    text_bytes: np.ndarray  # int64 [documents + 1]
-    loss_mask: np.ndarray | None  # bool [tokens], None: all tokens are in the loss
+    @property
+    def place_of_units(self) -> Place:
+        """Where units are made; apart, if duplicates will be left out."""
+        return self.place if self.deduplicate is None else self.place / WITH_DUPLICATES
 
 
 class UnusableStoreError(Exception):
-    """Why a store cannot be trusted."""
+    """Why a store cannot be trusted, and the shards that are to blame."""
+
+    def __init__(self, reason: str, shards: Sequence[str] = ()) -> None:
+        super().__init__(reason)
+        self.shards = tuple(shards)
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -125,97 +158,291 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.min_scalar_type(vocab_size - 1)
 
 
-def read_store(recipe: Recipe) -> TokenStore:
-    """The store of `recipe`, compared with it and with its own manifest.
+class TokenStore:
+    """An open store; its tokens are numbered from 0 through all shards.
+
+    Raises:
+        UserError: a shard is missing, cut short or altered; raised by all methods that read.
+    """
+
+    def __init__(self, place: Place, manifest: Manifest, cache: RowCache) -> None:
+        self.place, self.manifest = place, manifest
+        self._shards = [shard for shard in manifest.shards if shard.tokens]
+        self._ends = np.cumsum([shard.tokens for shard in self._shards], dtype=np.int64)
+        self._documents = np.cumsum([shard.documents for shard in self._shards], dtype=np.int64)
+        self._table = lru_cache(TABLES_KEPT)(self._read_table)
+        self._blocks = self._reader(cache)
+
+    def _reader(self, cache: RowCache) -> BlockReader:
+        block = block_type(self.manifest.dtype, self.has_loss_mask)
+        if not self.place.is_remote:
+            return BlocksOnDisk(self.place, block)
+        size = sum(shard.files[TOKENS].bytes for shard in self._shards)
+        whole = processes.count() == 1 and size <= cache.limit
+        return BlocksInBucket(self.place, block, cache, self._key, whole=whole)
+
+    @property
+    def has_loss_mask(self) -> bool:
+        """Whether it says which tokens are in the loss; if not, all but a document's first are."""
+        return self.manifest.instructions is not None
+
+    @property
+    def tokens(self) -> "Tokens":
+        return Tokens(self, 0, self.manifest.tokens)
+
+    def read(self, begin: int, end: int) -> Stretch:
+        """The tokens [begin, end)."""
+        return self.read_all([begin], [end])[0]
+
+    def read_all(self, begins: Sequence[int], ends: Sequence[int]) -> list[Stretch]:
+        """The tokens of several stretches; what is in a bucket is fetched at the same time."""
+        wanted: list[Blocks] = []
+        cuts: list[list[tuple[int, int]]] = []
+        for begin, end in zip(begins, ends, strict=True):
+            cuts.append([])
+            number = int(np.searchsorted(self._ends, begin, side="right"))
+            while begin < end:
+                shard, start = self._shards[number], self._start(number)
+                stop = min(end, start + shard.tokens)
+                first, last = (begin - start) // BLOCK_TOKENS, -(-(stop - start) // BLOCK_TOKENS)
+                wanted.append(Blocks(shard, first, last))
+                cuts[-1].append((begin - start - first * BLOCK_TOKENS, stop - begin))
+                begin, number = stop, number + 1
+        found = iter(self._blocks.read(wanted))
+        return [self._joined([stretch_of(next(found), *cut) for cut in each]) for each in cuts]
+
+    def documents_before(self, token: int) -> int:
+        """How many documents begin before this token."""
+        if token >= self.manifest.tokens:
+            return self.manifest.documents
+        number = int(np.searchsorted(self._ends, token, side="right"))
+        starts = np.concatenate([[0], self._table(number)[:-1, END]])
+        before = int(self._documents[number]) - self._shards[number].documents
+        return before + int(np.searchsorted(starts, token - self._start(number)))
+
+    def document_at(self, token: int) -> tuple[int, int]:
+        """Where the document with this token begins and ends."""
+        number = int(np.searchsorted(self._ends, token, side="right"))
+        start, ends = self._start(number), self._table(number)[:, END]
+        place = int(np.searchsorted(ends, token - start, side="right"))
+        return start + (int(ends[place - 1]) if place else 0), start + int(ends[place])
+
+    def text_bytes_from(self, token: int) -> int:
+        """UTF-8 bytes of the text of the documents that begin at this token or after it."""
+        if token >= self.manifest.tokens:
+            return 0
+        number = int(np.searchsorted(self._ends, token, side="right"))
+        table, local = self._table(number), token - self._start(number)
+        whole = int(np.searchsorted(np.concatenate([[0], table[:-1, END]]), local))
+        before = int(table[whole - 1, TEXT_BYTES]) if whole else 0
+        in_shard = self._shards[number].text_bytes - before
+        return in_shard + sum(shard.text_bytes for shard in self._shards[number + 1 :])
+
+    def learnt_before(self, token: int) -> int:
+        """How many tokens before this one are in the loss, in a store that has a loss mask."""
+        if token >= self.manifest.tokens:
+            return self.manifest.learnt_tokens or 0
+        number = int(np.searchsorted(self._ends, token, side="right"))
+        total = sum(shard.learnt_tokens or 0 for shard in self._shards[:number])
+        table, start = self._table(number), self._start(number)
+        whole = int(np.searchsorted(table[:, END], token - start, side="right"))
+        begin = start + (int(table[whole - 1, END]) if whole else 0)
+        total += int(table[whole - 1, LEARNT]) if whole else 0
+        learnt = self.read(begin, token).learnt if begin < token else None
+        return total + (0 if learnt is None else int(np.count_nonzero(learnt)))
+
+    def document_tables(self) -> np.ndarray:
+        """Where every document ends, and the bytes of text up to there: [documents, columns]."""
+        tables: list[np.ndarray] = []
+        for number, shard in enumerate(self._shards):
+            table = self._read_table(number).copy()
+            before = tables[-1][-1] if tables else np.zeros(table.shape[1], np.int64)
+            assert table[-1, END] == shard.tokens
+            tables.append(table + before)
+        return np.concatenate(tables)
+
+    def shard(self, number: int) -> tuple[int, Shard, np.ndarray]:
+        """Where a shard begins, what it holds, and its table of documents."""
+        return self._start(number), self._shards[number], self._table(number)
+
+    def verify(self) -> None:
+        """Compare every file with its SHA-256.
+
+        Raises:
+            UnusableStoreError: files differ.
+        """
+        faults = [
+            (shard.name, f"{name} does not have the hash of the index")
+            for shard in self._shards
+            for name, record in file_names(shard)
+            if _sha256(self.place / name) != record.sha256
+        ]
+        if faults:
+            raise UnusableStoreError(faults[0][1], [name for name, _ in faults])
+
+    @property
+    def _key(self) -> str:
+        """The name of its copies in a cache; another store in its place has another."""
+        return hashlib.sha256(f"{self.place} {self.manifest.sha256}".encode()).hexdigest()[:32]
+
+    def _start(self, number: int) -> int:
+        return int(self._ends[number]) - self._shards[number].tokens
+
+    def _joined(self, parts: list[Stretch]) -> Stretch:
+        if len(parts) == 1:
+            return parts[0]
+        if not parts:
+            none = np.zeros(0, bool)
+            return Stretch(none.astype(self.manifest.dtype), none, none)
+        tokens, starts, learnt = zip(*parts, strict=True)
+        mask = np.concatenate(learnt) if self.has_loss_mask else None
+        return Stretch(np.concatenate(tokens), np.concatenate(starts), mask)
+
+    def _read_table(self, number: int) -> np.ndarray:
+        shard = self._shards[number]
+        fault = ""
+        for _ in range(2):
+            try:
+                return read_documents((self.place / f"{shard.name}{DOCUMENTS}").read(), shard)
+            except FileNotFoundError:
+                fault = "is missing"
+            except ValueError:
+                fault = "has been altered"
+        raise damaged_shard(self.place, shard, DOCUMENTS, fault)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens [begin, end) of a store as a sequence, read where they are asked for."""
+
+    store: TokenStore
+    begin: int
+    end: int
+
+    def __len__(self) -> int:
+        return self.end - self.begin
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> np.ndarray: ...
+
+    def __getitem__(self, place: int | slice) -> int | np.ndarray:
+        if isinstance(place, slice):
+            start, stop, step = place.indices(len(self))
+            return self.store.read(self.begin + start, self.begin + stop).tokens[::step]
+        return int(self.store.read(self.begin + place, self.begin + place + 1).tokens[0])
+
+
+def open_prepared(place: Place, data: DataConfig) -> TokenStore:
+    """The store at a place, whatever it was made from.
+
+    Raises:
+        UserError: there is none, or it cannot be trusted.
+    """
+    try:
+        return _opened(place, read_index(place), data)
+    except UnusableStoreError as reason:
+        raise UserError(
+            f"token store {place}: {reason}; give the folder that data prepare named, with "
+            f"{INDEX} in it, or prepare it again"
+        ) from None
+
+
+def read_store(recipe: Recipe, data: DataConfig) -> TokenStore:
+    """The store of `recipe`, compared with it and with its own index.
 
     Raises:
         UnusableStoreError: absent, incomplete, altered, of another format, or its text has changed.
     """
-    path, manifest = recipe.path, read_manifest(recipe)
-    dtypes = {TOKENS: manifest.dtype, DOCUMENTS: "int64", TEXT_BYTES: "int64", LOSS_MASK: "bool"}
-    arrays = {name: _map(path / name, dtypes[name], manifest) for name in manifest.files}
-    if sum(record.bytes for record in manifest.files.values()) <= HASHED_ON_OPENING:
-        verify(path, manifest)
-    # Another process may have put a new store in place while the files were opened.
-    if read_manifest(recipe) != manifest:
-        raise UnusableStoreError("it was replaced while it was opened")
-    return TokenStore(
-        path,
-        manifest,
-        arrays[TOKENS],
-        arrays[DOCUMENTS],
-        arrays[TEXT_BYTES],
-        arrays.get(LOSS_MASK),
-    )
+    return _opened(recipe.place, read_manifest(recipe), data)
 
 
 def read_manifest(recipe: Recipe) -> Manifest:
-    """What the store of `recipe` says of itself, compared with the recipe; its files are not read.
+    """What the store of `recipe` says of itself, compared with the recipe; its shards are not read.
 
     Raises:
         UnusableStoreError: absent, of another format, or its text has changed.
     """
-    try:
-        manifest = Manifest.model_validate_json(_manifest_text(recipe.path))
-    except ValidationError:
-        raise UnusableStoreError("its manifest is not one of this version") from None
-    _compare(manifest, recipe)
-    return manifest
-
-
-def verify(path: Path, manifest: Manifest) -> None:
-    """Compares every file with its SHA-256.
-
-    Raises:
-        UnusableStoreError: a file differs.
-    """
-    for name, record in manifest.files.items():
-        with (path / name).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != record.sha256:
-                raise UnusableStoreError(f"{name} does not have the hash of the manifest")
-
-
-def _manifest_text(path: Path) -> str:
-    try:
-        return (path / MANIFEST).read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        raise UnusableStoreError(
-            "it has no manifest" if path.exists() else "there is none"
-        ) from None
-    except UnicodeDecodeError:
-        raise UnusableStoreError("its manifest is damaged") from None
-
-
-def _compare(manifest: Manifest, recipe: Recipe) -> None:
-    if manifest.format != FORMAT:
-        raise UnusableStoreError(f"its format is {manifest.format}, not {FORMAT}")
+    manifest = read_index(recipe.place)
     if manifest.source_fingerprint != recipe.source.fingerprint():
         raise UnusableStoreError("the source's files have changed")
-    policies = (manifest.invalid_utf8, manifest.missing_text)
-    made_of = (manifest.identity, manifest.column, *policies)
-    asked = (recipe.source.identity, recipe.column, recipe.invalid_utf8, recipe.missing_text)
-    if made_of != asked:
+    if (manifest.identity, manifest.column) != (recipe.source.identity, recipe.column):
         raise UnusableStoreError("it is of another source")
-    if manifest.instructions != recipe.format.instructions:
+    if (manifest.options, manifest.instructions) != (recipe.made_with, recipe.format.instructions):
         raise UnusableStoreError("it is of another format or chat template")
     if manifest.tokenizer_fingerprint != recipe.tokenizer.fingerprint:
         raise UnusableStoreError("it is of another tokenizer")
-    if manifest.largest_id >= recipe.tokenizer.vocab_size:
-        raise UnusableStoreError(
-            f"it holds id {manifest.largest_id}, beyond the tokenizer's vocabulary"
-        )
-    masks = set() if manifest.instructions is None else {LOSS_MASK}
-    if set(manifest.files) != {TOKENS, DOCUMENTS, TEXT_BYTES} | masks:
-        raise UnusableStoreError("its manifest does not list its files")
+    return manifest
 
 
-def _map(file: Path, dtype: str, manifest: Manifest) -> np.ndarray:
-    count = manifest.tokens if file.name in (TOKENS, LOSS_MASK) else manifest.documents + 1
-    expected = count * np.dtype(dtype).itemsize
-    size = file.stat().st_size if file.exists() else -1
-    if size != expected or size != manifest.files[file.name].bytes:
-        raise UnusableStoreError(
-            f"{file.name} is missing" if size < 0 else f"{file.name} has {size} bytes"
-        )
-    # A plain array over the mapping: slicing a memmap object costs ten times as much.
-    return np.asarray(np.memmap(file, dtype=dtype, mode="r"))
+def read_index(place: Place) -> Manifest:
+    """What the store at a place says of itself.
+
+    Raises:
+        UnusableStoreError: absent, or of another format.
+    """
+    try:
+        text = (place / INDEX).read().decode("utf-8")
+        found = json.loads(text).get("format")
+        if found != FORMAT:
+            raise UnusableStoreError(f"its format is {found}, not {FORMAT}")
+        return Manifest.model_validate_json(text)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UnusableStoreError("it has no index") from None
+    except ValidationError:
+        raise UnusableStoreError("its index is not one of this version") from None
+    except (UnicodeDecodeError, ValueError, AttributeError):
+        raise UnusableStoreError("its index is damaged") from None
+
+
+def _opened(place: Place, manifest: Manifest, data: DataConfig) -> TokenStore:
+    """The store, after a look at the sizes of its files; small ones on a disk are hashed."""
+    cache = RowCache(local_path(data.cache_dir).absolute() / "rows", data.cache_bytes)
+    store = TokenStore(place, manifest, cache)
+    if faults := faults_of(place, manifest.shards) and faults_of(place, manifest.shards):
+        name, fault = faults[0]
+        raise UnusableStoreError(f"{name} {fault}", [name.partition(".")[0] for name, _ in faults])
+    size = sum(record.bytes for shard in manifest.shards for _, record in file_names(shard))
+    if not place.is_remote and size <= HASHED_ON_OPENING:
+        store.verify()
+    return store
+
+
+def faults_of(place: Place, shards: Sequence[Shard]) -> list[tuple[str, str]]:
+    """The files of shards that are missing or have another size or MD5 than they were written
+    with, without reading them."""
+    there = place.files()
+    faults = []
+    for shard in shards:
+        for name, record in file_names(shard):
+            stored = there.get(name)
+            if stored is None:
+                faults.append((name, "is missing"))
+            elif stored.bytes != record.bytes:
+                faults.append((name, f"has {stored.bytes:,} bytes, not {record.bytes:,}"))
+            elif stored.md5 not in (None, record.md5):
+                faults.append((name, "does not have the hash of the index"))
+    return faults
+
+
+def _sha256(file: Place) -> str:
+    with file.open() as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def stores_folder(data: DataConfig) -> Place:
+    """Where the stores of a configuration are kept."""
+    if data.store_dir is not None:
+        return Place(data.store_dir)
+    return Place(str(local_path(data.cache_dir).absolute()))
+
+
+def store_of_source(source: str) -> Place | None:
+    """The place that `store:PLACE` names; None for other sources."""
+    kind, _, where = source.partition(":")
+    if kind != "store":
+        return None
+    place = Place(where)
+    return place if place.is_remote else Place(str(Path(place.path).absolute()))

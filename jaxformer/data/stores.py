@@ -1,20 +1,20 @@
 """The rows that a configuration trains and validates on, from the stores of its sources."""
 
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxformer.config import DataConfig, SourceConfig
 from jaxformer.data.packing import PackedRows
-from jaxformer.data.prepare import open_store, recipe_of
-from jaxformer.data.store import TokenStore
+from jaxformer.data.prepare import open_store, plan_of
+from jaxformer.data.store import Tokens, TokenStore, open_prepared, store_of_source
 from jaxformer.data.task_rows import Split, TaskRows
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import UserError
 from jaxformer.tasks import TaskConfig
 
+THREADS_FOR_A_BUCKET = 4
 Part = PackedRows | TaskRows  # all rows of one source
 
 
@@ -27,7 +27,7 @@ class Stores:
 
     def __init__(self, data: DataConfig, tokenizer: Tokenizer) -> None:
         self.data, self.tokenizer = data, tokenizer
-        self._opened: dict[Path, TokenStore] = {}
+        self._opened: dict[SourceConfig, TokenStore] = {}
 
     def for_stage(self, data: DataConfig) -> "Stores":
         """The stores of a stage of the run; those that are open already are shared."""
@@ -75,11 +75,31 @@ class Stores:
         )
 
     def open(self, source: SourceConfig) -> TokenStore:
-        """The store of one source, made first if there is none."""
-        recipe = recipe_of(source, self.data, self.tokenizer)
-        if recipe.path not in self._opened:
-            self._opened[recipe.path] = open_store(recipe)
-        return self._opened[recipe.path]
+        """The store of one source, made first if there is none; opened once."""
+        if source not in self._opened:
+            self._opened[source] = self._open(source)
+        return self._opened[source]
+
+    def _open(self, source: SourceConfig) -> TokenStore:
+        data, tokenizer = self.data, self.tokenizer
+        place = store_of_source(source.source)
+        if place is None:
+            return open_store(plan_of(source, data, tokenizer))
+        store = open_prepared(place, data)
+        if store.manifest.tokenizer_fingerprint != tokenizer.fingerprint:
+            raise UserError(
+                f"data source '{source.source}' holds tokens of the tokenizer "
+                f"'{store.manifest.tokenizer}', and data.tokenizer is '{tokenizer.name}', another "
+                f"one; give the store's, or prepare the text again with this one"
+            )
+        return store
+
+    @property
+    def reading_threads(self) -> int:
+        """How many batches to make at once: those of a disk hold the interpreter's lock, so that
+        more than one would only wait; those of a bucket wait for it."""
+        remote = any(store.place.is_remote for store in self._opened.values())
+        return THREADS_FOR_A_BUCKET if remote else 1
 
     def manifest(self) -> list[dict[str, Any]]:
         """What identifies the data in a run's manifest: the same text and tokens, wherever kept."""
@@ -117,7 +137,8 @@ class Stores:
             return TaskRows(task, task.sample, split, data.sequence_length)
         store = self.open(data.sources[0])
         cut = self._first_held_out(store)
-        text = store.tokens[:cut] if split == "train" else store.tokens[cut:]
+        begin, end = (0, cut) if split == "train" else (cut, store.manifest.tokens)
+        text = Tokens(store, begin, end)
         sample = task.sample_from(text, tokenizer.encode)
         rows = TaskRows(task, sample, split, data.sequence_length)
         try:

@@ -61,7 +61,7 @@ def _hash_wherever_it_lies(run: Run) -> str:
     places: dict[str, Any] = {
         "run": True,
         "init": {"source"},
-        "data": {"tokenizer", "cache_dir"},
+        "data": {"tokenizer", "store_dir", "cache_dir", "cache_bytes"},
         "train": {"objective": {"teacher"}},
     }
     text = run.config.model_dump_json(exclude=places) + run.tokenizer.fingerprint

@@ -1,7 +1,7 @@
 """What a synthetic task is: rows made from random numbers, with some targets to predict."""
 
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,6 +14,14 @@ class Example(NamedTuple):
     inputs: np.ndarray  # int32
     targets: np.ndarray  # int32
     mask: np.ndarray  # bool
+
+
+class Text(Protocol):
+    """Token ids, a slice of which is an array."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: slice, /) -> np.ndarray: ...
 
 
 Sampler = Callable[[np.random.Generator, int], Example]
@@ -43,7 +51,7 @@ class TaskConfig(Schema):
         """One row."""
         raise NotImplementedError
 
-    def sample_from(self, text: np.ndarray, encode: Encode) -> Sampler:
+    def sample_from(self, text: Text, encode: Encode) -> Sampler:
         """A sampler of rows about `text`, the token ids of a source, for tasks that `needs_text`;
         `encode` turns a sentence into ids."""
         raise NotImplementedError

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from jaxformer.tasks.base import Encode, Example, Sampler, TaskConfig, at
+from jaxformer.tasks.base import Encode, Example, Sampler, TaskConfig, Text, at
 
 ADJECTIVES = ("amber", "bitter", "crooked", "distant", "eager", "frozen", "gentle", "hollow")
 NOUNS = ("anchor", "bridge", "candle", "dragon", "engine", "forest", "garden", "harbour")
@@ -32,7 +32,7 @@ class NeedleConfig(TaskConfig):
     def vocabulary(self) -> int:
         return 0  # the text's
 
-    def sample_from(self, text: np.ndarray, encode: Encode) -> Sampler:
+    def sample_from(self, text: Text, encode: Encode) -> Sampler:
         def sample(random: np.random.Generator, length: int) -> Example:
             name = f"{random.choice(ADJECTIVES)} {random.choice(NOUNS)}"
             number = "".join(random.choice(list("0123456789"), self.digits))

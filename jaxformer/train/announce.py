@@ -84,7 +84,7 @@ def _text_of(each: RunStage) -> str:
         return f"task {data.task.kind}, every row a new one"
     sources, tokens = ", ".join(entry.source for entry in data.sources), _tokens_of(each)
     text = f"{sources}: {tokens:,} tokens to train on"
-    if any("loss_mask_sha256" in part.manifest() for part in parts):
+    if any("loss_mask" in part.manifest() for part in parts):
         text += f" ({sum(part.loss_tokens() for part in parts) / tokens:.1%} in the loss)"
     return text
 

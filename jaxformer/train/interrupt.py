@@ -44,6 +44,10 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def ask(self, name: str) -> None:
+        """Stop as for a signal, for a reason of this program's."""
+        self._stop.ask(name)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._stop.ask(signal.Signals(number).name)
         for each in SIGNALS:

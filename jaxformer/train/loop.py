@@ -7,7 +7,7 @@ from jaxformer.checkpoint.lock import RunLock
 from jaxformer.checkpoint.manager import Checkpoints, Json
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.config import Config
-from jaxformer.data.loader import ValidationBatches
+from jaxformer.data.loader import BatchesInHand, ValidationBatches
 from jaxformer.data.stores import Stores
 from jaxformer.evaluate.perplexity import evaluate
 from jaxformer.evaluate.suite import Result, Suite
@@ -69,7 +69,7 @@ def run_steps(
     """
     config, recorder, goodput = session.config, session.recorder, session.recorder.goodput
     steps, sharding = config.train.steps, batch_sharding(session.program.mesh)
-    batches = session.course.batches(step, sharding)
+    batches = BatchesInHand(session.course.batches(step, sharding))
     recorder.start(step, int(state.nonfinite))
     try:
         while True:
@@ -94,6 +94,9 @@ def run_steps(
                 return End.FINISHED, state, step
             with goodput.spent_on("data"):
                 batch = put_batch(next(batches), sharding)
+            if batches.lost is not None and session.stop.name is None:
+                session.say(str(batches.lost))
+                session.stop.ask("data lost")
             state, metrics = compiled.train_step(state, batch)
             step += 1
             recorder.add(step, metrics)

@@ -153,7 +153,8 @@ class Course:
                 continue
             dataset = _batches(each, reading, rows_held(sharding, reading.batch_size))
             to_come = dataset[: until - reading.start]
-            iterator = iterate(to_come, step - reading.start, each.stage.data.prefetch)
+            prefetch, threads = each.stage.data.prefetch, each.stores.reading_threads
+            iterator = iterate(to_come, step - reading.start, prefetch, threads)
             try:
                 yield from iterator
             finally:

@@ -1,4 +1,3 @@
-import hashlib
 from pathlib import Path
 
 import pytest
@@ -6,7 +5,6 @@ import pytest
 from jaxformer.config import Config
 from jaxformer.data import commands
 from jaxformer.data import store as store_module
-from jaxformer.data.store import TOKENS
 from jaxformer.data.stores import Stores
 from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.errors import UserError
@@ -43,15 +41,15 @@ def test_inspect_prints_a_table_and_a_row_of_each_store(
     commands.inspect(config)
     out = capsys.readouterr().out
     [part] = Stores(config.data, load_tokenizer("bytes")).training
-    digest = hashlib.sha256((part.store.path / TOKENS).read_bytes()).hexdigest()
+    digest = part.store.manifest.sha256
     for line in (
         "│ documents           │ 20 ",
-        "│ left out            │ 0 empty, 0 not UTF-8, 0 null or missing ",
+        "│ left out            │ nothing ",
         "│ tokens              │ 560 (uint16, bytes) ",
         "│ bytes of text       │ 520 ",
         "│ bytes per token     │ 0.929 ",
         "│ tokens per document │ 27 27 28 29 29 (quantiles 0.05 0.25 0.5 0.75 0.95) ",
-        f"│ sha256 of tokens    │ {digest} ",
+        f"│ sha256              │ {digest} ",
         "│ training            │ 448 tokens, 14 rows of 32 ",
         "│ validation          │ 112 tokens, 4 rows of 32 ",
         "row 0: 2 document(s), 31 of 32 targets in the loss",
@@ -65,10 +63,13 @@ def test_inspect_refuses_a_large_store_whose_hash_differs(
 ) -> None:
     monkeypatch.setattr(store_module, "HASHED_ON_OPENING", 0)
     [part] = Stores(config.data, load_tokenizer("bytes")).training
-    content = bytearray((part.store.path / TOKENS).read_bytes())
+    place = part.store.place / "00000-000.tokens"
+    content = bytearray(place.read())
     content[2] ^= 1
-    (part.store.path / TOKENS).write_bytes(content)
-    with pytest.raises(UserError, match=r"tokens.bin does not have the hash of the manifest. Rem"):
+    place.write(bytes(content))
+    with pytest.raises(
+        UserError, match=r"00000-000.tokens does not have the hash of the index. Rem"
+    ):
         commands.inspect(config)
 
 

@@ -14,7 +14,8 @@ from tokenizers import pre_tokenizers
 from jaxformer.config import Config, DataConfig
 from jaxformer.data import commands
 from jaxformer.data.loader import iterate, train_batches, validation_batches
-from jaxformer.data.store import LOSS_MASK, MANIFEST, TokenStore
+from jaxformer.data.shards import TOKENS
+from jaxformer.data.store import INDEX, TokenStore
 from jaxformer.data.stores import Stores
 from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.errors import UserError
@@ -27,6 +28,7 @@ from tests.data.chats import (
     write_jsonl,
     write_tokenizer,
 )
+from tests.data.contents import mask_of, offsets_of, text_bytes_of
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 WRITTEN = {" ": "Ġ", "\n": "Ċ"}
@@ -71,9 +73,8 @@ def open_store(data: DataConfig) -> TokenStore:
 
 
 def document(store: TokenStore, number: int = 0) -> tuple[list[int], list[bool]]:
-    cut = slice(store.offsets[number], store.offsets[number + 1])
-    assert store.loss_mask is not None
-    return store.tokens[cut].tolist(), store.loss_mask[cut].tolist()
+    cut = slice(offsets_of(store)[number], offsets_of(store)[number + 1])
+    return store.tokens[cut].tolist(), mask_of(store)[cut].tolist()
 
 
 SYSTEM = "<|im_start|>system\nBe kind.<|im_end|>\n"
@@ -88,7 +89,7 @@ def test_chatml_learns_each_answer_and_the_end_of_its_turn(make) -> None:
         "Bye\n<|im_end|>",
         "\n",
     )
-    assert store.text_bytes.tolist() == [0, len("Hül lo".encode()) + len("Bye\n")]
+    assert text_bytes_of(store) == [0, len("Hül lo".encode()) + len("Bye\n")]
     assert store.manifest.learnt_tokens == 7 + 1 + 4 + 1
 
 
@@ -142,7 +143,7 @@ def test_a_token_that_holds_a_part_of_an_answer_is_learnt(make_data, bpe_folder,
     assert pieces == ["the", " cat", " sat"]
     store = open_store(data)
     assert document(store)[1] == [False, False, True, True, True]
-    assert store.text_bytes.tolist() == [0, len(" cat sat")]
+    assert text_bytes_of(store) == [0, len(" cat sat")]
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "mine"])
@@ -157,7 +158,7 @@ def test_completions_are_learnt_with_the_end_of_text(make, tmp_path, tokenizer: 
     else:
         assert document(store) == expected("<|begin_of_text|>é?", " ö \n<|endoftext|>")
         assert document(store, 1) == expected("<|begin_of_text|>", "z<|endoftext|>")
-    assert store.text_bytes.tolist() == [0, 5, 6]
+    assert text_bytes_of(store) == [0, 5, 6]
 
 
 def test_columns_are_named_in_the_configuration(make, tmp_path) -> None:
@@ -185,7 +186,7 @@ def test_jsonl_parquet_and_datasets_give_the_same_documents(make, make_data, tmp
             f"hf:{tmp_path}/saved",
         )
     ]
-    assert len({store.path for store in stores}) == 3
+    assert len({store.place for store in stores}) == 3
     for store in stores:
         assert [document(store, n) for n in (0, 1)] == [document(stores[0], n) for n in (0, 1)]
 
@@ -206,18 +207,18 @@ def test_a_field_that_a_table_fills_with_null_is_left_out(make, tmp_path) -> Non
 def test_rows_without_an_answer_are_left_out_and_counted(make, capfd) -> None:
     rows = [chat("q"), chat("q", "a"), chat("q", " \n"), chat("q", "", "r", "b")]
     store = open_store(make(rows))
-    assert (store.manifest.documents, store.manifest.empty_documents) == (2, 2)
+    assert (store.manifest.documents, store.manifest.left_out) == (2, {"empty": 2})
     assert "2 documents, 2 without an answer left out, " in capfd.readouterr().err
     rows = [{"prompt": "p", "completion": ""}, {"prompt": "p", "completion": "c"}]
     store = open_store(make(rows, format="completion"))
-    assert (store.manifest.documents, store.manifest.empty_documents) == (1, 1)
+    assert (store.manifest.documents, store.manifest.left_out) == (1, {"empty": 1})
 
 
 def test_a_source_without_any_answer_is_refused(make) -> None:
     with pytest.raises(UserError, match=r"rows.jsonl' holds no answer to learn: 2 rows have none"):
         open_store(make([chat("q"), chat("r", "")]))
     nothing = "{% generation %}{% endgeneration %}{{ messages[0].content }}"
-    with pytest.raises(UserError, match=r"holds no answer to learn: 1 rows have none, 0 were ski"):
+    with pytest.raises(UserError, match=r"holds no answer to learn: 1 rows have none$"):
         open_store(make([chat("q", "a")], nothing))
 
 
@@ -229,8 +230,7 @@ def test_a_batch_has_only_answers_in_its_loss(make) -> None:
     store = part.store
     targets = batch.targets[batch.segment_ids > 0]
     np.testing.assert_array_equal(targets, store.tokens[1:])
-    assert store.loss_mask is not None
-    np.testing.assert_array_equal(batch.loss_mask[batch.segment_ids > 0], store.loss_mask[1:])
+    np.testing.assert_array_equal(batch.loss_mask[batch.segment_ids > 0], mask_of(store)[1:])
     assert batch.loss_mask.sum() == store.manifest.learnt_tokens == part.loss_tokens()
     assert batch.segment_ids.max() >= 1
     assert not batch.loss_mask[batch.segment_ids == 0].any()
@@ -251,7 +251,8 @@ def test_a_mixture_of_instructions_and_text_has_the_loss_of_each(make, write_tex
         batch = batches[step]
         learnt |= set(tokenizer.decode_whole(batch.targets[batch.loss_mask]))
     assert learnt == set("ABCDEFGH<|im_end|>0123456789<|endoftext|>")
-    resumed = next(iterate(train_batches(Stores(mixed, tokenizer), batch_size=8, seed=0), 9, 0))
+    batches = train_batches(Stores(mixed, tokenizer), batch_size=8, seed=0)
+    resumed = next(iterate(batches, 9, 0, threads=1))
     for array, before in zip(resumed, batch, strict=True):
         np.testing.assert_array_equal(array, before)
 
@@ -280,37 +281,36 @@ def test_validation_without_an_answer_is_refused(make) -> None:
 def test_format_columns_and_template_have_a_store_each(make) -> None:
     rows = [chat("q", "a") | {"prompt": "p", "completion": "c", "text": "t"}]
     data = make(rows)
-    paths = [open_store(data).path]
-    paths.append(open_store(make(rows, CHATML.replace("kind", "brief"))).path)
-    paths.append(open_store(make(rows, format="completion")).path)
-    paths.append(open_store(make(rows, format="completion", column=["completion", "prompt"])).path)
-    paths.append(open_store(make(rows, format="text")).path)
+    paths = [open_store(data).place]
+    paths.append(open_store(make(rows, CHATML.replace("kind", "brief"))).place)
+    paths.append(open_store(make(rows, format="completion")).place)
+    paths.append(open_store(make(rows, format="completion", column=["completion", "prompt"])).place)
+    paths.append(open_store(make(rows, format="text")).place)
     assert len(set(paths)) == 5
     [row] = Stores(
         make(rows * 9, validation_fraction=0.0, sequence_length=8), load_tokenizer(data.tokenizer)
     ).manifest()
-    assert len(row["loss_mask_sha256"]) == 64
+    assert (len(row["sha256"]), row["loss_mask"]) == (64, True)
 
 
 def test_a_store_of_text_has_no_mask_and_nothing_of_one_in_its_manifest(make) -> None:
     store = open_store(make([{"text": "t"}], format="text"))
-    assert store.loss_mask is None
-    assert not (store.path / LOSS_MASK).exists()
-    manifest = json.loads((store.path / MANIFEST).read_text())
-    assert list(manifest["files"]) == ["tokens.bin", "documents.bin", "text_bytes.bin"]
-    assert not {"instructions", "learnt_tokens"} & set(manifest)
+    assert not store.has_loss_mask
+    assert store.read(0, 1).learnt is None
+    manifest = json.loads((store.place / INDEX).read())
+    assert not {"instructions", "learnt_tokens"} & {*manifest, *manifest["shards"][0]}
 
 
 def test_a_damaged_mask_is_made_again(make, capfd) -> None:
     data = make([chat("q", "a")])
     store = open_store(data)
-    file, before = store.path / LOSS_MASK, document(store)
-    file.write_bytes(bytes(len(file.read_bytes())))
+    file, before = store.place / f"00000-000{TOKENS}", document(store)
+    file.write(bytes(len(file.read())))
     assert document(open_store(data)) == before
-    assert "made again because loss_mask.bin does not have the hash" in capfd.readouterr().err
-    file.unlink()
+    assert f"made again because 00000-000{TOKENS} does not have the" in capfd.readouterr().err
+    file.remove()
     assert document(open_store(data)) == before
-    assert "made again because loss_mask.bin is missing" in capfd.readouterr().err
+    assert f"made again because 00000-000{TOKENS} is missing" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -427,7 +427,7 @@ def test_inspect_shows_the_learnt_share_and_an_example_with_answers_marked(
     commands.inspect(Config.model_validate({"model": model, "data": data.model_dump()}))
     out = capsys.readouterr().out
     for line in (
-        "│ left out            │ 9 without an answer, 0 not UTF-8, 0 null or missing ",
+        "│ left out            │ 9 without an answer ",
         f"│ in the loss         │ 54 ({6 / 46:.1%}) ",
         "│ bytes of answers    │ 45 ",
         f"│ bytes per token     │ {45 / 54:.3f} ",

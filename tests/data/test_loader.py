@@ -70,7 +70,7 @@ def test_a_batch_has_the_shapes_and_types_of_the_interface(mixed) -> None:
 @pytest.mark.parametrize("prefetch", [0, 1, 4])
 def test_starting_at_a_step_equals_skipping_to_it(mixed, prefetch: int) -> None:
     batches = train_batches(Stores(mixed, TOKENIZER), batch_size=4, seed=1)
-    from_start, from_seven = iterate(batches, 0, prefetch), iterate(batches, 7, prefetch)
+    from_start, from_seven = (iterate(batches, start, prefetch, threads=1) for start in (0, 7))
     skipped = list(islice(from_start, 12))[7:]
     assert all(same(a, next(from_seven)) for a in skipped)
     assert all(same(a, batches[7 + k]) for k, a in enumerate(skipped))
@@ -86,7 +86,7 @@ def test_an_error_in_a_prefetched_batch_reaches_the_caller(data, monkeypatch) ->
 
     monkeypatch.setattr(PackedRows, "pack", fail)
     with pytest.raises(UserError, match="damaged"):
-        next(iterate(batches, 0, 2))
+        next(iterate(batches, 0, 2, threads=1))
 
 
 @pytest.mark.parametrize("held", [[0, 1, 2, 3, 4, 5, 6, 7], [4, 5, 6, 7], [2, 3, 6, 7], [5]])
@@ -95,7 +95,7 @@ def test_the_batch_does_not_depend_on_which_of_its_rows_a_process_holds(mixed, h
     part = train_batches(Stores(mixed, TOKENIZER), batch_size=8, seed=3, held=np.array(held))
     for step in (0, 1, 2, 57, 1000):
         assert same(part[step], Batch(*(array[held] for array in whole[step])))
-    assert same(next(iterate(part, 57, 0)), part[57])
+    assert same(next(iterate(part, 57, 0, threads=1)), part[57])
 
 
 def test_an_epoch_has_every_row_once_and_the_next_another_order(data) -> None:

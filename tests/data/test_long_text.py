@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxformer.data import long_text, prepare, text_rows
+from jaxformer.data import long_text, shards, text_rows
 from jaxformer.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxformer.data.long_text import LongText, utf8_bytes
 from jaxformer.data.rows import Policies
@@ -29,13 +29,13 @@ def test_a_store_of_a_text_in_parts_is_that_of_the_whole_text(
             for module in (long_text, text_rows):
                 monkeypatch.setattr(module, "BLOCK", block)
             monkeypatch.setattr("jaxformer.data.pieces.BLOCK", block)
-            monkeypatch.setattr(prepare, "TOKENS_AT_ONCE", 10 * block)
+            monkeypatch.setattr(shards, "APPENDED_AT_ONCE", 10 * block)
             data = make_data(source=source, cache_dir=f"{source[5:-5]}cache{block}")
             stores.append(open_store(data, tokenizer))
         whole, parted = stores
         ids = tokenizer.encode_documents([text])[0]
         np.testing.assert_array_equal(whole.tokens[1 : len(ids) + 1], ids)
-        assert whole.manifest.files == parted.manifest.files
+        assert whole.manifest.sha256 == parted.manifest.sha256
         assert whole.manifest.text_bytes == 2 * len(text.encode()) + 1
 
 

@@ -6,7 +6,6 @@ import pytest
 from jaxformer.batch import Batch
 from jaxformer.data import store as store_module
 from jaxformer.data.packing import PackedRows
-from jaxformer.data.store import TOKENS
 from jaxformer.data.stores import Stores
 from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.errors import UserError
@@ -115,16 +114,18 @@ def test_the_loss_never_crosses_into_the_next_document(make_rows) -> None:
     np.testing.assert_array_equal(batch.positions[0], [0, 1, 2, 3, 0, 1])
 
 
-def test_ids_out_of_range_in_a_store_are_refused_on_the_host(
+def test_tokens_that_were_altered_are_refused_when_they_are_read(
     make_rows, make_data, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Stores too large to be hashed whenever they are opened."""
     monkeypatch.setattr(store_module, "HASHED_ON_OPENING", 0)
-    path = make_rows(["abcdefgh"], 4).store.path
-    tokens = np.fromfile(path / TOKENS, np.uint16)
-    tokens[3] = 300
-    tokens.tofile(path / TOKENS)
+    place = make_rows(["abcdefgh"], 4).store.place / "00000-000.tokens"
+    content = bytearray(place.read())
+    content[7] ^= 1
+    place.write(bytes(content))
     data = make_data(source=f"text:{tmp_path}/texts/*.txt")
     store = Stores(data, load_tokenizer("bytes")).open(data.sources[0])
-    with pytest.raises(UserError, match=r"holds id 300, beyond the vocabulary of 257: its files"):
+    with pytest.raises(
+        UserError, match=r"00000-000.tokens has been altered. Prepare the store again"
+    ):
         PackedRows(store, 0, store.manifest.tokens, 4).pack(np.arange(2))

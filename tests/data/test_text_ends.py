@@ -183,7 +183,7 @@ def test_bytes_are_those_of_the_loss_tokens_whether_documents_begin_or_not(
     for add_bos in (True, False):
         data = make_data(source=source, add_bos=add_bos, validation_fraction=0.0, sequence_length=4)
         tokenizer = load_tokenizer(data.tokenizer, data.add_bos)
-        paths.add(Stores(data, tokenizer).open(data.sources[0]).path)
+        paths.add(Stores(data, tokenizer).open(data.sources[0]).place)
         [part] = Stores(data, tokenizer).training
         batch = part.pack(np.arange(len(part)))
         learnt = batch.targets[batch.loss_mask]
@@ -202,5 +202,5 @@ def test_a_store_is_not_used_again_where_texts_begin_otherwise(make_data, tmp_pa
         data = make_data(source=f"text:{tmp_path}/a.txt", tokenizer=tokenizer)
         store = Stores(data, load_tokenizer(data.tokenizer)).open(data.sources[0])
         assert (store.tokens[0] == 1) == add_bos_token
-        paths.append(store.path)
+        paths.append(store.place)
     assert paths[0] != paths[1]

@@ -8,6 +8,7 @@ import pytest
 from jaxformer.data.packing import PackedRows
 from jaxformer.data.stores import Stores
 from jaxformer.data.tokenizers import load_tokenizer, prompt_ids
+from tests.data.contents import mask_of, text_bytes_of
 from tests.data.tokenizer_kinds import KINDS, write_kind
 
 
@@ -102,7 +103,7 @@ def test_learnt_bytes_of_a_cut_conversation_are_counted_a_run_at_a_time(
     )
     tokenizer = load_tokenizer(data.tokenizer)
     store = Stores(data, tokenizer).open(data.sources[0])
-    assert store.text_bytes.tolist() == [0, len(" sat on the mat")]
+    assert text_bytes_of(store) == [0, len(" sat on the mat")]
     rows = PackedRows(store, 1, store.manifest.tokens, 8)
     assert rows.text_bytes(tokenizer) == len(" sat on the mat")
-    assert np.count_nonzero(store.loss_mask) > 1
+    assert np.count_nonzero(mask_of(store)) > 1

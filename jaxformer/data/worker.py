@@ -1,0 +1,34 @@
+"""A process that makes units of a store; see `workers`."""
+
+import json
+import sys
+
+from jaxformer.config import DataConfig, SourceConfig
+from jaxformer.data.prepare import making_folder, plan_of
+from jaxformer.data.tokenizers import load_tokenizer
+from jaxformer.errors import RunFailed, UserError
+
+
+def main() -> None:
+    spec = json.loads(sys.stdin.readline())
+    try:
+        data = DataConfig.model_validate_json(json.dumps(spec["data"]))
+        source = SourceConfig.model_validate_json(json.dumps(spec["source"]))
+        tokenizer = load_tokenizer(data.tokenizer, data.add_bos)
+        plan = plan_of(source, data, tokenizer, spec["shard_bytes"])
+        if plan.key != spec["key"]:
+            raise UserError(f"data source '{source.source}' changed while it was read; run again")
+        with making_folder(plan) as folder:
+            for line in sys.stdin:
+                plan.write(int(line), folder, lambda done: _answer(done=done))
+                _answer(unit=int(line))
+    except (UserError, RunFailed) as error:
+        _answer(error=str(error))
+
+
+def _answer(**answer: int | str) -> None:
+    print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
