@@ -29,6 +29,7 @@ from jaxformer.run_files import (
     METRICS,
     TEACHER,
     TOKENIZER,
+    TRACKERS,
     own_run,
     own_tokenizer,
 )
@@ -77,9 +78,9 @@ ACCEPTABLE = {
 
 
 class RunDirectory:
-    """Paths of a run: config.yaml, metrics.jsonl, manifest.json, checkpoints/, tensorboard/,
-    samples.txt; its copies in tokenizer/, base/ and teacher/ (see `own_copies`); and, while it has
-    a writer, writer.json (see `lock`)."""
+    """Paths of a run: config.yaml, metrics.jsonl, manifest.json, checkpoints/, samples.txt; its
+    copies in tokenizer/, base/ and teacher/ (see `own_copies`); trackers.json (see
+    `train.trackers`); and, while it has a writer, writer.json (see `lock`)."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = path = locate_path(path)
@@ -90,7 +91,7 @@ class RunDirectory:
         self.tokenizer = path / TOKENIZER
         self.base = path / BASE
         self.teacher = path / TEACHER
-        self.tensorboard = path / "tensorboard"
+        self.trackers = path / TRACKERS
         self.samples = path / "samples.txt"
 
     @property

@@ -25,7 +25,7 @@ from jaxformer.config.optimizer import (
     SGDConfig,
 )
 from jaxformer.config.places import AnyPlace, LocalPlace
-from jaxformer.config.stages import Stage, stages_of
+from jaxformer.config.trackers import TrackerName
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.dims import AUTOMATIC, KernelsConfig
 from jaxformer.model.lora import LoRAConfig
@@ -230,6 +230,12 @@ class RunConfig(Schema):
             "text, rows and batches; its learning rates; or the order of its text",
         ),
     ] = ()
+    trackers: Annotated[tuple[TrackerName, ...], Field(strict=False)] = Field(
+        ("tensorboard",), description="where metrics are shown besides metrics.jsonl"
+    )
+    group: str | None = Field(
+        None, description="trackers show the runs of a group together; an arena is one"
+    )
 
     @field_validator("dir")
     @classmethod

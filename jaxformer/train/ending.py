@@ -21,6 +21,7 @@ def end_finished(session: Session, state: TrainState, step: int) -> int:
             sample = _sample(session, state, step)
         if processes.is_first():
             append_text(session.directory.samples, f"--- step {step}\n{sample}\n")
+        session.recorder.sampled(step, sample)
         session.say(f"a sample:\n\n{sample}\n")
     session.say(announce.commands(session.directory, session.config, finished=True))
     return DONE

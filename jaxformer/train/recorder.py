@@ -16,7 +16,7 @@ from jaxformer.train.metrics import MetricsLog, Row
 from jaxformer.train.program import Program
 from jaxformer.train.stages import Course
 from jaxformer.train.step import Metrics
-from jaxformer.train.trackers import Tracker
+from jaxformer.train.trackers.follower import Follower
 
 
 class Recorder:
@@ -31,7 +31,7 @@ class Recorder:
     def __init__(
         self,
         log: MetricsLog,
-        trackers: Sequence[Tracker],
+        trackers: Sequence[Follower],
         display: Display,
         goodput: Goodput,
         program: Program,
@@ -96,6 +96,11 @@ class Recorder:
         self._write(row)
         shown = (f"{key.removeprefix('suite/')} {row[key]:.4g}" for key in row if key != "step")
         self.display.say(f"step {step:,}  {', '.join(shown)}")
+
+    def sampled(self, step: int, text: str) -> None:
+        """Show text that the model wrote."""
+        for tracker in self._trackers:
+            tracker.write_text("sample", text, step)
 
     def _finish(self, step: int, metrics: Metrics) -> None:
         found = {name: value for name, value in metrics.items() if name != "layers"}

@@ -1,7 +1,5 @@
 """A training run from a configuration to a trained model, to be read from top to bottom."""
 
-from functools import partial
-
 from jaxformer.checkpoint.lock import RunLock
 from jaxformer.checkpoint.manager import Checkpoints
 from jaxformer.checkpoint.run_directory import RunDirectory, flat
@@ -38,7 +36,7 @@ from jaxformer.train.sharding_report import sharding_report
 from jaxformer.train.stages import Course, check_batches, data_manifest, run_stages
 from jaxformer.train.start import find_start, first_state
 from jaxformer.train.step import TrainState
-from jaxformer.train.trackers import Guarded, TensorBoard
+from jaxformer.train.trackers import check_trackers, start_trackers
 
 
 def train(config: Config) -> int:
@@ -61,6 +59,8 @@ def train(config: Config) -> int:
             print(f"{directory.path} is complete: all {config.train.steps:,} steps are done")
             print(announce.commands(directory, config, finished=True))
             return DONE
+        if processes.is_first():
+            check_trackers(config.run, directory.path)
         notes = schedule_notes(directory, config)
         config = directory.with_own_copies(config)
         suites = suites_of(config)
@@ -106,9 +106,12 @@ def train(config: Config) -> int:
             saved = checkpoints.state(step)["data"] if step else None
             course = Course(stages, step, saved)
             log = MetricsLog(directory.metrics, step, writes=processes.is_first())
-        board = partial(TensorBoard, directory.tensorboard, step)
-        trackers = [Guarded("TensorBoard", board)] if processes.is_first() else []
-        with Recorder(log, trackers, display, goodput, program, course, peak.flops) as recorder:
+        trackers = (
+            start_trackers(config.run, directory, manifest, step, display.say)
+            if processes.is_first()
+            else []
+        )
+        with Recorder(log, trackers, display, goodput, program, peak.flops) as recorder:
             session = Session(
                 program=program,
                 course=course,

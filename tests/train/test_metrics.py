@@ -1,10 +1,7 @@
-import warnings
-
 import pytest
 
 from jaxformer.errors import UserError
 from jaxformer.train.metrics import MetricsLog, read_rows
-from jaxformer.train.trackers import Guarded, TensorBoard
 
 
 @pytest.fixture
@@ -60,43 +57,3 @@ def test_floats_are_written_to_the_last_bit(path):
     log.write({"step": 1, "loss": 0.1 + 0.2})
     log.close()
     assert read_rows(path)[0]["loss"] == 0.1 + 0.2
-
-
-def test_a_tracker_that_fails_warns_once_and_the_run_goes_on():
-    class Failing:
-        calls = 0
-
-        def write(self, row):
-            Failing.calls += 1
-            raise ConnectionError("gone")
-
-        def close(self):
-            raise AssertionError("not reached")
-
-    tracker = Guarded("Failing", Failing)
-    with pytest.warns(UserWarning, match="Failing failed and is off from here on: gone"):
-        tracker.write({"step": 1})
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        tracker.write({"step": 2})
-        tracker.close()
-    assert Failing.calls == 1
-
-
-def test_a_tracker_that_cannot_start_warns_and_the_run_goes_on(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.warns(UserWarning, match="TensorBoard failed"):
-        tracker = Guarded("TensorBoard", lambda: TensorBoard(tmp_path / "file" / "board", 0))
-    tracker.write({"step": 1, "loss": 1.0})
-
-
-def test_tensorboard_has_the_scalars(tmp_path):
-    board = TensorBoard(tmp_path, 0)
-    board.write({"step": 3, "loss": 1.5, "mfu": None})
-    board.write({"step": 3, "eval/loss": 2.5})
-    board.close()
-    (events,) = tmp_path.glob("events.*")
-    content = events.read_bytes()
-    assert b"train/loss" in content
-    assert b"eval/loss" in content
-    assert b"train/mfu" not in content

@@ -1,0 +1,139 @@
+"""A tracker follows metrics.jsonl: it is told live what is written there, and no row twice.
+
+Trackers cannot take back what they were told, but a run that was killed resumes from its newest
+checkpoint, and writes the rows since then again. So each tracker says which row it holds already
+(`Tracker.holds`, read from what it stores itself, since a note of ours would be wrong after a
+kill). At the start it is told the rows of metrics.jsonl after that one, which also fills in what it
+missed when it failed or was not yet configured; rows up to it are skipped when they come again.
+They are the same rows, except for their timing fields: of those, a tracker that cannot delete has
+the first measurement, and metrics.jsonl the last. If the steps since the checkpoint are repeated
+with accepted changes, such a tracker keeps the rows from before. What can be deleted is: the
+offline files of W&B and the rows of Trackio are written anew, and TensorBoard drops its later rows.
+
+All of this happens in a thread: a tracker that hangs or fails never stops a run.
+"""
+
+import math
+import os
+import queue
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from jaxformer.train.metrics import Row
+from jaxformer.train.trackers.base import BEFORE_ALL, Position, Tracker, Values
+
+LONGEST_QUEUE = 10_000  # rows
+CLOSE_SECONDS = 30.0
+CATCHES_UP = "it is told the rest when the run resumes"
+
+
+class Text(NamedTuple):
+    name: str
+    text: str
+    step: int
+
+
+class Follower:
+    """Tells one tracker, in a thread, the rows in `past` and all that are written from here on.
+
+    It warns once if the tracker fails, falls LONGEST_QUEUE rows behind, or is not done
+    CLOSE_SECONDS after the end of the run, and leaves it alone from then on.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        start: Callable[[], Tracker],
+        past: Iterable[Row] = (),
+        *,
+        close_seconds: float = CLOSE_SECONDS,
+    ) -> None:
+        self._name, self._start, self._past = name, start, past
+        self._close_seconds = close_seconds
+        self._queue: queue.Queue[Row | Text | None] = queue.Queue(LONGEST_QUEUE)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name=name, daemon=True)
+        self._thread.start()
+
+    def write(self, row: Row) -> None:
+        self._put(row)
+
+    def write_text(self, name: str, text: str, step: int) -> None:
+        self._put(Text(name, text, step))
+
+    def close(self) -> None:
+        """Wait until the tracker has everything, but no longer than CLOSE_SECONDS."""
+        self._put(None)
+        self._thread.join(self._close_seconds)
+        if self._thread.is_alive():
+            self._stop(f"is not done after {self._close_seconds:.0f} s; {CATCHES_UP}")
+
+    def _put(self, item: Row | Text | None) -> None:
+        if self._over.is_set():
+            return
+        try:
+            self._queue.put_nowait(item)
+        except queue.Full:
+            self._stop(f"is {LONGEST_QUEUE:,} rows behind and is off from here on; {CATCHES_UP}")
+
+    def _follow(self) -> None:
+        try:
+            self._tell(self._start())
+        except Exception as error:  # whatever it is, the run is worth more
+            self._stop(f"failed and is off from here on: {without_secrets(str(error))}")
+
+    def _tell(self, tracker: Tracker) -> None:
+        at = BEFORE_ALL
+        for row in self._past:
+            at = _tell_row(tracker, at, row)
+        while not self._over.is_set():
+            match self._queue.get():
+                case None:
+                    return tracker.close()
+                case Text(name, text, step):
+                    tracker.write_text(name, text, step)
+                case row:
+                    at = _tell_row(tracker, at, row)
+        return None
+
+    def _stop(self, reason: str) -> None:
+        if not self._over.is_set():
+            self._over.set()
+            warnings.warn(f"{self._name} {reason}", stacklevel=2)
+
+
+def _tell_row(tracker: Tracker, before: Position, row: Row) -> Position:
+    """Tell the tracker a row, unless it holds it; the row's position, given that `before` it."""
+    at = next_position(before, row)
+    if at > tracker.holds and (values := values_of(row)):
+        tracker.write(at, values)
+    return at
+
+
+def next_position(before: Position, row: Row) -> Position:
+    step = row["step"]
+    assert isinstance(step, int)
+    return Position(step, before.row + 1 if step == before.step else 1)
+
+
+def values_of(row: Row) -> Values:
+    """The finite values of a row: those of training under `train/`, of a layer under `layer_3/`."""
+    group = "train"
+    if "layer" in row:
+        group = "outside_layers" if row["layer"] is None else f"layer_{row['layer']}"
+    return {
+        key if "/" in key else f"{group}/{key}": value
+        for key, value in row.items()
+        if key not in ("step", "layer") and value is not None and math.isfinite(value)
+    }
+
+
+def without_secrets(text: str) -> str:
+    """`text` without the secrets of the environment, and without passwords in addresses."""
+    for name, value in os.environ.items():
+        if value and re.search("KEY|TOKEN|SECRET|PASSWORD", name):
+            text = text.replace(value, f"${name}")
+    return re.sub(r"://[^/@\s]+@", "://", text)
