@@ -1,0 +1,104 @@
+"""MLflow: the server or database of MLFLOW_TRACKING_URI, or else `RUN/mlflow.db`."""
+
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from jaxformer.checkpoint.run_directory import flat
+from jaxformer.errors import UserError
+from jaxformer.paths import is_remote
+from jaxformer.train.trackers.base import BEFORE_ALL, PROJECT, Position, TrackedRun, Values
+
+PACKAGES = ("mlflow", "sqlalchemy", "alembic")
+
+URI = "MLFLOW_TRACKING_URI"
+# What MLflow allows at once, in a parameter, and in a tag.
+BATCH, LONGEST_PARAMETER, LONGEST_TAG = 100, 6000, 5000
+
+
+def check(directory: Path) -> None:
+    if is_remote(directory) and URI not in os.environ:
+        raise UserError(
+            f"run.trackers has mlflow, and run.dir {directory} is in a bucket, where no database "
+            f"can be; set {URI} to your server's address"
+        )
+
+
+class MLflow:
+    """A run of MLflow, which a resumed run goes on with.
+
+    The metric `row` says which row of its step a row is. MLflow writes a row whole or not at all.
+    """
+
+    def __init__(self, run: TrackedRun) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        from mlflow import MlflowClient
+
+        self._client = MlflowClient(_address(run))
+        known = run.ids.get("mlflow")
+        self._id = self._begin(run) if known is None else known
+        run.ids.keep("mlflow", self._id)
+        self._client.update_run(self._id, status="RUNNING")
+        self._send_parameters(run.configuration)
+        rows = self._client.get_metric_history(self._id, "row")
+        self.holds = max((Position(row.step, int(row.value)) for row in rows), default=BEFORE_ALL)
+        run.say(f"mlflow     run {self._id} in {_shown(run)}")
+
+    def _begin(self, run: TrackedRun) -> str:
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            place = None if URI in os.environ or not run.folder else run.folder / "mlflow"
+            identifier = self._client.create_experiment(
+                name, artifact_location=place.as_uri() if place else None
+            )
+        else:
+            identifier = experiment.experiment_id
+        tags = {"group": run.group} if run.group else {}
+        return self._client.create_run(identifier, run_name=run.name, tags=tags).info.run_id
+
+    def _send_parameters(self, configuration: dict[str, Any]) -> None:
+        """Send those that the run does not have yet; MLflow refuses to change the others."""
+        from mlflow.entities import Param
+
+        known = self._client.get_run(self._id).data.params
+        new = [
+            Param(name, str(value)[:LONGEST_PARAMETER])
+            for key, value in flat(configuration).items()
+            if (name := _allowed(key)) not in known
+        ]
+        for start in range(0, len(new), BATCH):
+            self._client.log_batch(self._id, params=new[start : start + BATCH])
+
+    def write(self, at: Position, values: Values) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        rows = {**values, "row": at.row}
+        metrics = [Metric(_allowed(name), value, now, at.step) for name, value in rows.items()]
+        self._client.log_batch(self._id, metrics=metrics)
+
+    def write_text(self, name: str, text: str, step: int) -> None:
+        self._client.set_tag(self._id, name, text[:LONGEST_TAG])
+
+    def close(self) -> None:
+        self._client.set_terminated(self._id)
+
+
+def start(run: TrackedRun) -> MLflow:
+    return MLflow(run)
+
+
+def _address(run: TrackedRun) -> str:
+    return os.environ.get(URI) or f"sqlite:///{run.folder}/mlflow.db"
+
+
+def _shown(run: TrackedRun) -> str:
+    return f"${URI}" if URI in os.environ else _address(run)
+
+
+def _allowed(name: str) -> str:
+    """The name without the characters that MLflow refuses."""
+    return re.sub(r"[^\w./: -]", "_", name)
