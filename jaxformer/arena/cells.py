@@ -94,7 +94,7 @@ def cells(arena: ArenaConfig, matched: Matched) -> list[Cell]:
                 directory = f"{arena.dir}/{task}/{contestant}/lr_{rate:g}/seed_{seed}"
                 optimizer = plain.optimizer.model_copy(update={"learning_rate": rate})
                 train = plain.train.model_copy(update={"seed": seed})
-                run = plain.run.model_copy(update={"dir": directory})
+                run = plain.run.model_copy(update={"dir": directory, "group": arena.name})
                 changes = {"optimizer": optimizer, "train": train, "run": run}
                 config = plain.model_copy(update=changes)
                 found.append(Cell(task, contestant, rate, seed, config, tests))

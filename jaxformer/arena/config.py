@@ -146,6 +146,11 @@ class ArenaConfig(Schema):
                 )
         return self
 
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return os.path.basename(os.path.abspath(self.dir))
+
     def config(self, task: str, contestant: str, solved: Mapping[str, int], **keys: Keys) -> Config:
         """The configuration of a contestant on a task; `solved` and `keys` take precedence.
 
