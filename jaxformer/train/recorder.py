@@ -16,7 +16,7 @@ from jaxformer.train.metrics import MetricsLog, Row
 from jaxformer.train.program import Program
 from jaxformer.train.stages import Course
 from jaxformer.train.step import Metrics
-from jaxformer.train.trackers.follower import Follower
+from jaxformer.train.trackers.follower import Follower, close_all
 
 
 class Recorder:
@@ -53,9 +53,9 @@ class Recorder:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for tracker in self._trackers:
-            tracker.close()
-        self.log.close()
+        with self.goodput.spent_on("saving"):
+            self.log.close()
+            close_all(self._trackers)
 
     def start(self, step: int, nonfinite: int) -> None:
         """Begin to count time; `step` updates have been tried so far."""

@@ -6,7 +6,6 @@ import sqlite3
 import struct
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -27,10 +26,11 @@ from jaxformer.train import run as training
 from jaxformer.train import trackers
 from jaxformer.train.metrics import TIMING_FIELDS, read_rows
 from jaxformer.train.run import train
-from jaxformer.train.trackers import check_trackers, follower, name_of
+from jaxformer.train.trackers import check_trackers, name_of
+from jaxformer.train.trackers import follower as following
 from jaxformer.train.trackers import wandb as wandb_tracker
 from jaxformer.train.trackers.base import BEFORE_ALL, Ids, Position, TrackedRun
-from jaxformer.train.trackers.follower import Follower, values_of
+from jaxformer.train.trackers.follower import Follower, close_all, values_of
 from jaxformer.train.trackers.tensorboard import TensorBoard
 from tests.faults.disturbed import SECRETS, wait_until
 from tests.runs import MODEL, finish, make_config, start_training, write_config
@@ -230,7 +230,7 @@ def test_a_tracker_is_told_what_it_missed_and_no_row_that_it_holds():
     follower.write({"step": 3, "suite/a/acc": 1.0})
     follower.write({"step": 4, "loss": 4.0})
     follower.write_text("sample", "text", 4)
-    follower.close()
+    close_all([follower])
     assert tracker.told == [
         (3, 2, {"eval/loss": 0.5}),
         (3, 3, {"suite/a/acc": 1.0}),
@@ -246,7 +246,7 @@ def test_rows_that_a_tracker_holds_are_skipped_when_they_come_again():
     for step in (20, 30):
         follower.write({"step": step, "loss": 2.0})
         follower.write({"step": step, "eval/loss": 3.0})
-    follower.close()
+    close_all([follower])
     assert [row[:2] for row in tracker.told] == [(30, 1), (30, 2)]
 
 
@@ -256,38 +256,34 @@ def test_a_tracker_is_not_told_what_is_not_finite():
     }
 
 
-def test_a_tracker_that_fails_warns_once_without_secrets_and_the_run_goes_on(monkeypatch):
+def test_a_tracker_that_fails_warns_once_without_secrets_and_the_run_goes_on(monkeypatch, capsys):
     monkeypatch.setenv("SOME_TOKEN", "not-to-be-told")
 
     class Failing(Remembers):
         def write(self, at, values):
             raise ConnectionError("not-to-be-told at https://me:secret@host/ is gone")
 
-    with warnings.catch_warnings(record=True) as told:
-        follower = Follower("failing", Failing)
-        follower.write({"step": 1, "loss": 1.0})
-        follower.close()
-        follower.write({"step": 2, "loss": 1.0})
-        follower.close()
-    (warning,) = told
-    assert str(warning.message) == (
-        "failing failed and is off from here on: $SOME_TOKEN at https://host/ is gone"
+    follower = Follower("failing", Failing)
+    for step in (1, 2):
+        follower.write({"step": step, "loss": 1.0})
+        close_all([follower])
+    assert capsys.readouterr().err == (
+        "warning: failing failed and is off from here on: $SOME_TOKEN at https://host/ is gone\n"
     )
 
 
-def test_a_tracker_that_cannot_start_warns_and_the_run_goes_on(tmp_path):
+def test_a_tracker_that_cannot_start_warns_and_the_run_goes_on(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     board = tmp_path / "file" / "board"
-    with warnings.catch_warnings(record=True) as told:
-        follower = Follower("tensorboard", lambda: TensorBoard(board, 0, BEFORE_ALL))
-        follower.write({"step": 1, "loss": 1.0})
-        follower.close()
-    (warning,) = told
-    assert "tensorboard failed and is off from here on" in str(warning.message)
+    follower = Follower("tensorboard", lambda: TensorBoard(board, 0, BEFORE_ALL))
+    follower.write({"step": 1, "loss": 1.0})
+    close_all([follower])
+    assert "warning: tensorboard failed and is off from here on" in capsys.readouterr().err
 
 
-def test_a_tracker_that_hangs_delays_neither_the_steps_nor_the_end(monkeypatch):
-    monkeypatch.setattr(follower, "LONGEST_QUEUE", 3)
+def test_trackers_that_hang_delay_neither_the_steps_nor_the_end(monkeypatch, capsys):
+    monkeypatch.setattr(following, "LONGEST_QUEUE", 3)
+    monkeypatch.setattr(following, "CLOSE_SECONDS", 0.2)
     released = threading.Event()
 
     class Hanging(Remembers):
@@ -295,22 +291,18 @@ def test_a_tracker_that_hangs_delays_neither_the_steps_nor_the_end(monkeypatch):
             released.wait()
 
     began = time.monotonic()
-    hanging = Follower("hanging", Hanging, close_seconds=0.2)
-    with warnings.catch_warnings(record=True) as told:
-        for step in range(1, 9):
-            hanging.write({"step": step, "loss": 1.0})
-        hanging.close()
-    assert time.monotonic() - began < 5
+    behind, late = Follower("behind", Hanging), Follower("late", Hanging)
+    for step in range(1, 9):
+        behind.write({"step": step, "loss": 1.0})
+    late.write({"step": 1, "loss": 1.0})
+    close_all([behind, late])
+    assert time.monotonic() - began < 2
     released.set()
-    (warning,) = told
-    assert "hanging is 3 rows behind and is off from here on" in str(warning.message)
-
-    released.clear()
-    hanging = Follower("hanging", Hanging, close_seconds=0.2)
-    hanging.write({"step": 1, "loss": 1.0})
-    with pytest.warns(UserWarning, match="is not done after 0 s; it is told the rest when"):
-        hanging.close()
-    released.set()
+    told = "it is told the rest when the run resumes"
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: behind is 3 rows behind and is off from here on; {told}",
+        f"warning: late is not done 0.2 s after the end; {told}",
+    ]
 
 
 def test_tensorboard_has_the_scalars_and_the_text(tmp_path):

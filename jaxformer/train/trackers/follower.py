@@ -18,10 +18,11 @@ import os
 import queue
 import re
 import threading
-import warnings
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from jaxformer.terminal import say
 from jaxformer.train.metrics import Row
 from jaxformer.train.trackers.base import BEFORE_ALL, Position, Tracker, Values
 
@@ -39,20 +40,12 @@ class Text(NamedTuple):
 class Follower:
     """Tells one tracker, in a thread, the rows in `past` and all that are written from here on.
 
-    It warns once if the tracker fails, falls LONGEST_QUEUE rows behind, or is not done
-    CLOSE_SECONDS after the end of the run, and leaves it alone from then on.
+    It warns once if the tracker fails, falls LONGEST_QUEUE rows behind, or is not done in time at
+    the end of the run, and leaves it alone from then on.
     """
 
-    def __init__(
-        self,
-        name: str,
-        start: Callable[[], Tracker],
-        past: Iterable[Row] = (),
-        *,
-        close_seconds: float = CLOSE_SECONDS,
-    ) -> None:
+    def __init__(self, name: str, start: Callable[[], Tracker], past: Iterable[Row] = ()) -> None:
         self._name, self._start, self._past = name, start, past
-        self._close_seconds = close_seconds
         self._queue: queue.Queue[Row | Text | None] = queue.Queue(LONGEST_QUEUE)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, name=name, daemon=True)
@@ -64,12 +57,15 @@ class Follower:
     def write_text(self, name: str, text: str, step: int) -> None:
         self._put(Text(name, text, step))
 
-    def close(self) -> None:
-        """Wait until the tracker has everything, but no longer than CLOSE_SECONDS."""
+    def end(self) -> None:
+        """There is nothing more to tell."""
         self._put(None)
-        self._thread.join(self._close_seconds)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the tracker has everything, but no longer than this."""
+        self._thread.join(seconds)
         if self._thread.is_alive():
-            self._stop(f"is not done after {self._close_seconds:.0f} s; {CATCHES_UP}")
+            self._stop(f"is not done {CLOSE_SECONDS:g} s after the end; {CATCHES_UP}")
 
     def _put(self, item: Row | Text | None) -> None:
         if self._over.is_set():
@@ -102,7 +98,16 @@ class Follower:
     def _stop(self, reason: str) -> None:
         if not self._over.is_set():
             self._over.set()
-            warnings.warn(f"{self._name} {reason}", stacklevel=2)
+            say(f"warning: {self._name} {reason}")
+
+
+def close_all(followers: Sequence[Follower]) -> None:
+    """Wait until all trackers have everything, but no longer than CLOSE_SECONDS in all."""
+    deadline = time.monotonic() + CLOSE_SECONDS
+    for follower in followers:
+        follower.end()
+    for follower in followers:
+        follower.wait(max(0.0, deadline - time.monotonic()))
 
 
 def _tell_row(tracker: Tracker, before: Position, row: Row) -> Position:
