@@ -357,6 +357,8 @@ def test_a_resumed_run_of_wandb_goes_on_after_what_the_server_holds(tmp_path, mo
             pass
 
     monkeypatch.setattr(wandb, "init", Server)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    wandb.teardown()
     (tmp_path / "trackers.json").write_text('{"wandb": "abc"}')
     said = []
     ids = Ids(tmp_path / "trackers.json", resumes=True)
@@ -367,6 +369,18 @@ def test_a_resumed_run_of_wandb_goes_on_after_what_the_server_holds(tmp_path, mo
     assert (options["id"], options["resume"]) == ("abc", "allow")
     assert (options["name"], options["group"]) == ("name", "group")
     assert said == ["wandb      https://wandb.invalid/run"]
+    wandb.teardown()
+
+
+def test_offline_files_that_were_uploaded_are_left_and_the_next_start_is_another_run(tmp_path):
+    uploaded, waiting = tmp_path / "offline-run-1-abc", tmp_path / "offline-run-2-def"
+    for each in (uploaded, waiting):
+        each.mkdir()
+    (uploaded / "run-abc.wandb.synced").touch()
+    assert not wandb_tracker._takes_back(tmp_path, "abc")
+    assert not wandb_tracker._takes_back(tmp_path, "another")
+    assert wandb_tracker._takes_back(tmp_path, "def")
+    assert [each.name for each in tmp_path.iterdir()] == ["offline-run-1-abc"]
 
 
 def test_a_run_that_starts_over_is_a_new_one(tmp_path):

@@ -70,7 +70,7 @@ class MLflow:
             if (name := _allowed(key)) not in known
         ]
         for start in range(0, len(new), BATCH):
-            self._client.log_batch(self._id, params=new[start : start + BATCH])
+            self._client.log_batch(self._id, params=new[start : start + BATCH], synchronous=True)
 
     def write(self, at: Position, values: Values) -> None:
         from mlflow.entities import Metric
@@ -78,7 +78,7 @@ class MLflow:
         now = int(time.time() * 1000)
         rows = {**values, "row": at.row}
         metrics = [Metric(_allowed(name), value, now, at.step) for name, value in rows.items()]
-        self._client.log_batch(self._id, metrics=metrics)
+        self._client.log_batch(self._id, metrics=metrics, synchronous=True)
 
     def write_text(self, name: str, text: str, step: int) -> None:
         self._client.set_tag(self._id, name, text[:LONGEST_TAG])

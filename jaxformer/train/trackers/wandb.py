@@ -14,12 +14,13 @@ from jaxformer.train.trackers.base import BEFORE_ALL, PROJECT, Position, Tracked
 from jaxformer.train.trackers.follower import CLOSE_SECONDS
 
 PACKAGES = ("wandb",)
+OFFLINE = ("offline", "dryrun")
 
 
 def check(directory: Path) -> None:
     import wandb
 
-    if _settings().mode in ("offline", "dryrun", "disabled"):
+    if _settings().mode in (*OFFLINE, "disabled"):
         return
     try:
         is_logged_in = wandb.login(prompt=False, verify=False)
@@ -39,10 +40,12 @@ class WandB:
         import wandb
 
         settings = _settings()
-        identifier = run.ids.get("wandb") or uuid4().hex[:8]
+        identifier = run.ids.get("wandb")
+        if settings.mode in OFFLINE and identifier is not None:
+            folder = Path(settings.wandb_dir) if run.folder is None else run.folder / "wandb"
+            identifier = identifier if _takes_back(folder, identifier) else None
+        identifier = identifier or uuid4().hex[:8]
         run.ids.keep("wandb", identifier)
-        if settings.mode == "offline" and run.folder is not None:
-            _remove_offline(run.folder / "wandb", identifier)
         self._run = wandb.init(
             project=settings.project or PROJECT,
             dir=run.folder,
@@ -91,8 +94,15 @@ def _last_row(summary: dict[str, Any]) -> Position:
     return Position(int(summary["step"]), int(summary["row"]))
 
 
-def _remove_offline(folder: Path, identifier: str) -> None:
-    """Remove the files of earlier starts, which the next one writes whole."""
-    for earlier in folder.glob(f"offline-run-*-{identifier}*"):
-        if earlier.is_dir():
-            shutil.rmtree(earlier)
+def _takes_back(folder: Path, identifier: str) -> bool:
+    """Remove the offline files of earlier starts, since the next one writes them whole.
+
+    False if they were uploaded or are not here: `wandb sync` would append to the run of that name,
+    so the next start must be another run.
+    """
+    earlier = [each for each in folder.glob(f"offline-run-*-{identifier}*") if each.is_dir()]
+    if not earlier or any(True for each in earlier for _ in each.glob("*.synced")):
+        return False
+    for each in earlier:
+        shutil.rmtree(each)
+    return True
