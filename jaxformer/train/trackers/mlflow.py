@@ -3,8 +3,11 @@
 import os
 import re
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from jaxformer.checkpoint.run_directory import flat
 from jaxformer.errors import UserError
@@ -36,9 +39,10 @@ class MLflow:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow import MlflowClient
 
-        self._client = MlflowClient(_address(run))
-        known = run.ids.get("mlflow")
-        self._id = self._begin(run) if known is None else known
+        address = _address(run)
+        with _alone(address):
+            self._client = MlflowClient(address)
+            self._id = run.ids.get("mlflow") or self._begin(run)
         run.ids.keep("mlflow", self._id)
         self._client.update_run(self._id, status="RUNNING")
         self._send_parameters(run.configuration)
@@ -47,17 +51,23 @@ class MLflow:
         run.say(f"mlflow     run {self._id} in {_shown(run)}")
 
     def _begin(self, run: TrackedRun) -> str:
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-        experiment = self._client.get_experiment_by_name(name)
-        if experiment is None:
-            place = None if URI in os.environ or not run.folder else run.folder / "mlflow"
-            identifier = self._client.create_experiment(
-                name, artifact_location=place.as_uri() if place else None
-            )
-        else:
-            identifier = experiment.experiment_id
         tags = {"group": run.group} if run.group else {}
-        return self._client.create_run(identifier, run_name=run.name, tags=tags).info.run_id
+        experiment = self._experiment(run)
+        return self._client.create_run(experiment, run_name=run.name, tags=tags).info.run_id
+
+    def _experiment(self, run: TrackedRun) -> str:
+        from mlflow.exceptions import MlflowException
+
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        place = None if URI in os.environ or not run.folder else run.folder / "mlflow"
+        if (known := self._client.get_experiment_by_name(name)) is not None:
+            return known.experiment_id
+        try:
+            return self._client.create_experiment(name, place.as_uri() if place else None)
+        except MlflowException:  # another run has just created it, or it is a fault
+            if (known := self._client.get_experiment_by_name(name)) is not None:
+                return known.experiment_id
+            raise
 
     def _send_parameters(self, configuration: dict[str, Any]) -> None:
         """Send those that the run does not have yet; MLflow refuses to change the others."""
@@ -93,6 +103,12 @@ def start(run: TrackedRun) -> MLflow:
 
 def _address(run: TrackedRun) -> str:
     return os.environ.get(URI) or f"sqlite:///{run.folder}/mlflow.db"
+
+
+def _alone(address: str) -> AbstractContextManager[object]:
+    """Runs of several processes that begin at once spoil an SQLite file that is not there yet."""
+    scheme, _, file = address.partition(":///")
+    return FileLock(f"{file}.lock") if scheme == "sqlite" else nullcontext()
 
 
 def _shown(run: TrackedRun) -> str:
