@@ -27,7 +27,7 @@ from jaxformer.train.metrics import Row
 from jaxformer.train.trackers.base import BEFORE_ALL, Position, Tracker, Values
 
 LONGEST_QUEUE = 10_000  # rows
-CLOSE_SECONDS = 30.0
+CLOSE_SECONDS = 15.0  # machines that are taken away leave 30 s to stop in
 CATCHES_UP = "it is told the rest when the run resumes"
 
 

@@ -22,7 +22,7 @@ BATCH, LONGEST_PARAMETER, LONGEST_TAG = 100, 6000, 5000
 
 
 def check(directory: Path) -> None:
-    if is_remote(directory) and URI not in os.environ:
+    if is_remote(directory) and not os.environ.get(URI):
         raise UserError(
             f"run.trackers has mlflow, and run.dir {directory} is in a bucket, where no database "
             f"can be; set {URI} to your server's address"
@@ -59,7 +59,7 @@ class MLflow:
         from mlflow.exceptions import MlflowException
 
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-        place = None if URI in os.environ or not run.folder else run.folder / "mlflow"
+        place = None if os.environ.get(URI) or not run.folder else run.folder / "mlflow"
         if (known := self._client.get_experiment_by_name(name)) is not None:
             return known.experiment_id
         try:
@@ -112,7 +112,7 @@ def _alone(address: str) -> AbstractContextManager[object]:
 
 
 def _shown(run: TrackedRun) -> str:
-    return f"${URI}" if URI in os.environ else _address(run)
+    return f"${URI}" if os.environ.get(URI) else _address(run)
 
 
 def _allowed(name: str) -> str:
