@@ -25,6 +25,7 @@ from jaxformer.config.optimizer import (
     SGDConfig,
 )
 from jaxformer.config.places import AnyPlace, LocalPlace
+from jaxformer.config.stages import Stage, stages_of
 from jaxformer.config.trackers import TrackerName
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.dims import AUTOMATIC, KernelsConfig

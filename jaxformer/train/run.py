@@ -111,7 +111,7 @@ def train(config: Config) -> int:
             if processes.is_first()
             else []
         )
-        with Recorder(log, trackers, display, goodput, program, peak.flops) as recorder:
+        with Recorder(log, trackers, display, goodput, program, course, peak.flops) as recorder:
             session = Session(
                 program=program,
                 course=course,
