@@ -22,6 +22,9 @@ TOKENIZER = "tokenizer"
 BASE = "base"
 TEACHER = "teacher"
 DEFINITION = "tokenizer.json"
+PROFILE = "profile"  # of its folders, one per profile:
+PROGRAM = "program.txt.gz"
+TRACES = "plugins/profile/steps"
 
 # A folder of configurations has none of these. It may have a folder `checkpoints/`, but no steps
 # in it.

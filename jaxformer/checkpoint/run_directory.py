@@ -27,6 +27,7 @@ from jaxformer.run_files import (
     KEPT_RUNS,
     MANIFEST,
     METRICS,
+    PROFILE,
     TEACHER,
     TOKENIZER,
     TRACKERS,
@@ -49,6 +50,9 @@ FREE_KEYS = (
     "train.log_every",
     "train.max_nonfinite_steps",
     "train.objective.teacher",  # may lie elsewhere; its weights are compared
+    "train.profile",
+    "train.profile.start",
+    "train.profile.steps",
     "train.remat",
     "train.steps",  # may grow; checked on its own
     "train.unroll_layers",
@@ -78,9 +82,9 @@ ACCEPTABLE = {
 
 
 class RunDirectory:
-    """Paths of a run: config.yaml, metrics.jsonl, manifest.json, checkpoints/, samples.txt; its
-    copies in tokenizer/, base/ and teacher/ (see `own_copies`); trackers.json (see
-    `train.trackers`); and, while it has a writer, writer.json (see `lock`)."""
+    """Paths of a run: config.yaml, metrics.jsonl, manifest.json, checkpoints/, tensorboard/,
+    samples.txt, profile/; its copies in tokenizer/, base/ and teacher/ (see `own_copies`); and,
+    while it has a writer, writer.json (see `lock`)."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = path = locate_path(path)
@@ -93,6 +97,7 @@ class RunDirectory:
         self.teacher = path / TEACHER
         self.trackers = path / TRACKERS
         self.samples = path / "samples.txt"
+        self.profile = path / PROFILE
 
     @property
     def has_checkpoints(self) -> bool:

@@ -44,6 +44,7 @@ __all__ = [
     "MeshConfig",
     "MuonConfig",
     "OptimizerUnion",
+    "ProfileConfig",
     "RunConfig",
     "SGDConfig",
     "ScheduleConfig",
@@ -59,6 +60,17 @@ class LayerStatisticsConfig(Schema):
     """Root mean squares of each layer's activations, gradients, updates and weights."""
 
     every: PositiveInt = Field(100, description="how often, in steps; and after the last step")
+
+
+class ProfileConfig(Schema):
+    """A trace of a few steps, and what is in the devices' memory after them."""
+
+    start: PositiveInt = Field(description="the first step of the profile; the run's first is 1")
+    steps: PositiveInt = Field(3, description="how many steps")
+
+    @property
+    def window(self) -> range:
+        return range(self.start, self.start + self.steps)
 
 
 class TrainConfig(Schema):
@@ -112,6 +124,9 @@ class TrainConfig(Schema):
     max_nonfinite_steps: PositiveInt = Field(
         10, description="stop after this many skipped updates in a row"
     )
+    profile: ProfileConfig | None = Field(
+        None, description="writes a profile of a few steps; jaxformer profile reads it"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -123,6 +138,15 @@ class TrainConfig(Schema):
             raise ValueError("attention_kernel is kernels.attention now; give only that one")
         rest = {key: value for key, value in given.items() if key != "attention_kernel"}
         return {"kernels": {"attention": given["attention_kernel"]}} | rest
+
+    @model_validator(mode="after")
+    def _profile_is_within_the_run(self) -> "TrainConfig":
+        if self.profile is not None and (last := self.profile.window[-1]) > self.steps:
+            raise ValueError(
+                f"profile.start {self.profile.start} and profile.steps {self.profile.steps} lead "
+                f"to step {last}, but steps is {self.steps}; start earlier, or take fewer"
+            )
+        return self
 
     @model_validator(mode="after")
     def _micro_batches_are_equal(self) -> "TrainConfig":

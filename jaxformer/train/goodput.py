@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-PARTS = ("start", "compile", "steps", "data", "evaluation", "saving")
+PARTS = ("start", "compile", "steps", "data", "evaluation", "saving", "profile")
 
 
 class Goodput:
@@ -30,7 +30,7 @@ class Goodput:
     @property
     def paused(self) -> float:
         """Seconds that no step's duration should contain."""
-        return self._seconds["evaluation"] + self._seconds["saving"]
+        return sum(self._seconds[part] for part in ("evaluation", "saving", "profile"))
 
     def seconds(self) -> dict[str, float]:
         """Seconds by part up to now; they add up to the whole run."""

@@ -14,7 +14,8 @@ from jaxformer.evaluate.suite import Result, Suite
 from jaxformer.parallel.rules import batch_sharding, put_batch
 from jaxformer.run import Run
 from jaxformer.train.interrupt import Interrupted, StopSignal
-from jaxformer.train.program import Program, averaged, progress, trees
+from jaxformer.train.profiling import Profiler
+from jaxformer.train.program import Compiled, Program, averaged, progress, trees
 from jaxformer.train.recorder import Recorder
 from jaxformer.train.stages import CompiledStages, Course
 from jaxformer.train.step import TrainState
@@ -69,7 +70,16 @@ def run_steps(
     """
     config, recorder, goodput = session.config, session.recorder, session.recorder.goodput
     steps, sharding = config.train.steps, batch_sharding(session.program.mesh)
-    batches = BatchesInHand(session.course.batches(step, sharding))
+    with goodput.spent_on("start"):
+        dataset = train_batches(
+            session.stores,
+            batch_size=config.train.batch_size,
+            seed=config.train.seed,
+            held=rows_held(sharding, config.train.batch_size),
+        )
+        batches = iterate(dataset, step, config.data.prefetch)
+    profiler = Profiler(config.train.profile, session.directory, compiled, goodput, session.say)
+    profiler.start(step)
     recorder.start(step, int(state.nonfinite))
     try:
         while True:
@@ -94,14 +104,12 @@ def run_steps(
                 return End.FINISHED, state, step
             with goodput.spent_on("data"):
                 batch = put_batch(next(batches), sharding)
-            if batches.lost is not None and session.stop.name is None:
-                session.say(str(batches.lost))
-                session.stop.ask("data lost")
-            state, metrics = compiled.train_step(state, batch)
             step += 1
+            state, metrics = profiler.take(step, state, batch)
             recorder.add(step, metrics)
     finally:
         batches.close()
+        profiler.close()
 
 
 def _evaluate(session: Session, compiled: CompiledStages, state: TrainState, step: int) -> None:

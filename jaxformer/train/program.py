@@ -210,7 +210,9 @@ def _program_part(config: Config) -> Config:
     return config.model_copy(
         update={
             "data": DataConfig(sequence_length=config.data.sequence_length),
-            "train": config.train.model_copy(update={} if dropout else {"seed": 0}),
+            "train": config.train.model_copy(
+                update={"profile": None} | ({} if dropout else {"seed": 0})
+            ),
             "optimizer": config.optimizer.model_copy(
                 update=dict.fromkeys(rates_of(config.optimizer), 1.0)
             ),

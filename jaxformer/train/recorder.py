@@ -24,7 +24,8 @@ class Recorder:
 
     `add` waits for the step before the one added, so that one step is always queued on the device
     while the host prepares the next, and the host sees each step end when it does. `step_seconds`
-    is the mean over the steps since the last row, without evaluation and saving. The rows of layers
+    is the mean over the steps since the last row, without evaluation, saving and what
+    a profile takes to write. The rows of layers
     are written every `layers_every` steps, and after the last.
     """
 

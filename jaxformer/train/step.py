@@ -105,13 +105,13 @@ def make_train_step(
         means = {name: value / tokens for name, value in total.sums.items()}
         if total.layers.loss is not None:
             means["layer_loss"] = total.layers.loss / tokens
-        grad_norm = optax.tree.norm(gradients) / tokens
-        finite = jnp.isfinite(means["loss"]) & jnp.isfinite(grad_norm)
-
-        scale = 1.0 / tokens
-        if options.clip_norm is not None:
-            scale *= options.clip_norm / jnp.maximum(grad_norm, options.clip_norm)
-        gradients = jax.tree.map(lambda g: g * scale, gradients)
+        with jax.named_scope("optimizer"):
+            grad_norm = optax.tree.norm(gradients) / tokens
+            finite = jnp.isfinite(means["loss"]) & jnp.isfinite(grad_norm)
+            scale = 1.0 / tokens
+            if options.clip_norm is not None:
+                scale *= options.clip_norm / jnp.maximum(grad_norm, options.clip_norm)
+            gradients = jax.tree.map(lambda g: g * scale, gradients)
 
         factor = schedule(state.step)
 
@@ -134,7 +134,8 @@ def make_train_step(
             return state.params, state.opt_state, state.ema, nothing
 
         # A branch: a choice between two results would keep the old ones in memory beside the new.
-        params, opt_state, ema, changed = jax.lax.cond(finite, update, skip)
+        with jax.named_scope("optimizer"):
+            params, opt_state, ema, changed = jax.lax.cond(finite, update, skip)
         nonfinite = jnp.where(finite, 0, state.nonfinite + 1)
         metrics = {
             **means,
@@ -169,7 +170,8 @@ def _sum_gradients(
     def objective(
         params: PyTree, rows: Batch, rngs: dict[str, jax.Array]
     ) -> tuple[jax.Array, Loss]:
-        loss = loss_of(join(state.base, state.frozen, params), state.reference, rows, rngs)
+        with jax.named_scope("loss"):
+            loss = loss_of(join(state.base, state.frozen, params), state.reference, rows, rngs)
         of_layers = loss.layers.loss
         return loss.total if of_layers is None else loss.total + of_layers, loss
 

@@ -27,6 +27,7 @@ def test_the_same_configuration_may_go_on(used, tmp_path):
     [
         {"train": {"steps": 20}},
         {"train": {"log_every": 1, "max_nonfinite_steps": 2, "accumulation": 2}},
+        {"train": {"profile": {"start": 9, "steps": 2}}},
         {"eval": {"every": 3}},
         {"checkpoint": {"keep_newest": 9}},
         {"mesh": {"fsdp": 2}},

@@ -77,7 +77,8 @@ def test_every_mistake_has_a_line_with_its_place(configuration):
         "train.seed is -1; allowed: a whole number of at least 0. (line 8)",
         "train.stpes: unknown key. Allowed: accumulation, batch_size, ema_decay, freeze, kernels, "
         "layer_statistics, log_every, max_nonfinite_steps, objective, pipeline_micro_batches, "
-        "precision, remat, seed, steps, unroll_layers, z_loss. Did you mean 'steps'? (line 7)",
+        "precision, profile, remat, seed, steps, unroll_layers, z_loss. Did you mean 'steps'? "
+        "(line 7)",
         "eval.every is 0; allowed: a whole number above 0. (given as eval.every=0)",
         "mesh.data is 'two'; allowed: a whole number or null. (line 9)",
     ]

@@ -46,6 +46,7 @@ def test_parts_of_the_time_add_up_to_the_whole(monkeypatch):
             "data": 0.5,
             "evaluation": 3.0,
             "saving": 0.25,
+            "profile": 0.0,
             "steps": 10.0,
         }
     )
