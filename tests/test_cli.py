@@ -208,7 +208,7 @@ def test_overrides_may_stand_before_and_after_options():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["trian"], "'trian' is unknown; allowed: train, plan, eval, "),
+        (["trian"], "'trian' is unknown; allowed: train, plan, profile, "),
         (["trian"], "Did you mean 'train'?"),
         (["train", "c.yaml", "--debgu"], "unknown argument '--debgu'. Did you mean '--debug'?"),
         (["list", "mixer"], "allowed: mixers, configs, optimizers, tasks, mixers-page, "),

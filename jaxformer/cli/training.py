@@ -1,4 +1,4 @@
-"""`jaxformer train` and `jaxformer plan`."""
+"""`jaxformer train`, `jaxformer plan` and `jaxformer profile`."""
 
 import argparse
 from typing import Any
@@ -11,14 +11,17 @@ from jaxformer.cli.arguments import (
     joined_processes,
     takes_overrides,
     takes_processes,
+    whole_number,
 )
 from jaxformer.cli.guard import output_may_close, tell
 from jaxformer.errors import RunFailed
+from jaxformer.paths import locate_path
 
 
 def add(commands: Any) -> None:
     _add_train(commands)
     _add_plan(commands)
+    _add_profile(commands)
 
 
 def _add_train(commands: Any) -> None:
@@ -85,3 +88,29 @@ def _plan(arguments: argparse.Namespace) -> int:
         return DONE
     run = search if arguments.search else plan
     return run(config, arguments.topology, arguments.slices, as_json=arguments.json)
+
+
+def _add_profile(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "profile",
+        "Print where the time of a run's steps went, from the newest profile that it has taken.",
+        _profile,
+        "jaxformer profile runs/quickstart",
+    )
+    parser.add_argument("run", type=locate_path, metavar="RUN", help="a run directory")
+    parser.add_argument(
+        "--process",
+        type=whole_number(0),
+        default=0,
+        metavar="I",
+        help="the process whose trace is read, of several (default: 0)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    from jaxformer.profile.report import report
+
+    report(arguments.run, arguments.process, as_json=arguments.json)
+    return DONE

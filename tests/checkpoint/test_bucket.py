@@ -29,11 +29,54 @@ from tests.runs import (
 PLACE = "gs://runs/of/mine"
 
 
-def test_a_run_in_a_bucket_stops_goes_on_and_is_evaluated_as_on_a_disk(bucket, tmp_path):
+def with_generations(handle):
+    """What the server leaves out, and arrays need: to read or write an object if, and only if, it
+    still is as it was before."""
+
+    def handler(request, response, storage, *args):
+        place = request.params["bucket_name"], request.params.get("object_id")
+        if place[1] is None:
+            place = place[0], request.query["name"][0]
+        try:
+            generation = storage.get_file_obj(*place)["generation"]
+        except NotFound:
+            generation = "0"
+        if request.query.get("ifGenerationMatch", [generation]) != [generation]:
+            response.status = HTTPStatus.PRECONDITION_FAILED
+        elif request.query.get("ifGenerationNotMatch") == [generation]:
+            response.status = HTTPStatus.NOT_MODIFIED
+        else:
+            response["x-goog-generation"] = generation
+            return handle(request, response, storage, *args)
+        return None
+
+    return handler
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """While it lasts, `gs://` leads to a server of this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("download", "_media_upload"):
+            patch.setattr(objects, name, with_generations(getattr(objects, name)))
+        with create_server("localhost", 0, in_memory=True, default_bucket="runs") as server:
+            address = f"http://localhost:{server._api._httpd.server_port}"
+            for name, value in {
+                "STORAGE_EMULATOR_HOST": address,
+                "TENSORSTORE_GCS_HTTP_URL": address,
+                "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
+                "GOOGLE_CLOUD_PROJECT": "none",
+                "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks for the kind of bucket
+            }.items():
+                patch.setenv(name, value)
+            yield
+
+
+def test_a_run_in_a_bucket_stops_goes_on_and_is_evaluated_as_on_a_disk(bucket, tmp_path, capsys):
     config = make_config(tmp_path, train={"steps": 24}, eval={"every": 8}, checkpoint={"every": 8})
     config = write_config(config, tmp_path / "config.yaml")
     assert finish(start_training(config))[0] == 0
-    process = start_training(config, f"run.dir={PLACE}")
+    process = start_training(config, f"run.dir={PLACE}", "train.profile={start: 2, steps: 1}")
     for line in process.stdout:
         print(line, end="")
         if "validation" in line:
@@ -44,6 +87,8 @@ def test_a_run_in_a_bucket_stops_goes_on_and_is_evaluated_as_on_a_disk(bucket, t
     code, output = finish(start_training(f"{PLACE}/config.yaml"))
     assert code == 0, output
     assert f"resumed from {PLACE}/checkpoints/" in output
+    assert main(["profile", PLACE]) == 0
+    assert f"{PLACE}/profile/2, process 0, 1 device\n" in capsys.readouterr().out
     copy = tmp_path / "copy"
     gcsfs.GCSFileSystem().get(PLACE, str(copy), recursive=True)
     assert results(copy) == results(tmp_path / "run")
