@@ -2,7 +2,7 @@
 
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,23 @@ def device_memory(device: jax.Device, held: float = 0.0) -> int | None:
         return available_memory() // jax.local_device_count("cpu") + int(held)
     stats = device.memory_stats()
     return stats["bytes_limit"] if stats else None
+
+
+MEMORY_FIELDS = {
+    "memory_bytes": "bytes_in_use",
+    "memory_peak_bytes": "peak_bytes_in_use",
+    "memory_limit_bytes": "bytes_limit",
+}
+
+
+def allocated(devices: Sequence[jax.Device]) -> dict[str, int]:
+    """What the allocator of the device that was fullest says: the bytes in use, the most that ever
+    were, and the most that can be. Nothing where devices do not tell, as CPUs do not."""
+    told = [stats for device in devices if (stats := device.memory_stats())]
+    if not told:
+        return {}
+    fullest = max(told, key=lambda stats: stats.get("peak_bytes_in_use", 0))
+    return {name: fullest[key] for name, key in MEMORY_FIELDS.items() if key in fullest}
 
 
 def available_memory() -> int:

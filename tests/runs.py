@@ -12,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxformer.config import Config
+from jaxformer.memory import MEMORY_FIELDS
 from jaxformer.train.metrics import TIMING_FIELDS, read_rows
 
 REPOSITORY = Path(__file__).parents[1]
@@ -89,9 +90,10 @@ def finish(process: subprocess.Popen[str], timeout: float = 120.0) -> tuple[int,
 
 
 def results(run: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl without what depends on the clock."""
+    """The rows of metrics.jsonl without what depends on the clock or the device."""
+    varying = {*TIMING_FIELDS, *MEMORY_FIELDS}
     return [
-        {key: value for key, value in row.items() if key not in TIMING_FIELDS}
+        {key: value for key, value in row.items() if key not in varying}
         for row in read_rows(run / "metrics.jsonl")
     ]
 

@@ -24,6 +24,21 @@ def test_what_a_program_holds_already_counts_as_there(monkeypatch: pytest.Monkey
     assert device_memory(jax.devices()[0], held=500) == 1500
 
 
+def test_the_fullest_device_tells_what_is_allocated_and_a_cpu_tells_nothing() -> None:
+    def device(stats: dict[str, int] | None) -> SimpleNamespace:
+        return SimpleNamespace(memory_stats=lambda: stats)
+
+    small = device({"bytes_in_use": 5, "peak_bytes_in_use": 6, "bytes_limit": 9})
+    large = device({"bytes_in_use": 3, "peak_bytes_in_use": 8, "bytes_limit": 9, "num_allocs": 2})
+    assert memory.allocated([small, large, device(None)]) == {
+        "memory_bytes": 3,
+        "memory_peak_bytes": 8,
+        "memory_limit_bytes": 9,
+    }
+    assert memory.allocated([device({"bytes_in_use": 5})]) == {"memory_bytes": 5}
+    assert memory.allocated(jax.local_devices()) == {}
+
+
 def write(folder: Path, **files: str) -> None:
     folder.mkdir(parents=True)
     for name, content in files.items():

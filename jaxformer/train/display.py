@@ -6,6 +6,8 @@ from typing import Protocol, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jaxformer.memory import MEMORY_FIELDS
+from jaxformer.terminal import in_bytes
 from jaxformer.train.metrics import Row
 
 LINE_SECONDS = 5.0  # between plain lines about training
@@ -20,6 +22,7 @@ USUAL = {  # in the rows of every run
     "tokens_per_second",
     "step_seconds",
     "mfu",
+    *MEMORY_FIELDS,
 }
 
 
@@ -101,7 +104,12 @@ def make_display(total: int) -> Display:
 
 
 def summary(row: Row) -> str:
-    """`loss 1.2345  12,345 tokens/s  MFU 45.6%`, and what else the objective reports."""
+    """`loss 1.2345  12,345 tokens/s  MFU 45.6%`, with what else the objective reports, and the
+    peak of the memory where devices tell it."""
     parts = (f"{name} {value:.4f}" for name, value in row.items() if name not in USUAL)
     losses = "  ".join([f"loss {row['loss']:.4f}", *parts])
-    return f"{losses}  {row['tokens_per_second']:,.0f} tokens/s  MFU {row['mfu']:.1%}"
+    speed = f"{row['tokens_per_second']:,.0f} tokens/s  MFU {row['mfu']:.1%}"
+    peak, limit = row.get("memory_peak_bytes"), row.get("memory_limit_bytes")
+    memory = f"  memory {in_bytes(peak)}" if peak else ""
+    of = f" of {in_bytes(limit)}" if memory and limit else ""
+    return f"{losses}  {speed}{memory}{of}"

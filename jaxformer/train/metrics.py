@@ -21,13 +21,14 @@ class MetricsLog:
     """`metrics.jsonl`: one JSON object per line, in the order of the steps.
 
     Training rows have `step, loss, learning_rate, grad_norm, tokens, tokens_per_second,
-    step_seconds, mfu` (and `nonfinite`, the updates skipped in a row, `z_loss` if used); evaluation
-    rows have `step, eval/loss, eval/bits_per_byte, eval/perplexity`; rows of suites have `step,
-    suite/TASK/METRIC`; rows of layers have `step, layer, activation_rms, gradient_rms, update_rms,
-    weight_rms, parameters`, and the last of them, with a null layer, is for all parameters outside
-    the layers. A number that is not finite is null. Apart from TIMING_FIELDS, a row depends on its
-    step alone, not on when a run was resumed. A file in a bucket cannot be appended to: there,
-    `sync` and `close` write all of it again.
+    step_seconds, mfu` (and `nonfinite`, the updates skipped in a row, `z_loss` if used, and where
+    devices tell it, MEMORY_FIELDS of process 0's fullest one); evaluation rows have `step,
+    eval/loss, eval/bits_per_byte, eval/perplexity`; rows of suites have `step, suite/TASK/METRIC`;
+    rows of layers have `step, layer, activation_rms, gradient_rms, update_rms, weight_rms,
+    parameters`, and the last of them, with a null layer, is for all parameters outside the layers.
+    A number that is not finite is null. Apart from TIMING_FIELDS and MEMORY_FIELDS, a row depends
+    on its step alone, not on when a run was resumed. A file in a bucket cannot be appended to:
+    there, `sync` and `close` write all of it again.
     """
 
     def __init__(self, path: Path, resumed_step: int, *, writes: bool = True) -> None:

@@ -9,6 +9,7 @@ import jax
 
 from jaxformer.evaluate.perplexity import Evaluation
 from jaxformer.evaluate.suite import Result
+from jaxformer.memory import allocated
 from jaxformer.train import statistics
 from jaxformer.train.display import Display
 from jaxformer.train.goodput import Goodput
@@ -45,7 +46,9 @@ class Recorder:
         self._log_every, self._last_step = train.log_every, train.steps
         self._layers_every = layers.every if (layers := train.layer_statistics) else None
         self._layer_counts = statistics.counts(program.abstract.params, program.config.model)
-        self._course, self._peak_flops = course, peak_flops
+        self._tokens_per_step = program.tokens_per_step
+        self._devices = program.mesh.local_devices
+        self._utilisation = program.flops_per_step / peak_flops
         self._running: deque[tuple[int, Metrics]] = deque()
         self.finished = 0  # the newest step that is known to have ended
         self.nonfinite = 0  # updates skipped in a row up to it
@@ -132,9 +135,10 @@ class Recorder:
             "tokens": course.tokens(step),
             "loss_tokens": int(values.pop("tokens")),
             **values,
-            "tokens_per_second": (course.tokens(step) - course.tokens(before)) / elapsed,
-            "step_seconds": elapsed / (step - before),
-            "mfu": flops / elapsed / self._peak_flops,
+            "tokens_per_second": self._tokens_per_step / seconds,
+            "step_seconds": seconds,
+            "mfu": self._utilisation / seconds,
+            **allocated(self._devices),
         }
         self._write(row)
         self.display.logged(row)

@@ -1,6 +1,7 @@
 """Whole runs in this process; those that are killed stand in tests/test_end_to_end.py."""
 
 import json
+import re
 import shutil
 import signal
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.errors import RunFailed, UserError
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.parallel.rules import batch_sharding, put_batch
-from jaxformer.train import loop, program
+from jaxformer.train import loop, program, recorder
 from jaxformer.train.interrupt import SIGNALS
 from jaxformer.train.metrics import TIMING_FIELDS, read_rows
 from jaxformer.train.program import make_program
@@ -85,6 +86,15 @@ def test_a_checkpoint_says_what_it_holds(finished):
     assert manifest["trees"]["params"]["embedding"] == {"shape": [257, 16], "dtype": "float32"}
     last = read_rows(run / "metrics.jsonl")[-1]
     assert manifest["metrics"]["eval/loss"] == last["eval/loss"]
+
+
+def test_rows_and_lines_tell_the_memory_of_devices_that_do(tmp_path, capsys, monkeypatch):
+    told = {"memory_bytes": 3 << 30, "memory_peak_bytes": 5 << 30, "memory_limit_bytes": 8 << 30}
+    monkeypatch.setattr(recorder, "allocated", lambda devices: told)
+    assert train(make_config(tmp_path, train={"steps": 1}, optimizer={"schedule": {}})) == 0
+    row = read_rows(tmp_path / "run" / "metrics.jsonl")[0]
+    assert told.items() <= row.items()
+    assert re.search(r"MFU .*%  memory 5.0 GiB of 8.0 GiB\n", capsys.readouterr().out)
 
 
 def test_a_finished_run_says_so_and_does_nothing(finished, capsys):
