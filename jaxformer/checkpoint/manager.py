@@ -39,11 +39,18 @@ class Checkpoints:
     manifest (see `integrity`): what was saved, the trees' paths with shapes and dtypes, the state
     (step, place in the data, skipped updates in a row), and every file's hash, which is compared
     before anything is read. The newest `keep_newest` steps are kept and, apart from them, the
-    `keep_best` with the lowest eval/loss. A damaged step counts as neither, and is never deleted.
+    `keep_best` with the lowest eval/loss and all multiples of `keep_every`. A damaged step counts
+    as none of these, and is never deleted.
     """
 
     def __init__(
-        self, directory: Path, keep_newest: int = 1, keep_best: int = 0, *, read_only: bool = False
+        self,
+        directory: Path,
+        keep_newest: int = 1,
+        keep_best: int = 0,
+        keep_every: int | None = None,
+        *,
+        read_only: bool = False,
     ) -> None:
         """Open the folder, and clear away what an interrupted save has left there, unless
         `read_only`: then another process may be saving.
@@ -53,7 +60,7 @@ class Checkpoints:
         """
         self.directory = directory if is_remote(directory) else directory.resolve()
         self._read_only = read_only
-        self._retention = Retention(keep_newest, keep_best)
+        self._retention = Retention(keep_newest, keep_best, keep_every)
         self._damaged: dict[int, DamagedError] = {}
         self._verified: set[int] = set()
         self._unsealed: tuple[int, Json]
@@ -266,11 +273,13 @@ class Checkpoints:
 
 
 class Retention:
-    """Which steps are kept: of those in `losses`, the newest and, apart from them, the best. A step
-    that is not in `losses` is damaged: it is kept, and counts as none of these."""
+    """Which steps are kept: of those in `losses`, the newest and, apart from them, the best and the
+    multiples of a number. A step that is not in `losses` is damaged: it is kept, and counts as none
+    of these."""
 
-    def __init__(self, keep_newest: int, keep_best: int) -> None:
+    def __init__(self, keep_newest: int, keep_best: int, keep_every: int | None) -> None:
         self._keep_newest, self._keep_best = keep_newest, keep_best
+        self._keep_every = keep_every
         self.losses: dict[int, float | None] = {}  # by step; None: not evaluated, or not finite
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
@@ -279,7 +288,8 @@ class Retention:
         ranked = {step: loss for step in good if (loss := self.losses[step]) is not None}
         newest = good[-self._keep_newest :]
         best = sorted(ranked, key=ranked.__getitem__)[: self._keep_best]
-        gone = set(good) - {*newest, *best}
+        multiples = [step for step in good if self._keep_every and step % self._keep_every == 0]
+        gone = set(good) - {*newest, *best, *multiples}
         return [info.step not in gone for info in checkpoints]
 
 

@@ -8,6 +8,7 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     field_validator,
     model_validator,
@@ -197,10 +198,25 @@ class CheckpointConfig(Schema):
     every: PositiveInt = Field(
         250, description="how often, in steps; the end of the run is always saved"
     )
+    every_minutes: PositiveFloat | None = Field(
+        None, description="saves also when so many minutes have passed since the newest save"
+    )
     keep_newest: PositiveInt = Field(2, description="how many of the newest checkpoints are kept")
     keep_best: NonNegativeInt = Field(
         1, description="how many checkpoints of lowest validation loss are kept besides"
     )
+    keep_every: PositiveInt | None = Field(
+        None, description="checkpoints at multiples of this step are always kept; null for none"
+    )
+
+    @model_validator(mode="after")
+    def _what_is_kept_is_saved(self) -> "CheckpointConfig":
+        if self.keep_every is not None and self.keep_every % self.every:
+            raise ValueError(
+                f"keep_every {self.keep_every} is not a multiple of every {self.every}, so not all "
+                f"of its steps would be saved; give a multiple"
+            )
+        return self
 
 
 class StartConfig(Schema):

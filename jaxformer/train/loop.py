@@ -19,6 +19,7 @@ from jaxformer.train.program import Compiled, Program, averaged, progress, trees
 from jaxformer.train.recorder import Recorder
 from jaxformer.train.stages import CompiledStages, Course
 from jaxformer.train.step import TrainState
+from jaxformer.train.timetable import Timetable
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,15 @@ def run_steps(
         batches = iterate(dataset, step, config.data.prefetch)
     profiler = Profiler(config.train.profile, session.directory, compiled, goodput, session.say)
     profiler.start(step)
+    timetable = Timetable(config.checkpoint.every_minutes)
+    timetable.restart(step)
     recorder.start(step, int(state.nonfinite))
     try:
         while True:
             session.lock.check()
             session.checkpoints.raise_failed_save()
             evaluates = _is_due(step, config.eval.every, steps)
-            saves = _is_due(step, config.checkpoint.every, steps)
+            saves = _is_due(step, config.checkpoint.every, steps) or timetable.due(step)
             measures = _is_due(step, config.eval.suites_every or steps, steps)
             if evaluates or saves or measures:
                 recorder.drain()
@@ -96,6 +99,7 @@ def run_steps(
                 _evaluate(session, compiled, state, step)
             if saves:
                 save(session, state, step)
+                timetable.restart(step)
             if measures:
                 _measure(session, state, step)
             if session.stop.due(step):

@@ -135,7 +135,7 @@ def _opened(directory: RunDirectory, config: Config) -> Checkpoints:
     processes.first_alone("run directory", lambda: directory.create(config))
     directory.check_shared()
     keep = config.checkpoint
-    return Checkpoints(directory.checkpoints, keep.keep_newest, keep.keep_best)
+    return Checkpoints(directory.checkpoints, keep.keep_newest, keep.keep_best, keep.keep_every)
 
 
 def _compile_and_run(session: Session, state: TrainState, step: int) -> int:

@@ -92,6 +92,14 @@ def test_newest_and_best_are_kept_apart(tmp_path):
     assert Checkpoints(tmp_path).steps() == [2, 6, 7]
 
 
+def test_multiples_of_a_step_are_always_kept(tmp_path):
+    for steps in ((1, 2, 3, 4, 5), (6, 7)):  # also after a restart
+        with Checkpoints(tmp_path, keep_newest=1, keep_best=1, keep_every=2) as checkpoints:
+            for step in steps:
+                save(checkpoints, step, loss=10.0 - step if step < 4 else 20.0)
+    assert Checkpoints(tmp_path).steps() == [2, 3, 4, 6, 7]
+
+
 def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path):
     with Checkpoints(tmp_path, keep_newest=1, keep_best=1) as checkpoints:
         for step, loss in ((1, 2.0), (2, float("nan")), (3, float("inf")), (4, 3.0)):
