@@ -148,6 +148,20 @@ def test_the_stages_of_the_page_on_your_own_data_are_as_it_says():
     assert [len(stage.data.sources) for stage in stages] == [1, 1, 2, 1]
 
 
+def test_the_commands_of_the_page_on_pods_take_a_profile_and_read_it(tmp_path, monkeypatch, capsys):
+    page = (REPOSITORY / "docs" / "pods.md").read_text()
+    lines = [line for line in page.splitlines() if "runs/profiled" in line]
+    train, profile = (arguments_of(line) for line in lines if arguments_of(line))
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    monkeypatch.chdir(tmp_path)
+    small = ["model.num_layers=1", "data.sequence_length=32", "train.batch_size=2", "eval.every=99"]
+    short = ["train.steps=14", "optimizer.schedule.warmup_steps=2", f"data.cache_dir={tmp_path}"]
+    assert main([*train, *small, *short]) == 0
+    capsys.readouterr()
+    assert main(profile) == 0
+    assert "mixer attention, layers 0 " in capsys.readouterr().out
+
+
 def test_the_data_commands_of_the_page_on_your_own_data_run(tmp_path, monkeypatch, capsys):
     page = (REPOSITORY / "docs" / "your_data.md").read_text()
     [conversation], [template] = blocks("json", page), blocks("jinja", page)

@@ -255,11 +255,8 @@ class RunDirectory:
         old, new = map(_keys, here)
         changed = [
             key
-            for key in dict.fromkeys([*old, *new])
-            if old.get(key) != new.get(key)
-            and key not in FREE_KEYS
-            and key.partition(".")[0] not in FREE_SECTIONS
-            and _accepted_as(key) not in config.run.accept_changes
+            for key in changed_keys(old, new)
+            if ACCEPTABLE.get(key) not in config.run.accept_changes
         ]
         if changed:
             raise UserError(
@@ -349,6 +346,17 @@ def locate(path: str | Path) -> tuple[RunDirectory, int | None]:
     raise UserError(
         f"{given} {state}; give a run directory (with a config.yaml), or RUN/checkpoints/STEP"
     )
+
+
+def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The keys of flat configurations that differ and may decide results."""
+    return [
+        key
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key)
+        and key not in FREE_KEYS
+        and key.partition(".")[0] not in FREE_SECTIONS
+    ]
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:

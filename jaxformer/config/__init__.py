@@ -208,6 +208,12 @@ class CheckpointConfig(Schema):
     keep_every: PositiveInt | None = Field(
         None, description="checkpoints at multiples of this step are always kept; null for none"
     )
+    local: LocalPlace | None = Field(
+        None,
+        description="a folder on a disk of each host, for copies of the newest states; null for "
+        "none",
+    )
+    local_every: PositiveInt = Field(50, description="how often a local copy is made, in steps")
 
     @model_validator(mode="after")
     def _what_is_kept_is_saved(self) -> "CheckpointConfig":

@@ -38,10 +38,12 @@ def _changed(config: Config, change: Change) -> Config:
         "cache_dir": change(data.cache_dir),
     }
     tasks_dir = config.eval.tasks_dir
+    local = config.checkpoint.local
     runs = {folder: _at(path, change) for folder, path in named_runs(config).items()}
     return with_named_runs(config, runs).model_copy(
         update={
             "data": data.model_copy(update=of_data),
+            "checkpoint": config.checkpoint.model_copy(update={"local": local and change(local)}),
             "eval": config.eval.model_copy(update={"tasks_dir": tasks_dir and change(tasks_dir)}),
             "run": run.model_copy(update={"dir": _at(run.dir, change)}),
         }

@@ -28,7 +28,7 @@ A_DAY = 24 * 3600 * 1000  # milliseconds: the watch ends every wait for a proces
 
 _watch: Watch | None = None
 _gathered = itertools.count()
-_said = itertools.count()
+_told = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -201,13 +201,13 @@ def gather(mine: Any) -> list[Any]:
     ]
 
 
-def first_says(mine: Any) -> Any:
-    """The value of process 0, sent as JSON, which waits for nobody; all call it in the same
+def told_by(process: int, mine: Any) -> Any:
+    """The value of one process, sent as JSON, which waits for nobody; all call it in the same
     order."""
     if _watch is None:
         return mine
-    name = f"jaxformer/said/{next(_said)}"
-    if is_first():
+    name = f"jaxformer/told/{next(_told)}"
+    if index() == process:
         _watch.client.key_value_set(name, json.dumps(mine))
         return mine
     return json.loads(_watch.client.blocking_key_value_get(name, A_DAY))

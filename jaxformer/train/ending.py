@@ -16,6 +16,8 @@ SAMPLE_TEMPERATURE = 0.8
 def end_finished(session: Session, state: TrainState, step: int) -> int:
     """Save, write a sample, and print the commands that use the run."""
     save(session, state, step, wait=True)
+    if session.copies:
+        session.copies.remove()
     if session.config.eval.sample_tokens:
         with session.recorder.goodput.spent_on("evaluation"):
             sample = _sample(session, state, step)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from jaxformer.checkpoint.local_copies import LocalCopies
 from jaxformer.checkpoint.lock import RunLock
 from jaxformer.checkpoint.manager import Checkpoints, Json
 from jaxformer.checkpoint.run_directory import RunDirectory
@@ -33,6 +34,7 @@ class Session:
     validation: ValidationBatches
     suites: tuple[Suite, ...]
     checkpoints: Checkpoints
+    copies: LocalCopies | None
     lock: RunLock
     recorder: Recorder
     stop: StopSignal
@@ -89,9 +91,11 @@ def run_steps(
             session.lock.check()
             session.checkpoints.raise_failed_save()
             evaluates = _is_due(step, config.eval.every, steps)
+            copies = bool(session.copies) and _is_due(step, config.checkpoint.local_every, steps)
             saves = _is_due(step, config.checkpoint.every, steps) or timetable.due(step)
+            saves |= copies and session.checkpoints.latest() is None  # copies only add to these
             measures = _is_due(step, config.eval.suites_every or steps, steps)
-            if evaluates or saves or measures:
+            if evaluates or saves or measures or copies:
                 recorder.drain()
             if recorder.nonfinite >= config.train.max_nonfinite_steps:
                 return End.FAILED, state, step
@@ -100,6 +104,8 @@ def run_steps(
             if saves:
                 save(session, state, step)
                 timetable.restart(step)
+            elif copies:
+                _copy(session, state, step)
             if measures:
                 _measure(session, state, step)
             if session.stop.due(step):
@@ -174,6 +180,16 @@ def save(session: Session, state: TrainState, step: int, *, wait: bool = False) 
             checkpoints.save(step, trees(state), progress(state) | place, session.manifest, loss)
         if wait:
             checkpoints.wait()
+
+
+def _copy(session: Session, state: TrainState, step: int) -> None:
+    """Copy `step` to this host's disk, unless updates are being skipped."""
+    recorder = session.recorder
+    if session.copies is None or recorder.nonfinite:
+        return
+    with recorder.goodput.spent_on("saving"):
+        recorder.log.sync()
+        session.copies.save(step, trees(state), progress(state), session.manifest)
 
 
 def _is_due(step: int, every: int, last: int) -> bool:

@@ -1,5 +1,8 @@
 """A training run from a configuration to a trained model, to be read from top to bottom."""
 
+from functools import partial
+
+from jaxformer.checkpoint.local_copies import LocalCopies
 from jaxformer.checkpoint.lock import RunLock
 from jaxformer.checkpoint.manager import Checkpoints
 from jaxformer.checkpoint.run_directory import RunDirectory, flat
@@ -100,8 +103,18 @@ def train(config: Config) -> int:
             held, table = weights(program.abstract), config.mesh.table
             display.say(sharding_report(held, program.model.vocab_size, table))
         with goodput.spent_on("start"):
+            local = config.checkpoint.local
+            copies = LocalCopies(local, directory) if local else None
             state, step, manifest = first_state(
-                directory, checkpoints, program, manifest, other, teacher, tokenizer, display.say
+                directory,
+                checkpoints,
+                program,
+                manifest,
+                other,
+                teacher,
+                tokenizer,
+                copies,
+                display.say,
             )
             saved = checkpoints.state(step)["data"] if step else None
             course = Course(stages, step, saved)
@@ -120,6 +133,7 @@ def train(config: Config) -> int:
                 validation=validation,
                 suites=suites,
                 checkpoints=checkpoints,
+                copies=copies,
                 lock=lock,
                 recorder=recorder,
                 stop=stop,

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from jaxformer.checkpoint.lineage import record_start
+from jaxformer.checkpoint.local_copies import LocalCopies
 from jaxformer.checkpoint.lora import fingerprint
 from jaxformer.checkpoint.manager import Checkpoints, Json
 from jaxformer.checkpoint.manifest import Description, check_same_tree, describe
@@ -138,14 +140,16 @@ def first_state(
     other: Start | KeptState | None,
     teacher: Weights | None,
     tokenizer: Tokenizer,
+    copies: LocalCopies | None,
     say: Callable[[str], None],
 ) -> tuple[TrainState, int, Json]:
     """The state from which the run starts or resumes, the number of steps it has taken, and the
     manifest with the origin of the weights.
 
-    A run starts from its own newest good checkpoint; or else from `other` weights (init.from), as
-    far as they are taken (init.partial), with the optimizer's state if that is kept (init.state);
-    or else from scratch. What it needs of other runs is copied into its directory.
+    A run starts from its own newest good checkpoint, or from a newer state of which its hosts have
+    local copies; or else from `other` weights (init.from), as
+    far as they are taken (init.partial); or else from scratch. What it needs of other runs is
+    copied into its directory.
 
     Raises:
         UserError: other text or another tokenizer than the checkpoint's; weights of other runs that
@@ -159,9 +163,15 @@ def first_state(
         own = Weights(directory, checkpoints, resumed, program.config, saved)
         under = own.base if program.config.lora else None
         base = own.restore_base(program.abstract.base) if under else None
-        arrays = checkpoints.restore(resumed, trees(program.abstract))
-        state = restored(program, arrays, checkpoints.state(resumed), base)
-        say(f"resumed from {own.where}")
+        wanted = trees(program.abstract)
+        newer = copies.newest(resumed, manifest, wanted) if copies else None
+        if newer is None:
+            arrays, done = checkpoints.restore(resumed, wanted), checkpoints.state(resumed)
+            say(f"resumed from {own.where}")
+        else:
+            arrays, done, resumed = newer.arrays, newer.progress, newer.step
+            say(f"resumed from the local copies of step {resumed:,}")
+        state = restored(program, arrays, done, base)
     elif other is not None:
         state, origin = begin(other, program)
         under = other.source if program.config.lora else None
@@ -172,6 +182,10 @@ def first_state(
     manifest = {**manifest, "init": origin, "reference": told}
     processes.first_alone("copies", lambda: keep_copies(directory, tokenizer, under, teacher))
     processes.first_alone("manifest", lambda: directory.write_manifest(manifest))
+    if copies:
+        copies.begin(resumed or 0)
+    else:
+        record_start(directory.path, resumed or 0)
     return state.replace(reference=reference), resumed or 0, manifest
 
 

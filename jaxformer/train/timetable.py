@@ -35,6 +35,6 @@ class Timetable:
         step_seconds = (now - self._met_at) / (step - self._met)
         left = self._saved_at + self._seconds - now
         steps = int(min(left / step_seconds / 2, GROWTH * self._stretch)) if step_seconds else 1
-        saves, steps = processes.first_says([left < step_seconds / 2, max(1, steps)])
+        saves, steps = processes.told_by(0, [left < step_seconds / 2, max(1, steps)])
         self._stretch, self._met, self._met_at, self._meeting = steps, step, now, step + steps
         return saves

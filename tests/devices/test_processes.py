@@ -175,6 +175,30 @@ def test_killed_stopped_and_resumed_a_run_ends_as_if_it_had_been_left_alone(file
     assert_same_arrays(saved_arrays(run, STEPS), saved_arrays(together, STEPS))
 
 
+def test_every_process_takes_a_profile_and_all_save_at_the_step_that_the_clock_says(
+    file, together, capsys
+):
+    run = file.with_name("profiled")
+    keys = ["checkpoint.every=1000", "checkpoint.every_minutes=0.01", "checkpoint.keep_newest=9"]
+    profile = "train.profile={start: 5, steps: 2}"
+    codes, outputs = finish_all(start(file, 2, f"run.dir={run}", profile, *keys))
+    assert codes == [0, 0], outputs
+    assert results(run) == results(together)
+    assert_same_arrays(saved_arrays(run, STEPS), saved_arrays(together, STEPS))
+    saved = {int(each.name) for each in (run / "checkpoints").iterdir()}
+    assert saved > {STEPS}
+    for process in range(2):
+        capsys.readouterr()
+        assert main(["profile", str(run), "--json", "--process", str(process)]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["process"], found["devices"], list(found["steps"])) == (
+            process,
+            1,
+            ["5", "6"],
+        )
+        assert "collectives" in {part["name"] for part in found["parts"]}
+
+
 # Two processes that do nothing but pass points, without what training takes to start.
 WALK = """
 import sys, time

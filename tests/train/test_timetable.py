@@ -32,11 +32,11 @@ def meetings(monkeypatch) -> list:
     """What process 0 has said."""
     said = []
 
-    def first_says(mine):
+    def told_by(process, mine):
         said.append(mine)
         return mine
 
-    monkeypatch.setattr(processes, "first_says", first_says)
+    monkeypatch.setattr(processes, "told_by", told_by)
     return said
 
 
@@ -79,7 +79,7 @@ def test_all_processes_save_where_the_clock_of_process_0_says(meetings, monkeypa
     clock = Clock()
     first = saves(Timetable(5, clock), clock, [0.7] * 1000)
     said = iter(list(meetings))
-    monkeypatch.setattr(processes, "first_says", lambda mine: next(said))
+    monkeypatch.setattr(processes, "told_by", lambda process, mine: next(said))
     other = Clock(1e4)
     assert list(saves(Timetable(5, other), other, [0.9, 0.4] * 500)) == list(first)
     assert len(first) == 2
