@@ -26,17 +26,17 @@ STEPS, EVERY = 200, 10
 
 
 class Hosts:
-    """Two processes of one run, whose home directories stand for the disks of two hosts."""
+    """Processes of one run, whose home directories stand for the disks of as many hosts."""
 
-    def __init__(self, folder: Path, *mesh: str) -> None:
+    def __init__(self, folder: Path, *mesh: str, count: int = 2, steps: int = STEPS) -> None:
         self.folder, self.run = folder, folder / "run"
+        self.mesh, self.count, self.steps = mesh, count, steps
         self.config = write_config(self.configuration(), folder / "config.yaml")
-        self.mesh = mesh
 
     def configuration(self) -> Config:
         return make_config(
             self.folder,
-            train={"steps": STEPS, "log_every": 3},
+            train={"steps": self.steps, "log_every": 3},
             eval={"every": 100},
             checkpoint={"every": 1000, "local": "~/copies", "local_every": EVERY},
         )
@@ -45,10 +45,10 @@ class Hosts:
         return self.folder / f"host_{process}"
 
     def start(self, *overrides: str) -> list[subprocess.Popen[str]]:
-        flags = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2"]
-        flags += ["--peer-timeout", "5", *self.mesh, *overrides]
+        flags = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes"]
+        flags += [str(self.count), "--peer-timeout", "5", *self.mesh, *overrides]
         started = []
-        for process in range(2):
+        for process in range(self.count):
             self.home(process).mkdir(exist_ok=True)
             home = {"HOME": str(self.home(process))}
             place = ["--process", str(process)]
@@ -58,7 +58,7 @@ class Hosts:
     def finish(self, *overrides: str) -> list[str]:
         """Start, let it end, and return the outputs."""
         ended = [finish(process, timeout=300) for process in self.start(*overrides)]
-        assert [code for code, _ in ended] == [0, 0], ended
+        assert [code for code, _ in ended] == [0] * self.count, ended
         return [output for _, output in ended]
 
     def copies(self, process: int) -> dict[int, Path]:
@@ -66,28 +66,30 @@ class Hosts:
         found = (self.home(process) / "copies").glob(f"*/process_{process}/*")
         return {int(each.name): each for each in found if each.name.isdecimal()}
 
-    def both_have(self) -> int:
+    def all_have(self) -> int:
         """The newest step of which all have a copy."""
-        return max(self.copies(0).keys() & self.copies(1).keys(), default=0)
+        steps = (self.copies(process).keys() for process in range(self.count))
+        return max(set.intersection(*map(set, steps)), default=0)
 
     def lose_process_1(self, *overrides: str, at: int) -> None:
         """kill -9, once all have a copy of step `at`."""
         started = self.start(*overrides)
         deadline = time.monotonic() + 120
-        while self.both_have() < at:
+        while self.all_have() < at:
             assert all(process.poll() is None for process in started), finish(started[0])
             assert time.monotonic() < deadline
             time.sleep(0.005)
         started[1].kill()
         codes = [finish(process)[0] for process in started]
-        assert codes == [1, -signal.SIGKILL]
+        assert codes == [1, -signal.SIGKILL, *[1] * (self.count - 2)]
         assert [each.name for each in (self.run / "checkpoints").iterdir()] == [str(EVERY)]
-        assert self.both_have() < STEPS
+        assert self.all_have() < self.steps
 
 
 def assert_as_if_left_alone(hosts: Hosts, alone: Hosts) -> None:
     assert results(hosts.run) == results(alone.run)
-    assert_same_arrays(saved_arrays(hosts.run, STEPS), saved_arrays(alone.run, STEPS))
+    ours, theirs = (saved_arrays(each.run, each.steps) for each in (hosts, alone))
+    assert_same_arrays(ours, theirs)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +128,7 @@ def test_a_damaged_copy_is_not_used_but_the_one_before_it_of_which_all_have_thei
 ):
     hosts = Hosts(tmp_path, *split.mesh)
     hosts.lose_process_1(at=4 * EVERY)
-    newest = hosts.both_have()
+    newest = hosts.all_have()
     damaged = hosts.copies(1)[newest]
     flip(damaged / "shards.safetensors")
     outputs = hosts.finish()
@@ -148,6 +150,22 @@ def test_where_a_part_is_lost_the_checkpoint_is_used_and_the_reason_said(split, 
     assert f"the local copies of step {newest} are not complete" in outputs[0]
     assert f"resumed from {hosts.run}/checkpoints/{EVERY}\n" in outputs[0]
     assert_as_if_left_alone(hosts, split)
+
+
+def test_of_four_hosts_the_one_with_the_same_parts_passes_them_on(tmp_path):
+    """Two replicas, each split over two hosts."""
+    runs = []
+    for name in ("alone", "lost"):
+        (tmp_path / name).mkdir()
+        runs.append(Hosts(tmp_path / name, "mesh.fsdp=2", "mesh.data=2", count=4, steps=60))
+    alone, lost = runs
+    alone.finish()
+    lost.lose_process_1(at=3 * EVERY)
+    shutil.rmtree(lost.home(1))
+    newest = max(set.intersection(*(set(lost.copies(process)) for process in (0, 2, 3))))
+    outputs = lost.finish()
+    assert f"resumed from the local copies of step {newest}\n" in outputs[0]
+    assert_as_if_left_alone(lost, alone)
 
 
 def test_copies_of_another_mesh_are_not_used(replicated, tmp_path):
