@@ -19,6 +19,7 @@ import jax
 from jaxformer.batch import Batch
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.config import ProfileConfig
+from jaxformer.errors import RunFailed
 from jaxformer.parallel import processes
 from jaxformer.run_files import PROGRAM, TRACES
 from jaxformer.storage import Place
@@ -70,7 +71,7 @@ class Profiler:
         with jax.profiler.StepTraceAnnotation(ANNOTATION, step_num=step):
             result = jax.block_until_ready(self._train_step(state, batch))
         if step == self._steps[-1]:
-            self._write()
+            self._end()
         return result
 
     def close(self) -> None:
@@ -88,21 +89,26 @@ class Profiler:
         with self._goodput.spent_on("profile"):
             jax.profiler.start_trace(self._traces.name, profiler_options=options)
 
-    def _write(self) -> None:
-        """Write on this machine, then take the files to the run, which may be in a bucket."""
+    def _end(self) -> None:
         assert self._traces is not None
-        name = f"process_{processes.index()}"
         with self._goodput.spent_on("profile"), self._traces as folder:
             jax.profiler.stop_trace()
             self._traces = None
-            [trace] = Path(folder).rglob("*.xplane.pb")
-            (self._folder / TRACES / f"{name}.xplane.pb").take(trace)
-            memory = jax.profiler.device_memory_profile()
-            (self._folder / f"{name}.memory.prof").write(memory)
-            if processes.is_first():
-                text = self._train_step.as_text()
-                assert text is not None
-                (self._folder / PROGRAM).write(gzip.compress(text.encode()))
-        self._say(
-            f"a profile of steps {self._steps.start} to {self._steps[-1]} is in {self._folder}"
-        )
+            try:
+                self._write(Path(folder))
+            except (OSError, RunFailed) as error:  # the run is worth more
+                self._say(f"no profile: {self._folder} cannot be written: {error}")
+
+    def _write(self, traces: Path) -> None:
+        """Take the trace, and what belongs to it, to the run, which may be in a bucket."""
+        name = f"process_{processes.index()}"
+        [trace] = traces.rglob("*.xplane.pb")
+        (self._folder / TRACES / f"{name}.xplane.pb").take(trace)
+        memory = jax.profiler.device_memory_profile()
+        (self._folder / f"{name}.memory.prof").write(memory)
+        if processes.is_first():
+            text = self._train_step.as_text()
+            assert text is not None
+            (self._folder / PROGRAM).write(gzip.compress(text.encode()))
+        steps = f"{self._steps.start} to {self._steps[-1]}"
+        self._say(f"a profile of steps {steps} is in {self._folder}")

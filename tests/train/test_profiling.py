@@ -169,6 +169,15 @@ def test_a_run_stopped_within_its_profile_writes_none_and_can_take_another(
     assert results(run) == results(plain)
 
 
+def test_a_profile_that_cannot_be_written_does_not_end_the_run(plain, tmp_path, capsys):
+    config = make_config(tmp_path, model=HYBRID, train={"profile": {"start": 4, "steps": 1}})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "profile").write_text("")
+    assert train(config) == 0
+    assert f"no profile: {tmp_path}/run/profile/4 cannot be written: " in capsys.readouterr().out
+    assert results(tmp_path / "run") == results(plain)
+
+
 def test_a_run_without_a_profile_names_the_command_that_takes_one(plain, profiled, capsys):
     assert main(["profile", str(plain)]) == 2
     assert f"jaxformer train {plain}/config.yaml 'train.profile={{start: STEP, steps: 3}}'" in (
