@@ -15,23 +15,21 @@ is of the same configuration, data, mesh and number of processes; or else the ru
 used.
 """
 
-import hashlib
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 from jaxformer.checkpoint import integrity
-from jaxformer.checkpoint.integrity import DamagedError, Json, read_manifest
-from jaxformer.checkpoint.interop.safetensors import Place as Tensor
+from jaxformer.checkpoint.integrity import Json, read_manifest
 from jaxformer.checkpoint.interop.safetensors import read_header
 from jaxformer.checkpoint.lineage import Lineage
+from jaxformer.checkpoint.passing_on import PASSING, SHARDS, Copy, given, intact_plan, pass_on
 from jaxformer.checkpoint.run_directory import RunDirectory, changed_keys, flat
 from jaxformer.checkpoint.shards import (
-    Part,
     Trees,
     copied_shards,
     join_shards,
@@ -45,16 +43,8 @@ from jaxformer.storage import Place
 from jaxformer.terminal import say
 
 KEPT = 2
-SHARDS = "shards.safetensors"
-UNFINISHED, PASSING = ".unfinished", ".passing.safetensors"  # ends of names
-PASSED_ON = "passed_on"  # a folder in the run's directory, while processes pass parts on
-
-
-class Copy(NamedTuple):
-    """What the process `held_by` held at a step, as `kept_by`, perhaps another now, has it."""
-
-    kept_by: int
-    held_by: int
+UNFINISHED = ".unfinished"  # the end of a folder's name, until it is complete
+COMMON = "passed_on"  # a folder in the run's directory, while processes pass parts on
 
 
 @dataclass(frozen=True)
@@ -185,7 +175,7 @@ class LocalCopies:
             except UserError as error:
                 say(f"warning: {error}")
                 continue
-            if not self._lineage.has(told["start"], step):
+            if told["step"] != step or not self._lineage.has(told["start"], step):
                 continue
             if changed := _changes(told, now):
                 say(f"the local copy {folder} is not used: {', '.join(changed)} changed since")
@@ -197,13 +187,19 @@ class LocalCopies:
         self, step: int, kept: set[Copy], here: Mapping[int, Path], wanted: Trees
     ) -> Restored | None:
         """The step, if the copies `kept` are enough and those that are needed are intact."""
-        me = processes.index()
-        plan = _intact_plan(step, kept, here, parts_of(wanted))
+        me, common = processes.index(), self._directory.path / COMMON
+        plan = intact_plan(kept, here, parts_of(wanted))
         if plan is None:
+            _tell(
+                f"the local copies of step {step} are not complete: what a process held is on no "
+                f"disk that is left"
+            )
             return None
-        tensors = {held_by: read_header(here[held_by] / SHARDS) for held_by in _used(plan, me)}
-        passed = self._pass_on(step, plan, tensors)
+        tensors = {held_by: read_header(here[held_by] / SHARDS) for held_by in given(plan, me)}
+        passed = pass_on(plan, tensors, self._own, Place(str(common)))
+        processes.first_alone(f"passed on {step}", lambda: remove_tree(common))
         if passed is None:
+            _tell(f"the local copies of step {step} are not used: one was damaged on its way")
             return None
         own = {
             name: tensors[copy.held_by][name]
@@ -215,36 +211,6 @@ class LocalCopies:
         teller = min(copy.kept_by for copy in kept)
         told = read_manifest(next(iter(here.values())))["state"] if me == teller else None
         return Restored(step, arrays, processes.told_by(teller, told))
-
-    def _pass_on(
-        self, step: int, plan: list[dict[str, Copy]], tensors: Mapping[int, Mapping[str, Tensor]]
-    ) -> dict[str, Tensor] | None:
-        """Give the others what they need of this process's copies, and take what it needs of
-        theirs, through the run's directory; None if a file did not arrive as it was sent."""
-        me, there = processes.index(), Place(str(self._directory.path)) / PASSED_ON
-        sent: dict[str, str] = {}
-        for receiver, sources in enumerate(plan):
-            names = {name: copy.held_by for name, copy in sources.items() if copy.kept_by == me}
-            if receiver != me and names:
-                file = self._own / f"to_{receiver}{PASSING}"
-                write_shards(file, {name: tensors[by][name].read() for name, by in names.items()})
-                sent[str(receiver)] = _hash(file)
-                (there / f"{me}_to_{receiver}").take(file)
-        received: dict[str, Tensor] = {}
-        arrived = True
-        for sender, hashes in enumerate(processes.gather(sent)):
-            if arrived and str(me) in hashes:
-                file = self._own / f"from_{sender}{PASSING}"
-                file.write_bytes((there / f"{sender}_to_{me}").read())
-                arrived = _hash(file) == hashes[str(me)]
-                received |= read_header(file) if arrived else {}
-        all_arrived = all(processes.gather(arrived))
-        if not all_arrived:
-            _tell(f"the local copies of step {step} are not used: one was damaged on its way")
-        processes.first_alone(
-            f"passed on {step}", lambda: remove_tree(self._directory.path / PASSED_ON)
-        )
-        return received if all_arrived else None
 
     def _remove_unfinished(self) -> None:
         """What an interrupted write or a restore has left."""
@@ -279,70 +245,3 @@ def _changes(told: Json, now: Json) -> list[str]:
     keys = changed_keys(flat(told["config"]), flat(now["config"]))
     steps = [each["config"]["train"]["steps"] for each in (told, now)]
     return [*parts, *keys, *(["train.steps"] if steps[0] != steps[1] else [])]
-
-
-def _intact_plan(
-    step: int, kept: set[Copy], here: Mapping[int, Path], parts: Mapping[str, Part]
-) -> list[dict[str, Copy]] | None:
-    """A plan (see `_plan`) in which every process has found the copies intact that it gives; None
-    if those are not enough."""
-    while (plan := _plan(kept, parts)) is not None:
-        damaged = [
-            held_by
-            for held_by, names in _used(plan, processes.index()).items()
-            if not _is_good(here[held_by], {name: parts[name] for name in names})
-        ]
-        lost = {
-            Copy(process, held_by)
-            for process, each in enumerate(processes.gather(damaged))
-            for held_by in each
-        }
-        if not lost:
-            return plan
-        kept = kept - lost
-    _tell(
-        f"the local copies of step {step} are not complete: what a process held is on no disk that "
-        f"is left"
-    )
-    return None
-
-
-def _plan(kept: set[Copy], parts: Mapping[str, Part]) -> list[dict[str, Copy]] | None:
-    """For each process, the copy from which every part that it needs is taken: its own where that
-    is left, or else the first that has the part; None if a part is nowhere."""
-    plan: list[dict[str, Copy]] = [{} for _ in range(processes.count())]
-    for name, part in parts.items():
-        copies = sorted(copy for copy in kept if copy.held_by in part.held_by)
-        if not copies:
-            return None
-        for process in part.held_by:
-            plan[process][name] = min(copies, key=lambda copy: (copy.kept_by != process, copy))
-    return plan
-
-
-def _used(plan: list[dict[str, Copy]], kept_by: int) -> dict[int, set[str]]:
-    """The names of the parts that a process gives to itself or others, by who held them."""
-    used: dict[int, set[str]] = {}
-    for sources in plan:
-        for name, copy in sources.items():
-            if copy.kept_by == kept_by:
-                used.setdefault(copy.held_by, set()).add(name)
-    return used
-
-
-def _is_good(folder: Path, parts: Mapping[str, Part]) -> bool:
-    """Whether a copy has these parts, and its files have their hashes."""
-    if faults := integrity.wrong_hashes(folder, read_manifest(folder)["files"]):
-        say(f"warning: {DamagedError(folder, faults)}; it is not used")
-        return False
-    tensors = read_header(folder / SHARDS)
-    for name, part in parts.items():
-        if name not in tensors or tensors[name].info != part.info:
-            say(f"warning: {folder} has another {name} than this run; it is not used")
-            return False
-    return True
-
-
-def _hash(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

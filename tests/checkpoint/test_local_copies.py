@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 
 from jaxformer.checkpoint import local_copies
+from jaxformer.checkpoint.interop.safetensors import read_header
 from jaxformer.checkpoint.interop.source import TensorInfo
 from jaxformer.checkpoint.lineage import Lineage, record_start
-from jaxformer.checkpoint.local_copies import Copy, LocalCopies, _plan
+from jaxformer.checkpoint.local_copies import LocalCopies
+from jaxformer.checkpoint.passing_on import Copy, pass_on, plan_of
 from jaxformer.checkpoint.run_directory import RunDirectory
-from jaxformer.checkpoint.shards import Part
+from jaxformer.checkpoint.shards import Part, write_shards
 from jaxformer.errors import UserError
 from jaxformer.parallel import processes
+from jaxformer.storage import Place
 from jaxformer.train.run import train
 from tests.checkpoint.test_manager import flip, like, make_trees
 from tests.runs import assert_same_arrays, make_config, results, saved_arrays
@@ -101,6 +104,11 @@ def test_a_damaged_copy_is_named_and_the_one_before_is_used(saved, capsys):
     assert "the local copies of step 3 are not complete" in errors
     (folders(saved)["2"] / "manifest.json").write_text("{}")
     assert newest(saved) is None
+
+
+def test_a_copy_counts_for_the_step_that_it_was_made_of(saved):
+    folders(saved)["2"].rename(folders(saved)["2"].with_name("5"))
+    assert newest(saved).step == 3
 
 
 @pytest.mark.parametrize(
@@ -198,15 +206,43 @@ def test_a_part_comes_from_the_own_copy_or_a_replica_or_makes_the_step_unusable(
         "all": Part(info, {0, 1, 2, 3}),
     }
     own = {Copy(process, process) for process in range(4)}
-    for process, sources in enumerate(_plan(own, parts)):
+    for process, sources in enumerate(plan_of(own, parts)):
         assert set(sources.values()) == {Copy(process, process)}
         assert sources.keys() == {"all", "right" if process % 2 else "left"}
-    lost = _plan(own - {Copy(0, 0), Copy(3, 3)}, parts)
+    lost = plan_of(own - {Copy(0, 0), Copy(3, 3)}, parts)
     assert lost[0] == {"left": Copy(2, 2), "all": Copy(1, 1)}
     assert lost[3] == {"right": Copy(1, 1), "all": Copy(1, 1)}
-    assert _plan(own - {Copy(0, 0), Copy(2, 2)}, parts) is None
-    swapped = _plan({Copy(0, 1), Copy(1, 0)}, parts)  # numbers of hosts changed
+    assert plan_of(own - {Copy(0, 0), Copy(2, 2)}, parts) is None
+    swapped = plan_of({Copy(0, 1), Copy(1, 0)}, parts)  # numbers of hosts changed
     assert swapped[0] == {"left": Copy(1, 0), "all": Copy(0, 1)}
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_parts_arrive_at_another_process_as_they_were_or_are_not_used(
+    tmp_path, monkeypatch, is_damaged
+):
+    array = np.arange(6, dtype=np.float32)
+    write_shards(tmp_path / "file", {"part": array})
+    tensors, plan = {0: read_header(tmp_path / "file")}, [{}, {"part": Copy(0, 0)}]
+    said: list = []
+
+    def gather(mine):
+        said.append(mine)
+        return [said[0], {}] if isinstance(mine, dict) else [True, mine]
+
+    monkeypatch.setattr(processes, "gather", gather)
+    common = Place(str(tmp_path / "common"))
+    for process in range(2):
+        monkeypatch.setattr(processes, "index", lambda process=process: process)
+        (tmp_path / f"disk_{process}").mkdir()
+        given = tensors if process == 0 else {}
+        passed = pass_on(plan, given, tmp_path / f"disk_{process}", common)
+        if process == 0:
+            assert passed == {}
+            assert list((tmp_path / "disk_0").iterdir()) == []
+        if process == 0 and is_damaged:
+            flip(tmp_path / "common" / "0_to_1")
+    assert passed is None if is_damaged else (passed["part"].read() == array).all()
 
 
 def test_a_run_goes_on_from_its_copies_as_if_it_had_not_stopped(tmp_path, capsys, monkeypatch):
