@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from jaxformer.errors import RunFailed, UserError, did_you_mean
 from jaxformer.server_errors import first_line, is_denied, may_pass, root_cause, status_code
+from jaxformer.terminal import say
 
 PATIENCE_SECONDS = 300.0
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 30.0
@@ -253,6 +254,7 @@ class Place:
         """`action` on the path, again for as long as PATIENCE_SECONDS allow."""
         path = self._in_fs
         give_up, wait = time.monotonic() + PATIENCE_SECONDS, FIRST_WAIT_SECONDS
+        said = False
         while True:
             try:
                 return action(path)
@@ -276,6 +278,12 @@ class Place:
                         f"{self.name} could not be reached for {PATIENCE_SECONDS:.0f} s: "
                         f"{first_line(cause)}"
                     ) from error
+                if not said:
+                    said = True
+                    say(
+                        f"{self.name} does not answer ({first_line(cause)}); it is asked again for "
+                        f"up to {PATIENCE_SECONDS:.0f} s"
+                    )
             time.sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
 

@@ -235,3 +235,57 @@ def test_the_jobset_restarts_without_counting_what_was_saved():
     assert rules[0]["onExitCodes"]["values"] == [75]
     container = slices["template"]["spec"]["template"]["spec"]["containers"][0]
     assert container["name"] == rules[0]["onExitCodes"]["containerName"]
+
+
+@pytest.fixture
+def preparation(tmp_path, monkeypatch) -> tuple[list[str], Path]:
+    """What follows `data prepare` for two small files, and the place of its stores, with the
+    package's own command in .venv/bin and on PATH."""
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text("some text " * 20)
+    environment = tmp_path / ".venv" / "bin"
+    environment.mkdir(parents=True)
+    command = f'#!/usr/bin/env bash\nexec {sys.executable} -m jaxformer "$@"\n'
+    (environment / "jaxformer").write_text(command)
+    (environment / "jaxformer").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{environment}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    config = tmp_path / "c.yaml"
+    config.symlink_to(REPOSITORY / "configs" / "quickstart.yaml")
+    keys = [f"data.source=text:{tmp_path}/*.txt", f"data.cache_dir={tmp_path / 'cache'}"]
+    return [str(config), *keys, "--shard-bytes", "100"], tmp_path / "stores"
+
+
+def test_the_tasks_of_a_slurm_array_prepare_a_store_and_a_further_job_merges_it(preparation):
+    words, stores = preparation
+    script = str(LAUNCH / "prepare_slurm.sh")
+
+    def submit(*more: str, **environment: str) -> int:
+        command = ["bash", script, *words, "--out", str(stores), *more]
+        place = stores.parent
+        return subprocess.run(
+            command, cwd=place, env={**os.environ, **environment}, check=False
+        ).returncode
+
+    for task in range(2):
+        assert submit(SLURM_ARRAY_TASK_ID=str(task), SLURM_ARRAY_TASK_COUNT="2") == 0
+    assert not list(stores.glob("*/index.json"))
+    assert submit("--merge") == 0
+    assert len(list(stores.glob("*/index.json"))) == 1
+
+
+def test_the_pods_of_a_job_prepare_a_part_each(preparation):
+    words, stores = preparation
+    job = (LAUNCH / "prepare_job.yaml").read_text()
+    spec = yaml.safe_load(job)["spec"]
+    assert spec["completionMode"] == "Indexed"
+    (container,) = spec["template"]["spec"]["containers"]
+    assert f"--parts {spec['completions']}" in container["command"][2]
+    there = {"CONFIG": shlex.join(words), "gs://BUCKET/stores": str(stores)}
+    shell, flag, line = container["command"]
+    for name, value in there.items():
+        line = line.replace(name, value)
+    for index in (0, spec["completions"] - 1):
+        environment = {**os.environ, "JOB_COMPLETION_INDEX": str(index)}
+        subprocess.run([shell, flag, line], env=environment, check=True)
+    assert len(list(stores.glob("*/*.tokens"))) == 1

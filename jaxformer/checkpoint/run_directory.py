@@ -82,9 +82,9 @@ ACCEPTABLE = {
 
 
 class RunDirectory:
-    """Paths of a run: config.yaml, metrics.jsonl, manifest.json, checkpoints/, tensorboard/,
-    samples.txt, profile/; its copies in tokenizer/, base/ and teacher/ (see `own_copies`); and,
-    while it has a writer, writer.json (see `lock`)."""
+    """Paths of a run: config.yaml, metrics.jsonl, manifest.json, checkpoints/, samples.txt,
+    profile/; its copies in tokenizer/, base/ and teacher/ (see `own_copies`); trackers.json (see
+    `train.trackers`); and, while it has a writer, writer.json (see `lock`)."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = path = locate_path(path)
@@ -256,7 +256,7 @@ class RunDirectory:
         changed = [
             key
             for key in changed_keys(old, new)
-            if ACCEPTABLE.get(key) not in config.run.accept_changes
+            if _accepted_as(key) not in config.run.accept_changes
         ]
         if changed:
             raise UserError(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxformer.config import Config, DataConfig
+from jaxformer.data.documents import Lengths, TextFormat, read_documents
 from jaxformer.data.overlap import warn_of_overlap
 from jaxformer.data.packing import PackedRows
 from jaxformer.data.prepare import (
@@ -18,11 +19,10 @@ from jaxformer.data.prepare import (
     merge,
     open_store,
     plan_of,
+    source_named,
     write_units,
 )
-from jaxformer.data.rows import Column
 from jaxformer.data.shards import END
-from jaxformer.data.sources import open_source
 from jaxformer.data.store import INDEX, UnusableStoreError, store_of_source, stores_folder
 from jaxformer.data.stores import Part, Stores
 from jaxformer.data.text_of_ids import added_text
@@ -197,13 +197,13 @@ def _texts(data: DataConfig) -> Iterator[str]:
                 f"data source '{entry.source}': its format is {entry.format}, and a tokenizer is "
                 f"trained on text; give data.format=text and a column of text as data.column"
             )
-        source = open_source(entry.source, data.invalid_utf8, data.missing_text)
+        source, lengths = source_named(entry.source, data), Lengths(data.min_chars, data.max_chars)
         with progress(f"reading {source.name} to train a tokenizer", source.size) as report:
-            for row in source.rows([Column(entry.column, str)]):
-                report(row.done)
-                if row.values and row.values[0]:
+            for document in read_documents(source, TextFormat(entry.column), lengths):
+                report(document.done)
+                if document.text:
                     read += 1
-                    yield str(row.values[0])
+                    yield str(document.text)
     if not read:
         names = ", ".join(entry.source for entry in entries)
         raise UserError(f"data source '{names}' holds no text to train a tokenizer on")

@@ -102,18 +102,19 @@ def plan_of(
     Raises:
         UserError: the source is wrong, or the tokenizer has no chat template for its messages.
     """
-    opened = _open(source.source, data)
+    opened = source_named(source.source, data)
     form = format_of(source, tokenizer)
     lengths = Lengths(data.min_chars, data.max_chars)
     recipe = Recipe(opened, tokenizer, form, lengths, data.row_options, stores_folder(data))
     if data.deduplicate is not None and source != data.held_out:
         against = data.deduplicate.against or data.validation_source
-        reference = _open(against, data) if against else None
+        reference = source_named(against, data) if against else None
         recipe = replace(recipe, deduplicate=data.deduplicate, reference=reference)
     return Plan(recipe, source, data.model_copy(update={"tokenizer": tokenizer.name}), shard_bytes)
 
 
-def _open(name: str, data: DataConfig) -> Source:
+def source_named(name: str, data: DataConfig) -> Source:
+    """The source `name`, with the policies of `data`."""
     return open_source(name, data.invalid_utf8, data.missing_text, data.bad_rows)
 
 

@@ -42,13 +42,13 @@ class Stop:
     def __init__(self, *, alone: bool = True) -> None:
         self.asked: str | None = None  # the name of the signal
         self.step, self.points = 0, 0
-        self._alone, self._last_point = alone, math.inf
+        self.is_alone, self._last_point = alone, math.inf
         self._may_pass = threading.Lock()
 
     def ask(self, name: str) -> None:
         """For a signal handler: takes no lock."""
         self.asked = name
-        if self._alone:
+        if self.is_alone:
             self._last_point = 0
 
     def due(self, step: int | None = None) -> bool:

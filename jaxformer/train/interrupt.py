@@ -44,6 +44,11 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes stop together."""
+        return not self._stop.is_alone
+
     def ask(self, name: str) -> None:
         """Stop as for a signal, for a reason of this program's."""
         self._stop.ask(name)

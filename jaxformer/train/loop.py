@@ -14,9 +14,10 @@ from jaxformer.evaluate.perplexity import evaluate
 from jaxformer.evaluate.suite import Result, Suite
 from jaxformer.parallel.rules import batch_sharding, put_batch
 from jaxformer.run import Run
+from jaxformer.storage import Unreachable
 from jaxformer.train.interrupt import Interrupted, StopSignal
 from jaxformer.train.profiling import Profiler
-from jaxformer.train.program import Compiled, Program, averaged, progress, trees
+from jaxformer.train.program import Program, averaged, progress, trees
 from jaxformer.train.recorder import Recorder
 from jaxformer.train.stages import CompiledStages, Course
 from jaxformer.train.step import TrainState
@@ -47,6 +48,12 @@ class Session:
     def config(self) -> Config:
         return self.program.config
 
+    def lose_data(self, reason: Unreachable) -> None:
+        """Stop as for a signal, because the data can no longer be reached."""
+        if self.stop.name is None:
+            self.say(str(reason))
+            self.stop.ask("data lost")
+
     def model_after(self, step: int, state: TrainState) -> Run:
         """The model as it is now, to measure and to sample from; adapters beside their base."""
         program = self.program
@@ -73,14 +80,7 @@ def run_steps(
     """
     config, recorder, goodput = session.config, session.recorder, session.recorder.goodput
     steps, sharding = config.train.steps, batch_sharding(session.program.mesh)
-    with goodput.spent_on("start"):
-        dataset = train_batches(
-            session.stores,
-            batch_size=config.train.batch_size,
-            seed=config.train.seed,
-            held=rows_held(sharding, config.train.batch_size),
-        )
-        batches = iterate(dataset, step, config.data.prefetch)
+    batches = BatchesInHand(session.course.batches(step, sharding))
     profiler = Profiler(config.train.profile, session.directory, compiled, goodput, session.say)
     profiler.start(step)
     timetable = Timetable(config.checkpoint.every_minutes)
@@ -114,6 +114,8 @@ def run_steps(
                 return End.FINISHED, state, step
             with goodput.spent_on("data"):
                 batch = put_batch(next(batches), sharding)
+            if batches.lost is not None:
+                session.lose_data(batches.lost)
             step += 1
             state, metrics = profiler.take(step, state, batch)
             recorder.add(step, metrics)
@@ -142,6 +144,11 @@ def _evaluate(session: Session, compiled: CompiledStages, state: TrainState, ste
                 after_batch=lambda done: session.stop.check(),
             )
         except Interrupted:
+            return
+        except Unreachable as reason:
+            if session.stop.is_shared:  # the others wait for this process's part
+                raise
+            session.lose_data(reason)
             return
     session.recorder.evaluated(step, evaluation)
 
@@ -176,8 +183,8 @@ def save(session: Session, state: TrainState, step: int, *, wait: bool = False) 
         if step != checkpoints.latest() and (last or not recorder.nonfinite):
             recorder.log.sync()
             loss = recorder.log.eval_loss(step)
-            place = {"data": session.course.progress(step)}
-            checkpoints.save(step, trees(state), progress(state) | place, session.manifest, loss)
+            done = _progress(session, state, step)
+            checkpoints.save(step, trees(state), done, session.manifest, loss)
         if wait:
             checkpoints.wait()
 
@@ -189,7 +196,12 @@ def _copy(session: Session, state: TrainState, step: int) -> None:
         return
     with recorder.goodput.spent_on("saving"):
         recorder.log.sync()
-        session.copies.save(step, trees(state), progress(state), session.manifest)
+        done = _progress(session, state, step)
+        session.copies.save(step, trees(state), done, session.manifest)
+
+
+def _progress(session: Session, state: TrainState, step: int) -> Json:
+    return progress(state) | {"data": session.course.progress(step)}
 
 
 def _is_due(step: int, every: int, last: int) -> bool:

@@ -24,7 +24,7 @@ from jaxformer.parallel import processes
 from jaxformer.run_files import PROGRAM, TRACES
 from jaxformer.storage import Place
 from jaxformer.train.goodput import Goodput
-from jaxformer.train.program import Compiled
+from jaxformer.train.stages import CompiledStages
 from jaxformer.train.step import Metrics, TrainState
 
 ANNOTATION = "train"  # the name of a step in the trace
@@ -41,12 +41,12 @@ class Profiler:
         self,
         config: ProfileConfig | None,
         directory: RunDirectory,
-        compiled: Compiled,
+        compiled: CompiledStages,
         goodput: Goodput,
         say: Callable[[str], None],
     ) -> None:
         self._steps = config.window if config else range(0)
-        self._train_step, self._goodput, self._say = compiled.train_step, goodput, say
+        self._compiled, self._goodput, self._say = compiled, goodput, say
         self._folder = Place(str(directory.profile)) / str(self._steps.start)
         self._traces: tempfile.TemporaryDirectory[str] | None = None  # while a trace is taken
 
@@ -64,14 +64,14 @@ class Profiler:
     def take(self, step: int, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Update number `step`."""
         if step not in self._steps:
-            return self._train_step(state, batch)
+            return self._compiled.train_step(state, batch)
         if step == self._steps.start:
             jax.block_until_ready((state, batch))
             self._begin()
         with jax.profiler.StepTraceAnnotation(ANNOTATION, step_num=step):
-            result = jax.block_until_ready(self._train_step(state, batch))
+            result = jax.block_until_ready(self._compiled.train_step(state, batch))
         if step == self._steps[-1]:
-            self._end()
+            self._end(batch)
         return result
 
     def close(self) -> None:
@@ -89,17 +89,17 @@ class Profiler:
         with self._goodput.spent_on("profile"):
             jax.profiler.start_trace(self._traces.name, profiler_options=options)
 
-    def _end(self) -> None:
+    def _end(self, batch: Batch) -> None:
         assert self._traces is not None
         with self._goodput.spent_on("profile"), self._traces as folder:
             jax.profiler.stop_trace()
             self._traces = None
             try:
-                self._write(Path(folder))
+                self._write(Path(folder), batch)
             except (OSError, RunFailed) as error:  # the run is worth more
                 self._say(f"no profile: {self._folder} cannot be written: {error}")
 
-    def _write(self, traces: Path) -> None:
+    def _write(self, traces: Path, batch: Batch) -> None:
         """Take the trace, and what belongs to it, to the run, which may be in a bucket."""
         name = f"process_{processes.index()}"
         [trace] = traces.rglob("*.xplane.pb")
@@ -107,7 +107,7 @@ class Profiler:
         memory = jax.profiler.device_memory_profile()
         (self._folder / f"{name}.memory.prof").write(memory)
         if processes.is_first():
-            text = self._train_step.as_text()
+            text = self._compiled.train_steps[batch.inputs.shape].as_text()
             assert text is not None
             (self._folder / PROGRAM).write(gzip.compress(text.encode()))
         steps = f"{self._steps.start} to {self._steps[-1]}"

@@ -46,9 +46,8 @@ class Recorder:
         self._log_every, self._last_step = train.log_every, train.steps
         self._layers_every = layers.every if (layers := train.layer_statistics) else None
         self._layer_counts = statistics.counts(program.abstract.params, program.config.model)
-        self._tokens_per_step = program.tokens_per_step
+        self._course, self._peak_flops = course, peak_flops
         self._devices = program.mesh.local_devices
-        self._utilisation = program.flops_per_step / peak_flops
         self._running: deque[tuple[int, Metrics]] = deque()
         self.finished = 0  # the newest step that is known to have ended
         self.nonfinite = 0  # updates skipped in a row up to it
@@ -135,9 +134,9 @@ class Recorder:
             "tokens": course.tokens(step),
             "loss_tokens": int(values.pop("tokens")),
             **values,
-            "tokens_per_second": self._tokens_per_step / seconds,
-            "step_seconds": seconds,
-            "mfu": self._utilisation / seconds,
+            "tokens_per_second": (course.tokens(step) - course.tokens(before)) / elapsed,
+            "step_seconds": elapsed / (step - before),
+            "mfu": flops / elapsed / self._peak_flops,
             **allocated(self._devices),
         }
         self._write(row)

@@ -1,7 +1,5 @@
 """A training run from a configuration to a trained model, to be read from top to bottom."""
 
-from functools import partial
-
 from jaxformer.checkpoint.local_copies import LocalCopies
 from jaxformer.checkpoint.lock import RunLock
 from jaxformer.checkpoint.manager import Checkpoints
@@ -105,7 +103,7 @@ def train(config: Config) -> int:
         with goodput.spent_on("start"):
             local = config.checkpoint.local
             copies = LocalCopies(local, directory) if local else None
-            state, step, manifest = first_state(
+            state, done, manifest = first_state(
                 directory,
                 checkpoints,
                 program,
@@ -116,8 +114,8 @@ def train(config: Config) -> int:
                 copies,
                 display.say,
             )
-            saved = checkpoints.state(step)["data"] if step else None
-            course = Course(stages, step, saved)
+            step = done["step"]
+            course = Course(stages, step, done.get("data"))
             log = MetricsLog(directory.metrics, step, writes=processes.is_first())
         trackers = (
             start_trackers(config.run, directory, manifest, step, display.say)

@@ -142,20 +142,20 @@ def first_state(
     tokenizer: Tokenizer,
     copies: LocalCopies | None,
     say: Callable[[str], None],
-) -> tuple[TrainState, int, Json]:
-    """The state from which the run starts or resumes, the number of steps it has taken, and the
-    manifest with the origin of the weights.
+) -> tuple[TrainState, Json, Json]:
+    """The state from which the run starts or resumes, how far the run was then (see `Checkpoints`),
+    and the manifest with the origin of the weights.
 
     A run starts from its own newest good checkpoint, or from a newer state of which its hosts have
-    local copies; or else from `other` weights (init.from), as
-    far as they are taken (init.partial); or else from scratch. What it needs of other runs is
-    copied into its directory.
+    local copies; or else from `other` weights (init.from), as far as they are taken (init.partial),
+    with the optimizer's state if that is kept (init.state); or else from scratch. What it needs of
+    other runs is copied into its directory.
 
     Raises:
         UserError: other text or another tokenizer than the checkpoint's; weights of other runs that
             are gone or have changed.
     """
-    resumed = checkpoints.newest_good()
+    resumed, done = checkpoints.newest_good(), {"step": 0}
     saved: Json = {} if resumed is None else checkpoints.manifest(resumed)
     if resumed is not None:
         check_same_data(program.config, saved, manifest)
@@ -169,8 +169,8 @@ def first_state(
             arrays, done = checkpoints.restore(resumed, wanted), checkpoints.state(resumed)
             say(f"resumed from {own.where}")
         else:
-            arrays, done, resumed = newer.arrays, newer.progress, newer.step
-            say(f"resumed from the local copies of step {resumed:,}")
+            arrays, done = newer.arrays, newer.progress
+            say(f"resumed from the local copies of step {newer.step:,}")
         state = restored(program, arrays, done, base)
     elif other is not None:
         state, origin = begin(other, program)
@@ -183,10 +183,10 @@ def first_state(
     processes.first_alone("copies", lambda: keep_copies(directory, tokenizer, under, teacher))
     processes.first_alone("manifest", lambda: directory.write_manifest(manifest))
     if copies:
-        copies.begin(resumed or 0)
+        copies.begin(done["step"])
     else:
-        record_start(directory.path, resumed or 0)
-    return state.replace(reference=reference), resumed or 0, manifest
+        record_start(directory.path, done["step"])
+    return state.replace(reference=reference), done, manifest
 
 
 def begin(start: Start | KeptState, program: Program) -> tuple[TrainState, Json]:

@@ -14,10 +14,12 @@ from jaxformer.batch import Batch
 from jaxformer.checkpoint.manager import Checkpoints
 from jaxformer.config import RunConfig
 from jaxformer.config.loading import load_config
+from jaxformer.data.packing import PackedRows
 from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.errors import RunFailed, UserError
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.parallel.rules import batch_sharding, put_batch
+from jaxformer.storage import Unreachable
 from jaxformer.train import loop, program, recorder
 from jaxformer.train.interrupt import SIGNALS
 from jaxformer.train.metrics import TIMING_FIELDS, read_rows
@@ -389,3 +391,25 @@ def test_a_mesh_that_does_not_fit_is_refused_and_nothing_is_written(tmp_path):
     ):
         train(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_data_is_lost_saves_stops_and_goes_on(finished, tmp_path, monkeypatch, capsys):
+    config, run = finished
+    config = config.model_copy(update={"run": RunConfig(dir=str(tmp_path / "run"))})
+    pack, packed = PackedRows.pack, []
+
+    def lost(self, rows):
+        packed.extend(rows if self.begin == 0 else [])  # those to train on
+        if len(packed) > 8 * 4:
+            raise Unreachable("gs://b/store could not be reached for 300 s: reset by peer")
+        return pack(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackedRows, "pack", lost)
+        assert train(config) == 75
+    said = capsys.readouterr().out
+    assert "gs://b/store could not be reached for 300 s: reset by peer" in said
+    assert re.search(r"data lost: saving step \d", said)
+    assert train(config) == 0
+    assert results(tmp_path / "run") == results(run)
+    assert_same_arrays(saved_arrays(tmp_path / "run", 12), saved_arrays(run, 12))
