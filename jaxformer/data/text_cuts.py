@@ -84,7 +84,8 @@ class TextCuts:
         self._allowed = lru_cache(2**16)(self._decide)
 
     def pieces(self, blocks: Iterable[str]) -> Iterator[Piece]:
-        """The text that the blocks make, cut at most once per block.
+        """The text that the blocks make, cut at most once per block; none is empty but that of an
+        empty text.
 
         Raises:
             UserError: a stretch without a place to cut needs more memory than there is.
@@ -92,7 +93,8 @@ class TextCuts:
         start, context, held, before = 0, "", [""], ""
         for block, following in with_next(blocks):
             window = before + block + (following or "")[:1]
-            place = self._last_place(window, len(before)) if following else None
+            # Where the block begins is a place that the block before has tried.
+            place = self._last_place(window, len(before) + 1) if following else None
             if place is None:
                 held.append(block)
                 self._check_memory(sum(map(len, held)))

@@ -173,6 +173,12 @@ def test_ids_and_places_in_pieces_are_those_of_the_whole_text(
     assert cuts > 40  # once a text on average
 
 
+def test_no_piece_is_empty_where_only_the_beginning_of_a_block_may_be_cut() -> None:
+    cuts = text_cuts.TextCuts("words", word_piece(pre.WhitespaceSplit(), None))
+    found = [piece.text for piece in cuts.pieces(["a b", " cdefg", "hijkl", " m"])]
+    assert found == ["a b", " cdefghijkl", " m"]
+
+
 def test_a_tokenizer_of_which_nothing_is_known_takes_a_text_whole_and_foretells_its_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
