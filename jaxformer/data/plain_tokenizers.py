@@ -104,7 +104,7 @@ class IdsTokenizer:
             begun = ""  # a number that may continue in the next block
             for block, following in with_next(blocks_of(text)):
                 written = begun + block
-                end = len(written) if following is None else written.rfind(" ") + 1
+                end = 1 + max(map(written.rfind, " \n")) if following else len(written)
                 begun = written[end:]
                 yield Part(self.encode(written[:end]), following is None)
 

@@ -149,7 +149,7 @@ class _UnitWriter:
                 if learnt is not None and not learnt.any():
                     self._left_out[EMPTY] += 1
                 else:
-                    self._largest = max(self._largest, int(ids.max()))
+                    self._largest = max(self._largest, int(ids.max(initial=0)))
                     self._shard.add(ids, learnt, text_bytes, ends)
                     if ends and self._signer:
                         self._shard.sign(self._signer.sign(document.text))
