@@ -14,7 +14,7 @@ import numpy as np
 from jaxformer.config import SourceConfig
 from jaxformer.data.chat_template import ChatTemplate, Span, load_chat_template
 from jaxformer.data.conversations import TOOLS, is_answered, read_messages, read_tools
-from jaxformer.data.long_text import Text, characters, utf8_bytes
+from jaxformer.data.long_text import Text, utf8_bytes
 from jaxformer.data.plain_tokenizers import byte_offsets
 from jaxformer.data.rows import Column, LeftOut, Row
 from jaxformer.data.sources import Source
@@ -55,7 +55,7 @@ def read_documents(
     """
     least, most = lengths.min_chars or 0, lengths.max_chars or math.inf
     for document in form.documents(source.rows(form.columns, unit)):
-        length = characters(document.text) if document.text else least
+        length = len(document.text) if document.text else least
         if length < least:
             yield Document(None, document.done, left_out="short")
         elif length > most:

@@ -1,52 +1,93 @@
 """Texts that are read in blocks and encoded in parts, so that a long one is never held whole,
 as text or as ids."""
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple, TypeVar
+import codecs
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from jaxformer.errors import UserError
+
 # Bytes or characters per block: little memory, and enough of them to keep all cores busy.
-BLOCK = 2**15  # never less than a character of four bytes
+BLOCK = 2**15
 
 Item = TypeVar("Item")
 
 
+class Bytes(Protocol):
+    """A file of UTF-8, at its beginning."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+class NotUtf8Error(UnicodeDecodeError):
+    """Bytes in the middle of a text: `object` begins after the first `before` bytes of it."""
+
+    def __init__(self, error: UnicodeDecodeError, before: int) -> None:
+        super().__init__(error.encoding, error.object, error.start, error.end, error.reason)
+        self.before = before
+
+
 class LongText:
-    """A text held as its UTF-8: a `str` takes up to four bytes for each character.
+    """A text that is read from its beginning each time its blocks are asked for, and never held.
 
     Args:
+        opened: opens its UTF-8.
         errors: "strict", or "replace" for U+FFFD in place of what is not UTF-8.
+        name: what the text is called in an error.
 
     Raises:
-        UnicodeDecodeError: it is not UTF-8, and `errors` is strict.
+        NotUtf8Error: it is not UTF-8, and `errors` is strict.
     """
 
-    def __init__(self, data: bytes | bytearray, errors: str) -> None:
-        self._data, self._errors = data, errors
-        self.utf8_bytes = self.characters = 0
-        for block in self.blocks():
-            self.utf8_bytes += len(block.encode("utf-8"))
-            self.characters += len(block)
+    def __init__(
+        self, opened: Callable[[], AbstractContextManager[Bytes]], errors: str, name: str
+    ) -> None:
+        self._opened, self._errors, self._name = opened, errors, name
+        self._characters = self.utf8_bytes = 0
+        for block in self._decoded():
+            self._characters += len(block)
+            self.utf8_bytes += _utf8_bytes(block)
 
     def __len__(self) -> int:
-        return len(self._data)
+        return self._characters
 
     def __str__(self) -> str:
-        return self._data.decode("utf-8", self._errors)
+        return "".join(self.blocks())
 
     def blocks(self) -> Iterator[str]:
-        start = 0
-        while start < len(self._data):
-            end = _character_end(self._data, start + BLOCK)
-            try:
-                yield self._data[start:end].decode("utf-8", self._errors)
-            except UnicodeDecodeError as error:
-                place, length = start + error.start, error.end - error.start
-                raise UnicodeDecodeError(
-                    "utf-8", bytes(self._data), place, place + length, error.reason
-                ) from None
-            start = end
+        """
+        Raises:
+            UserError: it is not as long as at first, or no longer UTF-8.
+        """
+        left = self._characters
+        try:
+            for block in self._decoded():
+                left -= len(block)
+                yield block
+        except NotUtf8Error:
+            raise self._changed() from None
+        if left:
+            raise self._changed()
+
+    def _changed(self) -> UserError:
+        return UserError(f"{self._name} changed while it was read; run again")
+
+    def _decoded(self) -> Iterator[str]:
+        decoder, before, ended = codecs.getincrementaldecoder("utf-8")(self._errors), 0, False
+        with self._opened() as file:
+            while not ended:
+                data = file.read(BLOCK)
+                begun, ended = len(decoder.getstate()[0]), not data
+                try:
+                    block = decoder.decode(data, final=ended)
+                except UnicodeDecodeError as error:
+                    raise NotUtf8Error(error, before - begun) from None
+                before += len(data)
+                if block:
+                    yield block
 
 
 Text = str | LongText
@@ -93,18 +134,8 @@ def with_next(items: Iterable[Item]) -> Iterator[tuple[Item, Item | None]]:
 
 
 def utf8_bytes(text: Text) -> int:
-    if isinstance(text, LongText):
-        return text.utf8_bytes
-    return sum(len(b) if b.isascii() else len(b.encode("utf-8")) for b in blocks_of(text))
+    return text.utf8_bytes if isinstance(text, LongText) else sum(map(_utf8_bytes, blocks_of(text)))
 
 
-def characters(text: Text) -> int:
-    return text.characters if isinstance(text, LongText) else len(text)
-
-
-def _character_end(data: bytes | bytearray, place: int) -> int:
-    """`place`, or, where that is inside a character, that character's beginning."""
-    for earlier in range(place, place - 4, -1):
-        if earlier >= len(data) or data[earlier] & 0xC0 != 0x80:
-            return min(earlier, len(data))
-    return place
+def _utf8_bytes(block: str) -> int:
+    return len(block) if block.isascii() else len(block.encode("utf-8"))

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+from jaxformer.data.long_text import NotUtf8Error
 from jaxformer.errors import UserError, did_you_mean
 
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -76,7 +77,7 @@ def decoded(value: Any, errors: str) -> Any:
 def decode_utf8(
     value: Any, policy: str, place: str, decode: Callable[[Any, str], Any] = decoded
 ) -> Any:
-    """Decode bytes, or all texts in a value; None means to skip it.
+    """Decode bytes, or all texts in a value, or what `decode` takes; None means to skip it.
 
     An escaped lone surrogate is legal JSON but not text: it has no UTF-8 form.
 
@@ -90,8 +91,9 @@ def decode_utf8(
             return None
         if policy == "replace":
             return decode(value, "replace")
+        offset = error.start + (error.before if isinstance(error, NotUtf8Error) else 0)
         raise UserError(
-            f"{place}: byte 0x{error.object[error.start]:02x} at offset {error.start} is not "
+            f"{place}: byte 0x{error.object[error.start]:02x} at offset {offset} is not "
             f"UTF-8. data.invalid_utf8 is 'error'; allowed: error, replace (with U+FFFD), "
             f"skip (the document)"
         ) from None

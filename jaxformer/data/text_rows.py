@@ -1,6 +1,8 @@
 """Files of text: one document each, or one on every line."""
 
+import io
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from jaxformer.data.lines import lines_of
 from jaxformer.data.long_text import BLOCK, LongText
@@ -9,20 +11,23 @@ from jaxformer.data.rows import Column, Policies, Row, decode_utf8, decoded
 from jaxformer.data.units import FilePart
 from jaxformer.data.unpacking import open_text
 
+# Bytes, a block or more; the file of a longer text is opened again each time it is needed.
+HELD = 2**22
+
 
 def text_rows(file: FilePart, columns: Sequence[Column], policies: Policies) -> Iterator[Row]:
     """The one row of a file: the whole text, as a `LongText` if longer than a block. It cannot be
     cut, and has no columns."""
     if file.part:
         return
-    with open_text(file.place) as opened:
-        data = opened.read_whole()
     name, policy = str(file.place), policies.invalid_utf8
-    if len(data) > BLOCK:
-        text = decode_utf8(data, policy, name, LongText)
+    with open_text(file.place) as opened:
+        data = opened.read(HELD + 1)
+    if len(data) <= BLOCK:
+        text = decode_utf8(data, policy, name, decoded)
     else:
-        text = decode_utf8(bytes(data), policy, name, decoded)
-    del data  # so that it is not held twice while the text is consumed
+        again = partial(open_text, file.place) if len(data) > HELD else partial(io.BytesIO, data)
+        text = decode_utf8(again, policy, name, partial(LongText, name=name))
     yield Row(
         None if text is None else (text,),
         name,

@@ -115,13 +115,6 @@ class TextFile:
     def read(self, size: int) -> bytes:
         return self._read(lambda: self._content.read(size))
 
-    def read_whole(self) -> bytearray:
-        """All that is left, which is never held twice."""
-        whole = bytearray()
-        while piece := self.read(BYTES_AT_ONCE):
-            whole += piece
-        return whole
-
     def _read(self, read: Callable[[], T]) -> T:
         try:
             return read()
