@@ -23,9 +23,12 @@ def jsonl_rows(file: FilePart, columns: Sequence[Column], policies: Policies) ->
     """One row per line, or per item of an array; a file that is an array cannot be cut."""
     with open_text(file.place) as text:
         if not text.peek().lstrip().startswith(b"["):
-            for line in lines_of(text, file):
-                if line.content.strip():
-                    yield json_row(line.content, line.place, line.done, columns, policies)
+            for line, place, done in lines_of(text, file):
+                if line.isspace():
+                    continue
+                decoded = decode_utf8(line, policies.invalid_utf8, place)
+                del line  # it may be long
+                yield _row(decoded, place, done, columns, policies)
         elif file.part == 0:
             for number, value in enumerate(_items(text, str(file.place)), start=1):
                 done = min(text.done, file.size)
@@ -37,11 +40,16 @@ def json_row(
     line: bytes, place: str, done: int, columns: Sequence[Column], policies: Policies
 ) -> Row:
     """The row of one text of JSON."""
-    decoded = decode_utf8(line, policies.invalid_utf8, place)
-    if decoded is None:
+    return _row(decode_utf8(line, policies.invalid_utf8, place), place, done, columns, policies)
+
+
+def _row(
+    line: str | None, place: str, done: int, columns: Sequence[Column], policies: Policies
+) -> Row:
+    if line is None:
         return Row(None, place, done, "not_utf8")
     try:
-        value = read_value(decoded, place)
+        value = read_value(line, place)
     except BadRow as error:
         return bad_row(error, place, done, policies)
     return row_of_object(value, place, done, columns, policies)

@@ -1,6 +1,7 @@
 """The lines of a file, or of a part of it: a line belongs to the part in which it begins."""
 
 from collections.abc import Iterator
+from itertools import count
 from typing import NamedTuple
 
 from jaxformer.data.units import FilePart
@@ -26,13 +27,23 @@ def lines_of(text: TextFile, file: FilePart) -> Iterator[Line]:
         return
     text.start_at_a_line(file.begin)
     begin = text.done if file.part else 0  # a byte order mark may have been passed
-    while begin < file.end and (line := text.readline()):
+
+    def following() -> Line | None:
+        nonlocal begin
+        if begin >= file.end or not (line := text.readline()):
+            return None
         place, begin = f"{file.place}, byte {begin}", text.done
-        yield Line(line, place, min(begin, file.end) - file.begin)
+        return Line(line, place, min(begin, file.end) - file.begin)
+
+    yield from iter(following, None)  # which, unlike a loop, does not hold a line
 
 
 def _numbered(text: TextFile, file: FilePart) -> Iterator[Line]:
-    number = 0
-    while line := text.readline():
-        number += 1
-        yield Line(line, f"{file.place}, line {number}", min(text.done, file.size))
+    numbers = count(1)
+
+    def following() -> Line | None:
+        if not (line := text.readline()):
+            return None
+        return Line(line, f"{file.place}, line {next(numbers)}", min(text.done, file.size))
+
+    return iter(following, None)
