@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from jaxformer.data.object_rows import splits
 from jaxformer.data.rows import Column, Policies, Row, holds, row_of, wrong_column, wrong_value
 from jaxformer.data.units import FilePart, share
@@ -126,7 +128,7 @@ def _rows_of(
             arrays = [
                 [None] * part.num_rows
                 if path is None
-                else _texts_as_bytes(_column(part, path)).to_pylist()
+                else _values(_texts_as_bytes(_column(part, path)))
                 for path in paths
             ]
             for values in zip(*arrays, strict=True):
@@ -168,6 +170,18 @@ def _column(batch: "pa.RecordBatch", path: Path) -> "pa.Array":
     for name in path[1:]:
         array = pc.struct_field(array, [name])
     return array
+
+
+def _values(array: "pa.Array") -> list[Any]:
+    """The values, without a copy of a long text."""
+    import pyarrow as pa
+
+    is_text = pa.types.is_large_binary(array.type) and not array.null_count
+    if len(array) == 1 and is_text and array.nbytes > BYTES_AT_ONCE:
+        _, offsets, data = array.buffers()  # a scalar would be a copy
+        begin, end = np.frombuffer(offsets, "<i8")[array.offset : array.offset + 2]
+        return [memoryview(data)[begin:end]]
+    return array.to_pylist()
 
 
 def _texts_as_bytes(array: "pa.Array") -> "pa.Array":

@@ -61,8 +61,8 @@ def bad_row(error: BadRow, place: str, done: int, policies: Policies) -> Row:
 
 def decoded(value: Any, errors: str) -> Any:
     match value:
-        case bytes():
-            return value.decode("utf-8", errors)
+        case bytes() | memoryview():
+            return str(value, "utf-8", errors)
         case str():
             if value.isascii() or not SURROGATE.search(value):
                 return value  # not a copy: it may be long

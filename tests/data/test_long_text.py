@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from jaxformer.data import long_text, shards, text_rows
+from jaxformer.data import arrow_rows, long_text, shards, text_rows
 from jaxformer.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxformer.data.long_text import LongText, utf8_bytes
 from jaxformer.data.prepare import plan_of
-from jaxformer.data.rows import Policies
+from jaxformer.data.rows import Column, Policies
+from jaxformer.data.sources import open_source
 from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.data.units import FilePart
 from jaxformer.data.unpacking import BYTE_ORDER_MARK
@@ -157,3 +160,14 @@ def test_a_text_of_many_shards_is_never_held(
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < size / 3
+
+
+def test_a_long_text_of_a_table_is_that_of_a_short_one(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [TEXT, None, "", TEXT[:9], TEXT]
+    pq.write_table(pa.table({"text": pa.array(texts)}), tmp_path / "rows.parquet")
+    monkeypatch.setattr(arrow_rows, "BYTES_AT_ONCE", 1)
+    source = open_source(f"parquet:{tmp_path}/rows.parquet", "error", missing_text="skip")
+    rows = source.rows([Column("text", str)])
+    assert [row.values and row.values[0] for row in rows] == texts
