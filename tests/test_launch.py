@@ -289,3 +289,16 @@ def test_the_pods_of_a_job_prepare_a_part_each(preparation):
         environment = {**os.environ, "JOB_COMPLETION_INDEX": str(index)}
         subprocess.run([shell, flag, line], env=environment, check=True)
     assert len(list(stores.glob("*/*.tokens"))) == 1
+
+
+def test_the_skypilot_job_trains_and_recovers_from_what_was_saved(launch, cloud):
+    job = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
+    assert job["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
+    environment = cloud / "repository" / ".venv" / "bin"
+    environment.mkdir(parents=True)
+    shutil.copy(cloud / "bin" / "python", environment)
+    here = {"RUN": "gs://a/run", "CONFIG": job["envs"]["CONFIG"]}
+    code, (training,) = launch(["bash", "-c", job["run"]], "75", **here)
+    assert code == 75
+    assert training.split()[:3] == ["train.py", here["CONFIG"], "run.dir=gs://a/run"]
+    load_config(REPOSITORY / here["CONFIG"], training.split()[2:])
