@@ -75,16 +75,20 @@ class RunLock:
             self._write(self._owner)
             self._heart = threading.Thread(target=self._beat, name="lock", daemon=True)
             self._heart.start()
+            processes.before_leaving(self._free)
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._owner is not None:
-            self._over.set()
-            self._heart.join(BEAT_SECONDS)  # a last beat must not bring the file back
-            if self._taken_by is None:
-                (self._directory / OWNER).unlink(missing_ok=True)
+            self._free()
         if self._held is not None:
             os.close(self._held)
+
+    def _free(self) -> None:
+        self._over.set()
+        self._heart.join(BEAT_SECONDS)  # a last beat must not bring the file back
+        if self._taken_by is None:
+            (self._directory / OWNER).unlink(missing_ok=True)
 
     def check(self) -> None:
         """Raises RunFailed once another writer has taken this one for dead."""

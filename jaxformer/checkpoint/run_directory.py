@@ -311,7 +311,7 @@ class RunDirectory:
         if not self.config.exists():
             raise UserError(
                 f"run.dir {self.path} was made by process 0, but another process does not see it; "
-                f"give a folder on a file system that all processes share"
+                f"give a folder on a file system that all processes share, or in a bucket"
             )
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:

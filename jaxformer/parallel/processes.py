@@ -166,6 +166,12 @@ def common_stop() -> Stop:
     return _watch.stop if _watch else Stop()
 
 
+def before_leaving(action: Callable[[], None]) -> None:
+    """Do this last where this process ends because another one is gone."""
+    if _watch:
+        _watch.before_leaving.append(action)
+
+
 def barrier(name: str) -> None:
     """Wait until all processes are here; each `name` once."""
     if _watch:

@@ -120,6 +120,7 @@ class Watch:
     ) -> None:
         self.client, self.index, self.count = client, index, len(hosts)
         self.stop = Stop(alone=False)
+        self.before_leaving: list[Callable[[], None]] = []
         self._hosts, self._coordinator, self._timeout = hosts, coordinator, timeout
         self._roll_call = RollCall(timeout)
         self._number, self._unanswered = 0, 0
@@ -240,4 +241,12 @@ class Watch:
             sys.stdout.flush()
         with contextlib.suppress(OSError):
             os.write(sys.stderr.fileno(), line.encode())
+        last = threading.Thread(target=self._do_last, daemon=True)
+        last.start()
+        last.join(LINGER_SECONDS)  # a bucket may not answer
         os._exit(code)
+
+    def _do_last(self) -> None:
+        for action in self.before_leaving:
+            with contextlib.suppress(Exception):
+                action()

@@ -1,5 +1,7 @@
 """A training run from a configuration to a trained model, to be read from top to bottom."""
 
+from contextlib import ExitStack
+
 from jaxformer.checkpoint.local_copies import LocalCopies
 from jaxformer.checkpoint.lock import RunLock
 from jaxformer.checkpoint.manager import Checkpoints
@@ -90,12 +92,12 @@ def train(config: Config) -> int:
         processes.check_same("configuration, code or data", flat(manifest))
         check_room(directory, program)
 
-    with (
-        RunLock(directory) as lock,
-        _opened(directory, config) as checkpoints,
-        make_display(config.train.steps) as display,
-        StopSignal() as stop,
-    ):
+    with ExitStack() as stack:
+        with goodput.spent_on("start"):
+            lock = stack.enter_context(RunLock(directory))
+            checkpoints = stack.enter_context(_opened(directory, config))
+        display = stack.enter_context(make_display(config.train.steps))
+        stop = stack.enter_context(StopSignal())
         display.say("\n".join([announce.plan_of(program, stages, peak), *notes]))
         if mesh.size > 1:
             held, table = weights(program.abstract), config.mesh.table
