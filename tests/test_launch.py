@@ -242,7 +242,7 @@ def preparation(tmp_path, monkeypatch) -> tuple[list[str], Path]:
     """What follows `data prepare` for two small files, and the place of its stores, with the
     package's own command in .venv/bin and on PATH."""
     for number in range(3):
-        (tmp_path / f"{number}.txt").write_text("some text " * 20)
+        (tmp_path / f"{number}.txt").write_text("some text " * 500)
     environment = tmp_path / ".venv" / "bin"
     environment.mkdir(parents=True)
     command = f'#!/usr/bin/env bash\nexec {sys.executable} -m jaxformer "$@"\n'
@@ -253,7 +253,7 @@ def preparation(tmp_path, monkeypatch) -> tuple[list[str], Path]:
     config = tmp_path / "c.yaml"
     config.symlink_to(REPOSITORY / "configs" / "quickstart.yaml")
     keys = [f"data.source=text:{tmp_path}/*.txt", f"data.cache_dir={tmp_path / 'cache'}"]
-    return [str(config), *keys, "--shard-bytes", "100"], tmp_path / "stores"
+    return [str(config), *keys, "--shard-bytes", "4096"], tmp_path / "stores"
 
 
 def test_the_tasks_of_a_slurm_array_prepare_a_store_and_a_further_job_merges_it(preparation):

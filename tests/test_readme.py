@@ -168,6 +168,7 @@ def test_the_data_commands_of_the_page_on_your_own_data_run(tmp_path, monkeypatc
     text = "The captain sailed to an island. " * 40
     files = {
         "books/one.txt": text,
+        "other/one.txt": "Another text. ",
         "posts/one.jsonl": json.dumps({"body": text}) + "\n",
         "chats.jsonl": conversation * 20,
         "tokenizers/books/chat_template.jinja": template,
