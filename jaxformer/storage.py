@@ -6,11 +6,13 @@ allowed, is an error at once.
 
 import base64
 import contextlib
+import hashlib
 import importlib.util
 import io
 import os
 import re
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -65,6 +67,8 @@ def fault_of_url(name: str) -> str | None:
             f"an address {scheme}:// holds a password, which would be saved with the run; put it "
             f"into the configuration of fsspec, ~/.config/fsspec, and leave it out"
         )
+    if not rest.strip("/"):
+        return f"'{name}' names no place; write {scheme}://BUCKET/FOLDER"
     known = [*fsspec.available_protocols()]
     if scheme == "file":
         return f"'{name}': write {name.removeprefix('file://')}"
@@ -167,13 +171,22 @@ class Place:
         options = {} if end is None or self._fs.async_impl else {"cache_type": "none"}
         return self._try(lambda path: self._fs.cat_file(path, start=start, end=end, **options))
 
+    def sha256(self) -> str:
+        """The hash of the file, which is read for it.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        with self.open() as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
     def write(self, data: bytes) -> None:
         """Write the file whole or not at all."""
         if self.is_remote:
             self._try(lambda path: self._fs.pipe_file(path, data))
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(f"{self.path.name}.{os.getpid()}.partial")
+        beside = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.partial")
         with beside.open("wb") as file:
             file.write(data)
             file.flush()

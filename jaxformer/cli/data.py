@@ -1,6 +1,7 @@
 """`jaxformer data`: build and inspect token stores, and train tokenizers."""
 
 import argparse
+import json
 from typing import Any
 
 import jaxformer
@@ -53,7 +54,7 @@ def add(commands: Any) -> None:
     )
     prepare.add_argument(
         "--shard-bytes",
-        type=whole_number(1, 1 << 40),
+        type=whole_number(4096, 1 << 40),
         metavar="B",
         default=1 << 28,
         help="about how large a shard is (default: %(default)s)",
@@ -91,7 +92,7 @@ def _data_prepare(arguments: argparse.Namespace) -> int:
         raise UserError("--merge is for when all parts have ended; give it without --part")
     if arguments.runner and (parts is None or part is not None or merges):
         raise UserError("--runner ray runs all parts and merges them; give it --parts N alone")
-    place = [f"data.store_dir={arguments.out}"] if arguments.out else []
+    place = [] if arguments.out is None else [f"data.store_dir={json.dumps(arguments.out)}"]
     config = jaxformer.load_config(arguments.config, [*arguments.overrides, *place])
     from jaxformer.data.commands import merge_parts, prepare, prepare_part
 

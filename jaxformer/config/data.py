@@ -154,7 +154,7 @@ class DataConfig(Schema):
     deduplicate: DeduplicateConfig | None = Field(
         None, description="leave duplicates out of the training sources; null: keep them"
     )
-    store_dir: StoragePlace | None = Field(
+    store_dir: Annotated[StoragePlace, Field(min_length=1)] | None = Field(
         None,
         description="where token stores are kept, such as gs://BUCKET/FOLDER; data.cache_dir if "
         "null",
@@ -239,6 +239,14 @@ class DataConfig(Schema):
         if self.validation_source is None:
             return None
         return self._whole(SourceConfig(source=self.validation_source))
+
+    @property
+    def reference(self) -> SourceConfig | None:
+        """The source whose texts leave the training sources, with its format and column."""
+        if self.deduplicate is None:
+            return None
+        against = self.deduplicate.against
+        return self.held_out if against is None else self._whole(SourceConfig(source=against))
 
     def _whole(self, entry: SourceConfig) -> SourceConfig:
         kind = entry.format or self.format

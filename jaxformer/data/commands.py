@@ -16,6 +16,7 @@ from jaxformer.data.prepare import (
     SHARD_BYTES,
     Plan,
     announce,
+    finished,
     merge,
     open_store,
     plan_of,
@@ -36,6 +37,14 @@ from jaxformer.terminal import progress, say
 if TYPE_CHECKING:
     from rich.table import Table
 
+LEFT_OUT = {
+    "not_utf8": "not UTF-8",
+    "missing": "null or missing",
+    "bad": "not a row of text",
+    "short": "too short",
+    "long": "too long",
+    "duplicate": "duplicates",
+}
 END_OF_TEXT = "<|endoftext|>"
 BYTE_VALUES = 256
 PURPOSES = {"training": "to train on", "validation": "to validate on"}
@@ -46,11 +55,10 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 def prepare(config: Config, shard_bytes: int = SHARD_BYTES) -> None:
     """Makes every token store that the configuration needs, and says what is there."""
-    task = config.data.task
-    if task is not None and not task.needs_text:
-        say(f"task {task.kind}: its rows are made while training; nothing to prepare")
+    plans = _plans(config, shard_bytes)
+    if _needs_no_text(config.data):
         return
-    for plan in _plans(config, shard_bytes):
+    for plan in plans:
         open_store(plan)
     tokenizer = load_tokenizer(config.data.tokenizer, config.data.add_bos)
     stores = Stores(config.data, tokenizer)
@@ -73,12 +81,16 @@ def prepare_part(
     """
     before = 0
     for plan in _plans(config, shard_bytes):
+        if finished(plan) is not None:
+            before += len(plan.units)
+            say(f"the token store of {plan.source.source} is whole already ({plan.recipe.place})")
+            continue
         numbers = [unit for unit in range(len(plan.units)) if (before + unit) % parts == part]
         before += len(plan.units)
         write_units(plan, numbers, cores)
         say(
-            f"part {part} of {parts}: {len(numbers)} of {len(plan.units)} units of "
-            f"{plan.source.source} are done ({plan.recipe.place})"
+            f"part {part} of {parts} is done: {len(numbers)} of the {len(plan.units)} units of "
+            f"{plan.source.source} ({plan.recipe.place})"
         )
 
 
@@ -88,16 +100,28 @@ def merge_parts(config: Config, shard_bytes: int) -> None:
     Raises:
         UserError: units are missing.
     """
-    for plan in _plans(config, shard_bytes):
-        announce(merge(plan), plan.recipe.place)
-    say("to train on them, on any machine: data.store_dir=" + str(stores_folder(config.data)))
-    for plan in _plans(config, shard_bytes):
-        say(f"or without the files of {plan.source.source}: store:{plan.recipe.place}")
+    plans = _plans(config, shard_bytes)
+    beside = [plan.recipe.key for plan in plans]
+    for plan in plans:
+        announce(merge(plan, beside), plan.recipe.place)
+    say(f"to train on them, on any machine: data.store_dir={stores_folder(config.data)}")
+    for plan in plans:
+        say(
+            f"or, without the files of {plan.source.source}: data.source=store:{plan.recipe.place} "
+            f"data.tokenizer={config.data.tokenizer}"
+        )
+
+
+def _needs_no_text(data: DataConfig) -> bool:
+    return data.task is not None and not data.task.needs_text
 
 
 def _plans(config: Config, shard_bytes: int) -> list[Plan]:
     """A plan for each source that is not a store already."""
     data = config.data
+    if data.task is not None and _needs_no_text(data):
+        say(f"task {data.task.kind}: its rows are made while training; nothing to prepare")
+        return []
     tokenizer = load_tokenizer(data.tokenizer, data.add_bos)
     training = [source for stage in data.of_stages for source in stage.sources]
     sources = [*training, *([data.held_out] if data.held_out else [])]
@@ -251,7 +275,7 @@ def _table(part: PackedRows, stores: Stores) -> "Table":
     rows = {
         "documents": f"{manifest.documents:,}",
         "left out": ", ".join(
-            f"{count:,} {empty if reason == EMPTY else reason.replace('_', ' ')}"
+            f"{count:,} {empty if reason == EMPTY else LEFT_OUT.get(reason, reason)}"
             for reason, count in manifest.left_out.items()
         )
         or "nothing",

@@ -45,6 +45,8 @@ class PackedRows:
         If the first document is cut, its rest is counted from its own tokens without the first,
         which is never a target.
         """
+        if self.end <= self.begin:
+            return 0
         store = self.store
         total = store.text_bytes_from(self.begin)
         first, end = store.document_at(self.begin)

@@ -4,11 +4,11 @@ The units are a function of the source and of its plan's size alone, so whoever 
 store is the same to the byte. Nothing that is whole is made twice: what was killed is run again.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
-import socket
 import tempfile
 import time
 from collections import Counter
@@ -35,17 +35,20 @@ from jaxformer.data.store import (
     INDEX,
     Manifest,
     Recipe,
+    Reference,
     TokenStore,
     UnusableStoreError,
+    faults_of,
+    read_manifest,
     read_store,
     stores_folder,
     token_dtype,
 )
 from jaxformer.data.tokenizers import Tokenizer
-from jaxformer.data.unit_writer import EMPTY, ShardRecord, records_of, write_unit
+from jaxformer.data.unit_writer import EMPTY, ShardRecord, changed, records_of, write_unit
 from jaxformer.data.units import Unit
 from jaxformer.data.workers import write_in_workers
-from jaxformer.errors import UserError
+from jaxformer.errors import RunFailed, UserError
 from jaxformer.parallel import processes
 from jaxformer.paths import local_path
 from jaxformer.storage import Place
@@ -58,6 +61,8 @@ MANY_BYTES = 1 << 30  # of a source that is better prepared apart
 RECORDS_AT_ONCE = 16
 SAID_AFTER_SECONDS = 2.0
 MAKING = "making"  # folders of shards that are not finished
+LOCK = ".lock"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 DUPLICATE = "duplicate"
 REASONS = {
     "not_utf8": "that are not UTF-8 skipped",
@@ -106,11 +111,17 @@ def plan_of(
     form = format_of(source, tokenizer)
     lengths = Lengths(data.min_chars, data.max_chars)
     recipe = Recipe(opened, tokenizer, form, lengths, data.row_options, stores_folder(data))
-    if data.deduplicate is not None and source != data.held_out:
-        against = data.deduplicate.against or data.validation_source
-        reference = source_named(against, data) if against else None
-        recipe = replace(recipe, deduplicate=data.deduplicate, reference=reference)
+    if data.deduplicate is not None and _unweighted(source) != data.held_out:
+        recipe = replace(recipe, deduplicate=data.deduplicate)
+        if data.reference is not None:
+            reference = source_named(data.reference.source, data)
+            form = format_of(data.reference, tokenizer)
+            recipe = replace(recipe, reference=Reference(reference, form))
     return Plan(recipe, source, data.model_copy(update={"tokenizer": tokenizer.name}), shard_bytes)
+
+
+def _unweighted(source: SourceConfig) -> SourceConfig:
+    return source.model_copy(update={"weight": 1.0})
 
 
 def source_named(name: str, data: DataConfig) -> Source:
@@ -152,6 +163,25 @@ def open_store(plan: Plan) -> TokenStore:
             ) from None
 
 
+def finished(plan: Plan) -> Manifest | None:
+    """What the store of a plan holds, if it is there and whole; units that are left are removed."""
+    recipe = plan.recipe
+    try:
+        manifest = read_manifest(recipe)
+    except UnusableStoreError:
+        return None
+    if any(faults_of(recipe.place, manifest.shards, hashed=True)):
+        return None
+    if recipe.deduplicate is not None:
+        _remove_units(recipe)
+    return manifest
+
+
+def _remove_units(recipe: Recipe) -> None:
+    for name in recipe.place_of_units.files():
+        (recipe.place_of_units / name).remove()
+
+
 @contextmanager
 def making_folder(plan: Plan) -> Iterator[Path]:
     """A folder of this process for shards that are not finished, on the disk of a store that is on
@@ -161,21 +191,48 @@ def making_folder(plan: Plan) -> Iterator[Path]:
         UserError: it cannot be written.
     """
     place, data = plan.recipe.place, plan.data
-    beside = local_path(data.cache_dir).absolute() if place.is_remote else place.path
-    start = f"{MAKING}-{socket.gethostname()}-"
+    key, beside = "data.store_dir", place.path if not place.is_remote else None
+    if beside is None or data.store_dir is None:
+        key, beside = "data.cache_dir", beside or local_path(data.cache_dir).absolute()
     try:
         beside.mkdir(parents=True, exist_ok=True)
-        for left in beside.glob(f"{start}*"):
-            if not _is_alive(left.name.removeprefix(start).partition("-")[0]):
-                shutil.rmtree(left, ignore_errors=True)
-        with tempfile.TemporaryDirectory(prefix=f"{start}{os.getpid()}-", dir=beside) as folder:
-            yield Path(folder)
-    except PermissionError as error:
-        raise _unwritable(data, beside, error) from None
+        for left in beside.glob(f"{MAKING}-*"):
+            with _alone(left / LOCK) as is_dead:
+                if is_dead:
+                    shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{MAKING}-", dir=beside))
+    except OSError as error:
+        raise _unwritable(key, beside, error) from None
+    try:
+        with _alone(folder / LOCK):
+            yield folder
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise RunFailed(
+            f"{key} {beside} cannot be written: {error.strerror}. Make room, and run the same "
+            f"command again: what is done is kept"
+        ) from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_alive(process: str) -> bool:
-    return process.isdecimal() and Path("/proc", process).exists()
+@contextmanager
+def _alone(file: Path) -> Iterator[bool]:
+    """Hold the lock of a file; yields whether no living process holds it."""
+    lock = FileLock(file)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    except OSError:  # its folder has been removed meanwhile
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -188,7 +245,7 @@ def _locked(place: Place, data: DataConfig) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file.touch()
     except OSError as error:
-        raise _unwritable(data, folder, error) from None
+        raise _unwritable("data.cache_dir", folder, error) from None
     lock = FileLock(file)
     try:
         lock.acquire(timeout=SAID_AFTER_SECONDS)
@@ -201,8 +258,7 @@ def _locked(place: Place, data: DataConfig) -> Iterator[None]:
         lock.release()
 
 
-def _unwritable(data: DataConfig, folder: Path, error: OSError) -> UserError:
-    key = "data.cache_dir" if data.store_dir is None else "data.store_dir"
+def _unwritable(key: str, folder: Path, error: OSError) -> UserError:
     return UserError(
         f"{key} '{folder}' cannot be written: {error.strerror}; name a folder that can"
     )
@@ -235,7 +291,6 @@ def write_units(plan: Plan, numbers: Sequence[int], cores: int | None = None) ->
         UserError: a row is wrong, or the source changed meanwhile.
     """
     source, units = plan.recipe.source, plan.units
-    fingerprint = source.fingerprint()
     missing = [number for number, records in _records(plan, numbers).items() if not _end(records)]
     total = sum(units[number].size for number in missing)
     cores = cores or len(os.sched_getaffinity(0))
@@ -252,29 +307,31 @@ def write_units(plan: Plan, numbers: Sequence[int], cores: int | None = None) ->
             for number in missing:
                 plan.write(number, folder, count)
                 before += units[number].size
-    if source.fingerprint() != fingerprint:
-        raise UserError(f"data source '{source.name}' changed while it was read; run again")
+    if source.fingerprint() != plan.recipe.fingerprint:
+        raise changed(source)
 
 
-def merge(plan: Plan) -> Manifest:
-    """Check that every unit is whole, and write the index.
+def merge(plan: Plan, beside: Collection[str] = ()) -> Manifest:
+    """Check that every unit is whole, and write the index; `beside` are the keys of other stores of
+    the same configuration.
 
     Raises:
         UserError: units are missing, or the store holds nothing.
     """
+    if (there := finished(plan)) is not None:
+        return there
     recipe = plan.recipe
     found = _records(plan, range(len(plan.units)))
     missing = [number for number, records in found.items() if not _end(records)]
     if missing:
-        raise UserError(_what_is_missing(plan, missing))
+        raise UserError(_what_is_missing(plan, missing, beside))
     manifest = _manifest(plan, [record for records in found.values() for record in records])
     if recipe.deduplicate is not None:
         manifest = _without_duplicates(plan, manifest)
     text = manifest.model_dump_json(indent=2, exclude_none=True)
     (recipe.place / INDEX).write(text.encode() + b"\n")
     if recipe.deduplicate is not None:
-        for name in recipe.place_of_units.files():
-            (recipe.place_of_units / name).remove()
+        _remove_units(recipe)
     return manifest
 
 
@@ -298,7 +355,7 @@ def _without_duplicates(plan: Plan, manifest: Manifest) -> Manifest:
     signer = Signer(recipe.deduplicate)
     known = np.zeros((0, signer.numbers), np.uint64)
     if recipe.reference is not None:
-        known = signatures_of(recipe.reference, recipe.format, recipe.lengths, signer)
+        known = signatures_of(*recipe.reference, recipe.lengths, signer)
     keep = documents_to_keep(recipe.place_of_units, manifest.shards, known)
     whole = TokenStore(recipe.place_of_units, manifest, RowCache(Path(), 0))
     shards: list[Shard] = []
@@ -367,16 +424,15 @@ def _manifest(plan: Plan, records: list[ShardRecord]) -> Manifest:
     )
 
 
-def _what_is_missing(plan: Plan, missing: list[int]) -> str:
+def _what_is_missing(plan: Plan, missing: list[int], beside: Collection[str]) -> str:
     recipe, total = plan.recipe, len(plan.units)
     shown = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
     text = (
         f"token store {recipe.place} of {recipe.source.name}: {len(missing)} of {total} units are "
-        f"not there, or were made in another way ({shown}); run the parts that have not ended: "
-        f"unit U belongs to part U % N of --parts N"
+        f"not there ({shown}); run the parts that have not ended, as they were begun"
     )
     names = {name.split("/")[0] for name in recipe.folder.files() if name.count("/") == 1}
-    others = sorted(names - {recipe.key})
+    others = sorted(names - {recipe.key, *beside})
     if others:
         text += (
             f". {recipe.folder} also holds {', '.join(others[:4])}, of another source, another "

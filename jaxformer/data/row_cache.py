@@ -1,5 +1,6 @@
 """Keeps on a local disk what has been read of shards in buckets, up to a stated size."""
 
+import contextlib
 import os
 import threading
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from jaxformer.terminal import say
 
 SECTOR = 512  # bytes that st_blocks counts
 LEFT_AFTER_REMOVAL = 0.8  # of the limit
+MARK = ".copies"  # a file in each folder of copies; others are left alone
 
 
 class RowCache:
@@ -48,7 +50,9 @@ class RowCache:
             return
         path = self._folder.joinpath(*name)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.parent.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.with_name(MARK).touch()
             file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
             try:
                 os.pwrite(file, data, start)
@@ -74,12 +78,11 @@ class RowCache:
     def _make_room(self) -> None:
         """Measure the folder, and remove the oldest copies if it is too large."""
         copies = []
-        for parent, _, names in os.walk(self._folder):
-            for path in (Path(parent, name) for name in names):
-                try:
-                    state = path.stat()
-                except FileNotFoundError:  # removed by another process
-                    continue
+        for path in self._folder.glob("*/*"):
+            if not path.with_name(MARK).exists() or path.name == MARK:
+                continue  # not ours
+            with contextlib.suppress(FileNotFoundError):  # removed by another process
+                state = path.stat()
                 copies.append((state.st_mtime_ns, state.st_blocks * SECTOR, path))
         held = sum(size for _, size, _ in copies)
         if held > self.limit:

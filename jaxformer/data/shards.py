@@ -23,9 +23,10 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
+from pydantic import Field, NonNegativeInt, model_validator
 
 from jaxformer.schema.base import Schema
 
@@ -40,7 +41,7 @@ class FileRecord(Schema):
 
     largest_integer = 2**63 - 1
 
-    bytes: int
+    bytes: NonNegativeInt
     sha256: str
     md5: str
 
@@ -50,12 +51,20 @@ class Shard(Schema):
 
     largest_integer = 2**63 - 1
 
-    name: str
-    tokens: int
-    documents: int
-    text_bytes: int
-    learnt_tokens: int | None = None
+    name: Annotated[str, Field(pattern=r"^\d{5,}-\d{3,}$")]
+    tokens: NonNegativeInt
+    documents: NonNegativeInt
+    text_bytes: NonNegativeInt
+    learnt_tokens: NonNegativeInt | None = None
     files: dict[str, FileRecord]
+
+    @model_validator(mode="after")
+    def _files_belong_to_it(self) -> "Shard":
+        needed = {TOKENS, DOCUMENTS} if self.tokens else set()
+        listed = needed <= self.files.keys() <= needed | {SIGNATURES}
+        if not listed or (self.tokens > 0) != (self.documents > 0):
+            raise ValueError(f"shard {self.name} does not list its files")
+        return self
 
 
 class Stretch(NamedTuple):
@@ -76,6 +85,11 @@ def block_type(dtype: str, has_loss_mask: bool) -> np.dtype:
         ("crc", "<u4"),
     ]
     return np.dtype(fields)
+
+
+def blocks_of(tokens: int) -> int:
+    """How many blocks so many tokens take."""
+    return -(-tokens // BLOCK_TOKENS)
 
 
 def are_whole(blocks: np.ndarray) -> bool:
@@ -123,7 +137,7 @@ class ShardWriter:
     @property
     def bytes(self) -> int:
         """The size of the tokens' file when all is written."""
-        return -(-self.tokens // BLOCK_TOKENS) * self._block.itemsize
+        return blocks_of(self.tokens) * self._block.itemsize
 
     def add(self, ids: np.ndarray, learnt: np.ndarray | None, text_bytes: int, ends: bool) -> None:
         """Append a document, or a part of one; the last part `ends` it and has its bytes."""
@@ -159,12 +173,16 @@ class ShardWriter:
         self._signatures.append(signature)
 
     def finish(self) -> Shard:
-        """Write what is left, and sync all files."""
+        """Write what is left, and sync all files; a shard without tokens has none."""
         self._append(self._num_waiting)
+        tokens = self._file.finish()
+        if not self.tokens:
+            self.path(TOKENS).unlink()
+            return Shard(name=self._name, tokens=0, documents=0, text_bytes=0, files={})
         tables = {DOCUMENTS: np.array(self._rows, "<i8")}
         if self._signatures:
             tables[SIGNATURES] = np.array(self._signatures, "<u8")
-        files = {TOKENS: self._file.finish()}
+        files = {TOKENS: tokens}
         for ending, table in tables.items():
             file = _Hashed(self.path(ending))
             file.append(table.tobytes())
@@ -182,7 +200,7 @@ class ShardWriter:
         """Write the first `count` waiting tokens, and zeros up to the end of a block."""
         if not count:
             return
-        blocks = np.zeros(-(-count // BLOCK_TOKENS), self._block)
+        blocks = np.zeros(blocks_of(count), self._block)
         tokens, starts, learnt = zip(*self._waiting, strict=True)
         named = {"tokens": np.concatenate(tokens), "starts": np.concatenate(starts)}
         if self._has_loss_mask:

@@ -55,19 +55,24 @@ class Signer:
 
     def sign(self, text: Text) -> np.ndarray:
         if not self._rows:
-            digest = hashlib.sha256()
-            for block in blocks_of(text):
-                digest.update(block.encode("utf-8"))
-            return np.frombuffer(digest.digest()[:8], "<u8")
+            return np.frombuffer(self._digest(text)[:8], "<u8")
         import xxhash
         from datasketch import MinHash
 
         signature = MinHash(PERMUTATIONS, hashfunc=xxhash.xxh32_intdigest)
         for shingles in _shingles(text):
             signature.update_batch(shingles)
+        if signature.is_empty():  # of signs alone: like nothing but itself
+            signature.update(self._digest(text))
         rows = signature.hashvalues[: self._bands * self._rows].astype("<u4")
         bands = rows.reshape(self._bands, self._rows)
         return np.array([xxhash.xxh64_intdigest(band.tobytes()) for band in bands], np.uint64)
+
+    def _digest(self, text: Text) -> bytes:
+        digest = hashlib.sha256()
+        for block in blocks_of(text):
+            digest.update(block.encode("utf-8"))
+        return digest.digest()
 
 
 def _shingles(text: Text) -> Iterator[list[bytes]]:
@@ -75,7 +80,7 @@ def _shingles(text: Text) -> Iterator[list[bytes]]:
     before: list[str] = []
     for block in blocks_of(text):
         words = before + WORD.findall(block.lower())
-        last = max(len(words) - SHINGLE + 1, 1)
+        last = max(len(words) - SHINGLE + 1, 1) if words else 0
         yield [" ".join(words[at : at + SHINGLE]).encode() for at in range(last)]
         before = words[1 - SHINGLE :]
 

@@ -10,13 +10,13 @@ format makes of a row.
 import hashlib
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
-from typing import overload
+from typing import NamedTuple, overload
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from jaxformer.config.data import DataConfig, DeduplicateConfig
 from jaxformer.data.blocks import (
@@ -35,9 +35,11 @@ from jaxformer.data.shards import (
     LEARNT,
     TEXT_BYTES,
     TOKENS,
+    FileRecord,
     Shard,
     Stretch,
     block_type,
+    blocks_of,
     file_names,
     read_documents,
     stretch_of,
@@ -48,7 +50,7 @@ from jaxformer.errors import UserError
 from jaxformer.parallel import processes
 from jaxformer.paths import local_path
 from jaxformer.schema.base import Schema
-from jaxformer.storage import Place
+from jaxformer.storage import Place, is_url
 
 FORMAT = 3  # 2 was one file each for tokens, offsets and masks
 INDEX = "index.json"
@@ -58,6 +60,7 @@ WITH_DUPLICATES = "with_duplicates"
 # checked.
 HASHED_ON_OPENING = 1 << 30
 TABLES_KEPT = 8  # of the documents of shards
+FILES_AT_ONCE = 16
 
 
 class Manifest(Schema):
@@ -84,11 +87,36 @@ class Manifest(Schema):
     instructions: Instructions | None = None
     learnt_tokens: int | None = None
 
+    @model_validator(mode="after")
+    def _agrees_with_its_shards(self) -> "Manifest":
+        if self.dtype != token_dtype(self.vocab_size).name:
+            raise ValueError(f"its dtype is not that of a vocabulary of {self.vocab_size}")
+        block = block_type(self.dtype, self.instructions is not None).itemsize
+        names = [shard.name for shard in self.shards]
+        if not names or names != sorted(set(names)):
+            raise ValueError("its shards are not in order, or there are none")
+        for key in ("tokens", "documents", "text_bytes"):
+            if getattr(self, key) != sum(getattr(shard, key) for shard in self.shards):
+                raise ValueError(f"its {key} are not those of its shards")
+        for shard in self.shards:
+            if not shard.tokens or shard.files[TOKENS].bytes != blocks_of(shard.tokens) * block:
+                raise ValueError(f"{shard.name} has another size than its tokens")
+        if self.largest_id >= self.vocab_size:
+            raise ValueError("its ids are beyond its vocabulary")
+        return self
+
     @property
     def sha256(self) -> str:
         """A hash of all tokens and of what else is in the shards."""
         hashes = [record.sha256 for shard in self.shards for _, record in file_names(shard)]
         return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+
+
+class Reference(NamedTuple):
+    """A source, and how its rows become documents."""
+
+    source: Source
+    format: Format
 
 
 @dataclass(frozen=True)
@@ -102,11 +130,16 @@ class Recipe:
     options: dict[str, str | int | None]  # of `data`, about the rows to take
     folder: Place
     deduplicate: DeduplicateConfig | None = None
-    reference: Source | None = None  # whose texts are left out
+    reference: Reference | None = None  # whose texts are left out
 
     @property
     def column(self) -> str:
         return ", ".join(column.name for column in self.format.columns)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """That of the source when it was looked at first."""
+        return self.source.fingerprint()
 
     @cached_property
     def key(self) -> str:
@@ -114,12 +147,12 @@ class Recipe:
         parts = [
             FORMAT,
             source.identity,
-            source.fingerprint(),
+            self.fingerprint,
             self.column,
             self.tokenizer.fingerprint,
             {name: value for name, value in self.made_with.items() if value is not None},
             instructions and instructions.model_dump_json(),
-            self.reference and self.reference.fingerprint(),
+            self.reference and self.reference.source.fingerprint(),
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
@@ -132,7 +165,7 @@ class Recipe:
         return self.options | {
             "deduplicate": self.deduplicate.kind,
             "threshold": str(self.deduplicate.threshold) if similar else None,
-            "against": None if self.reference is None else self.reference.identity,
+            "against": self.reference.source.identity if self.reference else None,
         }
 
     @property
@@ -271,14 +304,7 @@ class TokenStore:
         Raises:
             UnusableStoreError: files differ.
         """
-        faults = [
-            (shard.name, f"{name} does not have the hash of the index")
-            for shard in self._shards
-            for name, record in file_names(shard)
-            if _sha256(self.place / name) != record.sha256
-        ]
-        if faults:
-            raise UnusableStoreError(faults[0][1], [name for name, _ in faults])
+        check_files(self.place, self.manifest.shards, hashed=True)
 
     @property
     def _key(self) -> str:
@@ -342,12 +368,28 @@ def open_prepared(place: Place, data: DataConfig) -> TokenStore:
         UserError: there is none, or it cannot be trusted.
     """
     try:
-        return _opened(place, read_index(place), data)
+        manifest = read_index(place)
+        _check_options(place, manifest, data)
+        return _opened(place, manifest, data)
     except UnusableStoreError as reason:
         raise UserError(
             f"token store {place}: {reason}; give the folder that data prepare named, with "
             f"{INDEX} in it, or prepare it again"
         ) from None
+
+
+def _check_options(place: Place, manifest: Manifest, data: DataConfig) -> None:
+    """Refuse what can no longer be done to a prepared store."""
+    asked: dict[str, object] = {"min_chars": data.min_chars, "max_chars": data.max_chars}
+    asked["deduplicate"] = data.deduplicate and data.deduplicate.kind
+    for key, value in asked.items():
+        made = manifest.options.get(key)
+        if value is not None and value != made:
+            raise UserError(
+                f"data.{key} is given, and the token store {place} was prepared "
+                f"{'without it' if made is None else f'with {made}'}; leave it out, or prepare the "
+                f"text again with it"
+            )
 
 
 def read_store(recipe: Recipe, data: DataConfig) -> TokenStore:
@@ -387,13 +429,15 @@ def read_index(place: Place) -> Manifest:
         text = (place / INDEX).read().decode("utf-8")
         found = json.loads(text).get("format")
         if found != FORMAT:
-            raise UnusableStoreError(f"its format is {found}, not {FORMAT}")
+            newer = isinstance(found, int) and found > FORMAT
+            what = "a newer jaxformer made it" if newer else "it is of another version"
+            raise UnusableStoreError(f"{what}: its format is {found!r}, not {FORMAT}")
         return Manifest.model_validate_json(text)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise UnusableStoreError("it has no index") from None
     except ValidationError:
         raise UnusableStoreError("its index is not one of this version") from None
-    except (UnicodeDecodeError, ValueError, AttributeError):
+    except (UnicodeDecodeError, ValueError, AttributeError, RecursionError):
         raise UnusableStoreError("its index is damaged") from None
 
 
@@ -401,41 +445,55 @@ def _opened(place: Place, manifest: Manifest, data: DataConfig) -> TokenStore:
     """The store, after a look at the sizes of its files; small ones on a disk are hashed."""
     cache = RowCache(local_path(data.cache_dir).absolute() / "rows", data.cache_bytes)
     store = TokenStore(place, manifest, cache)
-    if faults := faults_of(place, manifest.shards) and faults_of(place, manifest.shards):
-        name, fault = faults[0]
-        raise UnusableStoreError(f"{name} {fault}", [name.partition(".")[0] for name, _ in faults])
     size = sum(record.bytes for shard in manifest.shards for _, record in file_names(shard))
-    if not place.is_remote and size <= HASHED_ON_OPENING:
-        store.verify()
+    check_files(place, manifest.shards, hashed=size <= HASHED_ON_OPENING)
     return store
 
 
-def faults_of(place: Place, shards: Sequence[Shard]) -> list[tuple[str, str]]:
-    """The files of shards that are missing or have another size or MD5 than they were written
-    with, without reading them."""
+def check_files(place: Place, shards: Sequence[Shard], *, hashed: bool) -> None:
+    """Look at the files of shards, and once more if something is wrong; see `faults_of`.
+
+    Raises:
+        UnusableStoreError: something still is.
+    """
+    for _ in range(2):
+        if not (faults := faults_of(place, shards, hashed=hashed)):
+            return
+    name, fault = faults[0]
+    raise UnusableStoreError(f"{name} {fault}", [name.partition(".")[0] for name, _ in faults])
+
+
+def faults_of(
+    place: Place, shards: Sequence[Shard], *, hashed: bool = False
+) -> list[tuple[str, str]]:
+    """The files of shards that are missing or have another size, or another MD5 than a bucket
+    tells. If they are to be `hashed`, those on a disk are read and compared, too."""
     there = place.files()
-    faults = []
-    for shard in shards:
-        for name, record in file_names(shard):
-            stored = there.get(name)
-            if stored is None:
-                faults.append((name, "is missing"))
-            elif stored.bytes != record.bytes:
-                faults.append((name, f"has {stored.bytes:,} bytes, not {record.bytes:,}"))
-            elif stored.md5 not in (None, record.md5):
-                faults.append((name, "does not have the hash of the index"))
-    return faults
 
+    def fault(name: str, record: FileRecord) -> str | None:
+        stored = there.get(name)
+        if stored is None:
+            return "is missing"
+        if stored.bytes != record.bytes:
+            return f"has {stored.bytes:,} bytes, not {record.bytes:,}"
+        reads = hashed and not place.is_remote
+        if stored.md5 not in (None, record.md5) or (
+            reads and (place / name).sha256() != record.sha256
+        ):
+            return "does not have the hash of the index"
+        return None
 
-def _sha256(file: Place) -> str:
-    with file.open() as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    files = [file for shard in shards for file in file_names(shard)]
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        found = pool.map(lambda file: fault(*file), files)
+        return [(name, why) for (name, _), why in zip(files, found, strict=True) if why]
 
 
 def stores_folder(data: DataConfig) -> Place:
     """Where the stores of a configuration are kept."""
     if data.store_dir is not None:
-        return Place(data.store_dir)
+        remote = is_url(data.store_dir)
+        return Place(data.store_dir if remote else str(local_path(data.store_dir).absolute()))
     return Place(str(local_path(data.cache_dir).absolute()))
 
 
@@ -444,5 +502,4 @@ def store_of_source(source: str) -> Place | None:
     kind, _, where = source.partition(":")
     if kind != "store":
         return None
-    place = Place(where)
-    return place if place.is_remote else Place(str(Path(place.path).absolute()))
+    return Place(where if is_url(where) else str(local_path(where).absolute()))

@@ -19,6 +19,8 @@ from jaxformer.data.text_ends import AddBos, read_settings
 from jaxformer.errors import UserError, did_you_mean
 from jaxformer.paths import locate_path
 
+MOST_IDS = 2**31 - 1  # ids are int32 on devices
+
 
 class StreamDecoder(Protocol):
     """Decodes ids one at a time: what `push` and then `finish` give, joined, is `decode(ids)`.
@@ -100,7 +102,10 @@ def load_tokenizer(name: str, add_bos: AddBos = "auto") -> Tokenizer:
     if name == "bytes":
         return ByteTokenizer(add_bos is not False)
     if re.fullmatch(r"ids:[1-9]\d*", name):
-        return IdsTokenizer(int(name.removeprefix("ids:")), add_bos is not False)
+        count = int(name.removeprefix("ids:")[:12])
+        if count > MOST_IDS:
+            raise UserError(f"data.tokenizer '{name}': allowed are ids:1 to ids:{MOST_IDS}")
+        return IdsTokenizer(count, add_bos is not False)
     path = locate_path(name)
     if path.is_dir():
         path = path / "tokenizer.json"

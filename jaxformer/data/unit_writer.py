@@ -9,13 +9,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import NonNegativeInt, ValidationError
 
 from jaxformer.data.documents import Document, read_documents
 from jaxformer.data.shards import Shard, ShardWriter, file_names
 from jaxformer.data.signatures import Signer
+from jaxformer.data.sources import Source
 from jaxformer.data.store import Recipe, token_dtype
 from jaxformer.data.units import Unit
+from jaxformer.errors import UserError
 from jaxformer.schema.base import Schema
 from jaxformer.storage import Place, Stored
 
@@ -31,10 +33,10 @@ class ShardRecord(Schema):
     largest_integer = 2**63 - 1
 
     plan: str
-    rows: int
+    rows: NonNegativeInt
     ends: bool  # the unit has no further shard
-    largest_id: int
-    left_out: dict[str, int]
+    largest_id: NonNegativeInt
+    left_out: dict[str, NonNegativeInt]
     shard: Shard
 
 
@@ -43,32 +45,49 @@ def shard_name(unit: int, number: int) -> str:
 
 
 def records_of(
-    place: Place, plan: str, unit: int, files: dict[str, Stored] | None
+    place: Place, plan: str, unit: int, files: dict[str, Stored] | None = None
 ) -> list[ShardRecord]:
     """The records of the unit's whole shards, up to the first that is missing or damaged.
 
-    `files` are those at the place; None: only the records are looked at.
+    `files` are those at the place, if they have been listed. On a disk, their hashes are compared;
+    in a bucket, the MD5s that it tells.
+
+    Raises:
+        UserError: the shards there were cut in another way.
     """
     found: list[ShardRecord] = []
     while not (found and found[-1].ends):
         name = shard_name(unit, len(found))
         try:
             record = ShardRecord.model_validate_json((place / f"{name}.json").read())
-        except (FileNotFoundError, ValidationError):
+        except (FileNotFoundError, IsADirectoryError, ValidationError):
             break
-        if record.plan != plan or not (files is None or _are_there(record.shard, files)):
+        if record.plan != plan:
+            raise UserError(
+                f"token store {place}: {name} was made with another --shard-bytes, or by another "
+                f"version of jaxformer; give the same size, or remove the folder"
+            )
+        if record.shard.name != name or not _are_there(place, record.shard, files):
             break
         found.append(record)
     return found
 
 
-def _are_there(shard: Shard, files: dict[str, Stored]) -> bool:
-    return all(
-        name in files
-        and files[name].bytes == record.bytes
-        and files[name].md5 in (None, record.md5)
-        for name, record in file_names(shard)
-    )
+def _are_there(place: Place, shard: Shard, files: dict[str, Stored] | None) -> bool:
+    for name, record in file_names(shard):
+        try:
+            stored = (place / name).stored() if files is None else files[name]
+        except (KeyError, FileNotFoundError):
+            return False
+        if stored.bytes != record.bytes or stored.md5 not in (None, record.md5):
+            return False
+        if not place.is_remote and (place / name).sha256() != record.sha256:
+            return False
+    return True
+
+
+def changed(source: Source) -> UserError:
+    return UserError(f"data source '{source.name}' changed while it was read; run again")
 
 
 def write_unit(
@@ -88,7 +107,7 @@ def write_unit(
         UserError: a row is wrong, or the place cannot be written.
     """
     place = recipe.place_of_units
-    done = records_of(place, plan, number, place.files())
+    done = records_of(place, plan, number)
     if done and done[-1].ends:
         return
     writer = _UnitWriter(recipe, plan, shard_bytes, number, folder, done)
@@ -164,11 +183,9 @@ class _UnitWriter:
         place, vocab_size = self._recipe.place_of_units, self._recipe.tokenizer.vocab_size
         if self._largest >= vocab_size:
             raise ValueError(f"tokenizer '{self._recipe.tokenizer.name}' gave id {self._largest}")
+        if self._recipe.source.fingerprint() != self._recipe.fingerprint:
+            raise changed(self._recipe.source)
         shard = self._shard.finish()
-        if not shard.tokens:
-            for ending in shard.files:
-                self._shard.path(ending).unlink()
-            shard = shard.model_copy(update={"files": {}})
         for ending in shard.files:
             (place / f"{shard.name}{ending}").take(self._shard.path(ending))
         record = ShardRecord(

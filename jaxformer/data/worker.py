@@ -1,6 +1,7 @@
 """A process that makes units of a store; see `workers`."""
 
 import json
+import os
 import sys
 
 from jaxformer.config import DataConfig, SourceConfig
@@ -22,8 +23,12 @@ def main() -> None:
             for line in sys.stdin:
                 plan.write(int(line), folder, lambda done: _answer(done=done))
                 _answer(unit=int(line))
+    except BrokenPipeError:  # the process that started it is gone
+        os._exit(1)  # nobody is left to tell
     except (UserError, RunFailed) as error:
         _answer(error=str(error))
+    except OSError as error:
+        _answer(error=f"{error.filename or 'a shard'}: {error.strerror}")
 
 
 def _answer(**answer: int | str) -> None:

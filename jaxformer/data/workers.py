@@ -5,6 +5,7 @@ with lines {"done": BYTES}, and at the end of a unit {"unit": NUMBER} or {"error
 when its input does, so none outlives the process that started it.
 """
 
+import contextlib
 import json
 import os
 import queue
@@ -16,6 +17,8 @@ from typing import Any, Protocol
 
 from jaxformer.config import DataConfig, SourceConfig
 from jaxformer.errors import RunFailed, UserError
+
+PATIENCE_SECONDS = 2.0
 
 
 class Work(Protocol):
@@ -128,8 +131,15 @@ class _Worker:
         )
 
     def end(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        """Let it clear its folder away; one that does not end soon is killed."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def _send(self, line: str) -> None:
         assert self._process.stdin is not None

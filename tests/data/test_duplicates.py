@@ -142,3 +142,30 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install 'jaxformer.dedup.'"):
         Signer(DeduplicateConfig(kind="minhash"))
+
+
+def test_texts_without_words_are_like_nothing_but_themselves(make) -> None:
+    rows = ["!!! ???", "***", "→ ← ↑", "***", ""]
+    assert documents_of(open_store(make(rows, deduplicate=MINHASH))) == rows[:3]
+
+
+def test_a_merge_is_repeated_and_clears_away_what_an_earlier_one_left(make) -> None:
+    data = make([*texts(9, 7), texts(1, 7)[0]], deduplicate={})
+    plan = plan_of(data.sources[0], data, load_tokenizer("bytes"), 1000)
+    write_units(plan, range(len(plan.units)))
+    first = merge(plan)
+    write_units(plan, [0])
+    assert plan.recipe.place_of_units.files()
+    assert merge(plan) == first
+    assert not plan.recipe.place_of_units.files()
+
+
+def test_the_reference_has_a_column_of_its_own(make_data, tmp_path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"body": "one"}\n{"body": "two"}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "two"}\n')
+    data = make_data(
+        source=[{"source": f"jsonl:{tmp_path}/a.jsonl", "column": "body"}],
+        validation_source=f"jsonl:{tmp_path}/b.jsonl",
+        deduplicate={},
+    )
+    assert documents_of(open_store(data)) == ["one"]

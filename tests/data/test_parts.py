@@ -1,6 +1,7 @@
 """Stores made in parts are those made at once; what is missing or altered is named, and mended."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ def test_parts_in_any_number_and_order_make_the_same_files(prepare, tmp_path, ca
     assert prepare(tmp_path / "four", "--parts", "4") == 0
     for part in (6, 0, 3, 2, 5, 4, 1):
         assert prepare(tmp_path / "seven", "--parts", "7", "--part", str(part)) == 0
-    assert "part 6 of 7: 0 of 4 units" in capfd.readouterr().err
+    assert "part 6 of 7 is done: 0 of the 4 units" in capfd.readouterr().err
     assert prepare(tmp_path / "seven", "--merge") == 0
     said = capfd.readouterr().err
     assert "790 documents" in said and f"data.store_dir={tmp_path / 'seven'}" in said
@@ -114,7 +115,7 @@ def test_a_merge_names_the_units_that_are_missing_and_what_was_made_beside_them(
     assert prepare(out, "--parts", "3", "--part", "1", "data.missing_text=skip") == 0
     assert prepare(out, "--merge") == 2
     said = capfd.readouterr().err
-    assert "2 of 4 units are not there, or were made in another way (1, 2)" in said
+    assert "2 of 4 units are not there (1, 2)" in said
     assert "also holds" in said and "of another source, another tokenizer or other options" in said
     assert prepare(out, "--part", "3", "--parts", "3") == 2
     assert "--part is 3 and --parts is 3; give --parts N, and as --part 0 to N - 1" in (
@@ -122,13 +123,19 @@ def test_a_merge_names_the_units_that_are_missing_and_what_was_made_beside_them(
     )
 
 
-def test_shards_cut_for_another_size_are_made_again(prepare, tmp_path) -> None:
+def test_shards_of_another_size_are_refused_and_kept(prepare, tmp_path, capfd) -> None:
     assert prepare(tmp_path / "out", "--parts", "2") == 0
     [index] = (tmp_path / "out").glob("*/index.json")
     index.unlink()
-    assert prepare(tmp_path / "out", "--merge", "--shard-bytes=9000") == 2
+    before = contents(tmp_path / "out")
+    for words in (["--merge"], ["--parts", "1"]):
+        assert prepare(tmp_path / "out", *words, "--shard-bytes=9000") == 2
+        assert "00000-000 was made with another --shard-bytes" in capfd.readouterr().err
+    assert contents(tmp_path / "out") == before
+    assert prepare(tmp_path / "out", "--merge") == 0
     assert prepare(tmp_path / "out", "--parts", "1", "--shard-bytes=9000") == 0
-    assert len(json.loads(index.read_text())["shards"]) > 12
+    assert "is whole already" in capfd.readouterr().err
+    assert len(json.loads(index.read_text())["shards"]) == 7
 
 
 def cut(file: Path) -> None:
@@ -162,11 +169,10 @@ def test_a_shard_of_a_large_store_that_is_damaged_is_named_and_alone_made_again(
     damage(store.place.path / "00001-000.tokens")
     with pytest.raises(UserError, match=f"00001-000.tokens {fault}. Prepare the store again"):
         tokens_of(store)
-    if damage is alter:  # which sizes do not tell: so says `data inspect`
-        store_module.HASHED_ON_OPENING = 1 << 30
     made = times_of_other_units(store.place.path)
-    assert prepare(tmp_path / "out") == 0
-    assert "made again because 00001-000.tokens" in capfd.readouterr().err
+    assert prepare(tmp_path / "out", "--merge") == 2
+    assert "1 of 4 units are not there (1)" in capfd.readouterr().err
+    assert prepare(tmp_path / "out", "--parts", "1") == 0
     assert contents(store.place.path) == before
     assert made == times_of_other_units(store.place.path)
 
@@ -181,3 +187,67 @@ def test_units_are_made_in_several_processes(source, tmp_path, monkeypatch) -> N
     plan = plan_of(data.sources[0], data, load_tokenizer("bytes"), 20_000)
     with pytest.raises(UserError, match=r"c.jsonl, line 1: column 'text' is a number, not text"):
         write_units(plan, range(len(plan.units)), cores=2)
+
+
+def test_shards_of_a_source_that_changed_meanwhile_are_not_kept(tmp_path, monkeypatch) -> None:
+    """Though the source be as it was later on, to the time of its file."""
+    for name in ("0", "1"):
+        (tmp_path / f"{name}.txt").write_text("as it was")
+    state = (tmp_path / "1.txt").stat()
+    data = DataConfig(source=f"text:{tmp_path}/*.txt", cache_dir=str(tmp_path / "cache"))
+    tokenizer = load_tokenizer("bytes")
+    plan = plan_of(data.sources[0], data, tokenizer, 1)
+    assert len(plan.units) > 2 and plan.key
+    (tmp_path / "1.txt").write_text("otherwise")
+    with pytest.raises(UserError, match="changed while it was read; run again"):
+        write_units(plan, range(len(plan.units)))
+    (tmp_path / "1.txt").write_text("as it was")
+    os.utime(tmp_path / "1.txt", ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert documents_of(open_store(data)) == ["as it was"] * 2
+
+
+def test_options_that_a_prepared_store_was_made_without_are_refused(prepare, tmp_path) -> None:
+    assert prepare(tmp_path / "out", "--parts", "1") == 0
+    [index] = (tmp_path / "out").glob("*/index.json")
+    data = {"source": f"store:{index.parent}", "cache_dir": str(tmp_path / "cache")}
+    for name, value in {"deduplicate": {}, "min_chars": 3}.items():
+        with pytest.raises(UserError, match=f"data.{name} is given, .* prepared without"):
+            open_store(DataConfig.model_validate(data | {name: value}))
+
+
+def test_a_place_is_taken_as_it_is_written(prepare, tmp_path, capfd) -> None:
+    assert prepare(tmp_path / "out #2: [a]", "--parts", "1") == 0
+    assert len(list((tmp_path / "out #2: [a]").glob("*/index.json"))) == 1
+    assert prepare("", "--parts", "1") == 2
+    assert prepare("gs://", "--parts", "1") == 2
+    assert "'gs://' names no place; write gs://BUCKET/FOLDER" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "float16"},
+        {"tokens": 2**40},
+        {"tokens": -5},
+        {"documents": 0},
+        {"shards": []},
+        {"vocab_size": 5},
+        {"largest_id": 10**9},
+    ],
+)
+def test_an_index_that_does_not_agree_with_itself_is_refused(prepare, tmp_path, change) -> None:
+    assert prepare(tmp_path / "out", "--parts", "1") == 0
+    [index] = (tmp_path / "out").glob("*/index.json")
+    index.write_text(json.dumps(json.loads(index.read_text()) | change))
+    with pytest.raises(UserError, match="its index is not one of this version"):
+        open_store(DataConfig(source=f"store:{index.parent}", cache_dir=str(tmp_path / "cache")))
+
+
+def test_a_shard_outside_of_its_store_is_refused(prepare, tmp_path) -> None:
+    assert prepare(tmp_path / "out", "--parts", "1") == 0
+    [index] = (tmp_path / "out").glob("*/index.json")
+    text = index.read_text()
+    for name in ("../00000-000", "/etc/00000-000"):
+        index.write_text(text.replace("00000-000", name))
+        with pytest.raises(UserError, match="its index is not one of this version"):
+            open_store(DataConfig(source=f"store:{index.parent}"))

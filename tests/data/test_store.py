@@ -166,7 +166,7 @@ def newer_format(path: Path) -> None:
         (lose_a_key, "its index is not one of this version"),
         (garble_index, "its index is damaged"),
         (remove_offsets, "00000-000.documents is missing"),
-        (newer_format, "its format is 4, not 3"),
+        (newer_format, "a newer jaxformer made it: its format is 4, not 3"),
         (remove_index, None),
     ],
 )

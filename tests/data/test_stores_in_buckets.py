@@ -149,6 +149,13 @@ def test_a_full_disk_turns_the_cache_off_and_nothing_else(
     assert said.count("is off from here on (No space left on device)") == 1
 
 
+def test_a_cache_leaves_files_alone_that_are_not_its_own(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.txt").write_text("precious" * 100)
+    RowCache(tmp_path, 1).write(["store", "a"], 0, b"0" * 9000)
+    assert (tmp_path / "mine" / "a.txt").exists()
+
+
 def test_a_cache_removes_what_was_written_longest_ago(tmp_path: Path) -> None:
     cache = RowCache(tmp_path, 100_000)
     for number, name in enumerate(["a", "b", "c", "d"]):

@@ -195,6 +195,28 @@ def test_a_signal_during_evaluation_saves_and_the_evaluation_is_made_later(
     assert results(tmp_path / "run") == results(run)
 
 
+def test_a_run_whose_data_is_lost_saves_stops_and_goes_on(finished, tmp_path, monkeypatch, capsys):
+    config, run = finished
+    config = config.model_copy(update={"run": RunConfig(dir=str(tmp_path / "run"))})
+    pack, packed = PackedRows.pack, []
+
+    def lost(self, rows):
+        packed.extend(rows if self.begin == 0 else [])  # those to train on
+        if len(packed) > 8 * 4:
+            raise Unreachable("gs://b/store could not be reached for 300 s: reset by peer")
+        return pack(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackedRows, "pack", lost)
+        assert train(config) == 75
+    said = capsys.readouterr().out
+    assert "gs://b/store could not be reached for 300 s: reset by peer" in said
+    assert re.search(r"data lost: saving step \d", said)
+    assert train(config) == 0
+    assert results(tmp_path / "run") == results(run)
+    assert_same_arrays(saved_arrays(tmp_path / "run", 12), saved_arrays(run, 12))
+
+
 def test_handlers_of_signals_are_as_before_after_a_run(tmp_path):
     before = [signal.getsignal(number) for number in SIGNALS]
     assert train(make_config(tmp_path)) == 0
@@ -391,25 +413,3 @@ def test_a_mesh_that_does_not_fit_is_refused_and_nothing_is_written(tmp_path):
     ):
         train(config)
     assert not (tmp_path / "run").exists()
-
-
-def test_a_run_whose_data_is_lost_saves_stops_and_goes_on(finished, tmp_path, monkeypatch, capsys):
-    config, run = finished
-    config = config.model_copy(update={"run": RunConfig(dir=str(tmp_path / "run"))})
-    pack, packed = PackedRows.pack, []
-
-    def lost(self, rows):
-        packed.extend(rows if self.begin == 0 else [])  # those to train on
-        if len(packed) > 8 * 4:
-            raise Unreachable("gs://b/store could not be reached for 300 s: reset by peer")
-        return pack(self, rows)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PackedRows, "pack", lost)
-        assert train(config) == 75
-    said = capsys.readouterr().out
-    assert "gs://b/store could not be reached for 300 s: reset by peer" in said
-    assert re.search(r"data lost: saving step \d", said)
-    assert train(config) == 0
-    assert results(tmp_path / "run") == results(run)
-    assert_same_arrays(saved_arrays(tmp_path / "run", 12), saved_arrays(run, 12))
