@@ -10,21 +10,14 @@ import numpy as np
 
 from jaxformer.config import Config, DataConfig
 from jaxformer.data.documents import Lengths, TextFormat, read_documents
+from jaxformer.data.manifest import INDEX, UnusableStoreError
+from jaxformer.data.merging import announce, finished, merge
 from jaxformer.data.overlap import warn_of_overlap
 from jaxformer.data.packing import PackedRows
-from jaxformer.data.prepare import (
-    SHARD_BYTES,
-    Plan,
-    announce,
-    finished,
-    merge,
-    open_store,
-    plan_of,
-    source_named,
-    write_units,
-)
+from jaxformer.data.plans import SHARD_BYTES, Plan, plan_of, source_named
+from jaxformer.data.prepare import open_store, write_units
+from jaxformer.data.recipe import store_of_source, stores_folder
 from jaxformer.data.shards import END
-from jaxformer.data.store import INDEX, UnusableStoreError, store_of_source, stores_folder
 from jaxformer.data.stores import Part, Stores
 from jaxformer.data.text_of_ids import added_text
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer

@@ -2,8 +2,10 @@
 
 from jaxformer.config import DataConfig, SourceConfig
 from jaxformer.data.file_source import FileSource
-from jaxformer.data.prepare import plan_of
-from jaxformer.data.store import UnusableStoreError, read_index, read_manifest, store_of_source
+from jaxformer.data.manifest import UnusableStoreError, read_index
+from jaxformer.data.plans import plan_of
+from jaxformer.data.recipe import store_of_source
+from jaxformer.data.store import read_manifest
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import UserError
 from jaxformer.parallel import processes

@@ -8,17 +8,14 @@ format makes of a row.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import NamedTuple, overload
+from functools import lru_cache
+from typing import overload
 
 import numpy as np
-from pydantic import ValidationError, model_validator
 
-from jaxformer.config.data import DataConfig, DeduplicateConfig
+from jaxformer.config.data import DataConfig
 from jaxformer.data.blocks import (
     BlockReader,
     Blocks,
@@ -26,7 +23,14 @@ from jaxformer.data.blocks import (
     BlocksOnDisk,
     damaged_shard,
 )
-from jaxformer.data.documents import Format, Instructions, Lengths
+from jaxformer.data.manifest import (
+    INDEX,
+    Manifest,
+    UnusableStoreError,
+    check_files,
+    read_index,
+)
+from jaxformer.data.recipe import Recipe
 from jaxformer.data.row_cache import RowCache
 from jaxformer.data.shards import (
     BLOCK_TOKENS,
@@ -35,160 +39,23 @@ from jaxformer.data.shards import (
     LEARNT,
     TEXT_BYTES,
     TOKENS,
-    FileRecord,
     Shard,
     Stretch,
     block_type,
-    blocks_of,
     file_names,
     read_documents,
     stretch_of,
 )
-from jaxformer.data.sources import Source
-from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import UserError
 from jaxformer.parallel import processes
 from jaxformer.paths import local_path
-from jaxformer.schema.base import Schema
-from jaxformer.storage import Place, is_url
+from jaxformer.storage import Place
 
-FORMAT = 3  # 2 was one file each for tokens, offsets and masks
-INDEX = "index.json"
-WITH_DUPLICATES = "with_duplicates"
 # Hashing reads about 1.5 GB per second, so larger stores are hashed only by `data inspect`; of them
 # and of those in buckets, sizes are compared, and the MD5s that a bucket tells. Every read is
 # checked.
 HASHED_ON_OPENING = 1 << 30
 TABLES_KEPT = 8  # of the documents of shards
-FILES_AT_ONCE = 16
-
-
-class Manifest(Schema):
-    """`index.json`: what a store holds and is made of; for texts, the last two are not written."""
-
-    largest_integer = 2**63 - 1
-
-    format: int
-    source: str
-    identity: str
-    source_fingerprint: str
-    column: str
-    options: dict[str, str | int | None]
-    tokenizer: str
-    tokenizer_fingerprint: str
-    vocab_size: int
-    dtype: str
-    documents: int
-    left_out: dict[str, int]
-    tokens: int
-    text_bytes: int
-    largest_id: int
-    shards: tuple[Shard, ...]
-    instructions: Instructions | None = None
-    learnt_tokens: int | None = None
-
-    @model_validator(mode="after")
-    def _agrees_with_its_shards(self) -> "Manifest":
-        if self.dtype != token_dtype(self.vocab_size).name:
-            raise ValueError(f"its dtype is not that of a vocabulary of {self.vocab_size}")
-        block = block_type(self.dtype, self.instructions is not None).itemsize
-        names = [shard.name for shard in self.shards]
-        if not names or names != sorted(set(names)):
-            raise ValueError("its shards are not in order, or there are none")
-        for key in ("tokens", "documents", "text_bytes"):
-            if getattr(self, key) != sum(getattr(shard, key) for shard in self.shards):
-                raise ValueError(f"its {key} are not those of its shards")
-        for shard in self.shards:
-            if not shard.tokens or shard.files[TOKENS].bytes != blocks_of(shard.tokens) * block:
-                raise ValueError(f"{shard.name} has another size than its tokens")
-        if self.largest_id >= self.vocab_size:
-            raise ValueError("its ids are beyond its vocabulary")
-        return self
-
-    @property
-    def sha256(self) -> str:
-        """A hash of all tokens and of what else is in the shards."""
-        hashes = [record.sha256 for shard in self.shards for _, record in file_names(shard)]
-        return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
-
-
-class Reference(NamedTuple):
-    """A source, and how its rows become documents."""
-
-    source: Source
-    format: Format
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a store is made from; its folder's name is a hash of all that decides the tokens."""
-
-    source: Source
-    tokenizer: Tokenizer
-    format: Format
-    lengths: Lengths
-    options: dict[str, str | int | None]  # of `data`, about the rows to take
-    folder: Place
-    deduplicate: DeduplicateConfig | None = None
-    reference: Reference | None = None  # whose texts are left out
-
-    @property
-    def column(self) -> str:
-        return ", ".join(column.name for column in self.format.columns)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """That of the source when it was looked at first."""
-        return self.source.fingerprint()
-
-    @cached_property
-    def key(self) -> str:
-        source, instructions = self.source, self.format.instructions
-        parts = [
-            FORMAT,
-            source.identity,
-            self.fingerprint,
-            self.column,
-            self.tokenizer.fingerprint,
-            {name: value for name, value in self.made_with.items() if value is not None},
-            instructions and instructions.model_dump_json(),
-            self.reference and self.reference.source.fingerprint(),
-        ]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-
-    @property
-    def made_with(self) -> dict[str, str | int | None]:
-        """All options, as the manifest has them."""
-        if self.deduplicate is None:
-            return self.options
-        similar = self.deduplicate.kind == "minhash"
-        return self.options | {
-            "deduplicate": self.deduplicate.kind,
-            "threshold": str(self.deduplicate.threshold) if similar else None,
-            "against": self.reference.source.identity if self.reference else None,
-        }
-
-    @property
-    def place(self) -> Place:
-        return self.folder / self.key
-
-    @property
-    def place_of_units(self) -> Place:
-        """Where units are made; apart, if duplicates will be left out."""
-        return self.place if self.deduplicate is None else self.place / WITH_DUPLICATES
-
-
-class UnusableStoreError(Exception):
-    """Why a store cannot be trusted, and the shards that are to blame."""
-
-    def __init__(self, reason: str, shards: Sequence[str] = ()) -> None:
-        super().__init__(reason)
-        self.shards = tuple(shards)
-
-
-def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest unsigned integer type that holds ids below `vocab_size`."""
-    return np.min_scalar_type(vocab_size - 1)
 
 
 class TokenStore:
@@ -419,28 +286,6 @@ def read_manifest(recipe: Recipe) -> Manifest:
     return manifest
 
 
-def read_index(place: Place) -> Manifest:
-    """What the store at a place says of itself.
-
-    Raises:
-        UnusableStoreError: absent, or of another format.
-    """
-    try:
-        text = (place / INDEX).read().decode("utf-8")
-        found = json.loads(text).get("format")
-        if found != FORMAT:
-            newer = isinstance(found, int) and found > FORMAT
-            what = "a newer jaxformer made it" if newer else "it is of another version"
-            raise UnusableStoreError(f"{what}: its format is {found!r}, not {FORMAT}")
-        return Manifest.model_validate_json(text)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise UnusableStoreError("it has no index") from None
-    except ValidationError:
-        raise UnusableStoreError("its index is not one of this version") from None
-    except (UnicodeDecodeError, ValueError, AttributeError, RecursionError):
-        raise UnusableStoreError("its index is damaged") from None
-
-
 def _opened(place: Place, manifest: Manifest, data: DataConfig) -> TokenStore:
     """The store, after a look at the sizes of its files; small ones on a disk are hashed."""
     cache = RowCache(local_path(data.cache_dir).absolute() / "rows", data.cache_bytes)
@@ -448,58 +293,3 @@ def _opened(place: Place, manifest: Manifest, data: DataConfig) -> TokenStore:
     size = sum(record.bytes for shard in manifest.shards for _, record in file_names(shard))
     check_files(place, manifest.shards, hashed=size <= HASHED_ON_OPENING)
     return store
-
-
-def check_files(place: Place, shards: Sequence[Shard], *, hashed: bool) -> None:
-    """Look at the files of shards, and once more if something is wrong; see `faults_of`.
-
-    Raises:
-        UnusableStoreError: something still is.
-    """
-    for _ in range(2):
-        if not (faults := faults_of(place, shards, hashed=hashed)):
-            return
-    name, fault = faults[0]
-    raise UnusableStoreError(f"{name} {fault}", [name.partition(".")[0] for name, _ in faults])
-
-
-def faults_of(
-    place: Place, shards: Sequence[Shard], *, hashed: bool = False
-) -> list[tuple[str, str]]:
-    """The files of shards that are missing or have another size, or another MD5 than a bucket
-    tells. If they are to be `hashed`, those on a disk are read and compared, too."""
-    there = place.files()
-
-    def fault(name: str, record: FileRecord) -> str | None:
-        stored = there.get(name)
-        if stored is None:
-            return "is missing"
-        if stored.bytes != record.bytes:
-            return f"has {stored.bytes:,} bytes, not {record.bytes:,}"
-        reads = hashed and not place.is_remote
-        if stored.md5 not in (None, record.md5) or (
-            reads and (place / name).sha256() != record.sha256
-        ):
-            return "does not have the hash of the index"
-        return None
-
-    files = [file for shard in shards for file in file_names(shard)]
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        found = pool.map(lambda file: fault(*file), files)
-        return [(name, why) for (name, _), why in zip(files, found, strict=True) if why]
-
-
-def stores_folder(data: DataConfig) -> Place:
-    """Where the stores of a configuration are kept."""
-    if data.store_dir is not None:
-        remote = is_url(data.store_dir)
-        return Place(data.store_dir if remote else str(local_path(data.store_dir).absolute()))
-    return Place(str(local_path(data.cache_dir).absolute()))
-
-
-def store_of_source(source: str) -> Place | None:
-    """The place that `store:PLACE` names; None for other sources."""
-    kind, _, where = source.partition(":")
-    if kind != "store":
-        return None
-    return Place(where if is_url(where) else str(local_path(where).absolute()))

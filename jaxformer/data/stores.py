@@ -7,8 +7,10 @@ import numpy as np
 
 from jaxformer.config import DataConfig, SourceConfig
 from jaxformer.data.packing import PackedRows
-from jaxformer.data.prepare import open_store, plan_of
-from jaxformer.data.store import Tokens, TokenStore, open_prepared, store_of_source
+from jaxformer.data.plans import plan_of
+from jaxformer.data.prepare import open_store
+from jaxformer.data.recipe import store_of_source
+from jaxformer.data.store import Tokens, TokenStore, open_prepared
 from jaxformer.data.task_rows import Split, TaskRows
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import UserError

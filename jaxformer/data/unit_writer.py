@@ -12,10 +12,11 @@ from pathlib import Path
 from pydantic import NonNegativeInt, ValidationError
 
 from jaxformer.data.documents import Document, read_documents
+from jaxformer.data.manifest import token_dtype
+from jaxformer.data.recipe import Recipe
 from jaxformer.data.shards import Shard, ShardWriter, file_names
 from jaxformer.data.signatures import Signer
 from jaxformer.data.sources import Source
-from jaxformer.data.store import Recipe, token_dtype
 from jaxformer.data.units import Unit
 from jaxformer.errors import UserError
 from jaxformer.schema.base import Schema

@@ -5,7 +5,8 @@ import os
 import sys
 
 from jaxformer.config import DataConfig, SourceConfig
-from jaxformer.data.prepare import making_folder, plan_of
+from jaxformer.data.making import making_folder
+from jaxformer.data.plans import plan_of
 from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.errors import RunFailed, UserError
 

@@ -11,7 +11,9 @@ import pytest
 from jaxformer.config.data import DataConfig, DeduplicateConfig
 from jaxformer.data import signatures
 from jaxformer.data.long_text import LongText
-from jaxformer.data.prepare import merge, plan_of, write_units
+from jaxformer.data.merging import merge
+from jaxformer.data.plans import plan_of
+from jaxformer.data.prepare import write_units
 from jaxformer.data.signatures import Signer, bands_and_rows, first_of_each
 from jaxformer.data.stores import Stores
 from jaxformer.data.tokenizers import load_tokenizer

@@ -14,8 +14,9 @@ from tokenizers import pre_tokenizers
 from jaxformer.config import Config, DataConfig
 from jaxformer.data import commands
 from jaxformer.data.loader import iterate, train_batches, validation_batches
+from jaxformer.data.manifest import INDEX
 from jaxformer.data.shards import TOKENS
-from jaxformer.data.store import INDEX, TokenStore
+from jaxformer.data.store import TokenStore
 from jaxformer.data.stores import Stores
 from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.errors import UserError

@@ -16,7 +16,7 @@ import pytest
 from jaxformer.data import arrow_rows, long_text, shards, text_rows
 from jaxformer.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxformer.data.long_text import LongText, utf8_bytes
-from jaxformer.data.prepare import plan_of
+from jaxformer.data.plans import plan_of
 from jaxformer.data.rows import Column, Policies
 from jaxformer.data.sources import open_source
 from jaxformer.data.tokenizers import load_tokenizer

@@ -11,7 +11,8 @@ from jaxformer.cli import main
 from jaxformer.config import DataConfig
 from jaxformer.data import store as store_module
 from jaxformer.data.packing import PackedRows
-from jaxformer.data.prepare import plan_of, write_units
+from jaxformer.data.plans import plan_of
+from jaxformer.data.prepare import write_units
 from jaxformer.data.stores import Stores
 from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.errors import UserError

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from jaxformer.config import DataConfig
-from jaxformer.data import prepare
-from jaxformer.data.store import INDEX, TokenStore, token_dtype
+from jaxformer.data import plans, prepare
+from jaxformer.data.manifest import INDEX, token_dtype
+from jaxformer.data.store import TokenStore
 from jaxformer.data.stores import Stores
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.errors import UserError
@@ -211,13 +212,13 @@ def test_a_source_that_changes_while_it_is_read_is_refused(
     make_data, write_texts, tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = make_data(source=write_texts(["one", "two"]))
-    write = prepare.write_unit
+    write = plans.write_unit
 
     def write_and_touch(*arguments) -> None:
         write(*arguments)
         (tmp_path / "texts" / "0000.txt").write_text("changed")
 
-    monkeypatch.setattr(prepare, "write_unit", write_and_touch)
+    monkeypatch.setattr(plans, "write_unit", write_and_touch)
     with pytest.raises(UserError, match=r"changed while it was read; run again"):
         open_store(data)
 
@@ -257,7 +258,7 @@ def test_a_folder_that_cannot_be_written_is_named(make_data, write_texts, tmp_pa
 def test_a_whole_store_in_a_read_only_folder_is_used(make_data, write_texts, monkeypatch) -> None:
     data = make_data(source=write_texts(["one"]))
     open_store(data)
-    monkeypatch.setattr(prepare, "_locked", None)
+    monkeypatch.setattr(prepare, "locked", None)
     assert documents_of(open_store(data)) == ["one"]
 
 
