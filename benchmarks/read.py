@@ -38,8 +38,12 @@ BUCKET = "gs://bench/stores"
 
 
 def serve(port: Any) -> None:
+    import socketserver
+
     from gcp_storage_emulator.server import create_server
 
+    # Of more than five connections at once, it would drop some, which wait a second then.
+    socketserver.TCPServer.request_queue_size = 128
     server = create_server("localhost", 0, in_memory=True, default_bucket="bench")
     server.start()
     port.send(server._api._httpd.server_port)

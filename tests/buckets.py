@@ -1,5 +1,6 @@
 """A server on this machine that is Google Cloud Storage for a test."""
 
+import socketserver
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -40,6 +41,8 @@ def bucket_server() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("download", "_media_upload"):
             patch.setattr(objects, name, with_generations(getattr(objects, name)))
+        # Of more than five connections at once, it would drop some, which wait a second then.
+        patch.setattr(socketserver.TCPServer, "request_queue_size", 128)
         with create_server("localhost", 0, in_memory=True, default_bucket="runs") as server:
             address = f"http://localhost:{server._api._httpd.server_port}"
             for name, value in {

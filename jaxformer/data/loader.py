@@ -115,6 +115,13 @@ class BatchesInHand:
         self.lost: Unreachable | None = None
 
     def __next__(self) -> Batch:
+        self.fill()
+        if self.lost is not None and not self._in_hand:
+            raise self.lost
+        return self._in_hand.popleft()
+
+    def fill(self) -> None:
+        """Take as many in hand as there are to be."""
         while self.lost is None and len(self._in_hand) <= STEPS_TO_STOP:
             try:
                 self._in_hand.append(next(self._source))
@@ -122,9 +129,6 @@ class BatchesInHand:
                 self.lost = error
             except StopIteration:
                 break
-        if self.lost is not None and not self._in_hand:
-            raise self.lost
-        return self._in_hand.popleft()
 
     def close(self) -> None:
         self._source.close()

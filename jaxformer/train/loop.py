@@ -81,6 +81,8 @@ def run_steps(
     config, recorder, goodput = session.config, session.recorder, session.recorder.goodput
     steps, sharding = config.train.steps, batch_sharding(session.program.mesh)
     batches = BatchesInHand(session.course.batches(step, sharding))
+    with goodput.spent_on("start"):
+        batches.fill()
     profiler = Profiler(config.train.profile, session.directory, compiled, goodput, session.say)
     profiler.start(step)
     timetable = Timetable(config.checkpoint.every_minutes)
