@@ -33,7 +33,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS) $(ARGS)
 
 devices: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 tests/devices $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/devices $(ARGS)
 
 faults: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/faults --kills 50 $(ARGS)

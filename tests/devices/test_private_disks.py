@@ -23,6 +23,9 @@ from tests.runs import (
     write_config,
 )
 
+# One worker runs both tests, so that what they compare with is made once.
+pytestmark = pytest.mark.xdist_group("private_disks")
+
 COUNT = 8
 LENGTH = 1024
 STEPS = 12  # less than an epoch
