@@ -223,6 +223,11 @@ class DataConfig(Schema):
         return tuple(self._whole(entry) for entry in self.source)
 
     @property
+    def all_sources(self) -> tuple[SourceConfig, ...]:
+        """The training sources of every stage, each once."""
+        return tuple(dict.fromkeys(each for stage in self.of_stages for each in stage.sources))
+
+    @property
     def row_options(self) -> dict[str, str | int | None]:
         """The options that decide which rows of a source are taken."""
         return {

@@ -15,7 +15,7 @@ from jaxformer.data.merging import announce, finished, merge
 from jaxformer.data.overlap import warn_of_overlap
 from jaxformer.data.packing import PackedRows
 from jaxformer.data.plans import SHARD_BYTES, Plan, plan_of, source_named
-from jaxformer.data.prepare import open_store, write_units
+from jaxformer.data.prepare import write_units
 from jaxformer.data.recipe import store_of_source, stores_folder
 from jaxformer.data.shards import END
 from jaxformer.data.stores import Part, Stores
@@ -48,15 +48,12 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 def prepare(config: Config, shard_bytes: int = SHARD_BYTES) -> None:
     """Makes every token store that the configuration needs, and says what is there."""
-    plans = _plans(config, shard_bytes)
     if _needs_no_text(config.data):
         return
-    for plan in plans:
-        open_store(plan)
     tokenizer = load_tokenizer(config.data.tokenizer, config.data.add_bos)
-    stores = Stores(config.data, tokenizer)
+    made = _by_purpose(Stores(config.data, tokenizer, shard_bytes))
     warn_of_overlap(config.data, tokenizer)
-    for purpose, parts in _by_purpose(stores).items():
+    for purpose, parts in made.items():
         for part in parts:
             share = _share(part, PURPOSES[purpose])
             say(f"{part.store.manifest.source}: {share} ({part.store.place})")
@@ -106,18 +103,20 @@ def merge_parts(config: Config, shard_bytes: int) -> None:
 
 
 def _needs_no_text(data: DataConfig) -> bool:
-    return data.task is not None and not data.task.needs_text
+    """Whether there is nothing to prepare, which is said."""
+    if data.task is None or data.task.needs_text:
+        return False
+    say(f"task {data.task.kind}: its rows are made while training; nothing to prepare")
+    return True
 
 
 def _plans(config: Config, shard_bytes: int) -> list[Plan]:
     """A plan for each source that is not a store already."""
     data = config.data
-    if data.task is not None and _needs_no_text(data):
-        say(f"task {data.task.kind}: its rows are made while training; nothing to prepare")
+    if _needs_no_text(data):
         return []
     tokenizer = load_tokenizer(data.tokenizer, data.add_bos)
-    training = [source for stage in data.of_stages for source in stage.sources]
-    sources = [*training, *([data.held_out] if data.held_out else [])]
+    sources = [*data.all_sources, *([data.held_out] if data.held_out else [])]
     plans = {
         plan.recipe.key: plan
         for plan in (
@@ -207,8 +206,7 @@ def train_tokenizer(data: DataConfig, out: Path, vocab_size: int) -> None:
 
 def _texts(data: DataConfig) -> Iterator[str]:
     read = 0
-    entries = list(dict.fromkeys(entry for stage in data.of_stages for entry in stage.sources))
-    for entry in entries:
+    for entry in data.all_sources:
         if not isinstance(entry.column, str) or entry.format != "text":
             raise UserError(
                 f"data source '{entry.source}': its format is {entry.format}, and a tokenizer is "
@@ -222,7 +220,7 @@ def _texts(data: DataConfig) -> Iterator[str]:
                     read += 1
                     yield str(document.text)
     if not read:
-        names = ", ".join(entry.source for entry in entries)
+        names = ", ".join(entry.source for entry in data.all_sources)
         raise UserError(f"data source '{names}' holds no text to train a tokenizer on")
     say("merging pairs ...")
 

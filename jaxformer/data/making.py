@@ -31,9 +31,9 @@ def making_folder(plan: Plan) -> Iterator[Path]:
         UserError: it cannot be written.
     """
     place, data = plan.recipe.place, plan.data
-    key, beside = "data.store_dir", place.path if not place.is_remote else None
-    if beside is None or data.store_dir is None:
-        key, beside = "data.cache_dir", beside or local_path(data.cache_dir).absolute()
+    beside = local_path(data.cache_dir).absolute() if place.is_remote else place.path
+    in_cache = place.is_remote or data.store_dir is None
+    key = "data.cache_dir" if in_cache else "data.store_dir"
     try:
         beside.mkdir(parents=True, exist_ok=True)
         for left in beside.glob(f"{MAKING}-*"):

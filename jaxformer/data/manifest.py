@@ -18,7 +18,7 @@ from jaxformer.data.shards import (
     file_names,
 )
 from jaxformer.schema.base import Schema
-from jaxformer.storage import Place
+from jaxformer.storage import Place, Stored
 
 FORMAT = 3  # 2 was one file each for tokens, offsets and masks
 INDEX = "index.json"
@@ -128,21 +128,24 @@ def faults_of(
     """The files of shards that are missing or have another size, or another MD5 than a bucket
     tells. If they are to be `hashed`, those on a disk are read and compared, too."""
     there = place.files()
-
-    def fault(name: str, record: FileRecord) -> str | None:
-        stored = there.get(name)
-        if stored is None:
-            return "is missing"
-        if stored.bytes != record.bytes:
-            return f"has {stored.bytes:,} bytes, not {record.bytes:,}"
-        reads = hashed and not place.is_remote
-        if stored.md5 not in (None, record.md5) or (
-            reads and (place / name).sha256() != record.sha256
-        ):
-            return "does not have the hash of the index"
-        return None
-
     files = [file for shard in shards for file in file_names(shard)]
+
+    def fault(file: tuple[str, FileRecord]) -> str | None:
+        name, record = file
+        return fault_of(place / name, record, there.get(name), hashed=hashed)
+
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        found = pool.map(lambda file: fault(*file), files)
+        found = pool.map(fault, files)
         return [(name, why) for (name, _), why in zip(files, found, strict=True) if why]
+
+
+def fault_of(file: Place, record: FileRecord, stored: Stored | None, *, hashed: bool) -> str | None:
+    """How a file differs from its record, if it does; see `faults_of`."""
+    if stored is None:
+        return "is missing"
+    if stored.bytes != record.bytes:
+        return f"has {stored.bytes:,} bytes, not {record.bytes:,}"
+    reads = hashed and not file.is_remote
+    if stored.md5 not in (None, record.md5) or (reads and file.sha256() != record.sha256):
+        return "does not have the hash of the index"
+    return None

@@ -159,7 +159,7 @@ def _manifest(plan: Plan, records: list[ShardRecord]) -> Manifest:
         format=FORMAT,
         source=recipe.source.name,
         identity=recipe.source.identity,
-        source_fingerprint=recipe.source.fingerprint(),
+        source_fingerprint=recipe.fingerprint,
         column=recipe.column,
         options=recipe.made_with,
         tokenizer=tokenizer.name,

@@ -21,7 +21,7 @@ def warn_of_overlap(data: DataConfig, tokenizer: Tokenizer) -> None:
     if data.held_out is None or not processes.is_first():
         return
     held_out = _traces(data.held_out, data, tokenizer)
-    for entry in dict.fromkeys(entry for stage in data.of_stages for entry in stage.sources):
+    for entry in data.all_sources:
         if held_out & _traces(entry, data, tokenizer):
             say(
                 f"warning: data.validation_source '{data.validation_source}' shares text with the "

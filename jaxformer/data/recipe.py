@@ -85,10 +85,7 @@ class Recipe:
 
 def stores_folder(data: DataConfig) -> Place:
     """Where the stores of a configuration are kept."""
-    if data.store_dir is not None:
-        remote = is_url(data.store_dir)
-        return Place(data.store_dir if remote else str(local_path(data.store_dir).absolute()))
-    return Place(str(local_path(data.cache_dir).absolute()))
+    return _place(data.cache_dir if data.store_dir is None else data.store_dir)
 
 
 def store_of_source(source: str) -> Place | None:
@@ -96,4 +93,8 @@ def store_of_source(source: str) -> Place | None:
     kind, _, where = source.partition(":")
     if kind != "store":
         return None
-    return Place(where if is_url(where) else str(local_path(where).absolute()))
+    return _place(where)
+
+
+def _place(name: str) -> Place:
+    return Place(name if is_url(name) else str(local_path(name).absolute()))

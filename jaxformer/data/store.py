@@ -275,7 +275,7 @@ def read_manifest(recipe: Recipe) -> Manifest:
         UnusableStoreError: absent, of another format, or its text has changed.
     """
     manifest = read_index(recipe.place)
-    if manifest.source_fingerprint != recipe.source.fingerprint():
+    if manifest.source_fingerprint != recipe.fingerprint:
         raise UnusableStoreError("the source's files have changed")
     if (manifest.identity, manifest.column) != (recipe.source.identity, recipe.column):
         raise UnusableStoreError("it is of another source")
@@ -288,7 +288,8 @@ def read_manifest(recipe: Recipe) -> Manifest:
 
 def _opened(place: Place, manifest: Manifest, data: DataConfig) -> TokenStore:
     """The store, after a look at the sizes of its files; small ones on a disk are hashed."""
-    cache = RowCache(local_path(data.cache_dir).absolute() / "rows", data.cache_bytes)
+    limit = data.cache_bytes if place.is_remote else 0
+    cache = RowCache(local_path(data.cache_dir).absolute() / "rows", limit)
     store = TokenStore(place, manifest, cache)
     size = sum(record.bytes for shard in manifest.shards for _, record in file_names(shard))
     check_files(place, manifest.shards, hashed=size <= HASHED_ON_OPENING)

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxformer.config import DataConfig, SourceConfig
 from jaxformer.data.packing import PackedRows
-from jaxformer.data.plans import plan_of
+from jaxformer.data.plans import SHARD_BYTES, plan_of
 from jaxformer.data.prepare import open_store
 from jaxformer.data.recipe import store_of_source
 from jaxformer.data.store import Tokens, TokenStore, open_prepared
@@ -27,13 +27,16 @@ class Stores:
     source, validation needs no training source.
     """
 
-    def __init__(self, data: DataConfig, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, data: DataConfig, tokenizer: Tokenizer, shard_bytes: int = SHARD_BYTES
+    ) -> None:
         self.data, self.tokenizer = data, tokenizer
+        self._shard_bytes = shard_bytes
         self._opened: dict[SourceConfig, TokenStore] = {}
 
     def for_stage(self, data: DataConfig) -> "Stores":
         """The stores of a stage of the run; those that are open already are shared."""
-        stores = Stores(data, self.tokenizer)
+        stores = Stores(data, self.tokenizer, self._shard_bytes)
         stores._opened = self._opened
         return stores
 
@@ -86,7 +89,7 @@ class Stores:
         data, tokenizer = self.data, self.tokenizer
         place = store_of_source(source.source)
         if place is None:
-            return open_store(plan_of(source, data, tokenizer))
+            return open_store(plan_of(source, data, tokenizer, self._shard_bytes))
         store = open_prepared(place, data)
         if store.manifest.tokenizer_fingerprint != tokenizer.fingerprint:
             raise UserError(

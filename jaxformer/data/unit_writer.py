@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import NonNegativeInt, ValidationError
 
 from jaxformer.data.documents import Document, read_documents
-from jaxformer.data.manifest import token_dtype
+from jaxformer.data.manifest import fault_of, token_dtype
 from jaxformer.data.recipe import Recipe
 from jaxformer.data.shards import Shard, ShardWriter, file_names
 from jaxformer.data.signatures import Signer
@@ -77,12 +77,10 @@ def records_of(
 def _are_there(place: Place, shard: Shard, files: dict[str, Stored] | None) -> bool:
     for name, record in file_names(shard):
         try:
-            stored = (place / name).stored() if files is None else files[name]
-        except (KeyError, FileNotFoundError):
+            stored = (place / name).stored() if files is None else files.get(name)
+        except FileNotFoundError:
             return False
-        if stored.bytes != record.bytes or stored.md5 not in (None, record.md5):
-            return False
-        if not place.is_remote and (place / name).sha256() != record.sha256:
+        if fault_of(place / name, record, stored, hashed=True):
             return False
     return True
 

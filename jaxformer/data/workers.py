@@ -13,32 +13,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-from jaxformer.config import DataConfig, SourceConfig
+from jaxformer.data.plans import Plan
 from jaxformer.errors import RunFailed, UserError
 
 PATIENCE_SECONDS = 2.0
 
 
-class Work(Protocol):
-    """What a worker must know to make the same plan."""
-
-    @property
-    def source(self) -> SourceConfig: ...
-
-    @property
-    def data(self) -> DataConfig: ...
-
-    @property
-    def shard_bytes(self) -> int: ...
-
-    @property
-    def key(self) -> str: ...
-
-
 def write_in_workers(
-    work: Work, numbers: Sequence[int], count: int, cores: int, report: Callable[[int], None]
+    plan: Plan, numbers: Sequence[int], count: int, cores: int, report: Callable[[int], None]
 ) -> None:
     """Make the units `numbers` in `count` processes; `report` gets the bytes read by all.
 
@@ -67,10 +51,10 @@ def write_in_workers(
     }
     spec = json.dumps(
         {
-            "source": work.source.model_dump(mode="json"),
-            "data": work.data.model_dump(mode="json"),
-            "shard_bytes": work.shard_bytes,
-            "key": work.key,
+            "source": plan.source.model_dump(mode="json"),
+            "data": plan.data.model_dump(mode="json"),
+            "shard_bytes": plan.shard_bytes,
+            "key": plan.key,
         }
     )
     workers = [_Worker(environment, spec) for _ in range(count)]
