@@ -332,6 +332,17 @@ class Config(Schema):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _objective_suits_the_model(self) -> "Config":
+        self.train.objective.check(self.model)
+        return self
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The random keys that training draws from besides the order of the data."""
+        dropout = ("dropout",) if self.lora is not None and self.lora.dropout else ()
+        return (*dropout, *self.model.depth.keys, *self.train.objective.keys)
+
     def _row_lengths(self) -> list[tuple[str, int]]:
         """Every length of rows, with its key."""
         data = self.data

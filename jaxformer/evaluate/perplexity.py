@@ -4,6 +4,7 @@ import json as json_format
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,6 +17,7 @@ from jaxformer.data.loader import validation_batches
 from jaxformer.data.stores import Stores
 from jaxformer.errors import UserError
 from jaxformer.model.language_model import LanguageModel
+from jaxformer.objectives import NextTokenConfig, ObjectiveConfig
 from jaxformer.ops.cross_entropy import LossSums
 from jaxformer.parallel import processes
 from jaxformer.parallel.mesh import check_rows
@@ -26,6 +28,7 @@ from jaxformer.terminal import progress
 PyTree = Any
 EvalStep = Callable[[PyTree, Batch], LossSums]
 Sums = TypeVar("Sums")
+NEXT_TOKEN = NextTokenConfig()
 
 
 class Evaluation(NamedTuple):
@@ -39,14 +42,9 @@ class Evaluation(NamedTuple):
     tokens_per_second: float
 
 
-def make_eval_step(model: LanguageModel) -> EvalStep:
+def make_eval_step(model: LanguageModel, objective: ObjectiveConfig = NEXT_TOKEN) -> EvalStep:
     """`(params, batch) -> LossSums`, to be jitted."""
-
-    def eval_step(params: PyTree, batch: Batch) -> LossSums:
-        sums, _ = model.apply({"params": params}, *batch, method="loss")
-        return sums
-
-    return eval_step
+    return partial(objective.evaluate, model)
 
 
 def evaluate(
@@ -144,7 +142,8 @@ def validate(run: Run, check: Callable[[], None] = lambda: None) -> Evaluation:
         )
     with use_mesh(run.mesh, config.mesh.table):
         first = put_batch(batches[0], sharding)
-        eval_step = jax.jit(make_eval_step(run.model)).lower(run.params, first).compile()
+        step = make_eval_step(run.model, config.train.objective)
+        eval_step = jax.jit(step).lower(run.params, first).compile()
     with progress("evaluating", count) as report:
 
         def after_batch(done: int) -> None:

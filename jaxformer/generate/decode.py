@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 from jaxformer.errors import UserError
 from jaxformer.generate.sampling import Sampling, sample
 from jaxformer.memory import check_fits, program_bytes
+from jaxformer.model.depth.stack import separate_layers
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.model.positions import LearnedPositionsConfig
-from jaxformer.model.stack import separate_layers
 from jaxformer.parallel.mesh import data_shards
 from jaxformer.parallel.rules import bytes_per_device, put_rows, whole
 

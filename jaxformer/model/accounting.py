@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax.core import meta
 
-from jaxformer.model.channel_mixers import build_channel_mixer
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.model.lora import adapter_paths
-from jaxformer.model.mixers import Mixer, build_mixer
 from jaxformer.model.parameter_paths import by_path
 
 
@@ -30,23 +28,17 @@ def flops_per_token(model: LanguageModel, length: int) -> float:
     A training step costs three times as much: the backward pass has two products for each one,
     or one if the matrix is frozen.
     """
-    mixers = sum(mixer.flops(length) for mixer in _mixers(model))
-    ffns = sum(
-        build_channel_mixer(layer.ffn, model.dims, parent=None).flops(length)
-        for layer in model.config.layers()
-        if layer.ffn is not None
-    )
-    head = model.config.d_model * model.vocab_size
-    return mixers + ffns + 2.0 * head + 2.0 * _adapters(model)
+    return model.depth(parent=None).flops(length) + _flops_outside(model)
 
 
-def _mixers(model: LanguageModel) -> list[Mixer]:
-    """The mixer of every layer that has one."""
-    return [
-        build_mixer(layer.mixer, model.dims, layer.positions, parent=None)
-        for layer in model.config.layers()
-        if layer.mixer is not None
-    ]
+def most_flops_per_token(model: LanguageModel, length: int) -> float:
+    """`flops_per_token` of the costliest sequence, where the depth lets sequences differ."""
+    return model.depth(parent=None).most_flops(length) + _flops_outside(model)
+
+
+def _flops_outside(model: LanguageModel) -> float:
+    """Of the head and the adapters."""
+    return 2.0 * model.config.d_model * model.vocab_size + 2.0 * _adapters(model)
 
 
 def _adapters(model: LanguageModel) -> int:
@@ -64,10 +56,10 @@ def kernels(model: LanguageModel, length: int) -> tuple[str, ...]:
     Raises:
         ValueError: a kernel asked for by name cannot serve.
     """
-    chosen = (text for mixer in _mixers(model) for text in mixer.kernels(length))
+    chosen = (text for mixer in model.depth(parent=None).mixers() for text in mixer.kernels(length))
     return tuple(dict.fromkeys(chosen))
 
 
 def cache_bytes(model: LanguageModel, length: int) -> int:
     """Bytes of decoding state of one sequence of `length` tokens."""
-    return sum(mixer.cache_bytes(length) for mixer in _mixers(model))
+    return sum(mixer.cache_bytes(length) for mixer in model.depth(parent=None).mixers())

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.model.channel_mixers import build_channel_mixer
-from jaxformer.model.config import Layer
 from jaxformer.model.dims import Dims
+from jaxformer.model.layer import Layer
 from jaxformer.model.mixers import Cache, build_mixer
 from jaxformer.model.residuals import Residual, Stream
 from jaxformer.model.rows import LayerAux, RowInfo

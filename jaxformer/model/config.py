@@ -1,13 +1,16 @@
 """What a model is made of: the `model:` section of a configuration."""
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from jaxformer.model.channel_mixers import ChannelMixerConfig
+from jaxformer.model.depth import DepthConfig, FixedConfig
 from jaxformer.model.dims import InitConfig
 from jaxformer.model.inputs import InputsConfig, TokensConfig
+from jaxformer.model.layer import Layer
 from jaxformer.model.mixers import MixerConfig
 from jaxformer.model.norms import NormConfig
 from jaxformer.model.outputs import LinearConfig, OutputsConfig
@@ -77,6 +80,9 @@ class ModelConfig(Schema):
     residual: ResidualConfig = Field(
         PlainConfig(), description="how the outputs of sub-layers are added"
     )
+    depth: DepthConfig = Field(
+        FixedConfig(), description="which layers a token passes, and how often"
+    )
 
     @model_validator(mode="after")
     def _layers_fit(self) -> "ModelConfig":
@@ -88,6 +94,7 @@ class ModelConfig(Schema):
         for layer in self.pattern_layers():
             if layer.mixer is not None:
                 layer.mixer.check(self.d_model, layer.positions)
+        self.depth.check(self.num_layers, self.pattern_layers())
         return self
 
     @model_validator(mode="after")
@@ -124,7 +131,7 @@ class ModelConfig(Schema):
         every = (self.positions, *(layer.positions for layer in self.pattern_layers()))
         return min(getattr(each, "max_length", None) or math.inf for each in every)
 
-    def pattern_layers(self) -> tuple["Layer", ...]:
+    def pattern_layers(self) -> tuple[Layer, ...]:
         """The pattern's entries with the defaults filled in."""
         return tuple(
             Layer(
@@ -135,26 +142,14 @@ class ModelConfig(Schema):
             for entry in self.pattern
         )
 
-    def layers(self) -> tuple["Layer", ...]:
+    def layers(self) -> tuple[Layer, ...]:
         """Every layer from the bottom up."""
         pattern = self.pattern_layers()
         return tuple(pattern[index % len(pattern)] for index in range(self.num_layers))
 
-
-class Layer(Schema):
-    """A pattern entry with the defaults filled in; None is a layer without that part."""
-
-    mixer: MixerConfig | None
-    ffn: ChannelMixerConfig | None
-    positions: PositionsUnion
-
-    @property
-    def mixer_kind(self) -> str:
-        return "none" if self.mixer is None else self.mixer.kind
-
-    @property
-    def uses_positions(self) -> bool:
-        return self.mixer is not None and self.mixer.uses(self.positions)
+    def layers_of_path(self, path: str) -> Sequence[int] | None:
+        """See `DepthConfig.layers_of_path`."""
+        return self.depth.layers_of_path(path, self.num_layers, len(self.pattern))
 
 
 def _part(entry: Part | Literal["none"] | None, default: Part | None) -> Part | None:

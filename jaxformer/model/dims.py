@@ -68,7 +68,8 @@ AUTOMATIC = KernelsConfig()
 @dataclass(frozen=True)
 class Dims:
     """Sizes and types shared by all layers; `dtype` is that of activations, `statistics` whether
-    layers measure themselves."""
+    layers measure themselves. Of a cache, up to `taken_back` of the newest tokens can be taken back
+    again."""
 
     d_model: int
     num_layers: int
@@ -76,3 +77,4 @@ class Dims:
     dtype: DTypeLike
     kernels: KernelsConfig = AUTOMATIC
     statistics: bool = False
+    taken_back: int = 0

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxformer.model.config import ModelConfig
+from jaxformer.model.depth import DEPTHS, Depth
+from jaxformer.model.depth.stack import KEYS
 from jaxformer.model.dims import AUTOMATIC, Dims, KernelsConfig
 from jaxformer.model.inputs import INPUTS
 from jaxformer.model.lora import LoRAConfig, adapted
@@ -16,7 +18,7 @@ from jaxformer.model.norms import Norm
 from jaxformer.model.outputs import OUTPUTS
 from jaxformer.model.residuals import build_residual
 from jaxformer.model.rows import LayerAux
-from jaxformer.model.stack import Stack
+from jaxformer.ops.attention import Order
 from jaxformer.ops.cross_entropy import LossSums
 from jaxformer.ops.token_losses import TokenScores
 from jaxformer.parallel.context import over_context
@@ -29,7 +31,7 @@ class LanguageModel(nn.Module):
     """logits_t = head(norm(layers(embed(tokens_{≤t})))).
 
     `remat` names what a layer keeps for its gradient; `lora` adds adapters. For `layout` and
-    `micro_batches` see `Stack`, for `kernels` `KernelsConfig`. Parameters are float32, activations
+    `micro_batches` see `Depth`, for `kernels` `KernelsConfig`. Parameters are float32, activations
     `dtype`, logits and losses float32. Ids from `num_tokens` on, if given, pad the vocabulary: they
     have no probability in losses and scores, and decoding draws none. With `statistics`, layers
     measure themselves, see `Block`.
@@ -51,7 +53,7 @@ class LanguageModel(nn.Module):
         self.inputs = INPUTS[type(config.inputs)](
             config.inputs, dims, self.vocab_size, config.positions, config.scale_embeddings
         )
-        self.stack = self._stack()
+        self.stack = self.depth()
         if config.norm.placement != "post":
             self.final_norm = Norm(config.norm)
         self.outputs = OUTPUTS[type(config.outputs)](
@@ -82,6 +84,7 @@ class LanguageModel(nn.Module):
         tokens: jax.Array,
         positions: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
+        order: Order | None = None,
     ) -> jax.Array:
         """tokens [batch, length] → logits [batch, length, vocab], float32, also for padding.
 
@@ -89,8 +92,9 @@ class LanguageModel(nn.Module):
             positions: [batch, length], places in the document; 0, 1, 2, … when left out.
             segment_ids: [batch, length], the document of each token, 0 for padding; one document
                 per row when left out.
+            order: what tokens see, if not the tokens before them.
         """
-        x, _, _ = self.hidden(tokens, positions, segment_ids)
+        x, _, _ = self.hidden(tokens, positions, segment_ids, order)
         return self.outputs.logits(self._head(), x)
 
     def loss(
@@ -101,10 +105,16 @@ class LanguageModel(nn.Module):
         segment_ids: jax.Array,
         loss_mask: jax.Array,
         z_loss: float = 0.0,
+        order: Order | None = None,
     ) -> tuple[LossSums, LayerAux]:
         """Sums of the token losses over [batch, length], without ever holding all logits, and the
-        layers' losses and statistics."""
-        x, head, aux = self.read(inputs, positions, segment_ids)
+        layers' losses and statistics.
+
+        Args:
+            loss_mask: [batch, length], booleans, or the weight of every token's loss.
+            order: what tokens see, if not the tokens before them.
+        """
+        x, head, aux = self.read(inputs, positions, segment_ids, order)
         return self.outputs.loss(head, x, targets, loss_mask, z_loss), aux
 
     def scores(
@@ -114,14 +124,19 @@ class LanguageModel(nn.Module):
         positions: jax.Array,
         segment_ids: jax.Array,
         loss_mask: jax.Array,
+        order: Order | None = None,
     ) -> TokenScores:
         """The scores of every target [batch, length]; 0 and True where loss_mask is not set."""
-        x, head, _ = self.read(inputs, positions, segment_ids)
+        x, head, _ = self.read(inputs, positions, segment_ids, order)
         scores = self.outputs.scores(head, x, targets)
         return TokenScores(jnp.where(loss_mask, scores.log_probs, 0.0), scores.greedy | ~loss_mask)
 
     def read(
-        self, inputs: jax.Array, positions: jax.Array, segment_ids: jax.Array
+        self,
+        inputs: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        order: Order | None = None,
     ) -> tuple[jax.Array, PyTree, LayerAux]:
         """The outputs' input for rows [batch, length], which may be split over `context`, the
         outputs' weights, and the layers' losses and statistics."""
@@ -131,9 +146,9 @@ class LanguageModel(nn.Module):
             x, _, aux = module.apply({"params": params}, *rows, method="hidden", rngs=keys)
             return x, aux
 
-        keys = {"dropout": self.make_rng("dropout")} if self.has_rng("dropout") else {}
+        keys = {name: self.make_rng(name) for name in KEYS if self.has_rng(name)}
         params = self.variables["params"]
-        x, aux = over_context(hidden)(params, keys, inputs, positions, segment_ids)
+        x, aux = over_context(hidden)(params, keys, inputs, positions, segment_ids, order)
         return x, self._head(), aux
 
     def step(
@@ -144,25 +159,26 @@ class LanguageModel(nn.Module):
         Returns:
             ([batch, vocab] float32, the longer cache).
         """
-        x, cache, _ = self.hidden(tokens, positions, segment_ids, cache)
+        x, cache, _ = self.hidden(tokens, positions, segment_ids, cache=cache)
         return self.outputs.logits(self._head(), x[:, -1], self.num_tokens), cache
 
     @nn.nowrap
     def init_cache(self, batch: int, max_length: int, dtype: DTypeLike | None = None) -> Cache:
         """Caches of all layers for sequences of up to `max_length` tokens."""
-        stack = self._stack(parent=None)
-        return stack.init_cache(batch, max_length, dtype or self.dtype)
+        return self.depth(parent=None).init_cache(batch, max_length, dtype or self.dtype)
 
     def hidden(
         self,
         tokens: jax.Array,
         positions: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
+        order: Order | None = None,
         cache: Cache | None = None,
     ) -> tuple[jax.Array, Cache | None, LayerAux]:
         """tokens [batch, length] → the outputs' input [batch, length, d_model], the cache, and the
         layers' losses and statistics."""
         x, rows = self.inputs(tokens, positions, segment_ids)
+        rows = rows._replace(order=order)
         x = constrain_tokens(x, "d_model")
         with adapted(self.lora):
             x, cache, aux = self.stack(x, rows, cache)
@@ -174,12 +190,13 @@ class LanguageModel(nn.Module):
         return self.outputs.weights(self.inputs.table())
 
     @nn.nowrap
-    def _stack(self, **place: None) -> Stack:
+    def depth(self, **place: None) -> Depth:
+        """All layers; `place` is parent=None outside of the model."""
         config = self.config
-        pattern_length = len(config.pattern)
-        return Stack(
+        return DEPTHS[type(config.depth)](
+            config.depth,
             config.layers(),
-            pattern_length,
+            len(config.pattern),
             build_residual(config.residual, config.norm),
             self.dims,
             self.remat,

@@ -251,7 +251,7 @@ def rope_rotation(
     phase_type = jnp.promote_types(dtype, jnp.float32)
     lengths = jnp.ones((), phase_type)
     if isinstance(config.scaling, DynamicScalingConfig | LongRoPEScalingConfig):
-        documents = of_whole(_document_lengths, *rows)
+        documents = of_whole(_document_lengths, rows.positions, rows.segment_ids)
         lengths = documents[..., None].astype(phase_type)
     frequencies, factor = rope_frequencies(config, head_dim, lengths)
     phases = rows.positions[..., None].astype(phase_type) * jnp.asarray(frequencies, phase_type)

@@ -4,12 +4,17 @@ from typing import NamedTuple
 
 import jax
 
+from jaxformer.ops.attention import Order
+
 
 class RowInfo(NamedTuple):
     """Positions and documents of the tokens of a batch, each array [batch, length]."""
 
     positions: jax.Array  # int32, the token's place in its document
     segment_ids: jax.Array  # int32, the document of the token; 0 is padding
+    # What tokens see, if not the tokens before them in the row. When a cache is continued, a rank
+    # is a place in the row, and no token is private.
+    order: Order | None = None
 
 
 class LayerAux(NamedTuple):

@@ -1,12 +1,14 @@
 """What a training step minimizes."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 
 from jaxformer.batch import Batch
+from jaxformer.model.config import ModelConfig
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.model.rows import LayerAux
+from jaxformer.ops.cross_entropy import LossSums
 from jaxformer.schema.kinds import Kind
 
 PyTree = Any
@@ -39,6 +41,15 @@ class ObjectiveConfig(Kind):
     """The options of an objective; `kind` names it."""
 
     registry = OBJECTIVES
+    # The random keys that training draws from, `noise` if any.
+    keys: ClassVar[tuple[str, ...]] = ()
+
+    def check(self, model: ModelConfig) -> None:
+        """Check that a model can be trained so.
+
+        Raises:
+            ValueError: saying what stands in the way, and what would not.
+        """
 
     @property
     def reference(self) -> str | None:
@@ -64,3 +75,8 @@ class ObjectiveConfig(Kind):
             reference: the model that `self.reference` names.
         """
         raise NotImplementedError
+
+    def evaluate(self, model: LanguageModel, params: PyTree, batch: Batch) -> LossSums:
+        """What validation reports: the same for a batch whenever it is asked."""
+        sums, _ = model.apply({"params": params}, *batch, method="loss")
+        return sums

@@ -10,12 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 
 
-class Tokens(NamedTuple):
-    """Order, positions and documents of tokens, each [batch, length], or [1, length] for all."""
+class Order(NamedTuple):
+    """Which tokens of its document a token sees, where these are not the ones before it in the row:
+    keys of its own rank or a lower one, but private keys only from their own rank."""
 
-    order: jax.Array  # in the row: a query sees no key of higher order
+    rank: jax.Array  # [batch, length], int32
+    private: jax.Array  # [batch, length], bool
+
+
+class Tokens(NamedTuple):
+    """Places and documents of tokens, each [batch, length], or [1, length] for all."""
+
+    order: jax.Array  # the place in the row, which is the rank of a token without a given one
     positions: jax.Array  # in the document
     segment_ids: jax.Array  # which document; 0 is padding, −1 an empty slot of a cache
+    given: Order | None = None
+
+    @property
+    def rank(self) -> jax.Array:
+        return self.order if self.given is None else self.given.rank
 
 
 class Visibility(NamedTuple):
@@ -31,13 +44,25 @@ class Visibility(NamedTuple):
     def mask(self, queries: Tokens, keys: Tokens) -> jax.Array:
         """[batch or 1, q, s], True where the query sees the key."""
         distance = queries.order[:, :, None] - keys.order[:, None, :]
-        near = distance >= 0
+        behind = queries.rank[:, :, None] - keys.rank[:, None, :]
+        near = behind >= 0
+        if keys.given is not None:
+            near &= ~keys.given.private[:, None, :] | (behind == 0)
         if self.window is not None:
             within = distance < self.window
             if self.sinks:
                 within |= keys.positions[:, None, :] < self.sinks
             near &= within
         return near & (queries.segment_ids[:, :, None] == keys.segment_ids[:, None, :])
+
+
+def appended(old: jax.Array, new: jax.Array, lengths: jax.Array) -> jax.Array:
+    """A cache's array [batch, slots, ...] with new [batch, n, ...] at slots lengths [batch] on."""
+
+    def of_row(old: jax.Array, new: jax.Array, length: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), length, axis=0)
+
+    return jax.vmap(of_row)(old, new, lengths)
 
 
 def attend(
@@ -87,7 +112,7 @@ def masked_logits(
     if logit_softcap is not None:
         logits = logit_softcap * jnp.tanh(logits / logit_softcap)
     if slopes is not None:
-        distance = (queries.order[:, :, None] - keys.order[:, None, :]).astype(wide)
+        distance = jnp.abs(queries.order[:, :, None] - keys.order[:, None, :]).astype(wide)
         per_head = jnp.asarray(slopes, wide).reshape(1, k.shape[2], -1, 1, 1)
         logits -= per_head * distance[:, None, None]
     visible = visibility.mask(queries, keys)[:, None, None]

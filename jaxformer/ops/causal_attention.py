@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxformer.ops import shards
-from jaxformer.ops.attention import Tokens, Visibility, attend
+from jaxformer.ops.attention import Order, Tokens, Visibility, attend
 from jaxformer.ops.kernels.choice import attend_by, choose
 from jaxformer.ops.ring_attention import ring_attention
 
@@ -27,6 +27,7 @@ def causal_attention(
     v: jax.Array,
     positions: jax.Array,
     segment_ids: jax.Array,
+    order: Order | None = None,
     *,
     visibility: Visibility,
     kernel: str = "xla",
@@ -40,25 +41,29 @@ def causal_attention(
     that shard's end; everything else is `ring_attention`.
 
     Args:
+        order: what tokens see, if not the tokens before them in the row.
         kernel: see `choose`.
         place: the mesh axes of rows and of key-value heads.
 
     Raises:
         ValueError: `kernel` cannot serve.
     """
-    chosen = choose(kernel, q, v, visibility=visibility, **options).name
+    chosen = choose(kernel, q, v, order=order, visibility=visibility, **options).name
     if chosen != "xla":
         rows = (q, k, v, positions, segment_ids)
         return attend_by(chosen, *rows, place=place, visibility=visibility, **options)
     length, window = q.shape[1], visibility.window
     earlier = 0  # keys before the first query
     if shards.count() > 1:
-        if window is None or window > length or visibility.sinks:
-            return ring_attention(q, k, v, positions, segment_ids, visibility=visibility, **options)
+        if order is not None or window is None or window > length or visibility.sinks:
+            return ring_attention(
+                q, k, v, positions, segment_ids, order, visibility=visibility, **options
+            )
         earlier = window - 1
         k, v, positions = (_with_end_before(x, earlier, 0) for x in (k, v, positions))
         segment_ids = _with_end_before(segment_ids, earlier, -1)
-    tokens = Tokens(jnp.arange(earlier + length, dtype=jnp.int32)[None], positions, segment_ids)
+    in_row = jnp.arange(earlier + length, dtype=jnp.int32)[None]
+    tokens = Tokens(in_row, positions, segment_ids, order)
     block = max(SMALLEST_BLOCK, -(-length // MOST_BLOCKS))
     stops = [*range(block, length, block), length]
     starts = [0, *stops[:-1]]
@@ -67,13 +72,15 @@ def causal_attention(
     outputs = []
     for start, stop, q_block in zip(starts, stops, blocks, strict=True):
         start, stop = earlier + start, earlier + stop
-        first = max(0, start - (window or length) + 1)
-        keys, values, places = k[:, first:stop], v[:, first:stop], _between(tokens, first, stop)
+        first, last = max(0, start - (window or length) + 1), stop
+        if order is not None:
+            first, last = 0, length
+        keys, values, places = k[:, first:last], v[:, first:last], _between(tokens, first, last)
         if first and visibility.sinks:
             sinks, where = _earlier_sinks(tokens, first, visibility.sinks)
             keys = jnp.concatenate([_take(k, where), keys], axis=1)
             values = jnp.concatenate([_take(v, where), values], axis=1)
-            places = Tokens(*(_join(pair) for pair in zip(sinks, places, strict=True)))
+            places = jax.tree.map(lambda *pair: _join(pair), sinks, places)
         queries = _between(tokens, start, stop)
         outputs.append(
             attend(q_block, keys, values, queries, places, visibility=visibility, **options)
@@ -89,13 +96,14 @@ def prefill_attention(
     v: jax.Array,
     positions: jax.Array,
     segment_ids: jax.Array,
+    order: Order | None = None,
     *,
     kernel: str,
     **options: Any,
 ) -> jax.Array:
     """`of_cache()`, attention of new tokens to a cache and themselves; if the cache was empty and
     a kernel can serve, the kernel computes it instead."""
-    if choose(kernel, q, v, **options).name == "xla":
+    if choose(kernel, q, v, order=order, **options).name == "xla":
         return of_cache()
     rows = (q, k, v, positions, segment_ids)
     return jax.lax.cond(
@@ -110,7 +118,7 @@ def _with_end_before(x: jax.Array, count: int, fill: int) -> jax.Array:
 
 
 def _between(tokens: Tokens, start: int, stop: int) -> Tokens:
-    return Tokens(*(part[:, start:stop] for part in tokens))
+    return jax.tree.map(lambda part: part[:, start:stop], tokens)
 
 
 def _take(array: jax.Array, where: jax.Array) -> jax.Array:

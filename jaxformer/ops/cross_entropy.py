@@ -18,7 +18,7 @@ class LossSums(NamedTuple):
 
     loss: jax.Array  # []: Σ −log softmax(logits)[target]
     z_loss: jax.Array  # []: weight · Σ logsumexp(logits)²
-    tokens: jax.Array  # []: how many
+    tokens: jax.Array  # []: how many, or the sum of their weights
 
 
 def cross_entropy(
@@ -37,7 +37,7 @@ def cross_entropy(
         x: [batch, length, d_model].
         head: [d_model, vocab].
         targets: [batch, length], integers.
-        loss_mask: [batch, length], booleans.
+        loss_mask: [batch, length], booleans, or weights, which get no gradient.
         z_loss: weight of log²Z (PaLM, Chowdhery et al., 2022, arXiv:2204.02311, section 5).
         logit_softcap: cap(y) = c · tanh(y / c).
         num_tokens: entries of the vocabulary from here on are padding, without probability.
@@ -63,7 +63,7 @@ class _Chunk(NamedTuple):
 
     x: jax.Array  # [tokens, d_model]
     targets: jax.Array  # [tokens]
-    loss_mask: jax.Array  # [tokens]
+    loss_mask: jax.Array  # [tokens], booleans or weights
 
 
 def _chunk_sums(
@@ -77,9 +77,17 @@ def _chunk_sums(
     logits = logits_of(chunk.x, head, logit_softcap, num_tokens)
     log_z = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     at_target = jnp.take_along_axis(logits, chunk.targets[:, None], axis=-1)
-    cross = jnp.sum(jnp.where(chunk.loss_mask[:, None], log_z - at_target, 0.0))
-    squares = z_weight * jnp.sum(jnp.where(chunk.loss_mask[:, None], jnp.square(log_z), 0.0))
+    cross = jnp.sum(_weighted(log_z - at_target, chunk.loss_mask))
+    squares = z_weight * jnp.sum(_weighted(jnp.square(log_z), chunk.loss_mask))
     return (cross, squares), (logits, log_z)
+
+
+def _weighted(x: jax.Array, loss_mask: jax.Array) -> jax.Array:
+    """x [tokens, n] times the tokens' weights; what is masked need not be finite."""
+    weights = loss_mask[:, None]
+    if weights.dtype != jnp.bool_:
+        x = x * weights
+    return jnp.where(weights != 0, x, 0.0)
 
 
 def _chunk_gradient(
@@ -95,7 +103,7 @@ def _chunk_gradient(
     if logit_softcap is not None:
         slope = 1.0 - jnp.square(logits / logit_softcap)
         gradient *= jnp.where(jnp.isneginf(logits), 0.0, slope)
-    return jnp.where(chunk.loss_mask[:, None], gradient, 0.0).astype(chunk.x.dtype)
+    return _weighted(gradient, chunk.loss_mask).astype(chunk.x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))

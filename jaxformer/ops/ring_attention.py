@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.ops import shards
-from jaxformer.ops.attention import Tokens, masked_logits
+from jaxformer.ops.attention import Order, Tokens, masked_logits
 
 # Arrays in this file hold both halves of a device, the earlier first: [2, batch, half, ...].
 
@@ -48,6 +48,7 @@ def ring_attention(
     v: jax.Array,
     positions: jax.Array,
     segment_ids: jax.Array,
+    given: Order | None = None,
     **options: Any,
 ) -> jax.Array:
     """`causal_attention` of a shard's queries to the keys of all shards, inside `shard_map`.
@@ -65,7 +66,7 @@ def ring_attention(
             f"by 2 × mesh.context = {2 * shards.count()}"
         )
     order = jax.lax.axis_index(shards.AXIS) * length + jnp.arange(length, dtype=jnp.int32)
-    tokens = Tokens(jnp.broadcast_to(order, positions.shape), positions, segment_ids)
+    tokens = Tokens(jnp.broadcast_to(order, positions.shape), positions, segment_ids, given)
     q, k, v, tokens = jax.tree.map(_deal, (q, k, v, tokens))
     around = jax.custom_vjp(lambda *rows: _forward(options, *rows)[0])
     around.defvjp(partial(_forward, options), partial(_backward, options))
@@ -108,13 +109,21 @@ def _to_next(x: Any) -> Any:
     return jax.lax.ppermute(x, shards.AXIS, [(i, (i + 1) % count) for i in range(count)])
 
 
-# Pairs (half of queries, half of keys) that meet before the first turn: a device's own.
+# Pairs (half of queries, half of keys) that meet in a turn where any query may see any key.
+ALL = ((0, 0), (0, 1), (1, 0), (1, 1))
+# Those of the device's own that meet before the first turn otherwise.
 OWN = ((0, 0), (1, 0), (1, 1))
 
 
-def _meeting(turn: jax.Array) -> tuple[tuple, ...]:
+def _own(tokens: Tokens) -> tuple[tuple, ...]:
+    return OWN if tokens.given is None else ALL
+
+
+def _meeting(tokens: Tokens, turn: jax.Array) -> tuple[tuple, ...]:
     """Pairs that meet after `turn` turns: all queries see the earlier half of the keys of a device
     before; the later half of the queries sees all keys of a device behind."""
+    if tokens.given is not None:
+        return ALL
     before = turn <= jax.lax.axis_index(shards.AXIS)
     same = jnp.where(before, 0, 1)
     return ((1, 0), (same, same))
@@ -135,14 +144,14 @@ def _forward(
     def turn(carried: tuple[Mixed, Keys], number: jax.Array) -> tuple[tuple[Mixed, Keys], None]:
         mixed, keys = carried
         keys = _to_next(keys)
-        return (meet(mixed, keys, _meeting(number)), keys), None
+        return (meet(mixed, keys, _meeting(tokens, number)), keys), None
 
     keys = Keys(k, v, tokens)
     nothing = Mixed(
         jnp.zeros((*q.shape[:-1], v.shape[-1]), wide),
         jnp.full(q.shape[:-1], jnp.finfo(wide).min, wide),
     )
-    start = (meet(nothing, keys, OWN), keys)
+    start = (meet(nothing, keys, _own(tokens)), keys)
     (mixed, _), _ = jax.lax.scan(turn, start, jnp.arange(1, shards.count()))
     o = mixed.o.astype(v.dtype)
     return o, (q, keys, o, mixed.log_sum)
@@ -165,10 +174,10 @@ def _backward(options: dict, kept: tuple, d_o: jax.Array) -> tuple:
     def turn(carried: tuple, number: jax.Array) -> tuple[tuple, None]:
         gradients, keys = carried
         keys, d_keys = _to_next((keys, gradients[1]))
-        return (meet(gradients[0], keys, d_keys, _meeting(number)), keys), None
+        return (meet(gradients[0], keys, d_keys, _meeting(own.tokens, number)), keys), None
 
     d_q, *d_keys = jax.tree.map(lambda x: jnp.zeros(x.shape, wide), (q, keys.k, keys.v))
-    start = (meet(d_q, keys, tuple(d_keys), OWN), keys)
+    start = (meet(d_q, keys, tuple(d_keys), _own(own.tokens)), keys)
     ((d_q, d_keys), _), _ = jax.lax.scan(turn, start, jnp.arange(1, shards.count()))
     d_k, d_v = _to_next(d_keys)  # home
     return d_q.astype(q.dtype), d_k.astype(keys.k.dtype), d_v.astype(keys.v.dtype), None

@@ -19,17 +19,17 @@ def over_context(of_rows: OfRows) -> OfRows:
     without `context`, it is `of_rows` itself.
 
     On each device, `of_rows` sees a piece [rows, length / context, ...] of every array, finds the
-    other pieces through `ops.shards`, has random keys of its own, and leaves all other mesh axes to
-    the compiler.
+    other pieces through `ops.shards`, has a `dropout` key of its own, and leaves all other mesh
+    axes to the compiler. Other keys decide over rows, the same on every device.
     """
 
     def of_piece(
         params: object, keys: dict[str, jax.Array], *arrays: jax.Array
     ) -> tuple[PyTree, PyTree]:
-        own = {
-            name: jax.random.fold_in(key, jax.lax.axis_index(AXIS)) for name, key in keys.items()
-        }
-        made, sums = of_rows(params, own, *arrays)
+        if "dropout" in keys:
+            own = jax.random.fold_in(keys["dropout"], jax.lax.axis_index(AXIS))
+            keys = keys | {"dropout": own}
+        made, sums = of_rows(params, keys, *arrays)
         return made, jax.lax.psum(sums, AXIS)
 
     def whole(

@@ -8,7 +8,6 @@ import re
 from collections import Counter
 
 from jaxformer.model.config import ModelConfig
-from jaxformer.model.stack import layers_of_path
 from jaxformer.plan.collectives import COLLECTIVES
 from jaxformer.plan.hlo import Computation, Instruction
 
@@ -85,7 +84,7 @@ def _of_layer(path: str, module: str, model: ModelConfig) -> str:
         return "ffn"
     if module != "mixer":
         return "norms" if "norm" in module else "scan and residual stream"
-    layers = layers_of_path(path, model.num_layers, len(model.pattern))
+    layers = model.layers_of_path(path)
     assert layers is not None
     mixer = model.layers()[layers[0]].mixer
     assert mixer is not None

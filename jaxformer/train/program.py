@@ -23,6 +23,7 @@ from jaxformer.model.accounting import (
     flops_per_token,
     kernels,
 )
+from jaxformer.model.config import ModelConfig
 from jaxformer.model.language_model import LanguageModel, build_model
 from jaxformer.model.parameter_paths import by_path, from_paths, join, split
 from jaxformer.objectives import Loss, Reference
@@ -206,12 +207,11 @@ def make_program(config: Config, mesh: Mesh, vocab_size: int) -> Program:
 
 def _program_part(config: Config) -> Config:
     """The configuration, with the keys that no program depends on set to constants."""
-    dropout = config.lora is not None and config.lora.dropout
     return config.model_copy(
         update={
             "data": DataConfig(sequence_length=config.data.sequence_length),
             "train": config.train.model_copy(
-                update={"profile": None} | ({} if dropout else {"seed": 0})
+                update={"profile": None} | ({} if config.keys else {"seed": 0})
             ),
             "optimizer": config.optimizer.model_copy(
                 update=dict.fromkeys(rates_of(config.optimizer), 1.0)
@@ -232,7 +232,7 @@ def _new_program(
 ) -> Program:
     check_length(mesh.shape["context"], config.data.sequence_length)
     train, optimizer_config = config.train, config.optimizer
-    check_repetitions(mesh.shape["stage"], config.model.num_layers, len(config.model.pattern))
+    _check_stages(mesh.shape["stage"], config.model)
     rows = train.batch_size // train.accumulation
     pipeline = make_pipeline(mesh.shape, rows, train.pipeline_micro_batches)
     scanned = build_model(
@@ -278,7 +278,8 @@ def _new_program(
             train.accumulation,
             optimizer_config.clip_norm,
             train.ema_decay,
-            dropout_seed=train.seed if config.lora and config.lora.dropout else None,
+            seed=train.seed,
+            keys=config.keys,
             statistics_of=config.model if train.layer_statistics else None,
         ),
     )
@@ -295,7 +296,7 @@ def _new_program(
         ),
         init=init,
         train_step=train_step,
-        eval_step=make_eval_step(model),
+        eval_step=make_eval_step(model, train.objective),
         kernels=_chosen_kernels(model, mesh, config.data.sequence_length),
         frozen_products=_frozen_products(config, whole, axes, trained),
         pipeline=pipeline,
@@ -303,6 +304,15 @@ def _new_program(
 
 
 _shared_program = lru_cache(maxsize=2)(_new_program)
+
+
+def _check_stages(stages: int, model: ModelConfig) -> None:
+    if stages > 1 and not model.depth.has_stages:
+        raise DoesNotFit(
+            f"mesh.stage is {stages}, but stages cannot share the layers of model.depth "
+            f"{model.depth.kind}; leave mesh.stage at 1"
+        )
+    check_repetitions(stages, model.num_layers, len(model.pattern))
 
 
 def _put_in(fresh: PyTree, given: PyTree) -> PyTree:

@@ -9,10 +9,12 @@ import numpy as np
 
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.parameter_paths import by_path
-from jaxformer.model.stack import layers_of_path
 
 PyTree = Any
 Layers = dict[str, jax.Array]
+
+MEANS = ("activation",)
+SUMS = ("gradient", "update", "weight")
 
 
 def squares(tree: PyTree, model: ModelConfig) -> jax.Array:
@@ -20,7 +22,7 @@ def squares(tree: PyTree, model: ModelConfig) -> jax.Array:
     those outside the layers last."""
     sums = jnp.zeros(model.num_layers + 1, jnp.float32)
     for path, leaf in by_path(tree).items():
-        layers = layers_of_path(path, model.num_layers, len(model.pattern))
+        layers = model.layers_of_path(path)
         if layers is None:
             sums = sums.at[-1].add(jnp.sum(jnp.square(leaf)))
         else:
@@ -33,7 +35,7 @@ def counts(tree: PyTree, model: ModelConfig) -> np.ndarray:
     """How many parameters each layer has, and how many are outside the layers: [layers + 1]."""
     found = np.zeros(model.num_layers + 1, np.int64)
     for path, leaf in by_path(tree).items():
-        layers = layers_of_path(path, model.num_layers, len(model.pattern))
+        layers = model.layers_of_path(path)
         places = (model.num_layers,) if layers is None else layers
         found[list(places)] += math.prod(leaf.shape) // len(places)
     return found
@@ -43,16 +45,21 @@ def rows(step: int, layers: dict[str, np.ndarray], numbers: np.ndarray) -> list[
     """One row of metrics per layer, and a last one, whose layer is null, for all other parameters.
 
     Args:
-        layers: a sum of squares per layer by the name of its metric, as `make_train_step` gives
-            it; activations are a mean already.
+        layers: by the name of its metric, as `make_train_step` gives it: a mean square per layer
+            (MEANS), a sum of squares per layer (SUMS), or a statistic of the layers' own.
         numbers: what `counts` gives.
     """
     found: list[dict[str, Any]] = []
     for index, number in enumerate(numbers.tolist()):
         row: dict[str, Any] = {"step": step, "layer": index if index + 1 < len(numbers) else None}
         for name, values in layers.items():
-            if index < len(values):
-                mean = values[index] if name == "activation" else values[index] / max(number, 1)
-                row[f"{name}_rms"] = float(np.sqrt(mean))
+            if index >= len(values):
+                continue
+            if name in SUMS:
+                row[f"{name}_rms"] = float(np.sqrt(values[index] / max(number, 1)))
+            elif name in MEANS:
+                row[f"{name}_rms"] = float(np.sqrt(values[index]))
+            else:
+                row[name] = float(values[index])
         found.append(row | {"parameters": number})
     return found

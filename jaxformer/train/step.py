@@ -1,6 +1,6 @@
 """The train step: pure, jitted, donated, `(state, batch) -> (state, metrics)`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,8 @@ from jaxformer.train.schedule import Schedule
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
+
+KEYS = ("dropout", "depth", "noise")  # random keys that a loss may draw from
 
 
 # (all weights, those of the reference, batch, keys such as `dropout`) → loss
@@ -51,7 +53,8 @@ class StepOptions(NamedTuple):
     accumulation: int = 1
     clip_norm: float | None = None
     ema_decay: float | None = None
-    dropout_seed: int | None = None  # None: the loss takes no key
+    seed: int = 0
+    keys: Collection[str] = ()  # of KEYS, those that the loss draws from
     statistics_of: ModelConfig | None = None  # whose layers are measured, if any are
 
 
@@ -84,27 +87,32 @@ def make_train_step(
     whatever the accumulation and sharding: micro-batches add to G and N, and the division is made
     once. When the loss or ‖g‖ is not finite, parameters, optimizer state and average stay as they
     were; the step still counts, and `nonfinite` counts how many such steps there were in a row.
-    Keys are pure functions of `options.dropout_seed`, the step and the micro-batch.
+    Keys are pure functions of `options.seed`, the step and the micro-batch.
 
     Metrics (float32 scalars): the loss's sums divided by N, `loss` in nats among them, `grad_norm`
     = ‖g‖ before clipping, `learning_rate`, `tokens` = N, `nonfinite`; `layer_loss` if layers have
-    one. With `statistics_of` also `layers`: the mean square `activation` of each layer, and sums of
-    squares per layer and outside the layers [layers + 1]: `gradient` (g before clipping), `update`
-    and `weight` (θ).
+    one, and `layers/NAME` for each of their statistics, per token, averaged over the layers that
+    have it. With `statistics_of` also `layers`: the mean square `activation` of each layer, its own
+    statistics per token, and sums of squares per layer and outside the layers [layers + 1]:
+    `gradient` (g before clipping), `update` and `weight` (θ).
     """
 
     descend = optax.with_extra_args_support(optimizer).update
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rngs = {}
-        if options.dropout_seed is not None:
-            key = jax.random.key(options.dropout_seed)
-            rngs["dropout"] = jax.random.fold_in(key, state.step)
+        if options.keys:
+            key = jax.random.fold_in(jax.random.key(options.seed), state.step)
+            every = {name: jax.random.fold_in(key, number) for number, name in enumerate(KEYS)}
+            rngs = {name: every[name] for name in options.keys}
         total, gradients = _sum_gradients(loss_of, state, batch, options.accumulation, rngs)
         tokens = jnp.maximum(total.weight, 1.0)
         means = {name: value / tokens for name, value in total.sums.items()}
         if total.layers.loss is not None:
             means["layer_loss"] = total.layers.loss / tokens
+        real = jnp.maximum(jnp.sum(batch.segment_ids != 0), 1)
+        said = {name: x / real for name, x in total.layers.stats.items() if name != "activation"}
+        means |= {f"layers/{name}": jnp.nanmean(values) for name, values in said.items()}
         with jax.named_scope("optimizer"):
             grad_norm = optax.tree.norm(gradients) / tokens
             finite = jnp.isfinite(means["loss"]) & jnp.isfinite(grad_norm)
@@ -145,8 +153,7 @@ def make_train_step(
             "nonfinite": nonfinite,
         }
         if (model := options.statistics_of) is not None:
-            real = jnp.maximum(jnp.sum(batch.segment_ids != 0), 1)
-            metrics["layers"] = {
+            metrics["layers"] = said | {
                 "activation": total.layers.stats["activation"] / real,
                 "gradient": statistics.squares(gradients, model) / (scale * tokens) ** 2,
                 "update": changed,

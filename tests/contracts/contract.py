@@ -30,7 +30,7 @@ def one_document(length: int, batch: int = 2) -> RowInfo:
 
 
 def part_of(rows: RowInfo, part: slice) -> RowInfo:
-    return RowInfo(*(array[:, part] for array in rows))
+    return jax.tree.map(lambda array: array[:, part], rows)
 
 
 @functools.cache

@@ -41,7 +41,7 @@ def test_logits_are_float32_for_bfloat16_inputs() -> None:
     k = k.at[0, 1, 0, 1].set(2.0**-11)
     v = jnp.array([0.0, 1.0], jnp.bfloat16).reshape(1, 2, 1, 1)
     tokens = Tokens(*jnp.ones((3, 1, 2), jnp.int32))
-    query = Tokens(*(part[:, :1] for part in tokens))
+    query = jax.tree.map(lambda part: part[:, :1], tokens)
     jaxpr = jax.make_jaxpr(
         lambda q, k, v: attend(q, k, v, query, tokens, visibility=Visibility(), scale=1.0)
     )(q, k, v)

@@ -8,7 +8,8 @@ from jaxformer.checkpoint.interop.hub_config import HubConfig, shown
 from jaxformer.checkpoint.interop.rules import Linear, Rule, Transform, Vector, row, within
 from jaxformer.errors import UserError
 from jaxformer.model.channel_mixers.dense import DenseConfig
-from jaxformer.model.config import Layer, ModelConfig
+from jaxformer.model.config import ModelConfig
+from jaxformer.model.layer import Layer
 from jaxformer.model.mixers import MixerConfig
 from jaxformer.model.mixers.attention import AttentionConfig
 

@@ -8,7 +8,8 @@ from jaxformer.checkpoint.interop.decoder import usual_scale
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.run_directory import flat
 from jaxformer.errors import UserError
-from jaxformer.model.config import Layer, ModelConfig
+from jaxformer.model.config import ModelConfig
+from jaxformer.model.layer import Layer
 from jaxformer.model.mixers.attention import AttentionConfig
 from jaxformer.model.mixers.mamba import MambaConfig
 

@@ -1,6 +1,7 @@
 """Softmax attention: multi-head (Vaswani et al., 2017, arXiv:1706.03762), multi-query (Shazeer,
 2019, arXiv:1911.02150) and grouped-query (Ainslie et al., 2023, arXiv:2305.13245)."""
 
+import dataclasses
 import math
 from typing import Literal
 
@@ -24,7 +25,7 @@ from jaxformer.model.positions import (
 )
 from jaxformer.model.projections import Projection
 from jaxformer.model.rows import RowInfo
-from jaxformer.ops.attention import Tokens, Visibility, attend
+from jaxformer.ops.attention import Tokens, Visibility, appended, attend
 from jaxformer.ops.causal_attention import causal_attention, prefill_attention
 from jaxformer.ops.kernels.choice import choose
 from jaxformer.parallel.rules import mesh_axes
@@ -88,6 +89,10 @@ class AttentionConfig(MixerConfig):
         if isinstance(positions, RoPEConfig):
             positions.rotated_size(self.head_size(d_model))
 
+    @property
+    def sees_any_order(self) -> bool:
+        return True
+
     def uses(self, positions: PositionsUnion) -> bool:
         return isinstance(positions, RoPEConfig | ALiBiConfig)
 
@@ -104,13 +109,13 @@ class KVCache:
     """Keys and values of the tokens still visible, with their positions and documents.
 
     Without a window, slot i holds token i. With one, each of a document's first `sinks` tokens has
-    its own slot, and the others rotate through `window` more.
+    its own slot, and the others rotate through `window` more, and as many as may be taken back.
     """
 
     k: jax.Array  # [batch, slots, kv_heads, head_dim]
     v: jax.Array  # [batch, slots, kv_heads, head_dim]
     tokens: Tokens  # each [batch, slots]
-    length: jax.Array  # []: tokens so far
+    length: jax.Array  # [batch]: tokens so far
 
 
 class Attention(Mixer):
@@ -118,6 +123,7 @@ class Attention(Mixer):
 
     form = "pairs"
     kernel = "splash (TPU), cuDNN (NVIDIA)"
+    rewinds = True
 
     config: AttentionConfig
 
@@ -207,23 +213,24 @@ class Attention(Mixer):
         rows: RowInfo,
     ) -> tuple[jax.Array, KVCache]:
         """Attention of new tokens to the cached ones and to themselves, and the longer cache."""
-        batch, length = rows.positions.shape
-        order = jnp.broadcast_to(
-            cache.length + jnp.arange(length, dtype=jnp.int32), (batch, length)
-        )
-        new = Tokens(order, *rows)
+        length = rows.positions.shape[1]
+        order = cache.length[:, None] + jnp.arange(length, dtype=jnp.int32)
+        new = Tokens(order, rows.positions, rows.segment_ids)
         longer = self._write(cache, k, v, new)
+        queries = new._replace(given=rows.order)
 
         def of_cache() -> jax.Array:
             if self.config.window is None or length == 1:
-                return attend(q, longer.k, longer.v, new, longer.tokens, **self._options())
+                return attend(q, longer.k, longer.v, queries, longer.tokens, **self._options())
             # New tokens may overwrite some that the first of them still sees.
             keys, values = jnp.concatenate([cache.k, k], 1), jnp.concatenate([cache.v, v], 1)
-            pairs = zip(cache.tokens, new, strict=True)
-            tokens = Tokens(*(jnp.concatenate(pair, 1) for pair in pairs))
-            return attend(q, keys, values, new, tokens, **self._options())
+            taken_back = cache.tokens.order >= cache.length[:, None]
+            segments = jnp.where(taken_back, -1, cache.tokens.segment_ids)
+            old = cache.tokens._replace(segment_ids=segments)
+            tokens = jax.tree.map(lambda *pair: jnp.concatenate(pair, 1), old, new)
+            return attend(q, keys, values, queries, tokens, **self._options())
 
-        is_empty = cache.length == 0
+        is_empty = jnp.all(cache.length == 0)
         y = prefill_attention(is_empty, of_cache, q, k, v, *rows, **self._options_of_rows())
         return y, longer
 
@@ -233,18 +240,17 @@ class Attention(Mixer):
         if window is None:
 
             def write(old: jax.Array, update: jax.Array) -> jax.Array:
-                update = update.astype(old.dtype)
-                return jax.lax.dynamic_update_slice_in_dim(old, update, cache.length, axis=1)
+                return appended(old, update, cache.length)
 
         else:
             # Of several writes to a slot an arbitrary one stays: drop all but the last.
-            last = new.order > cache.length + length - 1 - window
-            slots = jnp.where(last, sinks + new.order % window, sinks + window)
+            rotating = window + self.dims.taken_back
+            last = new.order > cache.length[:, None] + length - 1 - rotating
+            slots = jnp.where(last, sinks + new.order % rotating, sinks + rotating)
             if sinks:
                 final = _last_of_its_position(new, sinks)
-                slots = jnp.where(
-                    new.positions < sinks, jnp.where(final, new.positions, sinks + window), slots
-                )
+                own = jnp.where(final, new.positions, sinks + rotating)
+                slots = jnp.where(new.positions < sinks, own, slots)
             rows = jnp.arange(k.shape[0])[:, None]
 
             def write(old: jax.Array, update: jax.Array) -> jax.Array:
@@ -253,13 +259,13 @@ class Attention(Mixer):
         return KVCache(
             k=write(cache.k, k),
             v=write(cache.v, v),
-            tokens=Tokens(*(write(old, part) for old, part in zip(cache.tokens, new, strict=True))),
+            tokens=jax.tree.map(write, cache.tokens, new),
             length=cache.length + length,
         )
 
     def _slots(self, max_length: int) -> int:
         window, sinks = self.config.window, self.config.sinks
-        return max_length if window is None else window + sinks
+        return max_length if window is None else window + sinks + self.dims.taken_back
 
     def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> KVCache:
         slots = self._slots(max_length)
@@ -272,8 +278,11 @@ class Attention(Mixer):
                 positions=jnp.zeros((batch, slots), jnp.int32),
                 segment_ids=jnp.full((batch, slots), -1, jnp.int32),
             ),
-            length=jnp.zeros((), jnp.int32),
+            length=jnp.zeros(batch, jnp.int32),
         )
+
+    def rewind(self, cache: KVCache, counts: jax.Array) -> KVCache:
+        return dataclasses.replace(cache, length=cache.length - counts)
 
     def flops(self, length: int) -> float:
         config, features = self.config, self._head_dim
@@ -285,7 +294,7 @@ class Attention(Mixer):
 
     def cache_bytes(self, length: int) -> int:
         features = 2 * self.config.kv_heads * self._head_dim
-        return self._slots(length) * (features * jnp.dtype(self.dims.dtype).itemsize + 3 * 4)
+        return self._slots(length) * (features * jnp.dtype(self.dims.dtype).itemsize + 3 * 4) + 4
 
 
 def _last_of_its_position(tokens: Tokens, sinks: int) -> jax.Array:

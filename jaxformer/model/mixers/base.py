@@ -28,6 +28,11 @@ class MixerConfig(Kind):
             ValueError: saying which sizes do not fit, and what would.
         """
 
+    @property
+    def sees_any_order(self) -> bool:
+        """Whether `rows.order` may be given; a causal mixer sees what is before a token alone."""
+        return False
+
     def uses(self, positions: PositionsUnion) -> bool:
         """Whether the mixer itself uses these positions, apart from what embeddings hold."""
         return False
@@ -45,6 +50,8 @@ class Mixer(nn.Module):
     form: ClassVar[Literal["chunks", "scan", "pairs", "step", "of its parts"]] = "chunks"
     # Its own kernels, if any; everywhere else XLA compiles the form above.
     kernel: ClassVar[str] = "none"
+    # Whether the newest tokens of a cache can be taken back, see `rewind`.
+    rewinds: ClassVar[bool] = False
 
     config: MixerConfig
     dims: Dims
@@ -64,7 +71,12 @@ class Mixer(nn.Module):
         raise NotImplementedError
 
     def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> Cache:
-        """The cache before the first token of sequences of up to `max_length` tokens."""
+        """The cache before the first token of sequences of up to `max_length` tokens; the first
+        axis of every array is the batch."""
+        raise NotImplementedError
+
+    def rewind(self, cache: Cache, counts: jax.Array) -> Cache:
+        """The cache as it was `counts` [batch] tokens ago, at most `dims.taken_back`."""
         raise NotImplementedError
 
     def kernels(self, length: int) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Multi-head latent attention: keys and values come from one small latent per token (DeepSeek-V2,
 2024, arXiv:2405.04434)."""
 
+import dataclasses
 from typing import Literal
 
 import flax.linen as nn
@@ -23,7 +24,7 @@ from jaxformer.model.positions import (
 )
 from jaxformer.model.projections import Projection, project_heads
 from jaxformer.model.rows import RowInfo
-from jaxformer.ops.attention import Tokens, Visibility, attend
+from jaxformer.ops.attention import Tokens, Visibility, appended, attend
 from jaxformer.ops.causal_attention import causal_attention, prefill_attention
 from jaxformer.ops.kernels.choice import choose
 from jaxformer.parallel.rules import mesh_axes
@@ -50,6 +51,10 @@ class LatentAttentionConfig(MixerConfig):
         if isinstance(positions, RoPEConfig):
             positions.rotated_size(self.rope_dim)
 
+    @property
+    def sees_any_order(self) -> bool:
+        return True
+
     def uses(self, positions: PositionsUnion) -> bool:
         return isinstance(positions, RoPEConfig | ALiBiConfig)
 
@@ -61,7 +66,7 @@ class LatentCache:
     latent: jax.Array  # [batch, slots, kv_rank]
     key: jax.Array  # [batch, slots, rope_dim], shared by all heads, rotated by its position
     tokens: Tokens  # each [batch, slots]
-    length: jax.Array  # []: tokens so far
+    length: jax.Array  # [batch]: tokens so far
 
 
 class LatentAttention(Mixer):
@@ -74,6 +79,7 @@ class LatentAttention(Mixer):
 
     form = "pairs"
     kernel = "splash (TPU), cuDNN (NVIDIA)"
+    rewinds = True
 
     config: LatentAttentionConfig
 
@@ -96,11 +102,9 @@ class LatentAttention(Mixer):
             q = jnp.concatenate([plain, rope(turned, rotation)], axis=-1)
             key = rope(key, rotation)
         if cache is not None:
-            is_empty = cache.length == 0
-            order = jnp.broadcast_to(
-                cache.length + jnp.arange(x.shape[1], dtype=jnp.int32), rows.positions.shape
-            )
-            new = Tokens(order, *rows)
+            is_empty = jnp.all(cache.length == 0)
+            order = cache.length[:, None] + jnp.arange(x.shape[1], dtype=jnp.int32)
+            new = Tokens(order, rows.positions, rows.segment_ids)
             cache = _write(cache, latent, key[:, :, 0], new)
             latent, key = cache.latent.astype(x.dtype), cache.key[:, :, None].astype(x.dtype)
 
@@ -122,7 +126,9 @@ class LatentAttention(Mixer):
             length = x.shape[1]
             y = prefill_attention(
                 is_empty,
-                lambda: attend(q, k, v, new, cache.tokens, **self._options()),
+                lambda: attend(
+                    q, k, v, new._replace(given=rows.order), cache.tokens, **self._options()
+                ),
                 *(q, k[:, :length], v[:, :length], *rows),
                 **of_rows,
             )
@@ -176,8 +182,11 @@ class LatentAttention(Mixer):
             latent=jnp.zeros((batch, max_length, self.config.kv_rank), dtype),
             key=jnp.zeros((batch, max_length, self.config.rope_dim), dtype),
             tokens=Tokens(places, places, places - 1),
-            length=jnp.zeros((), jnp.int32),
+            length=jnp.zeros(batch, jnp.int32),
         )
+
+    def rewind(self, cache: LatentCache, counts: jax.Array) -> LatentCache:
+        return dataclasses.replace(cache, length=cache.length - counts)
 
     def flops(self, length: int) -> float:
         config, d_model = self.config, self.dims.d_model
@@ -193,19 +202,15 @@ class LatentAttention(Mixer):
 
     def cache_bytes(self, length: int) -> int:
         features = self.config.kv_rank + self.config.rope_dim
-        return length * (features * jnp.dtype(self.dims.dtype).itemsize + 3 * 4)
+        return length * (features * jnp.dtype(self.dims.dtype).itemsize + 3 * 4) + 4
 
 
 def _write(cache: LatentCache, latent: jax.Array, key: jax.Array, new: Tokens) -> LatentCache:
     """The cache with the new tokens appended."""
 
-    def write(old: jax.Array, update: jax.Array) -> jax.Array:
-        update = update.astype(old.dtype)
-        return jax.lax.dynamic_update_slice_in_dim(old, update, cache.length, axis=1)
-
     return LatentCache(
-        latent=write(cache.latent, latent),
-        key=write(cache.key, key),
-        tokens=Tokens(*(write(old, part) for old, part in zip(cache.tokens, new, strict=True))),
+        latent=appended(cache.latent, latent, cache.length),
+        key=appended(cache.key, key, cache.length),
+        tokens=jax.tree.map(lambda old, x: appended(old, x, cache.length), cache.tokens, new),
         length=cache.length + latent.shape[1],
     )

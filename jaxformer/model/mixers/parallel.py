@@ -24,6 +24,10 @@ class ParallelConfig(MixerConfig):
         for mixer in self.mixers:
             mixer.check(d_model, positions)
 
+    @property
+    def sees_any_order(self) -> bool:
+        return all(mixer.sees_any_order for mixer in self.mixers)
+
     def uses(self, positions: PositionsUnion) -> bool:
         return any(mixer.uses(positions) for mixer in self.mixers)
 

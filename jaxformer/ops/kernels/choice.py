@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxformer.ops import shards
-from jaxformer.ops.attention import Visibility
+from jaxformer.ops.attention import Order, Visibility
 from jaxformer.ops.kernels.registry import KERNELS
 
 
@@ -28,6 +28,7 @@ def choose(
     v: jax.Array | jax.ShapeDtypeStruct,
     *,
     visibility: Visibility,
+    order: Order | None = None,
     logit_softcap: float | None = None,
     slopes: np.ndarray | None = None,
     **_: Any,
@@ -53,6 +54,8 @@ def choose(
         obstacle: str | None = f"it is not for {platform} devices"
     elif mesh.shape.get(shards.AXIS, 1) > 1:
         obstacle = "rows are split over mesh.context, where keys pass around a ring"
+    elif order is not None:
+        obstacle = "no kernel supports an order of tokens that is not the row's"
     elif slopes is not None:
         obstacle = "no kernel supports ALiBi"
     else:

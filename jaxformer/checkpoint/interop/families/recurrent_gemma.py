@@ -24,7 +24,8 @@ from jaxformer.checkpoint.interop.hub_config import LARGEST, HubConfig, shown
 from jaxformer.checkpoint.interop.rope import ROPE_DEFAULTS, from_rope, to_rope
 from jaxformer.checkpoint.interop.rules import OnePlus, Rule, row, within
 from jaxformer.errors import UserError
-from jaxformer.model.config import Layer, ModelConfig
+from jaxformer.model.config import ModelConfig
+from jaxformer.model.layer import Layer
 from jaxformer.model.mixers.attention import AttentionConfig
 from jaxformer.model.mixers.rglru import RGLRUConfig
 

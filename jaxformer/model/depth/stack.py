@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,12 +11,16 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxformer.model.block import Group
-from jaxformer.model.config import Layer
-from jaxformer.model.dims import Dims
+from jaxformer.model.depth.base import Depth, Visit
+from jaxformer.model.layer import Layer
 from jaxformer.model.mixers import Cache, build_mixer
-from jaxformer.model.residuals import Residual, Stream
+from jaxformer.model.residuals import Stream
 from jaxformer.model.rows import LayerAux, RowInfo
 from jaxformer.parallel.pipeline import Pipeline, pipeline_of_rows, run_stages
+
+PyTree = Any
+
+KEYS = ("dropout", "depth")  # random keys that layers draw from
 
 REMAT_POLICIES = {
     "full": None,
@@ -25,12 +29,8 @@ REMAT_POLICIES = {
 }
 
 
-class Stack(nn.Module):
+class Stack(Depth):
     """All layers, bottom up: whole repetitions of the pattern, then what remains of it (`tail`).
-
-    `layout`: `scanned` compiles one repetition and loops over it; `unrolled` has the same
-    parameters and compiles every layer; `separate` is unrolled with one tree of parameters and
-    caches per repetition, see `separate_layers`, which decoding updates in place.
 
     On a mesh with stages, `scanned` repetitions without caches run as a pipeline of
     `micro_batches`, see `parallel.pipeline`. Embedding, tail and head are outside of it: they are
@@ -38,20 +38,10 @@ class Stack(nn.Module):
     Rows that do not divide into micro-batches pass through the repetitions one by one.
     """
 
-    layers: tuple[Layer, ...]
-    pattern_length: int
-    residual: Residual
-    dims: Dims
-    remat: Literal["none", "dots", "full"] = "none"
-    layout: Literal["scanned", "unrolled", "separate"] = "scanned"
-    micro_batches: int | None = None
-
     @nn.compact
     def __call__(
         self, x: jax.Array, rows: RowInfo, caches: dict[str, Cache] | None = None
     ) -> tuple[jax.Array, dict[str, Cache] | None, LayerAux]:
-        """x [batch, length, d_model] → (x, caches, the layers' summed loss and statistics
-        [layers])."""
         pipeline, stream = None, self.residual.start(x)
         if self.layout == "scanned" and caches is None and not self.is_initializing():
             pipeline = pipeline_of_rows(len(x), self.micro_batches)
@@ -81,7 +71,7 @@ class Stack(nn.Module):
             group = nn.scan(
                 group,
                 variable_axes={"params": 0},
-                split_rngs={"params": True, "dropout": True},
+                split_rngs={"params": True, "dropout": True, "depth": True},
                 in_axes=(0, nn.broadcast),
                 length=repetitions,
                 unroll=repetitions if self.layout == "unrolled" else 1,
@@ -99,11 +89,11 @@ class Stack(nn.Module):
         rows: RowInfo,
     ) -> tuple[Stream, tuple[LayerAux, ...]]:
         stage = self._repeated(layers, repetitions // pipeline.stages, parent=None)
-        key = self.make_rng("dropout") if self.has_rng("dropout") else None
+        keys = {name: self.make_rng(name) for name in KEYS if self.has_rng(name)}
 
         def of_layers(params: dict, rows: tuple, call: jax.Array) -> tuple:
             stream, info = rows
-            rngs = {} if key is None else {"dropout": jax.random.fold_in(key, call)}
+            rngs = {name: jax.random.fold_in(key, call) for name, key in keys.items()}
             stream, (_, aux) = stage.apply({"params": params}, stream, None, info, rngs=rngs)
             return (stream, info), aux
 
@@ -124,8 +114,11 @@ class Stack(nn.Module):
         return parts + ([("tail", pattern[:rest], None)] if rest else [])
 
     @nn.nowrap
+    def visits(self) -> tuple[Visit, ...]:
+        return tuple(map(Visit, self.layers))
+
+    @nn.nowrap
     def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> dict[str, Cache]:
-        """A cache for every layer, laid out as the parameters are."""
         caches = {}
         for name, layers, repetitions in self._parts():
             empty = tuple(
@@ -164,26 +157,25 @@ def _repeat(times: int, leaf: jax.Array) -> jax.Array:
     return jnp.broadcast_to(leaf, (times, *leaf.shape))
 
 
-def layers_of_path(path: str, num_layers: int, pattern_length: int) -> Sequence[int] | None:
-    """The layers, from the bottom up, whose parameters a leaf of a scanned model stacks along its
-    first axis; one layer if it is not stacked, None for a parameter outside the layers."""
-    match path.split("/"):
-        case ["stack", part, layer, *_]:
-            first = int(layer.removeprefix("layer_"))
-            stacked = num_layers - num_layers % pattern_length
-            if part == "groups":
-                return range(first, stacked, pattern_length)
-            return [stacked + first]
-    return None
-
-
 def separate_layers(params: dict) -> dict:
     """Parameters of a scanned model → those of its `separate` layout."""
-    if "groups" not in params.get("stack", {}):  # no layer of the pattern has parameters
-        return params
-    stack = dict(params["stack"])
-    groups = stack.pop("groups")
-    repetitions = jax.tree.leaves(groups)[0].shape[0]
-    for index in range(repetitions):
-        stack[f"group_{index}"] = jax.tree.map(itemgetter(index), groups)
-    return {**params, "stack": stack}
+    separate = {}
+    for name, value in params.items():
+        if name == "groups":
+            repetitions = jax.tree.leaves(value)[0].shape[0]
+            for index in range(repetitions):
+                separate[f"group_{index}"] = jax.tree.map(itemgetter(index), value)
+        else:
+            separate[name] = separate_layers(value) if isinstance(value, dict) else value
+    return separate
+
+
+def choose_rows(take: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """The caches `new` for the rows where take [batch] is set, and `old` for the others."""
+
+    def choose(path: tuple, new: jax.Array, old: jax.Array) -> jax.Array:
+        is_scanned = any(getattr(key, "key", None) == "groups" for key in path)
+        rows = take.reshape(*[1] * is_scanned, -1, *[1] * (new.ndim - 1 - is_scanned))
+        return jnp.where(rows, new, old)
+
+    return jax.tree.map_with_path(choose, new, old)
