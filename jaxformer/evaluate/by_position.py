@@ -14,6 +14,7 @@ from jaxformer.config import DataConfig
 from jaxformer.data.loader import validation_batches
 from jaxformer.data.stores import Stores
 from jaxformer.model.language_model import LanguageModel
+from jaxformer.objectives import ObjectiveConfig
 from jaxformer.run import Run
 
 POSITION_BINS = 32
@@ -29,17 +30,19 @@ class PositionSums(NamedTuple):
     rows: jax.Array
 
 
-@partial(jax.jit, static_argnums=0)
-def position_sums(model: LanguageModel, params: PyTree, batch: Batch) -> PositionSums:
+@partial(jax.jit, static_argnums=(0, 1))
+def position_sums(
+    objective: ObjectiveConfig, model: LanguageModel, params: PyTree, batch: Batch
+) -> PositionSums:
     """Nats and right answers at every position of [batch, length]."""
-    logits = model.apply({"params": params}, batch.inputs, batch.positions, batch.segment_ids)
-    picked = jnp.take_along_axis(logits, batch.targets[..., None], axis=-1)[..., 0]
-    nats = jax.nn.logsumexp(logits, axis=-1) - picked  # [batch, length]
-    right = jnp.argmax(logits, axis=-1) == batch.targets
+    scores = objective.scores(model, params, batch)
     mask = batch.loss_mask.astype(jnp.float32)
-    whole = jnp.all(right | ~batch.loss_mask, axis=1) & batch.loss_mask.any(axis=1)
+    whole = jnp.all(scores.greedy, axis=1) & batch.loss_mask.any(axis=1)
     return PositionSums(
-        (nats * mask).sum(0), (right * mask).sum(0), mask.sum(0), whole.sum(dtype=jnp.float32)
+        -scores.log_probs.sum(0),
+        (scores.greedy * mask).sum(0),
+        mask.sum(0),
+        whole.sum(dtype=jnp.float32),
     )
 
 
@@ -50,9 +53,8 @@ def measure(run: Run, batches: Iterable[Batch], bytes_per_token: float) -> dict[
     totals: list[np.ndarray] | None = None
     num_rows = 0
     for batch in batches:
-        sums = [
-            np.asarray(part, np.float64) for part in position_sums(run.model, run.params, batch)
-        ]
+        found = position_sums(run.config.train.objective, run.model, run.params, batch)
+        sums = [np.asarray(part, np.float64) for part in found]
         totals = sums if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
         num_rows += int(batch.loss_mask.any(axis=1).sum())
     assert totals is not None

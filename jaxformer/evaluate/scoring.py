@@ -13,6 +13,7 @@ from jaxformer.batch import Batch
 from jaxformer.errors import UserError
 from jaxformer.evaluate.perplexity import one_ahead
 from jaxformer.model.language_model import LanguageModel
+from jaxformer.objectives import ObjectiveConfig
 from jaxformer.ops.token_losses import TokenScores
 from jaxformer.parallel.mesh import check_rows
 from jaxformer.parallel.rules import Rules, batch_sharding, replicated, rows_held, use_mesh
@@ -70,7 +71,8 @@ def score(
     sharding = batch_sharding(run.mesh)
     held = rows_held(sharding, size)
     batches = _batches(continuations, places, row_count, size, length, held)
-    score_step = _score_step(run.model, run.mesh, run.config.mesh.table)
+    objective = run.config.train.objective
+    score_step = _score_step(objective, run.model, run.mesh, run.config.mesh.table)
     found = []
     with progress("scoring", -(-row_count // size)) as report:
         for done, scores in enumerate(one_ahead(score_step, run.params, batches, sharding), 1):
@@ -93,12 +95,12 @@ def rows_at_once(run: Run) -> int:
 
 @cache
 def _score_step(
-    model: LanguageModel, mesh: Mesh, rules: Rules
+    objective: ObjectiveConfig, model: LanguageModel, mesh: Mesh, rules: Rules
 ) -> Callable[[PyTree, Batch], TokenScores]:
     """`(params, batch) -> TokenScores` on every device; compiled at the first call of a shape."""
 
     def scores(params: PyTree, batch: Batch) -> TokenScores:
-        return model.apply({"params": params}, *batch, method="scores")
+        return objective.scores(model, params, batch)
 
     jitted = jax.jit(scores, out_shardings=replicated(mesh))
 

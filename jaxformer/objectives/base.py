@@ -9,6 +9,7 @@ from jaxformer.model.config import ModelConfig
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.model.rows import LayerAux
 from jaxformer.ops.cross_entropy import LossSums
+from jaxformer.ops.token_losses import TokenScores
 from jaxformer.schema.kinds import Kind
 
 PyTree = Any
@@ -80,3 +81,7 @@ class ObjectiveConfig(Kind):
         """What validation reports: the same for a batch whenever it is asked."""
         sums, _ = model.apply({"params": params}, *batch, method="loss")
         return sums
+
+    def scores(self, model: LanguageModel, params: PyTree, batch: Batch) -> TokenScores:
+        """The scores of every target, whose sum `evaluate` has."""
+        return model.apply({"params": params}, *batch, method="scores")
