@@ -68,7 +68,8 @@ class EfficiencyConfig(Schema):
 class Check(Schema):
     """One inequality of a published finding: `better` beats `than`, a contestant or a number.
 
-    `by` is the least improvement, in the metric's own units; `at` is a multiple of the trained
+    `by` is the least improvement, in the metric's own units; a negative one says by how much the
+    mean may be worse, where a finding is that two are equal. `at` is a multiple of the trained
     length.
     """
 

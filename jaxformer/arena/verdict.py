@@ -98,7 +98,8 @@ def outcome(check: Check, found: Entries) -> tuple[bool, str]:
     """Whether a check of a finding holds, and the figures.
 
     It holds if the mean is better than the other's, or than the number, by at least `by`, and the
-    intervals of two contestants do not overlap.
+    intervals of two contestants do not overlap. With a negative `by`, the mean may be worse by as
+    much, and intervals may overlap.
     """
     sign = 1 if check.metric in HIGHER_IS_BETTER else -1
     better = found[check.task, check.better].interval(check.metric, check.at)
@@ -106,13 +107,16 @@ def outcome(check: Check, found: Entries) -> tuple[bool, str]:
     if isinstance(check.than, str):
         than = found[check.task, check.than].interval(check.metric, check.at)
         text += f", {check.than} {_shown(than)}"
-        apart, bound = not better.overlaps(than), than.mean
+        apart, bound = check.by < 0 or not better.overlaps(than), than.mean
     else:
         text += f", bound {check.than:g}"
         apart, bound = True, check.than
     far = sign * (better.mean - bound) >= check.by
     at = f" at {check.at}× the trained length" if check.at > 1 else ""
-    if not far and not check.by:
+    if check.by < 0:
+        said = "the mean may be worse by" if far else "worse by more than"
+        text += f"; {said} {-check.by:g}"
+    elif not far and not check.by:
         text += "; the mean is on the other side"
     elif not far:
         text += f"; the means do not differ by {check.by:g} in this direction"

@@ -54,6 +54,8 @@ def test_a_winner_is_announced_only_where_intervals_are_apart(tmp_path):
         (0.2, {"by": 0.1}, True, r"retention 1\.\d+ \[.*attention 1\.5\d+ \["),
         (0.2, {"by": 0.3}, False, "the means do not differ by 0.3 in this direction"),
         (-0.2, {}, False, "the mean is on the other side"),
+        (-0.2, {"by": -0.3}, True, "the mean may be worse by 0.3"),
+        (-0.2, {"by": -0.1}, False, "worse by more than 0.1"),
         (0.2, {"than": 1.4}, True, "bound 1.4"),
         (0.2, {"than": 1.2}, False, "bound 1.2"),
         (0.2, {"at": 4}, True, "loss on parity at 4× the trained length"),
