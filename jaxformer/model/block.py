@@ -8,6 +8,7 @@ from jaxformer.model.channel_mixers import build_channel_mixer
 from jaxformer.model.dims import Dims
 from jaxformer.model.layer import Layer
 from jaxformer.model.mixers import Cache, build_mixer
+from jaxformer.model.mixers.kept import mix
 from jaxformer.model.residuals import Residual, Stream
 from jaxformer.model.rows import LayerAux, RowInfo
 
@@ -36,23 +37,27 @@ class Block(nn.Module):
         if layer.mixer is not None:
             mixer = build_mixer(layer.mixer, self.dims, layer.positions, name="mixer")
             x = residual.read(stream, "mixer")
-            y, cache = mixer(x.reshape(*shape, -1), rows, cache)
+            y, cache = mix(mixer, x.reshape(*shape, -1), rows, cache)
             stream = residual.write(stream, y.reshape(x.shape), "mixer")
         if layer.ffn is not None:
             ffn = build_channel_mixer(layer.ffn, self.dims, name="ffn")
             y, aux = ffn(residual.read(stream, "ffn"), rows)
             stream = residual.write(stream, y, "ffn")
         if self.dims.statistics:
-            squares = _squares(residual.finish(stream), rows)
-            aux = aux._replace(stats=aux.stats | {"activation": squares})
+            activation = squares(residual.finish(stream), rows)
+            aux = aux._replace(stats=aux.stats | {"activation": activation})
         return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), stream), cache, aux
 
 
-def _squares(stream: jax.Array, rows: RowInfo) -> jax.Array:
+def squares(stream: jax.Array, rows: RowInfo) -> jax.Array:
     """The mean square of [batch · length, d_model], summed over tokens that are not padding."""
     wide = stream.astype(jnp.promote_types(stream.dtype, jnp.float32))
     squares = jnp.mean(wide * wide, axis=-1)
     return jnp.sum(jnp.where(rows.segment_ids.reshape(-1) != 0, squares, 0.0))
+
+
+# The block of a layer by its class; depths add their own.
+BLOCKS: dict[type[Layer], type[Block]] = {Layer: Block}
 
 
 class Group(nn.Module):
@@ -69,7 +74,7 @@ class Group(nn.Module):
         """stream → (stream, (caches, aux)), one of each per layer; positional, for `nn.scan`."""
         longer, said = [], []
         for index, layer in enumerate(self.layers):
-            block = Block(layer, self.residual, self.dims, name=f"layer_{index}")
+            block = BLOCKS[type(layer)](layer, self.residual, self.dims, name=f"layer_{index}")
             stream, cache, aux = block(stream, rows, None if caches is None else caches[index])
             longer.append(cache)
             said.append(aux)

@@ -8,7 +8,13 @@ import jax.numpy as jnp
 
 from jaxformer.model.dims import Dims
 from jaxformer.ops.cross_entropy import LossSums, cross_entropy
-from jaxformer.ops.token_losses import TokenScores, logits_of, token_scores
+from jaxformer.ops.token_losses import (
+    TokenLosses,
+    TokenScores,
+    logits_of,
+    token_losses,
+    token_scores,
+)
 from jaxformer.parallel.own_tokens import by_rows, over_rows
 from jaxformer.parallel.rules import pad_vocabulary
 from jaxformer.schema.kinds import Kind
@@ -66,6 +72,10 @@ class Outputs(nn.Module):
 
     def scores(self, weights: PyTree, x: jax.Array, targets: jax.Array) -> TokenScores:
         """The model's scores of every target [batch, length]."""
+        raise NotImplementedError
+
+    def losses(self, weights: PyTree, x: jax.Array, targets: jax.Array) -> TokenLosses:
+        """The losses of every target [batch, length]; gradients of any function of them."""
         raise NotImplementedError
 
 
@@ -126,6 +136,13 @@ class Linear(Outputs):
         def of_rows(head: jax.Array, x: jax.Array, targets: jax.Array) -> TokenScores:
             softcap, cut = self.logit_softcap, self._cut(head)
             return token_scores(x, head, targets, logit_softcap=softcap, num_tokens=cut)
+
+        return by_rows(of_rows)(pad_vocabulary(weights), x, targets)
+
+    def losses(self, weights: jax.Array, x: jax.Array, targets: jax.Array) -> TokenLosses:
+        def of_rows(head: jax.Array, x: jax.Array, targets: jax.Array) -> TokenLosses:
+            softcap, cut = self.logit_softcap, self._cut(head)
+            return token_losses(x, head, targets, logit_softcap=softcap, num_tokens=cut)
 
         return by_rows(of_rows)(pad_vocabulary(weights), x, targets)
 

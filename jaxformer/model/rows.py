@@ -17,9 +17,19 @@ class RowInfo(NamedTuple):
     order: Order | None = None
 
 
+class Exits(NamedTuple):
+    """Streams that the model's outputs may read instead of the last one: training minimizes
+    Σ_n weight_n · cross-entropy(outputs(state_n))."""
+
+    states: jax.Array  # [exits, batch, length, d_model], bottom up
+    weights: jax.Array  # [exits, batch, length], float32; gradients flow to them
+    enabled: jax.Array  # [exits], bool; a loss that is not enabled is not computed
+
+
 class LayerAux(NamedTuple):
     """A layer's loss and statistics: float32 sums over the tokens that are not padding, stacked
-    for scanned layers."""
+    for scanned layers. Those of inputs are scalars, whose names begin with `inputs/`."""
 
     stats: dict[str, jax.Array]  # by name
     loss: jax.Array | None = None  # weighted; added to the loss before division by the tokens
+    exits: Exits | None = None  # of a depth that is trained through several

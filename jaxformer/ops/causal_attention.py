@@ -136,8 +136,10 @@ def _join(parts: tuple[jax.Array, jax.Array]) -> jax.Array:
 def _earlier_sinks(tokens: Tokens, first: int, count: int) -> tuple[Tokens, jax.Array]:
     """The sinks before token `first` of the document that continues there, and their
     indices [batch, count]. Only that document can have both sinks before and queries after."""
-    wanted = first - tokens.positions[:, first, None] + jnp.arange(count, dtype=jnp.int32)
-    before = (wanted >= 0) & (wanted < first)
+    document = tokens.segment_ids == tokens.segment_ids[:, first, None]
+    # Positions may have gaps, so that they do not tell where the document begins.
+    wanted = jnp.argmax(document, axis=1)[:, None] + jnp.arange(count, dtype=jnp.int32)
+    before = wanted < first
     where = jnp.where(before, wanted, 0)
     segments = jnp.where(before, _take(tokens.segment_ids, where), -1)
     return Tokens(where, _take(tokens.positions, where), segments), where

@@ -22,6 +22,12 @@ def count() -> int:
     return mesh.shape[AXIS] if AXIS in mesh.manual_axes else 1
 
 
+def total(x: jax.Array) -> jax.Array:
+    """The sum of x over the shards. It has no gradient."""
+    x = jax.lax.stop_gradient(x)
+    return x if count() == 1 else jax.lax.psum(x, AXIS)
+
+
 def from_before(x: State, first: State) -> State:
     """The x of the shard before this one; the first shard gets `first`."""
     if count() == 1:

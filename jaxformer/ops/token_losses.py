@@ -67,6 +67,31 @@ def token_scores(
     return by_chunk(score, head.shape[1], x, targets)
 
 
+class TokenLosses(NamedTuple):
+    """Of each token, [batch, length], float32 at least."""
+
+    loss: jax.Array  # −log softmax(logits)[target] in nats
+    log_z_squared: jax.Array  # logsumexp(logits)²
+
+
+def token_losses(
+    x: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    *,
+    logit_softcap: float | None = None,
+    num_tokens: int | None = None,
+) -> TokenLosses:
+    """The cross-entropy of each token, and log²Z; arguments as in `token_scores`."""
+
+    def of_chunk(x: jax.Array, targets: jax.Array) -> TokenLosses:
+        logits = logits_of(x, head, logit_softcap, num_tokens)
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        return TokenLosses(log_z - at_targets(logits, targets), jnp.square(log_z))
+
+    return by_chunk(of_chunk, head.shape[1], x, targets)
+
+
 class Heads(NamedTuple):
     """The heads of a student and its teacher, each [d_model, vocab]."""
 

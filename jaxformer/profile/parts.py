@@ -13,6 +13,7 @@ from jaxformer.plan.hlo import Computation, Instruction
 
 COLLECTIVE = "collectives"
 REST = "rest"
+PARTS_OF_LOOPS = ("before", "shared", "after")
 
 
 def parts_of(program: dict[str, Computation], model: ModelConfig) -> dict[str, str]:
@@ -68,8 +69,9 @@ def part_of(scope: str, model: ModelConfig) -> str:
     words = re.findall(r"[^/();]+", scope)
     for index, word in enumerate(words[:-1]):
         if re.fullmatch(r"layer_\d+", word):
-            where = "tail" if "tail" in words[:index] else "groups"
-            return _of_layer(f"stack/{where}/{word}/", words[index + 1], model)
+            loops = [each for each in words[:index] if each in PARTS_OF_LOOPS]
+            where = [*loops[-1:], "tail" if "tail" in words[:index] else "groups"]
+            return _of_layer("/".join(["stack", *where, word]), words[index + 1], model)
     if any(word.endswith("norm") for word in words):
         return "norms"
     if "inputs" in words:

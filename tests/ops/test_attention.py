@@ -47,3 +47,16 @@ def test_logits_are_float32_for_bfloat16_inputs() -> None:
     )(q, k, v)
     softmax_inputs = [eqn for eqn in jaxpr.jaxpr.eqns if eqn.primitive.name == "dot_general"]
     assert softmax_inputs[0].outvars[0].aval.dtype == jnp.float32
+
+
+def test_sinks_are_found_where_positions_have_gaps() -> None:
+    """As in a layer that some tokens pass by: of three sinks, it has the first two."""
+    with jax.enable_x64(True):
+        q, k, v = jax.random.normal(jax.random.key(0), (3, 2, LENGTH, 2, 4), jnp.float64)
+        tokens = documents()
+        positions = jnp.where(tokens.positions < 2, tokens.positions, 3 * tokens.positions)
+        tokens = tokens._replace(positions=positions)
+        options = {"scale": 0.5, "visibility": Visibility(20, 3)}
+        blocks = causal_attention(q, k, v, positions, tokens.segment_ids, **options)
+        whole = attend(q, k, v, tokens, tokens, **options)
+        np.testing.assert_allclose(blocks, whole, rtol=0, atol=1e-14)

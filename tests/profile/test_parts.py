@@ -38,6 +38,20 @@ def test_a_scope_belongs_to_a_part_of_the_model(tmp_path, scope, part):
     assert part_of(scope, make_config(tmp_path, model=HYBRID).model) == part
 
 
+@pytest.mark.parametrize(
+    ("scope", "layers"),
+    [
+        ("stack/before/while/body/closed_call/groups/layer_0/mixer/exp", "0"),
+        ("stack/stack._loop/while/body/shared/Stack/while/body/groups/layer_0/mixer/exp", "1, 3"),
+        ("stack/stack._loop/while/body/shared/Stack/tail/layer_0/mixer/exp", "5"),
+    ],
+)
+def test_a_layer_of_a_loop_has_the_number_it_has_among_the_distinct_layers(tmp_path, scope, layers):
+    depth = {"kind": "loop", "before": 1, "turns": 2}
+    model = HYBRID | {"num_layers": 6, "pattern": HYBRID["pattern"][::-1], "depth": depth}
+    assert part_of(scope, make_config(tmp_path, model=model).model).endswith(f"layers {layers}")
+
+
 PROGRAM = """HloModule jit_train_step
 
 fused (p: f32[2]) -> f32[2] {

@@ -1,7 +1,7 @@
 """The contract of a depth: which layers a token passes, and how often."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -26,6 +26,19 @@ class DepthConfig(Kind):
     keys: ClassVar[tuple[str, ...]] = ()
     # Whether stages of a pipeline can share the layers.
     has_stages: ClassVar[bool] = False
+    # Whether `rows.order` may be given, if the layers' mixers can take one.
+    sees_any_order: ClassVar[bool] = False
+
+    @property
+    def weighs_losses(self) -> bool:
+        """Whether training takes the losses of several exits, which `LanguageModel.loss` does and
+        `read` does not."""
+        return False
+
+    # What `jaxformer list depths` says: how it is decoded, and options for its figures, where some
+    # are required.
+    decoder: ClassVar[str] = "one token after another, all layers"
+    example: ClassVar[dict[str, Any]] = {}
 
     def check(self, num_layers: int, pattern: tuple[Layer, ...]) -> None:
         """Check that it can be built of these layers.
@@ -33,6 +46,10 @@ class DepthConfig(Kind):
         Raises:
             ValueError: saying what does not fit, and what would.
         """
+
+    def period(self, num_layers: int, pattern_length: int) -> int:
+        """How many layers repeat over the depth, which stages of a pipeline share."""
+        return pattern_length
 
     def layers_of_path(
         self, path: str, num_layers: int, pattern_length: int
@@ -79,6 +96,22 @@ class Depth(nn.Module):
     def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> dict[str, Cache]:
         """A cache for every layer, laid out as the parameters are."""
         raise NotImplementedError
+
+    # Whether `take_back` is by layers. Speculative decoding reads token by token with any other
+    # depth, and keeps whole caches.
+    takes_back: ClassVar[bool] = False
+
+    def take_back(self, kept: dict[str, Any], counts: jax.Array) -> dict[str, Cache]:
+        """The caches before the last `counts` [batch] tokens of each row, at most all of them,
+        given what a call with 2 to `dims.taken_back` tokens returned."""
+        raise NotImplementedError
+
+    def undo(
+        self, longer: dict[str, Cache], before: dict[str, Cache], counts: jax.Array
+    ) -> dict[str, Cache]:
+        """The caches `before` calls with one token each, `counts` [batch] of them, that made them
+        `longer`. A depth may take back those that can be, so that `before` is not copied."""
+        return before
 
     def visits(self) -> tuple[Visit, ...]:
         """The layers on a token's way."""

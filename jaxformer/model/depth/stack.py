@@ -1,6 +1,6 @@
 """The layers over the depth, whose parameters are stacked by repetitions of the pattern."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxformer.model.block import Group
 from jaxformer.model.depth.base import Depth, Visit
 from jaxformer.model.layer import Layer
-from jaxformer.model.mixers import Cache, build_mixer
+from jaxformer.model.mixers import Cache, Mixer, build_mixer
 from jaxformer.model.residuals import Stream
 from jaxformer.model.rows import LayerAux, RowInfo
 from jaxformer.parallel.pipeline import Pipeline, pipeline_of_rows, run_stages
@@ -21,6 +21,7 @@ from jaxformer.parallel.pipeline import Pipeline, pipeline_of_rows, run_stages
 PyTree = Any
 
 KEYS = ("dropout", "depth")  # random keys that layers draw from
+STACKED = ("groups", "turns")  # parts whose caches are stacked along an axis before the batch
 
 REMAT_POLICIES = {
     "full": None,
@@ -46,7 +47,7 @@ class Stack(Depth):
         if self.layout == "scanned" and caches is None and not self.is_initializing():
             pipeline = pipeline_of_rows(len(x), self.micro_batches)
         longer, said = {}, []
-        for name, layers, repetitions in self._parts():
+        for name, layers, repetitions in self.parts():
             if repetitions is not None and pipeline is not None:
                 stream, aux = self._pipelined(pipeline, name, layers, repetitions, stream, rows)
             else:
@@ -55,29 +56,37 @@ class Stack(Depth):
                 stream, (longer[name], aux) = part(stream, cache, rows)
             said.append(aux)
         x = self.residual.finish(stream)
-        return x, None if caches is None else longer, _together(said)
+        return x, None if caches is None else longer, together(said)
 
     @nn.nowrap
     def _repeated(
         self, layers: tuple[Layer, ...], repetitions: int | None, **place: str | None
     ) -> nn.Module:
         """`layers`, scanned over `repetitions`, or applied once without a scan if that is None."""
-        group = Group
+        group = self._lifted(Group, repetitions, (0, nn.broadcast))
+        return group(layers, self.residual, self.dims, **place)
+
+    @nn.nowrap
+    def _lifted(
+        self, group: type[nn.Module], repetitions: int | None, in_axes: tuple
+    ) -> Callable[..., nn.Module]:
+        """The class `group` with rematerialisation, scanned over `repetitions` if there are any;
+        `in_axes` are those of its arguments after the stream."""
         if self.remat != "none":
             group = nn.remat(
-                Group, policy=REMAT_POLICIES[self.remat], prevent_cse=self.layout == "unrolled"
+                group, policy=REMAT_POLICIES[self.remat], prevent_cse=self.layout == "unrolled"
             )
         if repetitions is not None:
             group = nn.scan(
                 group,
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True, "depth": True},
-                in_axes=(0, nn.broadcast),
+                in_axes=in_axes,
                 length=repetitions,
                 unroll=repetitions if self.layout == "unrolled" else 1,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-        return group(layers, self.residual, self.dims, **place)
+        return group
 
     def _pipelined(
         self,
@@ -101,17 +110,55 @@ class Stack(Depth):
         (stream, _), aux = run_stages(of_layers, params, (stream, rows), pipeline)
         return stream, aux
 
+    @property
+    def pattern(self) -> tuple[Layer, ...]:
+        """The layers that repeat."""
+        return self.layers[: self.pattern_length]
+
     @nn.nowrap
-    def _parts(self) -> list[tuple[str, tuple[Layer, ...], int | None]]:
+    def parts(self) -> list[tuple[str, tuple[Layer, ...], int | None]]:
         """(name, layers, how many times they are scanned, or None for no scan), bottom up."""
-        pattern = self.layers[: self.pattern_length]
-        repetitions, rest = divmod(len(self.layers), self.pattern_length)
+        pattern = self.pattern
+        repetitions, rest = divmod(len(self.layers), len(pattern))
         parts: list[tuple[str, tuple[Layer, ...], int | None]] = (
             [(f"group_{index}", pattern, None) for index in range(repetitions)]
             if self.layout == "separate"
             else [("groups", pattern, repetitions)]
         )
         return parts + ([("tail", pattern[:rest], None)] if rest else [])
+
+    takes_back = True
+
+    @nn.nowrap
+    def take_back(self, kept: dict[str, Any], counts: jax.Array) -> dict[str, Cache]:
+        return self._of_mixers(lambda mixer, own: mixer.take_back(own, counts), kept)
+
+    @nn.nowrap
+    def undo(
+        self, longer: dict[str, Cache], before: dict[str, Cache], counts: jax.Array
+    ) -> dict[str, Cache]:
+        def undo(mixer: Mixer, longer: Cache, before: Cache) -> Cache:
+            return mixer.rewind(longer, counts) if mixer.rewinds else before
+
+        return self._of_mixers(undo, longer, before)
+
+    @nn.nowrap
+    def _of_mixers(
+        self, function: Callable[..., Cache], *every: dict[str, Any]
+    ) -> dict[str, Cache]:
+        """`function` of every layer's mixer and its caches, one of each in `every`."""
+        found = {}
+        for name, layers, repetitions in self.parts():
+            of_part: list[Cache] = []
+            for layer, *caches in zip(layers, *(each[name] for each in every), strict=True):
+                if layer.mixer is None:
+                    of_part.append(None)
+                    continue
+                mixer = build_mixer(layer.mixer, self.dims, layer.positions, parent=None)
+                of_layer = partial(function, mixer)
+                of_part.append((of_layer if repetitions is None else jax.vmap(of_layer))(*caches))
+            found[name] = tuple(of_part)
+        return found
 
     @nn.nowrap
     def visits(self) -> tuple[Visit, ...]:
@@ -120,7 +167,7 @@ class Stack(Depth):
     @nn.nowrap
     def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> dict[str, Cache]:
         caches = {}
-        for name, layers, repetitions in self._parts():
+        for name, layers, repetitions in self.parts():
             empty = tuple(
                 None
                 if layer.mixer is None
@@ -135,7 +182,7 @@ class Stack(Depth):
         return caches
 
 
-def _together(said: Sequence[tuple[LayerAux, ...]]) -> LayerAux:
+def together(said: Sequence[tuple[LayerAux, ...]]) -> LayerAux:
     """Combine the aux of each part's layers, [repetitions] or [] each, into that of the stack:
     losses are summed, and a statistic is [layers] from the bottom up, NaN where a layer has none.
     """
@@ -146,6 +193,29 @@ def _together(said: Sequence[tuple[LayerAux, ...]]) -> LayerAux:
         for name in sorted(names)
     }
     return LayerAux(stats, sum(losses[1:], losses[0]) if losses else None)
+
+
+def joined(parts: Sequence[tuple[LayerAux, int]]) -> LayerAux:
+    """The aux of parts of so many layers each, bottom up, as that of all layers: a statistic is NaN
+    where a part has none."""
+    names = sorted({name for aux, _ in parts for name in aux.stats})
+    stats = {
+        name: jnp.concatenate(
+            [jnp.broadcast_to(aux.stats.get(name, jnp.nan), count) for aux, count in parts]
+        )
+        for name in names
+    }
+    losses = [aux.loss for aux, _ in parts if aux.loss is not None]
+    exits = [aux.exits for aux, _ in parts if aux.exits is not None]
+    total = sum(losses[1:], losses[0]) if losses else None
+    return LayerAux(stats, total, exits[0] if exits else None)
+
+
+def mean_of_turns(aux: LayerAux) -> LayerAux:
+    """Of the same layers, passed several times [turns, ...]: losses are summed, statistics
+    averaged."""
+    stats = {name: jnp.mean(values, axis=0) for name, values in aux.stats.items()}
+    return LayerAux(stats, None if aux.loss is None else jnp.sum(aux.loss))
 
 
 def _in_order(name: str, layers: tuple[LayerAux, ...]) -> jax.Array:
@@ -174,8 +244,8 @@ def choose_rows(take: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     """The caches `new` for the rows where take [batch] is set, and `old` for the others."""
 
     def choose(path: tuple, new: jax.Array, old: jax.Array) -> jax.Array:
-        is_scanned = any(getattr(key, "key", None) == "groups" for key in path)
-        rows = take.reshape(*[1] * is_scanned, -1, *[1] * (new.ndim - 1 - is_scanned))
+        stacked = sum(getattr(key, "key", None) in STACKED for key in path)
+        rows = take.reshape(*[1] * stacked, -1, *[1] * (new.ndim - 1 - stacked))
         return jnp.where(rows, new, old)
 
     return jax.tree.map_with_path(choose, new, old)
