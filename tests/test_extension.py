@@ -147,10 +147,9 @@ class Bigrams(TokenInputs):
 
     config: BigramsConfig
 
-    def __call__(self, tokens, positions, segment_ids):
-        x, rows = super().__call__(tokens, positions, segment_ids)
-        before = jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1]
-        return x + 0.5 * before, rows
+    def embed(self, tokens, rows):
+        x = super().embed(tokens, rows)
+        return x + 0.5 * jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1]
 
 
 class BiasedConfig(OutputsConfig):

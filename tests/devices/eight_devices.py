@@ -28,6 +28,11 @@ MIXERS = {
     "gated_delta": {"mixer": GATED_DELTA, "vocab_size": 33, "tie_embeddings": False},
     "hybrid": {"mixer": MAMBA2, "pattern": [{}, {"mixer": WINDOW}], "vocab_size": 35},
 }
+# Its rows are not cut over `context`.
+OUTER = [{"mixer": {"kind": "min_gru"}, "ffn": {"kind": "gelu", "d_hidden": 32}}]
+MIXERS["chunks"] = MIXERS["attention"] | {
+    "inputs": {"kind": "chunks", "encoder": OUTER, "decoder": OUTER, "ratio": 2.0, "share": 0.625}
+}
 MESHES = {
     "rows": {
         "one": {"data": 1},
@@ -43,6 +48,13 @@ MESHES = {
         "data": {"stage": 4, "data": 2},
         "three": {"stage": 2, "data": 2, "tensor": 2},
         "context": {"stage": 2, "fsdp": 2, "context": 2},
+    },
+    "uncut": {
+        "one": {"data": 1},
+        "data": {"data": 8},
+        "fsdp": {"data": 1, "fsdp": 8},
+        "three": {"data": 2, "fsdp": 2, "tensor": 2},
+        "stages": {"stage": 2, "fsdp": 4},
     },
 }
 
@@ -69,7 +81,7 @@ def step(program: Program, compiled: Compiled, state: TrainState, number: int) -
 
 
 def numbers(metrics: dict) -> list[float]:
-    names = ("loss", "grad_norm", "tokens", "z_loss")
+    names = ("loss", "grad_norm", "tokens", "z_loss", "layer_loss", "inputs/chunks")
     return [float(metrics[name]) for name in names if name in metrics]
 
 
@@ -128,7 +140,7 @@ def resume(trained: Trained, saved: Path) -> list[float]:
 
 if __name__ == "__main__":
     mixers, meshes = sys.argv[1:]
-    layers = {"rows": (1, "none"), "stages": (4, "dots")}[meshes]
+    layers = {"rows": (1, "none"), "stages": (4, "dots"), "uncut": (2, "dots")}[meshes]
     on = {name: train(MIXERS[mixers], axes, *layers) for name, axes in MESHES[meshes].items()}
     with tempfile.TemporaryDirectory() as folder:
         for name, trained in on.items():
