@@ -1,6 +1,7 @@
 """What a model costs: parameters, FLOPs and bytes of decoding state, as its parts report them."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ from flax.core import meta
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.model.lora import adapter_paths
 from jaxformer.model.parameter_paths import by_path
+
+FURTHER_PATH = "further/"  # of the parameters of `model.further`
 
 
 def abstract_parameters(model: LanguageModel) -> dict:
@@ -22,31 +25,54 @@ def count_parameters(model: LanguageModel) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_parameters(model)))
 
 
-def flops_per_token(model: LanguageModel, length: int) -> float:
+def flops_per_token(model: LanguageModel, length: int, tokens_read: float = 1.0) -> float:
     """Forward FLOPs per token in sequences of `length` tokens; a multiply-add counts as two.
 
     A training step costs three times as much: the backward pass has two products for each one,
-    or one if the matrix is frozen.
+    or one if the matrix is frozen. Layers may read several tokens for each one that is predicted.
     """
-    return model.depth(parent=None).flops(length) + _flops_outside(model)
+    share = model.input_part(parent=None).share.mean
+    layers = model.depth(parent=None).flops
+    return _flops(model, length, share, lambda seen: tokens_read * layers(seen))
 
 
 def most_flops_per_token(model: LanguageModel, length: int) -> float:
-    """`flops_per_token` of the costliest sequence, where the depth lets sequences differ."""
-    return model.depth(parent=None).most_flops(length) + _flops_outside(model)
+    """`flops_per_token` of the costliest sequence, where inputs or the depth let sequences
+    differ."""
+    share = model.input_part(parent=None).share.most
+    return _flops(model, length, share, model.depth(parent=None).most_flops)
 
 
-def _flops_outside(model: LanguageModel) -> float:
-    """Of the head and the adapters."""
-    return 2.0 * model.config.d_model * model.vocab_size + 2.0 * _adapters(model)
+def further_flops_per_token(model: LanguageModel, length: int) -> float:
+    """Forward FLOPs per token of all further predictions, which `flops_per_token` is without."""
+    if model.config.further is None:
+        return 0.0
+    further = model.further_predictions(parent=None)
+    outputs = 2.0 * model.config.d_model * model.vocab_size * model.config.further.count
+    return further.flops(length) + outputs + 2.0 * _adapters(model, of_further=True)
 
 
-def _adapters(model: LanguageModel) -> int:
-    """How many weights the adapters have; each is multiplied once per token."""
+def _flops(
+    model: LanguageModel, length: int, share: float, of_layers: Callable[[int], float]
+) -> float:
+    """Of the inputs, of layers that see `share` of the tokens, of the head and the adapters."""
+    layers = share * of_layers(max(1, math.ceil(share * length)))
+    head = 2.0 * model.config.d_model * model.vocab_size
+    inputs = model.input_part(parent=None).own_flops(length)
+    return layers + inputs + head + 2.0 * _adapters(model, share)
+
+
+def _adapters(model: LanguageModel, share: float = 1.0, *, of_further: bool = False) -> float:
+    """How many weights of adapters, of `model.further` or of all else, are multiplied per token, if
+    layers see `share` of them."""
     if model.lora is None:
-        return 0
+        return 0.0
     leaves = by_path(meta.unbox(abstract_parameters(model)))
-    return sum(math.prod(leaves[path].shape) for path in adapter_paths(leaves))
+    return sum(
+        math.prod(leaves[path].shape) * (share if path.startswith("stack/") else 1.0)
+        for path in adapter_paths(leaves)
+        if path.startswith(FURTHER_PATH) == of_further
+    )
 
 
 def kernels(model: LanguageModel, length: int) -> tuple[str, ...]:
@@ -56,10 +82,17 @@ def kernels(model: LanguageModel, length: int) -> tuple[str, ...]:
     Raises:
         ValueError: a kernel asked for by name cannot serve.
     """
-    chosen = (text for mixer in model.depth(parent=None).mixers() for text in mixer.kernels(length))
+    inputs = model.input_part(parent=None)
+    places = inputs.places(length)
+    chosen = [text for mixer in inputs.own_mixers() for text in mixer.kernels(length)]
+    for mixer in model.depth(parent=None).mixers():
+        chosen += mixer.kernels(places)
     return tuple(dict.fromkeys(chosen))
 
 
 def cache_bytes(model: LanguageModel, length: int) -> int:
     """Bytes of decoding state of one sequence of `length` tokens."""
-    return sum(mixer.cache_bytes(length) for mixer in model.depth(parent=None).mixers())
+    inputs = model.input_part(parent=None)
+    layers = model.depth(parent=None).mixers()
+    places = inputs.places(length)
+    return inputs.own_cache_bytes(length) + sum(mixer.cache_bytes(places) for mixer in layers)

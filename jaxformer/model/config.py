@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from jaxformer.model.channel_mixers import ChannelMixerConfig
 from jaxformer.model.depth import DepthConfig, FixedConfig
 from jaxformer.model.dims import InitConfig
+from jaxformer.model.further import FurtherConfig
 from jaxformer.model.inputs import InputsConfig, TokensConfig
-from jaxformer.model.layer import Layer
+from jaxformer.model.layer import Layer, LayerConfig
 from jaxformer.model.mixers import MixerConfig
 from jaxformer.model.norms import NormConfig
 from jaxformer.model.outputs import LinearConfig, OutputsConfig
@@ -19,19 +20,6 @@ from jaxformer.model.residuals import PlainConfig, ResidualConfig
 from jaxformer.schema.base import Schema
 
 ADDED_TO_EMBEDDINGS = ("learned", "sinusoidal")
-
-
-Part = TypeVar("Part", bound=Schema)
-
-
-class LayerConfig(Schema):
-    """One layer of a pattern. Keys that are left out or null are taken from the model's defaults;
-    `none` is a layer without a mixer, or without an FFN. The positions of a layer are rope, alibi
-    or none, because learned and sinusoidal ones belong to the whole model."""
-
-    mixer: MixerConfig | Literal["none"] | None = Field(None, description="as `model.mixer`")
-    ffn: ChannelMixerConfig | Literal["none"] | None = Field(None, description="as `model.ffn`")
-    positions: PositionsUnion | None = Field(None, description="as `model.positions`")
 
 
 class ModelConfig(Schema):
@@ -83,6 +71,9 @@ class ModelConfig(Schema):
     depth: DepthConfig = Field(
         FixedConfig(), description="which layers a token passes, and how often"
     )
+    further: FurtherConfig | None = Field(
+        None, description="what predicts the tokens after the next one; null for nothing"
+    )
 
     @model_validator(mode="after")
     def _layers_fit(self) -> "ModelConfig":
@@ -91,9 +82,16 @@ class ModelConfig(Schema):
                 f"pattern has {len(self.pattern)} entries for num_layers {self.num_layers}; "
                 f"shorten the pattern or deepen the model"
             )
-        for layer in self.pattern_layers():
+        for layer in (*self.pattern_layers(), self.further_layer()):
             if layer.mixer is not None:
                 layer.mixer.check(self.d_model, layer.positions)
+        self.inputs.check(self.d_model)
+        if self.depth.weighs_losses and not self.inputs.shows_tokens:
+            raise ValueError(
+                f"depth {self.depth.kind} has exits for tokens, but with inputs "
+                f"{self.inputs.kind} the layers do not see every token; give another depth, or "
+                f"inputs of kind tokens"
+            )
         self.depth.check(self.num_layers, self.pattern_layers())
         return self
 
@@ -128,31 +126,28 @@ class ModelConfig(Schema):
     @property
     def longest_row(self) -> float:
         """In tokens; infinite if no positions have a `max_length`."""
-        every = (self.positions, *(layer.positions for layer in self.pattern_layers()))
+        layers = (*self.pattern_layers(), *self.inputs.own_layers)
+        every = (self.positions, *(layer.positions for layer in layers))
         return min(getattr(each, "max_length", None) or math.inf for each in every)
 
     def pattern_layers(self) -> tuple[Layer, ...]:
         """The pattern's entries with the defaults filled in."""
-        return tuple(
-            Layer(
-                mixer=_part(entry.mixer, self.mixer),
-                ffn=_part(entry.ffn, self.ffn),
-                positions=entry.positions or self.positions,
-            )
-            for entry in self.pattern
-        )
+        return tuple(self._filled_in(entry) for entry in self.pattern)
+
+    def _filled_in(self, entry: LayerConfig) -> Layer:
+        return entry.filled_in(self.mixer, self.ffn, self.positions)
 
     def layers(self) -> tuple[Layer, ...]:
         """Every layer from the bottom up."""
         pattern = self.pattern_layers()
         return tuple(pattern[index % len(pattern)] for index in range(self.num_layers))
 
+    def further_layer(self) -> Layer:
+        """The layer of each further prediction: the model's last one, unless it names another."""
+        if self.further is None or self.further.layer is None:
+            return self.layers()[-1]
+        return self._filled_in(self.further.layer)
+
     def layers_of_path(self, path: str) -> Sequence[int] | None:
         """See `DepthConfig.layers_of_path`."""
         return self.depth.layers_of_path(path, self.num_layers, len(self.pattern))
-
-
-def _part(entry: Part | Literal["none"] | None, default: Part | None) -> Part | None:
-    if entry == "none":
-        return None
-    return default if entry is None else entry

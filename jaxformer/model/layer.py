@@ -1,9 +1,15 @@
-"""One layer of a model, with the defaults filled in."""
+"""One layer of a model: as a pattern gives it, and with the defaults filled in."""
+
+from typing import Literal, TypeVar
+
+from pydantic import Field
 
 from jaxformer.model.channel_mixers import ChannelMixerConfig
 from jaxformer.model.mixers import MixerConfig
 from jaxformer.model.positions import PositionsUnion
 from jaxformer.schema.base import Schema
+
+Part = TypeVar("Part", bound=Schema)
 
 
 class Layer(Schema):
@@ -20,3 +26,29 @@ class Layer(Schema):
     @property
     def uses_positions(self) -> bool:
         return self.mixer is not None and self.mixer.uses(self.positions)
+
+
+class LayerConfig(Schema):
+    """One layer of a pattern. Keys that are left out or null are taken from the model's defaults;
+    `none` is a layer without a mixer, or without an FFN. The positions of a layer are rope, alibi
+    or none, because learned and sinusoidal ones belong to the whole model."""
+
+    mixer: MixerConfig | Literal["none"] | None = Field(None, description="as `model.mixer`")
+    ffn: ChannelMixerConfig | Literal["none"] | None = Field(None, description="as `model.ffn`")
+    positions: PositionsUnion | None = Field(None, description="as `model.positions`")
+
+    def filled_in(
+        self, mixer: MixerConfig, ffn: ChannelMixerConfig | None, positions: PositionsUnion
+    ) -> Layer:
+        """The layer, with these in place of what is left out."""
+        return Layer(
+            mixer=_part(self.mixer, mixer),
+            ffn=_part(self.ffn, ffn),
+            positions=self.positions or positions,
+        )
+
+
+def _part(entry: Part | Literal["none"] | None, default: Part | None) -> Part | None:
+    if entry == "none":
+        return None
+    return default if entry is None else entry

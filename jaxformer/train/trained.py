@@ -1,4 +1,5 @@
-"""Which of the parameters are trained: all, all but those frozen by pattern, or adapters alone."""
+"""Which of the parameters are trained: all that the objective has a gradient for, those not frozen
+by pattern, or adapters alone."""
 
 from typing import Any
 
@@ -22,6 +23,8 @@ def trained_paths(config: Config, params: PyTree) -> set[str]:
         _check_targets(config.lora.targets, paths)
         return adapters
     trained = paths - matching(config.train.freeze, paths, "train.freeze")
+    if not config.train.objective.trains_further:  # weight decay would shrink what has no gradient
+        trained = {path for path in trained if not path.startswith("further/")}
     if not trained:
         raise UserError("train.freeze matches every parameter; leave some to be trained")
     return trained
