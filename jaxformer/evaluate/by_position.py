@@ -46,32 +46,70 @@ def position_sums(
     )
 
 
+@partial(jax.jit, static_argnums=(0, 1))
+def loss_sums(
+    objective: ObjectiveConfig, model: LanguageModel, params: PyTree, batch: Batch
+) -> PositionSums:
+    """The loss that the objective evaluates, as if rows had one position."""
+    sums = objective.evaluate(model, params, batch)
+    nothing = jnp.zeros(())
+    return PositionSums(sums.loss[None], nothing[None], sums.tokens[None], nothing)
+
+
+@partial(jax.jit, static_argnums=0)
+def layer_statistics(model: LanguageModel, params: PyTree, batch: Batch) -> dict[str, jax.Array]:
+    """What layers say of themselves, per token, averaged over those that do."""
+    rows = (batch.inputs, batch.positions, batch.segment_ids)
+    _, _, aux = model.apply({"params": params}, *rows, method="read")
+    real = jnp.maximum(jnp.sum(batch.segment_ids != 0), 1)
+    return {name: jnp.nanmean(values) / real for name, values in aux.stats.items()}
+
+
 def measure(run: Run, batches: Iterable[Batch], bytes_per_token: float) -> dict[str, Any]:
     """Over all batches: `loss` in nats per token, `accuracy` per token, `row_accuracy` (all of a
     row's answers right), `bits_per_byte`, `by_position` (the loss in up to 32 equal parts of the
-    row, null where a part has no target), and `rows`, their number."""
+    row, null where a part has no target), `layers` (what layers say of themselves, per token, by
+    the name of the statistic), and `rows`, their number.
+
+    The loss of a model that does not read from left to right is what its objective evaluates, and
+    accuracies and `by_position` are null.
+    """
+    objective = run.config.train.objective
+    measured = position_sums if objective.is_causal else loss_sums
     totals: list[np.ndarray] | None = None
+    said: list[dict[str, np.ndarray]] = []
     num_rows = 0
     for batch in batches:
-        found = position_sums(run.config.train.objective, run.model, run.params, batch)
+        found = measured(objective, run.model, run.params, batch)
         sums = [np.asarray(part, np.float64) for part in found]
         totals = sums if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
         num_rows += int(batch.loss_mask.any(axis=1).sum())
+        if run.config.model.depth.kind != "fixed":
+            said.append(jax.device_get(layer_statistics(run.model, run.params, batch)))
     assert totals is not None
     loss, correct, tokens, rows = totals
     parts = np.array_split(np.arange(len(loss)), min(POSITION_BINS, len(loss)))
     mean = float(loss.sum() / tokens.sum())
-    return {
+    result: dict[str, Any] = {
         "loss": mean,
         "bits_per_byte": mean / math.log(2) / bytes_per_token,
-        "accuracy": float(correct.sum() / tokens.sum()),
-        "row_accuracy": float(rows / num_rows),
+        "accuracy": None,
+        "row_accuracy": None,
         "rows": num_rows,
-        "by_position": [
+        "by_position": None,
+        "layers": {
+            name: float(np.mean([each[name] for each in said]))
+            for name in (said[0] if said else ())
+        },
+    }
+    if objective.is_causal:
+        result["accuracy"] = float(correct.sum() / tokens.sum())
+        result["row_accuracy"] = float(rows / num_rows)
+        result["by_position"] = [
             float(loss[part].sum() / tokens[part].sum()) if tokens[part].any() else None
             for part in parts
-        ],
-    }
+        ]
+    return result
 
 
 def measure_on(run: Run, data: DataConfig) -> dict[str, Any]:

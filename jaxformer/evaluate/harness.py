@@ -54,7 +54,7 @@ def harness_suite(what: str, options: Options) -> Suite:
             task.set_config(key="num_fewshot", value=options.num_fewshot)
         elif task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
-    return lambda run, check: _evaluate(run, check, loaded, options.limit)
+    return lambda run, check: _evaluate(run, check, loaded, options)
 
 
 def _set_up() -> None:
@@ -133,17 +133,19 @@ def _check(name: str, task: Any) -> None:
         generation_of(task.config.generation_kwargs, name)
 
 
-def _evaluate(run: Run, check: Check, loaded: Any, limit: int | None) -> dict[str, Result]:
+def _evaluate(run: Run, check: Check, loaded: Any, options: Options) -> dict[str, Result]:
     from lm_eval.evaluator import evaluate
 
     from jaxformer.evaluate.harness_model import HarnessModel
 
     _seed(loaded["tasks"])
-    model = HarnessModel(run, check)
+    model = HarnessModel(run, check, options.draft)
     for name, task in loaded["tasks"].items():
         if task.OUTPUT_TYPE == "generate_until":
             model.check_room(task.config.generation_kwargs, name)
-    found = evaluate(model, loaded, limit=limit, bootstrap_iters=BOOTSTRAP_DRAWS, log_samples=False)
+    found = evaluate(
+        model, loaded, limit=options.limit, bootstrap_iters=BOOTSTRAP_DRAWS, log_samples=False
+    )
     if model.shortened and processes.is_first():
         length = run.config.data.sequence_length
         say(

@@ -60,10 +60,15 @@ class HarnessModel(TemplateLM):
     their first tokens, and `shortened` counts them.
     """
 
-    def __init__(self, run: Run, check: Callable[[], None] = lambda: None) -> None:
-        """`check` is called after every batch."""
+    def __init__(
+        self, run: Run, check: Callable[[], None] = lambda: None, draft: str | None = None
+    ) -> None:
+        """`check` is called after every batch; `draft` is that of `Run.decoder_with`."""
         super().__init__()
         self._run, self._check = run, check
+        self._draft = draft
+        if draft is not None:
+            run.decoder_with(draft)  # refuse one that does not fit before anything is evaluated
         self._length = run.config.data.sequence_length
         self._rows = rows_at_once(run)
         self.shortened = 0
@@ -160,7 +165,7 @@ class HarnessModel(TemplateLM):
         while padded < max(map(len, prompts)):
             padded *= 2
         filling = [[self.prefix_token_id]] * (self._rows - len(prompts))
-        pieces = self._run.decoder.decode(
+        pieces = self._run.decoder_with(self._draft).decode(
             prompts + filling,
             max_new_tokens=generation.max_new_tokens,
             sampling=generation.sampling,

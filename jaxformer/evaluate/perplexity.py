@@ -12,7 +12,7 @@ import jax
 from jax.sharding import NamedSharding
 
 from jaxformer.batch import Batch
-from jaxformer.config import DataConfig
+from jaxformer.config import Config, DataConfig
 from jaxformer.data.loader import validation_batches
 from jaxformer.data.stores import Stores
 from jaxformer.errors import UserError
@@ -106,6 +106,8 @@ def evaluate_run(path: Path, overrides: Sequence[str], *, json: bool) -> int:
     Overrides go on top of the run's configuration: `data.validation_source` gives another text,
     `eval.batch_size` another batch size, `eval.batches` a part of the text instead of all of it.
 
+    A bound is said to be one: the true loss, perplexity and bits are at most the figures given.
+
     Returns:
         The exit code, 0.
 
@@ -115,9 +117,11 @@ def evaluate_run(path: Path, overrides: Sequence[str], *, json: bool) -> int:
     run = load(path, ["eval.batches=null", *overrides])
     result = validate(run)
     if json:
-        print(json_format.dumps({"run": str(path), "step": run.step, **result._asdict()}))
+        bound = {"is_bound": True} if run.config.train.objective.is_bound else {}
+        record = {"run": str(path), "step": run.step, **result._asdict(), **bound}
+        print(json_format.dumps(record))
     else:
-        _print_table(f"{path}, step {run.step:,}", _text_of(run.config.data), result)
+        _print_table(f"{path}, step {run.step:,}", run.config, result)
     return 0
 
 
@@ -170,18 +174,19 @@ def _text_of(data: DataConfig) -> str:
     return f"the last {data.validation_fraction:.3g} of {sources}"
 
 
-def _print_table(title: str, text: str, result: Evaluation) -> None:
+def _print_table(title: str, config: Config, result: Evaluation) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
+    bound = "at most " if config.train.objective.is_bound else ""
     for name, value in (
-        ("text", text),
-        ("loss (nats per token)", f"{result.loss:.4f}"),
-        ("perplexity", f"{result.perplexity:.4g}"),
-        ("bits per byte", f"{result.bits_per_byte:.4f}"),
+        ("text", _text_of(config.data)),
+        ("loss (nats per token)", f"{bound}{result.loss:.4f}"),
+        ("perplexity", f"{bound}{result.perplexity:.4g}"),
+        ("bits per byte", f"{bound}{result.bits_per_byte:.4f}"),
         ("tokens", f"{result.tokens:,}"),
         ("tokens per second", f"{result.tokens_per_second:,.0f}"),
     ):

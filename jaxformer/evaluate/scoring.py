@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from jaxformer.batch import Batch
 from jaxformer.errors import UserError
+from jaxformer.evaluate.causal import check_causal
 from jaxformer.evaluate.perplexity import one_ahead
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.objectives import ObjectiveConfig
@@ -57,8 +58,10 @@ def score(
     model. `check` is called after every batch; what it raises ends the work.
 
     Raises:
-        UserError: a continuation alone is longer than a row, or the mesh does not divide the rows.
+        UserError: a continuation alone is longer than a row, the mesh does not divide the rows, or
+            the model does not read from left to right.
     """
+    check_causal(run.config, "scoring continuations")
     length = run.config.data.sequence_length
     size = rows_at_once(run)
     for continuation in continuations:

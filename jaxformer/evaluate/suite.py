@@ -22,11 +22,12 @@ class Result:
 @dataclass(frozen=True)
 class Options:
     """Further options of the command line: a folder of tasks, how many samples of each task to
-    take, and how many solved samples precede each."""
+    take, how many solved samples precede each, and the draft of what is generated."""
 
     tasks_dir: Path | None = None
     limit: int | None = None
     num_fewshot: int | None = None
+    draft: str | None = None
 
     def refuse(self) -> None:
         """Refuse the options, where no suite takes them.

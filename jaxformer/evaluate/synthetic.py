@@ -6,6 +6,7 @@ from typing import Any
 from jaxformer.config import DataConfig
 from jaxformer.errors import UserError, did_you_mean
 from jaxformer.evaluate.by_position import measure_on
+from jaxformer.evaluate.causal import check_causal
 from jaxformer.evaluate.suite import Check, Options, Result, Suite
 from jaxformer.run import Run
 from jaxformer.schema.tree import all_kinds, section_classes
@@ -34,6 +35,7 @@ def synthetic_suite(what: str, options: Options) -> Suite:
 
 
 def _evaluate(run: Run, check: Check, names: list[str]) -> dict[str, Result]:
+    check_causal(run.config, "the accuracy on a synthetic task")
     found = {}
     longest = run.config.model.longest_row
     for name in names:

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 
 from jaxformer.batch import Batch
+from jaxformer.model.accounting import flops_per_token
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.model.rows import LayerAux
@@ -22,13 +23,21 @@ class Loss(NamedTuple):
 
     The gradient of a step is that of total / weight; `sums` are reported, each divided by weight,
     under the names of their metrics. `loss`, the cross-entropy in nats, is always one of them.
-    `layers` are the loss and statistics of the model's layers, statistics [layers] each.
+    `layers` are the loss and statistics of the model's layers, statistics [layers] each. `means`
+    are reported as well, each a sum and the weight that it is divided by.
     """
 
     total: jax.Array
     weight: jax.Array
     sums: dict[str, jax.Array]
     layers: LayerAux
+    means: dict[str, tuple[jax.Array, jax.Array]] | None = None
+
+
+def loss_of_sums(sums: LossSums, layers: LayerAux, z_loss: float) -> Loss:
+    """Cross-entropy and z-loss per token, the latter reported if it has a weight."""
+    reported = {"loss": sums.loss} | ({"z_loss": sums.z_loss} if z_loss else {})
+    return Loss(sums.loss + sums.z_loss, sums.tokens, reported, layers)
 
 
 class Reference(NamedTuple):
@@ -44,6 +53,24 @@ class ObjectiveConfig(Kind):
     registry = OBJECTIVES
     # The random keys that training draws from, `noise` if any.
     keys: ClassVar[tuple[str, ...]] = ()
+    # Whether `model.further` is computed in training.
+    trains_further: ClassVar[bool] = False
+    # What `jaxformer list objectives` says: which models it can train, and how they are decoded.
+    needs: ClassVar[str] = "any mixer"
+    decoder: ClassVar[str] = "one token after another"
+
+    # Whether p(token | all before it) is what the model gives in one causal pass, which decoding
+    # one token after another and scores of continuations take it for.
+    is_causal: ClassVar[bool] = True
+    # Whether training gives `rows.order`, which attention's kernels do not support.
+    gives_order: ClassVar[bool] = False
+    # Tokens that the layers read for each token of a batch.
+    tokens_read: ClassVar[float] = 1.0
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether validation reports a bound, which the loss is at most."""
+        return False
 
     def check(self, model: ModelConfig) -> None:
         """Check that a model can be trained so.
@@ -56,6 +83,10 @@ class ObjectiveConfig(Kind):
     def reference(self) -> str | None:
         """The run whose model the objective compares with, if it does."""
         return None
+
+    def flops(self, model: LanguageModel, length: int) -> float:
+        """FLOPs per token of a forward pass in training, in rows of `length` tokens."""
+        return flops_per_token(model, length, self.tokens_read)
 
     def loss(
         self,

@@ -7,8 +7,10 @@ import jax
 from pydantic import Field, PositiveFloat
 
 from jaxformer.batch import Batch
+from jaxformer.model.config import ModelConfig
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.objectives.base import Loss, ObjectiveConfig, PyTree, Reference
+from jaxformer.objectives.requirements import check_last_layer
 from jaxformer.ops.token_losses import Heads, distillation
 from jaxformer.parallel.own_tokens import over_rows
 from jaxformer.parallel.rules import pad_vocabulary
@@ -22,6 +24,8 @@ class DistillationConfig(ObjectiveConfig):
     """
 
     kind: Literal["distillation"] = "distillation"
+    needs = "any mixer; a teacher, whose forward pass is not counted"
+
     teacher: str = Field(
         min_length=1,
         description="a run or RUN/checkpoints/STEP with the same tokenizer, and any model",
@@ -36,6 +40,9 @@ class DistillationConfig(ObjectiveConfig):
     @property
     def reference(self) -> str:
         return self.teacher
+
+    def check(self, model: ModelConfig) -> None:
+        check_last_layer(self.kind, model)
 
     def loss(
         self,

@@ -6,7 +6,7 @@ import jax
 
 from jaxformer.batch import Batch
 from jaxformer.model.language_model import LanguageModel
-from jaxformer.objectives.base import Loss, ObjectiveConfig, PyTree, Reference
+from jaxformer.objectives.base import Loss, ObjectiveConfig, PyTree, Reference, loss_of_sums
 
 
 class NextTokenConfig(ObjectiveConfig):
@@ -27,5 +27,4 @@ class NextTokenConfig(ObjectiveConfig):
         sums, layers = model.apply(
             {"params": params}, *batch, z_loss=z_loss, method="loss", rngs=rngs
         )
-        reported = {"loss": sums.loss} | ({"z_loss": sums.z_loss} if z_loss else {})
-        return Loss(sums.loss + sums.z_loss, sums.tokens, reported, layers)
+        return loss_of_sums(sums, layers, z_loss)

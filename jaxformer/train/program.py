@@ -18,15 +18,15 @@ from jaxformer.errors import DoesNotFit, UserError
 from jaxformer.evaluate.perplexity import EvalStep, make_eval_step
 from jaxformer.memory import program_bytes
 from jaxformer.model.accounting import (
+    FURTHER_PATH,
     abstract_parameters,
     count_parameters,
-    flops_per_token,
     kernels,
 )
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.language_model import LanguageModel, build_model
 from jaxformer.model.parameter_paths import by_path, from_paths, join, split
-from jaxformer.objectives import Loss, Reference
+from jaxformer.objectives import Loss, ObjectiveConfig, Reference
 from jaxformer.parallel import rules
 from jaxformer.parallel.compiler import Options, compiler_options
 from jaxformer.parallel.context import check_length
@@ -80,9 +80,10 @@ class Program:
 
     @property
     def flops_per_step(self) -> float:
-        """Forward and backward of the model alone: 3 × forward, without rematerialisation, less
-        the gradients of frozen matrices."""
-        per_token = flops_per_token(self.model, self.config.data.sequence_length)
+        """Forward and backward of what the objective needs: 3 × forward, without
+        rematerialisation, less the gradients of frozen matrices."""
+        objective, length = self.config.train.objective, self.config.data.sequence_length
+        per_token = objective.flops(self.model, length)
         return (3 * per_token - 2 * self.frozen_products) * self.tokens_per_step
 
     def initial_state(self, given: PyTree | None = None) -> TrainState:
@@ -233,6 +234,7 @@ def _new_program(
     check_length(mesh.shape["context"], config.data.sequence_length)
     train, optimizer_config = config.train, config.optimizer
     _check_stages(mesh.shape["stage"], config.model)
+    _check_context(mesh.shape["context"], config.model)
     rows = train.batch_size // train.accumulation
     pipeline = make_pipeline(mesh.shape, rows, train.pipeline_micro_batches)
     scanned = build_model(
@@ -297,7 +299,7 @@ def _new_program(
         init=init,
         train_step=train_step,
         eval_step=make_eval_step(model, train.objective),
-        kernels=_chosen_kernels(model, mesh, config.data.sequence_length),
+        kernels=_chosen_kernels(model, mesh, config.data.sequence_length, train.objective),
         frozen_products=_frozen_products(config, whole, axes, trained),
         pipeline=pipeline,
     )
@@ -312,7 +314,16 @@ def _check_stages(stages: int, model: ModelConfig) -> None:
             f"mesh.stage is {stages}, but stages cannot share the layers of model.depth "
             f"{model.depth.kind}; leave mesh.stage at 1"
         )
-    check_repetitions(stages, model.num_layers, len(model.pattern))
+    period = model.depth.period(model.num_layers, len(model.pattern))
+    check_repetitions(stages, model.num_layers, period)
+
+
+def _check_context(context: int, model: ModelConfig) -> None:
+    if context > 1 and not model.inputs.can_be_cut:
+        raise DoesNotFit(
+            f"mesh.context is {context}, but rows cannot be cut below model.inputs "
+            f"{model.inputs.kind}; leave mesh.context at 1"
+        )
 
 
 def _put_in(fresh: PyTree, given: PyTree) -> PyTree:
@@ -326,22 +337,36 @@ def _put_in(fresh: PyTree, given: PyTree) -> PyTree:
 
 def _frozen_products(config: Config, whole: PyTree, axes: PyTree, trained: Collection[str]) -> int:
     looked_up = () if config.model.tie_embeddings else ("embedding",)
-    leaves = by_path(whole)
+    leaves = {path: leaf for path, leaf in by_path(whole).items() if _is_used(path, config)}
     return sum(
         math.prod(leaves[path].shape)
         for path, is_matrix in by_path(decay_mask(axes)).items()
-        if is_matrix and path not in trained and path not in looked_up
+        if is_matrix and path in leaves and path not in trained and path not in looked_up
     )
 
 
-def _chosen_kernels(model: LanguageModel, mesh: Mesh, length: int) -> tuple[str, ...]:
+def _is_used(path: str, config: Config) -> bool:
+    return not path.startswith(FURTHER_PATH) or config.train.objective.trains_further
+
+
+def _chosen_kernels(
+    model: LanguageModel, mesh: Mesh, length: int, objective: ObjectiveConfig
+) -> tuple[str, ...]:
+    asked = model.kernels.attention
+    if objective.gives_order:
+        if asked not in ("auto", "xla"):
+            raise DoesNotFit(
+                f"train.kernels.attention is {asked}, but train.objective is {objective.kind}, in "
+                f"which tokens see later ones, and no kernel supports that; allowed: auto, xla"
+            )
+        return (f"attention xla: no kernel supports {objective.kind}",)
     try:
         with rules.use_mesh(mesh):
             return kernels(model, length)
     except ValueError as error:
         raise DoesNotFit(
-            f"train.kernels.attention is {model.kernels.attention}, but {error}; auto takes a "
-            f"kernel where it can serve"
+            f"train.kernels.attention is {asked}, but {error}; auto takes a kernel where it can "
+            f"serve"
         ) from None
 
 

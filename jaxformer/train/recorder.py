@@ -44,11 +44,13 @@ class Recorder:
         train = program.config.train
         self._trackers = trackers
         self._log_every, self._last_step = train.log_every, train.steps
+        self._is_bound = train.objective.is_bound
         self._layers_every = layers.every if (layers := train.layer_statistics) else None
         self._layer_counts = statistics.counts(program.abstract.params, program.config.model)
         self._course, self._peak_flops = course, peak_flops
         self._devices = program.mesh.local_devices
         self._running: deque[tuple[int, Metrics]] = deque()
+        self._overflowed = False  # whether it has been told
         self.finished = 0  # the newest step that is known to have ended
         self.nonfinite = 0  # updates skipped in a row up to it
 
@@ -77,16 +79,19 @@ class Recorder:
             self._finish(*self._running.popleft())
 
     def evaluated(self, step: int, evaluation: Evaluation) -> None:
-        """Write an evaluation's row."""
+        """Write an evaluation's row, which says so if its figures are bounds."""
         row = {
             "step": step,
             "eval/loss": evaluation.loss,
             "eval/bits_per_byte": evaluation.bits_per_byte,
             "eval/perplexity": evaluation.perplexity,
         }
+        bound = ""
+        if self._is_bound:
+            row["eval/is_bound"], bound = 1, "at most "
         self._write(row)
         self.display.say(
-            f"step {step:,}  validation loss {evaluation.loss:.4f}, "
+            f"step {step:,}  validation loss {bound}{evaluation.loss:.4f}, "
             f"{evaluation.bits_per_byte:.4f} bits per byte, perplexity {evaluation.perplexity:.4g}"
         )
 
@@ -114,6 +119,7 @@ class Recorder:
                 f"step {step:,}  loss {values['loss']}, gradient norm {values['grad_norm']}: not "
                 f"finite, update skipped ({self.nonfinite} in a row)"
             )
+        self._tell_of_overflow(step, values.get("inputs/overflow", 0.0))
         is_last = step == self._last_step
         if self._layers_every and (is_last or step % self._layers_every == 0):
             layers = jax.device_get(metrics["layers"])
@@ -141,6 +147,16 @@ class Recorder:
         }
         self._write(row)
         self.display.logged(row)
+
+    def _tell_of_overflow(self, step: int, overflow: float) -> None:
+        if overflow and not self._overflowed:
+            self._overflowed = True
+            self.display.say(
+                f"step {step:,}  {overflow:.2%} of the tokens would begin a chunk beyond "
+                f"model.inputs.share, and belong to the last chunk of their document instead. This "
+                f"is told once; metrics.jsonl has inputs/overflow at every row. If it goes on, "
+                f"raise the share"
+            )
 
     def _write(self, row: Row) -> None:
         self.log.write(row)

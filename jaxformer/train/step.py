@@ -89,12 +89,13 @@ def make_train_step(
     were; the step still counts, and `nonfinite` counts how many such steps there were in a row.
     Keys are pure functions of `options.seed`, the step and the micro-batch.
 
-    Metrics (float32 scalars): the loss's sums divided by N, `loss` in nats among them, `grad_norm`
-    = ‖g‖ before clipping, `learning_rate`, `tokens` = N, `nonfinite`; `layer_loss` if layers have
-    one, and `layers/NAME` for each of their statistics, per token, averaged over the layers that
-    have it. With `statistics_of` also `layers`: the mean square `activation` of each layer, its own
-    statistics per token, and sums of squares per layer and outside the layers [layers + 1]:
-    `gradient` (g before clipping), `update` and `weight` (θ).
+    Metrics (float32 scalars): the loss's sums divided by N, `loss` in nats among them, and its
+    means; `grad_norm` = ‖g‖ before clipping, `learning_rate`, `tokens` = N, `nonfinite`;
+    `layer_loss` if layers have one, and `layers/NAME` for each of their statistics, per token,
+    averaged over the layers that have it; `inputs/NAME` for those of the inputs. With
+    `statistics_of` also `layers`: the mean square `activation` of each layer, its own statistics
+    per token, and sums of squares per layer and outside the layers [layers + 1]: `gradient` (g
+    before clipping), `update` and `weight` (θ).
     """
 
     descend = optax.with_extra_args_support(optimizer).update
@@ -108,11 +109,15 @@ def make_train_step(
         total, gradients = _sum_gradients(loss_of, state, batch, options.accumulation, rngs)
         tokens = jnp.maximum(total.weight, 1.0)
         means = {name: value / tokens for name, value in total.sums.items()}
+        for name, (value, weight) in (total.means or {}).items():
+            means[name] = value / weight  # not a number where nothing is predicted
         if total.layers.loss is not None:
             means["layer_loss"] = total.layers.loss / tokens
         real = jnp.maximum(jnp.sum(batch.segment_ids != 0), 1)
-        said = {name: x / real for name, x in total.layers.stats.items() if name != "activation"}
+        stats = {name: x / real for name, x in total.layers.stats.items() if name != "activation"}
+        said = {name: values for name, values in stats.items() if not name.startswith("inputs/")}
         means |= {f"layers/{name}": jnp.nanmean(values) for name, values in said.items()}
+        means |= {name: value for name, value in stats.items() if name not in said}
         with jax.named_scope("optimizer"):
             grad_norm = optax.tree.norm(gradients) / tokens
             finite = jnp.isfinite(means["loss"]) & jnp.isfinite(grad_norm)
