@@ -64,6 +64,17 @@ def takes_overrides(parser: Parser) -> None:
     )
 
 
+def takes_draft(parser: Any) -> None:
+    parser.add_argument(
+        "--draft",
+        type=text,
+        metavar="DRAFT",
+        help="generate with a draft: self:LAYERS, the run's own first layers; mtp, its own "
+        "predictions (model.further); ngram, what followed the last tokens earlier in the text; or "
+        "another run with the same tokenizer",
+    )
+
+
 def takes_processes(parser: Parser) -> None:
     group = parser.add_argument_group(
         "several processes",

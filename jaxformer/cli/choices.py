@@ -7,6 +7,18 @@ from typing import Any
 
 from jaxformer.cli.arguments import DONE, FAILED, add_command
 
+TABLES = (
+    "mixers",
+    "depths",
+    "objectives",
+    "configs",
+    "optimizers",
+    "tasks",
+    "mixers-page",
+    "depth-page",
+    "configuration-page",
+)
+
 
 def add(commands: Any) -> None:
     _add_list(commands)
@@ -19,7 +31,7 @@ def _add_list(commands: Any) -> None:
     )
     parser.add_argument(
         "what",
-        choices=["mixers", "configs", "optimizers", "tasks", "mixers-page", "configuration-page"],
+        choices=TABLES,
         help="the pages are those in docs/",
     )
 
@@ -30,10 +42,13 @@ def _list(arguments: argparse.Namespace) -> int:
 
     tables = {
         "mixers": listing.list_mixers,
+        "depths": listing.list_depths,
+        "objectives": listing.list_objectives,
         "configs": listing.list_configs,
         "optimizers": listing.list_optimizers,
         "tasks": listing.list_tasks,
         "mixers-page": listing.mixers_page,
+        "depth-page": listing.depth_page,
         "configuration-page": configuration_page,
     }
     print(tables[arguments.what]().rstrip())

@@ -7,6 +7,7 @@ from jaxformer.cli.arguments import (
     DONE,
     add_command,
     joined_processes,
+    takes_draft,
     takes_overrides,
     takes_processes,
     takes_run,
@@ -49,6 +50,7 @@ def _add_eval(commands: Any) -> None:
     group.add_argument(
         "--num-fewshot", type=int, metavar="N", help="put N solved examples before each sample"
     )
+    takes_draft(group)
     takes_processes(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -59,7 +61,9 @@ def _eval(arguments: argparse.Namespace) -> int:
         from jaxformer.evaluate.perplexity import evaluate_run
         from jaxformer.evaluate.suite import Options
 
-        options = Options(arguments.tasks_dir, arguments.limit, arguments.num_fewshot)
+        options = Options(
+            arguments.tasks_dir, arguments.limit, arguments.num_fewshot, arguments.draft
+        )
         run, overrides = arguments.run, arguments.overrides
         if arguments.suite is None:
             options.refuse()
@@ -119,8 +123,55 @@ def _add_generate(commands: Any) -> None:
         metavar="P",
         help="sample from tokens at least P times as likely as the most likely one",
     )
+    parser.add_argument(
+        "--steps",
+        type=whole_number(1),
+        metavar="N",
+        help="passes over the continuation, or over each block of one, for models trained by "
+        "diffusion (default: one per token)",
+    )
+    parser.add_argument(
+        "--entropy-bound",
+        type=float,
+        metavar="NATS",
+        help="instead of --steps: decide as many tokens in a pass as have less entropy together",
+    )
     parser.add_argument("--seed", type=whole_number(0), default=0, metavar="S", help="(default: 0)")
-    parser.add_argument("--stats", action="store_true", help="print tokens per second")
+    takes_draft(
+        parser.add_argument_group(
+            "speculative decoding",
+            "A draft proposes tokens, and the run verifies several at once. The output is that of\n"
+            "the run alone: the same tokens at --temperature 0, the same law otherwise. Try\n"
+            "--draft self:2 --stats.",
+        )
+    )
+    parser.add_argument(
+        "--draft-tokens",
+        type=whole_number(1),
+        metavar="N",
+        help="how many tokens are drafted at once (default: 2, 4 or 8, by what is accepted)",
+    )
+    group = parser.add_argument_group(
+        "early exit",
+        "A token skips the remaining layers when the model is sure. The output may change.",
+    )
+    group.add_argument(
+        "--exit-confidence",
+        type=float,
+        metavar="X",
+        help="leave when the confidence after a repetition of the pattern is above X; 1 never does",
+    )
+    group.add_argument(
+        "--exit-by",
+        choices=["margin", "state"],
+        help="the confidence: the margin between the two likeliest tokens' probabilities (the "
+        "default), or the cosine of the state before and after the repetition",
+    )
+    parser.add_argument(
+        "--stats",
+        action="store_true",
+        help="print tokens per second, and what a draft or early exits were worth",
+    )
 
 
 def _generate(arguments: argparse.Namespace) -> int:
@@ -135,7 +186,13 @@ def _generate(arguments: argparse.Namespace) -> int:
         top_k=arguments.top_k,
         top_p=arguments.top_p,
         min_p=arguments.min_p,
+        steps=arguments.steps,
+        entropy_bound=arguments.entropy_bound,
         seed=arguments.seed,
+        draft=arguments.draft,
+        draft_tokens=arguments.draft_tokens,
+        exit_confidence=arguments.exit_confidence,
+        exit_by=arguments.exit_by,
         stream=True,
         stats=arguments.stats,
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxformer.data.chat_template import ChatTemplate
 from jaxformer.data.tokenizers import StreamDecoder, Tokenizer, prompt_ids, start_id
-from jaxformer.generate.decode import Decoder, Stats
+from jaxformer.generate.decode import Decoder
 from jaxformer.generate.sampling import Sampling
 
 
@@ -24,6 +24,8 @@ def generate_text(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
+    steps: int | None = None,
+    entropy_bound: float | None = None,
     seed: int = 0,
     stream: bool = False,
     stats: bool = False,
@@ -34,15 +36,19 @@ def generate_text(
     bos is replaced by `start_id`. A continuation is the text that the new tokens add to the
     prompt's, and stops before end-of-text. With a chat template, a prompt is what a user says, and
     the continuation an answer that stops before the end of the assistant's turn. `temperature`,
-    `top_k`, `top_p` and `min_p` are those of `Sampling`.
+    `top_k`, `top_p` and `min_p` are those of `Sampling`; `steps` and `entropy_bound`, for models
+    trained by diffusion, those of `Unmasking`.
 
     Args:
         stream: print prompts and continuations, a single one while it is generated.
-        stats: print tokens per second to standard error.
+        stats: print tokens per second to standard error; with a draft, how many of its tokens were
+            accepted, and the speed of plain decoding, which is measured on some tokens.
 
     Raises:
-        UserError: see `Sampling` and `Decoder.decode`; the template refuses a prompt.
+        UserError: see `Sampling`, `Unmasking` and `Decoder.decode`; the template refuses a prompt.
     """
+    if steps is not None or entropy_bound is not None:
+        decoder = decoder.in_steps(steps, entropy_bound)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     sampling = Sampling(temperature, top_k, top_p, min_p)
     if template is None:
@@ -52,7 +58,7 @@ def generate_text(
         end = template.end_of_turn()
         decoder = decoder if end is None else replace(decoder, eos_id=tokenizer.specials[end])
         prompts = [f"{text}\n\n" for text in prompts]
-    measured = Stats()
+    measured = decoder.new_stats()
     pieces = decoder.decode(
         ids, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stats=measured
     )
@@ -67,7 +73,10 @@ def generate_text(
         for text, continuation in zip(prompts, texts, strict=True):
             print(f"{text}{continuation}\n{'-' * 40}")
     if stats:
-        print(measured, file=sys.stderr)
+        report = decoder.report(
+            measured, ids, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed
+        )
+        print(report, file=sys.stderr)
     return texts[0] if isinstance(prompt, str) else texts
 
 

@@ -69,7 +69,7 @@ AUTOMATIC = KernelsConfig()
 class Dims:
     """Sizes and types shared by all layers; `dtype` is that of activations, `statistics` whether
     layers measure themselves. Of a cache, up to `taken_back` of the newest tokens can be taken back
-    again."""
+    again, for which recurrences keep states if `keeps_states`, see `mixers.kept`."""
 
     d_model: int
     num_layers: int
@@ -78,3 +78,4 @@ class Dims:
     kernels: KernelsConfig = AUTOMATIC
     statistics: bool = False
     taken_back: int = 0
+    keeps_states: bool = True

@@ -100,7 +100,7 @@ def masked_logits(
         k: [batch, s, kv_heads, head_dim].
         queries, keys: their order, positions and documents.
         logit_softcap: cap(x) = c · tanh(x / c) (Gemma 2, arXiv:2408.00118).
-        slopes: [heads], ALiBi's, per token of distance.
+        slopes: [heads], ALiBi's, per token of distance in the document.
 
     Returns:
         [batch, kv_heads, heads of each, q, s], the lowest number where a query does not see a key.
@@ -112,7 +112,7 @@ def masked_logits(
     if logit_softcap is not None:
         logits = logit_softcap * jnp.tanh(logits / logit_softcap)
     if slopes is not None:
-        distance = jnp.abs(queries.order[:, :, None] - keys.order[:, None, :]).astype(wide)
+        distance = jnp.abs(queries.positions[:, :, None] - keys.positions[:, None, :]).astype(wide)
         per_head = jnp.asarray(slopes, wide).reshape(1, k.shape[2], -1, 1, 1)
         logits -= per_head * distance[:, None, None]
     visible = visibility.mask(queries, keys)[:, None, None]

@@ -217,8 +217,10 @@ def put_batch(batch: PyTree, sharding: NamedSharding) -> PyTree:
 
 
 def put_rows(array: np.ndarray, mesh: Mesh) -> jax.Array:
-    """An array [rows, ...] that every process has, with its rows over the data axes."""
-    sharding = NamedSharding(mesh, PartitionSpec(DATA_AXES))
+    """An array [rows, ...] that every process has, with its rows over the data axes where these
+    divide them, and whole on every device otherwise."""
+    divided = len(array) % data_shards(mesh.shape) == 0
+    sharding = NamedSharding(mesh, PartitionSpec(DATA_AXES if divided else None))
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 

@@ -2,7 +2,9 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from flax.core import meta
 
 from jaxformer.model.dims import Dims, InitConfig
 from jaxformer.model.mixers import Cache, Mixer, build_mixer
+from jaxformer.model.mixers.kept import mix
 from jaxformer.model.rows import RowInfo
 
 # Longer than a window with its sinks, shorter than two, and odd: no chunk or block divides it.
@@ -66,6 +69,22 @@ def applied(mixer: Mixer) -> Callable[..., jax.Array]:
 def continued(mixer: Mixer) -> Callable[..., tuple[jax.Array, Cache]]:
     """(params, x, rows, cache) → (y, cache)."""
     return jax.jit(lambda params, x, rows, cache: mixer.apply({"params": params}, x, rows, cache))
+
+
+@functools.cache
+def short_call(mixer: Mixer) -> Callable[..., tuple[jax.Array, Any]]:
+    """(params, x, rows, cache) → (y, what `mixer.take_back` needs, or the cache of one token)."""
+    module = Mixing(mixer.clone(parent=None))
+    return jax.jit(lambda params, *rest: module.apply({"params": {"mixer": params}}, *rest))
+
+
+class Mixing(nn.Module):
+    """`mix` in a module, as in a layer."""
+
+    mixer: Mixer
+
+    def __call__(self, *rows: Any) -> tuple[jax.Array, Any]:
+        return mix(self.mixer, *rows)
 
 
 @functools.cache

@@ -1,13 +1,17 @@
 """What every registered mixer must do, in float64. A mixer is found through the registry, its
 definition in `definitions`."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from contracts.contract import (
+    DIMS,
     LENGTH,
     assert_close,
+    build,
     continued,
     differentiated,
     documents,
@@ -15,6 +19,7 @@ from contracts.contract import (
     part_of,
     run,
     setup,
+    short_call,
 )
 from contracts.definition import Case
 
@@ -65,6 +70,29 @@ def test_whole_equals_split_with_the_cache_handed_over(case: Case, pieces: tuple
         y, cache = continued(mixer)(params, x[:, part], part_of(rows, part), cache)
         assert_close(y, whole[:, part])
         start += length
+
+
+def test_tokens_of_a_short_call_can_be_taken_back(case: Case) -> None:
+    """Five tokens are read at once behind five others, and three or none, all or one are taken
+    back: what then follows is as if they had never been."""
+    _, params, x = setup(case)
+    mixer = build(case, dataclasses.replace(DIMS, taken_back=5))
+    rows = RowInfo(one_document(LENGTH).positions, documents()[:, :1] * jnp.ones(LENGTH, jnp.int32))
+    start = mixer.init_cache(2, LENGTH, jnp.float64)
+    first, second = slice(0, 6), slice(6, 11)
+    _, start = continued(mixer)(params, x[:, first], part_of(rows, first), start)
+    whole, kept = short_call(mixer)(params, x[:, second], part_of(rows, second), start)
+    assert_close(whole, run(build(case), params, x, rows)[:, second])
+    for counts in ([3, 0], [5, 1]):
+        cache = mixer.take_back(kept, jnp.array(counts, jnp.int32))
+        for row, count in enumerate(counts):
+            if count:
+                again = (x, rows, cache)
+                again = jax.tree.map(lambda array, row=row: array[row : row + 1], again)
+                x_again, rows_again, own = again
+                part = slice(LENGTH - count, LENGTH)
+                y, _ = short_call(mixer)(params, x_again[:, part], part_of(rows_again, part), own)
+                assert_close(y, whole[row : row + 1, 5 - count :])
 
 
 def test_pieces_of_padding_before_a_document_leave_no_trace(case: Case) -> None:

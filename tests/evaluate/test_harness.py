@@ -217,6 +217,14 @@ def test_without_a_beginning_only_what_has_no_text_before_it_is_asked_after_one(
     )
 
 
+def test_a_draft_changes_no_answer(run):
+    prompts = ["abc", "b", "cab abc"]
+    plain = generated(HarnessModel(run), prompts)
+    assert generated(HarnessModel(run, draft="ngram"), prompts) == plain
+    with pytest.raises(UserError, match="draft 'self:9' is out of range"):
+        HarnessModel(run, draft="self:9")
+
+
 def test_sampling_follows_the_task_and_repeats_itself(run):
     model = HarnessModel(run)
     options = {"do_sample": [True] * 4, "temperature": [1.0] * 4}

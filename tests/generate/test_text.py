@@ -8,6 +8,7 @@ import pytest
 
 from jaxformer.data.chat_template import ChatTemplate, load_chat_template
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
+from jaxformer.generate.decode import Stats
 from jaxformer.generate.text import generate_text
 from tests.data.chats import CHATML, write_tokenizer
 from tests.data.tokenizer_kinds import write_kind
@@ -21,6 +22,9 @@ class Parrot:
     text: str
     eos_id: int
     asked: list[tuple[int, list]] = field(default_factory=list)
+
+    def new_stats(self) -> Stats:
+        return Stats()
 
     def decode(self, prompts: list, **_: object) -> Iterator[np.ndarray]:
         self.asked.append((self.eos_id, [self.tokenizer.decode_whole(ids) for ids in prompts]))

@@ -91,7 +91,7 @@ class AttentionConfig(MixerConfig):
 
     @property
     def sees_any_order(self) -> bool:
-        return True
+        return self.window is None  # a window counts places in the row
 
     def uses(self, positions: PositionsUnion) -> bool:
         return isinstance(positions, RoPEConfig | ALiBiConfig)

@@ -79,6 +79,20 @@ class Mixer(nn.Module):
         """The cache as it was `counts` [batch] tokens ago, at most `dims.taken_back`."""
         raise NotImplementedError
 
+    @property
+    def takes_back_itself(self) -> bool:
+        """Whether `take_back` needs no states kept by `kept.mix`."""
+        return self.rewinds
+
+    def take_back(self, kept: Any, counts: jax.Array) -> Cache:
+        """The cache before the last `counts` [batch] tokens of each row, given what a call of 2 to
+        `dims.taken_back` tokens returned: for a recurrence, see `kept.mix`."""
+        return self.rewind(kept, counts) if self.rewinds else kept.taken_back(counts)
+
+    def kept_flops(self) -> float:
+        """Forward FLOPs per token of what reads token by token to keep states, see `kept.mix`."""
+        return 0.0 if self.rewinds else self.flops(1)
+
     def kernels(self, length: int) -> tuple[str, ...]:
         """Which kernel serves rows of `length` tokens in training on the current mesh, and why, for
         every part that has kernels of its own.

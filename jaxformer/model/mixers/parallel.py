@@ -1,7 +1,7 @@
 """Several mixers side by side on one input, like the hybrid heads of Hymba (Dong et al., 2024,
 arXiv:2411.13676)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from pydantic import Field
 
 from jaxformer.model.mixers.base import Cache, Mixer, MixerConfig, build_mixer
+from jaxformer.model.mixers.kept import mix
 from jaxformer.model.positions import PositionsUnion
 from jaxformer.model.rows import RowInfo
 
@@ -58,7 +59,7 @@ class Parallel(Mixer):
         for index, config in enumerate(self.config.mixers):
             mixer = self._mixer(config, name=f"{config.kind}_{index}")
             own = None if cache is None else cache[index]
-            y, own = mixer(x, rows, own)
+            y, own = mix(mixer, x, rows, own)
             total += beta[index] * y
             longer.append(own)
         return total, None if cache is None else tuple(longer)
@@ -70,6 +71,17 @@ class Parallel(Mixer):
     @property
     def _parts(self) -> list[Mixer]:
         return [self._mixer(config, parent=None) for config in self.config.mixers]
+
+    @property
+    def takes_back_itself(self) -> bool:
+        return True  # part by part
+
+    def take_back(self, kept: tuple[Any, ...], counts: jax.Array) -> tuple[Cache, ...]:
+        parts = zip(self._parts, kept, strict=True)
+        return tuple(mixer.take_back(own, counts) for mixer, own in parts)
+
+    def kept_flops(self) -> float:
+        return sum(mixer.kept_flops() for mixer in self._parts)
 
     def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> tuple[Cache, ...]:
         return tuple(m.init_cache(batch, max_length, dtype) for m in self._parts)
