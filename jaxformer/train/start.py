@@ -1,10 +1,14 @@
 """How a run begins: from its own newest checkpoint, from another run's weights, or from scratch."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
 
 from jaxformer.checkpoint.lineage import record_start
 from jaxformer.checkpoint.local_copies import LocalCopies
@@ -15,7 +19,9 @@ from jaxformer.checkpoint.own_copies import keep_copies
 from jaxformer.checkpoint.run_directory import RunDirectory, flat
 from jaxformer.checkpoint.weights import Weights, abstract_leaves, find_weights
 from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.errors import UserError
 from jaxformer.model.accounting import abstract_parameters
+from jaxformer.model.layer_places import Move, moved, moves, places, shardings_before
 from jaxformer.model.parameter_paths import by_path, from_paths, matching, split
 from jaxformer.parallel import processes
 from jaxformer.parallel.rules import logical_axes, replicated
@@ -35,7 +41,10 @@ class Start:
 
     source: Weights
     wanted: PyTree  # all of the source's, as ShapeDtypeStructs with shardings
-    taken: frozenset[str]  # paths
+    moves: tuple[Move, ...]  # from where the source has layers to where the new run has them
+    shardings: dict[str, NamedSharding]  # after the moves, by path
+    taken: frozenset[str]  # paths after the moves
+    count: int  # of all numbers in them
     notes: tuple[str, ...]  # a line for each parameter not taken whole, and for what else differs
 
     @property
@@ -44,15 +53,16 @@ class Start:
 
     @property
     def what(self) -> str:
-        shapes = by_path(self.wanted)
-        count = sum(math.prod(shapes[path].shape) for path in self.taken)
         average = ", its moving average" if self.item == "ema" else ""
-        return f"{average}: {count:,} parameters are taken"
+        return f"{average}: {self.count:,} parameters are taken"
 
     def state(self, program: Program) -> tuple[TrainState, str]:
         """The state before the first step, and the fingerprint of the weights that were saved."""
         params, stored = self.source.restore(self.wanted)
         seen = fingerprint(stored)  # now: the parameters are used up
+        if self.moves:
+            move = jax.jit(partial(moved, self.moves), out_shardings=self.shardings)
+            params = from_paths(move(by_path(params)))
         return program.initial_state(split(params, self.taken)[0]), seen
 
 
@@ -62,7 +72,8 @@ def find_start(program: Program) -> Start | KeptState | None:
 
     Raises:
         UserError: it is not a run or checkpoint; a pattern of init.partial matches no parameter; or
-            parameters that no pattern matches differ, listed path by path. See also `find_state`.
+            parameters that no pattern matches differ, listed path by path, or by the numbers of
+            layers. See also `find_state`.
     """
     init = program.config.init
     if init.source is None:
@@ -71,30 +82,71 @@ def find_start(program: Program) -> Start | KeptState | None:
     if init.state == "optimizer":
         kept, changed = find_state(source, program), _changed_keys(source, program)
         return replace(kept, notes=(*kept.notes, *changed))
-    theirs = source.description()
     adapts = program.config.lora is not None
     leaves = by_path(program.abstract.base if adapts else weights(program.abstract))
-    ours = describe(leaves)
-    partial = matching(init.partial, theirs.keys() | ours.keys(), "init.partial")
+    saved, ours = source.description(), describe(leaves)
+    # A run with adapters reads what they adapt again, as it was saved.
+    changes = () if adapts else _layer_moves(source, saved, program, ours)
+    stored = abstract_leaves(saved, replicated(program.mesh))
+    laid_out = jax.eval_shape(partial(moved, changes), stored)
+    theirs = describe(laid_out)
+    differing = matching(init.partial, theirs.keys() | ours.keys(), "init.partial")
+    _check_same_layers(source, program, (theirs.keys() | ours.keys()) - differing)
     check_same_tree(
         "parameters",
         source.where,
-        {path: leaf for path, leaf in theirs.items() if path not in partial},
-        {path: leaf for path, leaf in leaves.items() if path not in partial},
+        {path: leaf for path, leaf in theirs.items() if path not in differing},
+        {path: leaf for path, leaf in leaves.items() if path not in differing},
         mend="fix the configuration, or name what is to start fresh of these: init.partial=[PATH]",
     )
-    grown = _grown(program, theirs, ours) & partial if partial else set()
+    grown = _grown(program, theirs, ours) & differing if differing else set()
+    taken = frozenset((ours.keys() - differing) | grown)
     same = {path: leaf for path, leaf in leaves.items() if theirs.get(path) == ours[path]}
-    everywhere = replicated(program.mesh)
+    shardings = {path: replicated(program.mesh) for path in theirs}
+    shardings |= {path: leaf.sharding for path, leaf in same.items()}
+    before = shardings_before(changes, shardings)
+    wanted = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=before[path])
+        for path, leaf in stored.items()
+    }
     return Start(
         source,
-        from_paths({**abstract_leaves(theirs, everywhere), **same}),
-        frozenset((ours.keys() - partial) | grown),
+        from_paths(wanted),
+        changes,
+        shardings,
+        taken,
+        sum(math.prod(laid_out[path].shape) for path in taken),
         (
-            *(_note(path, theirs, ours, path in grown) for path in sorted(partial)),
+            *(_note(path, theirs, ours, path in grown) for path in sorted(differing)),
             *_changed_keys(source, program),
         ),
     )
+
+
+def _layer_moves(
+    source: Weights, saved: Description, program: Program, ours: Description
+) -> tuple[Move, ...]:
+    """Empty if the layers lie in the same places, or if there are more or fewer of them."""
+    before = places(source.config.model, saved)
+    now = places(program.config.model, ours)
+    if before == now or before.keys() != now.keys():
+        return ()
+    return tuple(moves(before, now, {path: leaf["shape"] for path, leaf in saved.items()}))
+
+
+def _check_same_layers(source: Weights, program: Program, paths: Iterable[str]) -> None:
+    """That models of which `paths` are to agree have as many layers, if some are in layers."""
+    before, now = source.config.model, program.config.model
+    in_layers = any(
+        model.layers_of_path(path) is not None for path in paths for model in (before, now)
+    )
+    if in_layers and before.num_layers != now.num_layers:
+        raise UserError(
+            f"{source.where} has {before.num_layers} layers, but model.num_layers is "
+            f"{now.num_layers}, and layers are taken by their numbers; give "
+            f"model.num_layers={before.num_layers}, or start all layers fresh: "
+            f"init.partial=[stack/*]"
+        )
 
 
 def _changed_keys(source: Weights, program: Program) -> list[str]:

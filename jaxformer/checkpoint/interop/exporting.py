@@ -22,12 +22,16 @@ from jaxformer.checkpoint.manifest import differences
 from jaxformer.checkpoint.weights import find_weights
 from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.errors import UserError
+from jaxformer.model.accounting import FURTHER_PATH
 from jaxformer.paths import is_remote, nearest_existing
-from jaxformer.terminal import progress
+from jaxformer.terminal import progress, say
 
 SHARD_BYTES = 5_000_000_000
 
 Json = dict[str, Any]
+
+# Depths whose parameters are those of all layers once; transformers does not know their exits.
+SAME_LAYERS = ("fixed", "exits")
 
 
 def export_model(
@@ -36,7 +40,8 @@ def export_model(
     """Write the newest checkpoint of `run`, or the one that it names, into the folder `out`.
 
     Parameters are those that `jaxformer.load` would give: their moving average, if there is one,
-    and adapters merged. Except with adapters, only one layer's tensor is in memory at a time.
+    and adapters merged; those of `model.further` are left out. Except with adapters, only one
+    layer's tensor is in memory at a time.
 
     Args:
         overrides: `key.path=value` each, on top of the run's configuration.
@@ -54,11 +59,25 @@ def export_model(
     weights = find_weights(run, overrides)
     config = weights.config
     tokenizer = load_tokenizer(config.data.tokenizer, config.data.add_bos)
+    if config.model.depth.kind not in SAME_LAYERS or config.model.inputs.kind != "tokens":
+        raise UserError(
+            f"{weights.where} has model.depth {config.model.depth.kind} and model.inputs "
+            f"{config.model.inputs.kind}, which no model of transformers has; allowed: depth "
+            f"{' or '.join(SAME_LAYERS)}, inputs tokens"
+        )
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
-    model = config.model.model_copy(update={"vocab_size": vocab_size})
+    model = config.model.model_copy(update={"vocab_size": vocab_size, "further": None})
     family, options = choose_family(model, weights.manifest.get("imported"))
     table = Table(family, model)
-    if faults := differences(weights.description(), table.leaves):
+    described = weights.description()
+    further = {path for path in described if path.startswith(FURTHER_PATH)}
+    if further:
+        say(
+            f"leaving out model.further ({len(further)} arrays), which plain language models of "
+            f"transformers do not have: the export predicts the next token alone"
+        )
+    described = {path: leaf for path, leaf in described.items() if path not in further}
+    if faults := differences(described, table.leaves):
         raise UserError(
             f"{weights.where} does not have the parameters of a {family.model_type}:\n  "
             + "\n  ".join(faults[:20])
