@@ -70,15 +70,18 @@ class Check(Schema):
 
     `by` is the least improvement, in the metric's own units; a negative one says by how much the
     mean may be worse, where a finding is that two are equal. `at` is a multiple of the trained
-    length.
+    length; `level` and `than_level` are values of the task's difficulty, that of training if null.
+    `turns` are those of a model whose tokens leave a loop, and fewer are better.
     """
 
     task: str
-    metric: Literal["loss", "bits_per_byte", "accuracy"]
+    metric: Literal["loss", "bits_per_byte", "accuracy", "turns"]
     better: str
     than: str | float
     by: float = 0.0
     at: PositiveInt = 1
+    level: float | None = None
+    than_level: float | None = None
 
 
 class Finding(Schema):
@@ -172,6 +175,12 @@ class ArenaConfig(Schema):
             raise UserError(
                 f"contestant {contestant} on {task}: data.stages is given, but contestants are "
                 f"matched and tested at one length, on one mixture; leave it out"
+            )
+        if config.data.task is not None and not config.train.objective.is_causal:
+            raise UserError(
+                f"contestant {contestant} on {task}: train.objective is "
+                f"{config.train.objective.kind}, which has no accuracy, and a synthetic task is "
+                f"compared by it; compare it on text"
             )
         return config
 

@@ -14,11 +14,11 @@ from jaxformer.model.accounting import (
     abstract_parameters,
     cache_bytes,
     count_parameters,
-    flops_per_token,
 )
 from jaxformer.model.language_model import build_model
 
-OUTSIDE = ("embedding", "head", "position_embedding")  # not counted as a contestant's size
+# Not counted as a contestant's size.
+OUTSIDE = ("embedding", "head", "mask_embedding", "position_embedding")
 LARGEST = 1 << 20
 
 
@@ -45,7 +45,7 @@ def sizes(config: Config, context: int) -> Sizes:
     return Sizes(
         parameters=parameters - sum(leaf.size for leaf in jax.tree.leaves(outside)),
         all_parameters=parameters,
-        training_flops=3 * flops_per_token(model, config.data.sequence_length),
+        training_flops=3 * config.train.objective.flops(model, config.data.sequence_length),
         state_bytes=cache_bytes(model, context),
     )
 

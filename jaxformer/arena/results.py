@@ -42,6 +42,8 @@ class Entry:
 def value_of(result: Result, metric: str, multiple: int, level: float | None = None) -> float:
     for test in result["tests"]:
         if (test["multiple"], test["level"]) == (multiple, level):
+            if metric == "turns":
+                return test["layers"].get(metric, math.inf)
             return test[metric]
     return 0.0 if metric in HIGHER_IS_BETTER else math.inf
 

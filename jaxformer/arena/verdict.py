@@ -102,11 +102,11 @@ def outcome(check: Check, found: Entries) -> tuple[bool, str]:
     much, and intervals may overlap.
     """
     sign = 1 if check.metric in HIGHER_IS_BETTER else -1
-    better = found[check.task, check.better].interval(check.metric, check.at)
-    text = f"{check.better} {_shown(better)}"
+    better = found[check.task, check.better].interval(check.metric, check.at, check.level)
+    text = f"{_named(check.better, check.level)} {_shown(better)}"
     if isinstance(check.than, str):
-        than = found[check.task, check.than].interval(check.metric, check.at)
-        text += f", {check.than} {_shown(than)}"
+        than = found[check.task, check.than].interval(check.metric, check.at, check.than_level)
+        text += f", {_named(check.than, check.than_level)} {_shown(than)}"
         apart, bound = check.by < 0 or not better.overlaps(than), than.mean
     else:
         text += f", bound {check.than:g}"
@@ -136,6 +136,10 @@ def reproduction(finding: Finding, found: Entries) -> tuple[str, list[str]]:
     if finding.why_not is not None:
         lines.append(f"why: {finding.why_not}")
     return ("Partly reproduced" if held else "Not reproduced"), lines
+
+
+def _named(contestant: str, level: float | None) -> str:
+    return contestant if level is None else f"{contestant} at difficulty {level:g}"
 
 
 def _shown(own: tuple[float, float, float]) -> str:

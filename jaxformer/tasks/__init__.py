@@ -14,6 +14,7 @@ from jaxformer.tasks.state_tracking import (
     ParityConfig,
     WordProblemConfig,
 )
+from jaxformer.tasks.unequal import UnequalConfig
 
 TaskUnion = Annotated[
     MQARConfig
@@ -23,7 +24,8 @@ TaskUnion = Annotated[
     | WordProblemConfig
     | ModularArithmeticConfig
     | MemorizeConfig
-    | NeedleConfig,
+    | NeedleConfig
+    | UnequalConfig,
     Field(discriminator="kind"),
 ]
 

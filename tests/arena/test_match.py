@@ -102,3 +102,13 @@ def test_solving_takes_few_evaluations_of_any_rising_cost(target, cost):
 def test_a_match_is_the_same_after_it_was_written_and_read():
     matched = match(make_arena(), never)
     assert Matched.from_json(matched.to_json()) == matched
+
+
+def test_a_contestant_that_has_no_accuracy_is_refused_where_that_is_compared():
+    masked = {
+        "model": {"inputs": {"kind": "tokens", "mask": True}},
+        "train": {"objective": {"kind": "masked_diffusion"}},
+    }
+    arena = make_arena(contestants={**CONTESTANTS, "masked": masked})
+    with pytest.raises(UserError, match="diffusion, which has no accuracy.*compare it on text"):
+        arena.config("parity", "masked", {})

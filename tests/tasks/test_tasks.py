@@ -15,6 +15,7 @@ TASKS = {
     "S3": {"kind": "word_problem", "group": "S3"},
     "A5": {"kind": "word_problem", "group": "A5"},
     "modular_arithmetic": {"kind": "modular_arithmetic"},
+    "unequal": {"kind": "unequal", "depth": 3},
     "memorize": {"kind": "memorize", "vocab_size": 16},
 }
 
@@ -142,6 +143,28 @@ def eval_sum(text: str) -> int:
         sign, factors = (-1, term[1:]) if term.startswith("-") else (1, term)
         total += sign * int(np.prod([int(factor) for factor in factors.split("*")], dtype=object))
     return total
+
+
+def test_answers_of_unequal_tokens_take_the_steps_that_are_announced():
+    seen = set()
+    for task, (inputs, targets, _) in rows("unequal"):
+        difficulty = task.difficulty(inputs).tolist()
+        for start in range(0, 41, 8):
+            depth = inputs[start] - 5
+            assert 0 <= depth <= 3 and targets[start] == inputs[start] and difficulty[start] == 0
+            numbers: list[int] = []
+            for place in range(start + 1, min(start + 8, 41)):
+                numbers.append(int(inputs[place]))
+                assert numbers[-1] < 5
+                value, *others = numbers[-1 - depth :]
+                assert difficulty[place] == len(others)
+                for number in others:
+                    value = (value * value + number) % 5
+                assert targets[place] == value
+                seen.add(len(others))
+    assert seen == {0, 1, 2, 3}
+    both = np.stack([inputs, inputs[::-1]])
+    assert task.difficulty(both)[0].tolist() == difficulty
 
 
 def test_a_memorised_value_is_the_same_in_every_row_and_another_with_other_facts():

@@ -201,7 +201,7 @@ def _positions(arena: ArenaConfig, found: Entries, task: str) -> Figure | None:
             test
             for result in found[task, name].results
             for test in result["tests"]
-            if test["multiple"] == multiple
+            if test["multiple"] == multiple and test["by_position"] is not None
         ]
         points: list[Point] = []
         for part, losses in enumerate(zip(*(test["by_position"] for test in tests), strict=True)):
