@@ -53,6 +53,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/jaxformer schema > configs/schema.json
 	$(BIN)/jaxformer list mixers-page > docs/mixers.md
+	$(BIN)/jaxformer list depth-page > docs/depth.md
 	$(BIN)/jaxformer list configuration-page > docs/configuration.md
 
 benchmark: $(VENV)/.installed-dev

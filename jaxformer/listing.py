@@ -1,10 +1,12 @@
-"""What `jaxformer list` prints: mixers, optimizers, tasks, and the repository's configurations."""
+"""What `jaxformer list` prints: mixers, depths, objectives, optimizers, tasks, and the repository's
+configurations."""
 
 import inspect
 import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -12,11 +14,16 @@ from jaxformer.errors import UserError
 from jaxformer.schema.explanations import show
 from jaxformer.schema.tree import kinds_of, one_of, section_classes
 
+if TYPE_CHECKING:
+    from jaxformer.model.language_model import LanguageModel
+
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 # The table of mixers is computed for a wide layer, at two lengths, which show how costs grow.
 D_MODEL, SHORT, LONG = 1024, 4096, 8192
+# So many layers has the model for which depths and objectives are compared.
+REFERENCE_LAYERS = 8
 
 
 def list_mixers() -> str:
@@ -76,10 +83,178 @@ def mixers_page() -> str:
         f"{SHORT:,} tokens at width {D_MODEL:,} in bfloat16, with the mixer's default options. The",
         "options are in [configuration.md](configuration.md#modelmixer).",
         "",
-        *(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)),
+        *_table([head, *rows]),
         "",
     ]
     return "\n".join(lines)
+
+
+def list_depths() -> str:
+    """Every registered depth: its costs, and its options."""
+    from jaxformer.model.depth import DEPTHS
+
+    entries = [_entry([sys.modules[config.__module__], config], config) for config in DEPTHS]
+    return "\n\n".join([_columns(row[:-1] for row in depth_rows()), *entries])
+
+
+def list_objectives() -> str:
+    """Every registered objective: what it needs, and its options."""
+    from jaxformer.objectives import OBJECTIVES
+
+    entries = [_entry([sys.modules[config.__module__], config], config) for config in OBJECTIVES]
+    return "\n\n".join([_columns(row[:-1] for row in objective_rows()), *entries])
+
+
+def depth_rows() -> list[tuple[str, ...]]:
+    """A header row, and one for each depth: kind, paper, forward FLOPs per token of its layers on
+    average in training and in the costliest sequence, and bytes of decoding state, all relative to
+    `fixed` with the same layers; whether stages of a pipeline can share them; its decoder; and what
+    it does.
+    """
+    from jaxformer.model.accounting import cache_bytes
+    from jaxformer.model.depth import DEPTHS, FixedConfig
+
+    def costs(options: dict[str, Any]) -> tuple[float, float, int]:
+        model = _reference_model(depth=options)
+        depth = model.depth(parent=None)
+        return depth.flops(SHORT), depth.most_flops(SHORT), cache_bytes(model, SHORT)
+
+    fixed = costs({"kind": one_of(kinds_of(FixedConfig))})
+    rows: list[tuple[str, ...]] = [
+        ("kind", "source", "mean FLOPs", "most FLOPs", "cache", "stages", "decoder", "what it does")
+    ]
+    for config in DEPTHS:
+        kind = one_of(kinds_of(config))
+        required = {key for key, field in config.model_fields.items() if field.is_required()}
+        figures = ["by its options"] * 3
+        if required <= config.example.keys():
+            found = costs({"kind": kind} | config.example)
+            figures = [f"{own / of:.2f} ×" for own, of in zip(found, fixed, strict=True)]
+        rows.append(
+            (
+                kind,
+                _paper(sys.modules[config.__module__]),
+                *figures,
+                "yes" if config.has_stages else "no",
+                config.decoder,
+                _first_sentence(config) + _with(config.example),
+            )
+        )
+    return rows
+
+
+def objective_rows() -> list[tuple[str, ...]]:
+    """A header row, and one for each objective: kind, paper, FLOPs of a training step relative to
+    `next_token`, what it needs, its decoder, and what it does."""
+    from jaxformer.objectives import OBJECTIVES, NextTokenConfig
+
+    model = _reference_model(further={"kind": "modules", "count": 1})
+    plain = NextTokenConfig().flops(model, SHORT)
+    rows: list[tuple[str, ...]] = [
+        ("kind", "source", "FLOPs", "needs", "decoder", "what it minimizes")
+    ]
+    for config in OBJECTIVES:
+        # Costs do not depend on options that are required, such as a teacher's place.
+        kind = one_of(kinds_of(config))
+        relative = config.model_construct(kind=kind).flops(model, SHORT) / plain
+        rows.append(
+            (
+                kind,
+                _paper(sys.modules[config.__module__]),
+                f"{relative:.2f} ×",
+                config.needs,
+                config.decoder,
+                _first_sentence(config),
+            )
+        )
+    return rows
+
+
+def further_rows() -> list[tuple[str, ...]]:
+    """A header row, and one for each kind of further predictions: kind, paper, forward FLOPs per
+    token of one prediction relative to the model's, and what it is."""
+    from jaxformer.model.accounting import flops_per_token, further_flops_per_token
+    from jaxformer.model.further import FURTHER
+
+    rows: list[tuple[str, ...]] = [("kind", "source", "FLOPs of one", "what it is")]
+    for config in FURTHER:
+        kind = one_of(kinds_of(config))
+        model = _reference_model(further={"kind": kind, "count": 1})
+        share = further_flops_per_token(model, SHORT) / flops_per_token(model, SHORT)
+        source = _paper(sys.modules[config.__module__])
+        rows.append((kind, source, f"{share:.2f} ×", _first_sentence(config)))
+    return rows
+
+
+def depth_page() -> str:
+    """`docs/depth.md`."""
+    lines = [
+        "# Depth and objectives",
+        "",
+        "Generated by `jaxformer list depth-page`. All figures are for a model of "
+        f"{REFERENCE_LAYERS} layers of",
+        f"attention and a gated FFN of width {D_MODEL:,}, in sequences of {SHORT:,} tokens.",
+        "",
+        "## Depths",
+        "",
+        "`model.depth` says which layers a token passes, and how often. Costs are relative to",
+        "`fixed` with the same layers: FLOPs of the layers per token, on average in training and",
+        "in the costliest sequence, and bytes of decoding state. The options are in",
+        "[configuration.md](configuration.md#modeldepth).",
+        "",
+        *_table(depth_rows()),
+        "",
+        "## Objectives",
+        "",
+        "`train.objective` says what training minimizes. FLOPs are those of a training step,",
+        "relative to `next_token`. The options are in",
+        "[configuration.md](configuration.md#trainobjective).",
+        "",
+        *_table(objective_rows()),
+        "",
+        "## Further predictions",
+        "",
+        "`model.further` predicts the tokens after the next one. The objective `multi_token`",
+        "trains it, and it drafts for speculative decoding. FLOPs are of one prediction, relative",
+        "to the forward pass of the model. The options are in",
+        "[configuration.md](configuration.md#modelfurther).",
+        "",
+        *_table(further_rows()),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _reference_model(**parts: dict[str, Any]) -> "LanguageModel":
+    """The model whose costs the page of depths compares."""
+    from jaxformer.model.config import ModelConfig
+    from jaxformer.model.language_model import build_model
+
+    config = {
+        "d_model": D_MODEL,
+        "num_layers": REFERENCE_LAYERS,
+        "vocab_size": 32_000,
+        "mixer": {"kind": "attention"},
+        "ffn": {"kind": "swiglu", "d_hidden": 8 * D_MODEL // 3},
+    }
+    return build_model(ModelConfig.model_validate(config | parts), dtype="bfloat16")
+
+
+def _with(options: dict[str, Any]) -> str:
+    """The options that figures are for."""
+    given = ", ".join(f"{key}={show(value)}" for key, value in options.items())
+    return f" The figures are for {given}." if given else ""
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    """In Markdown, whose columns end at a bar."""
+    head, *others = rows
+    escaped = ([cell.replace("|", "\\|") for cell in row] for row in others)
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *escaped)]
+
+
+def _first_sentence(documented: object) -> str:
+    return re.split(r"(?<=\.)\s", _summary(documented))[0]
 
 
 def _paper(module: object) -> str:

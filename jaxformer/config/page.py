@@ -125,7 +125,7 @@ def _default(field: FieldInfo) -> str:
             kind = getattr(section, "kind", None)
             return f"`{{kind: {kind}}}`" if kind else "`{}`"
         case tuple() as items:
-            shown = ["{}" if isinstance(item, BaseModel) else item for item in items]
+            shown = ["{}" if isinstance(item, BaseModel) else str(item) for item in items]
             return f"`[{', '.join(shown)}]`"
         case str() as text:
             return f"`{text}`"
