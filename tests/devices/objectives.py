@@ -1,6 +1,6 @@
 """Losses, gradients and evaluations of objectives on four simulated devices, each row cut over two
 or all of them, or layers in two stages, against one device; prints the largest of the relative
-differences as JSON, by objective and mesh."""
+differences as JSON, by objective and mesh, and whether one short prompt is continued alike."""
 
 import json
 import sys
@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from objectives.small import documents, model_of, rows_of
 
+from jaxformer.generate.decoders import decoder_for
+from jaxformer.generate.sampling import Sampling
 from jaxformer.objectives import (
     AnyOrderConfig,
     BlockDiffusionConfig,
@@ -63,6 +65,17 @@ def measure(objective: ObjectiveConfig, sizes: dict[str, int]) -> list[jax.Array
         )
 
 
+def continuation(objective: ObjectiveConfig, sizes: dict[str, int]) -> list[int]:
+    """Of one prompt, which the mesh does not divide, and which ends in its first block."""
+    model, params = model_of()
+    mesh = make_mesh(sizes, devices=jax.devices()[: 4 if len(sizes) > 1 else 1])
+    with use_mesh(mesh):
+        placed = jax.device_put(params, replicated(mesh))
+        decoder = decoder_for(objective, model, placed, eos_id=-1, mesh=mesh)
+        pieces = decoder.decode([[1]], max_new_tokens=4, sampling=Sampling(0.0))
+        return [int(token) for piece in pieces for token in piece[0]]
+
+
 def relative(ours: jax.Array, theirs: jax.Array) -> float:
     return float(jnp.max(jnp.abs(ours - theirs)) / jnp.maximum(jnp.max(jnp.abs(theirs)), 1e-30))
 
@@ -77,4 +90,8 @@ if __name__ == "__main__":
         for name, sizes in MESHES.items():
             pairs = zip(measure(objective, sizes), alone, strict=True)
             found[f"{objective.kind}, {name}"] = max(relative(*pair) for pair in pairs)
+        on_mesh, alone = (
+            continuation(objective, sizes) for sizes in (MESHES["two pieces"], {"data": 1})
+        )
+        found[f"{objective.kind}, continued"] = float(on_mesh != alone)
     json.dump(found, sys.stdout)
