@@ -4,6 +4,7 @@ The settings are environment variables, so that processes started by a test have
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +27,15 @@ quick_compilation = [
 if version("jaxlib").startswith("0.10."):  # others may not have the former emitters any more
     quick_compilation.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *quick_compilation])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_freed() -> Iterator[None]:
+    """A process may map only so much memory in pieces (vm.max_map_count), of which every compiled
+    program takes some."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="module")
