@@ -173,11 +173,8 @@ class Decoder:
     def _task(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, padded_length: int
     ) -> "_Task":
-        longest = max(len(prompt) for prompt in prompts)
-        if min(len(prompt) for prompt in prompts) == 0 or max_new_tokens < 1:
-            raise UserError("a prompt has no tokens, or max_new_tokens is below 1; give at least 1")
-        self._check_length(longest + max_new_tokens)
-        wanted = max(longest, padded_length)
+        name = self._begin(prompts, max_new_tokens)
+        wanted = max([padded_length, *map(len, prompts)])
         chunk = chunk_length(len(prompts), wanted, max_new_tokens)
         padded = round_up(wanted, chunk)
         tokens = np.zeros((len(prompts), padded), np.int32)
@@ -185,9 +182,16 @@ class Decoder:
             tokens[row, padded - len(prompt) :] = prompt  # ends align, so all continue together
         starts = np.array([padded - len(prompt) for prompt in prompts], np.int32)
         max_length = round_up(padded + max_new_tokens + self._most_unwanted)
-        rows = f"{len(prompts)} prompt{'s' if len(prompts) > 1 else ''} of up to {longest:,} tokens"
-        name = f"continuing {rows} by {max_new_tokens:,}"
         return _Task(name, (self._put(tokens), self._put(starts)), chunk, max_length)
+
+    def _begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> str:
+        """Check the prompts; what is going to be done, in words."""
+        longest = max(len(prompt) for prompt in prompts)
+        if min(len(prompt) for prompt in prompts) == 0 or max_new_tokens < 1:
+            raise UserError("a prompt has no tokens, or max_new_tokens is below 1; give at least 1")
+        self._check_length(longest + max_new_tokens)
+        rows = f"{len(prompts)} prompt{'s' if len(prompts) > 1 else ''} of up to {longest:,} tokens"
+        return f"continuing {rows} by {max_new_tokens:,}"
 
     def _run(self, name: str, function: Any, arguments: tuple, stats: Stats, work: str) -> Any:
         """Call the compiled `function`; a decoding state among the arguments is donated."""

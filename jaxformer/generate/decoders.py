@@ -25,7 +25,7 @@ def check_left_to_right(objective: ObjectiveConfig, what: str, option: str) -> N
     Raises:
         UserError: it does not.
     """
-    if isinstance(objective, MaskedDiffusionConfig | BlockDiffusionConfig | AnyOrderConfig):
+    if not objective.is_causal:
         raise UserError(
             f"{what} was trained with {objective.kind}, which does not decode one token after "
             f"another from left to right, as {option} needs; leave {option} out"

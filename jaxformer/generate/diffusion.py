@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer.errors import UserError
 from jaxformer.generate.decode import Decoder, Stats, chunk_length, round_up
 from jaxformer.generate.sampling import Sampling
 from jaxformer.generate.unmasking import Unmasking, unmask
@@ -32,16 +31,6 @@ class DiffusionDecoder(Decoder):
 
     def in_steps(self, steps: int | None, entropy_bound: float | None) -> Self:
         return replace(self, unmasking=Unmasking(steps, entropy_bound))
-
-    def _begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> str:
-        """Check the prompts; what is going to be done, in words."""
-        longest = max(len(prompt) for prompt in prompts)
-        if min(len(prompt) for prompt in prompts) == 0 or max_new_tokens < 1:
-            raise UserError("a prompt has no tokens, or max_new_tokens is below 1; give at least 1")
-        self._check_length(longest + max_new_tokens)
-        return (
-            f"continuing {len(prompts)} prompts of up to {longest:,} tokens by {max_new_tokens:,}"
-        )
 
 
 class MaskedDiffusionDecoder(DiffusionDecoder):

@@ -28,7 +28,7 @@ from jaxformer.generate.sampling import Sampling, sample
 from jaxformer.model.block import Block
 from jaxformer.model.depth import FixedConfig
 from jaxformer.model.depth.exits import ExitsConfig
-from jaxformer.model.depth.stack import Stack
+from jaxformer.model.depth.stack import Stack, choose_rows
 from jaxformer.model.inputs import ChunksConfig
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.model.rows import RowInfo
@@ -181,11 +181,7 @@ def _block(
         return block.apply({"params": params}, stream, rows, cache)[:2]
 
     new, cache = jax.lax.cond(jnp.all(has_left), skipped, passed)
-
-    def choose(old: jax.Array, new: jax.Array) -> jax.Array:
-        return jnp.where(has_left.reshape(-1, *[1] * (old.ndim - 1)), old, new)
-
-    return jax.tree.map(choose, stream, new), cache
+    return choose_rows(has_left, stream, new), cache
 
 
 def _confidence(rule: Exit, read: Callable, before: jax.Array, after: jax.Array) -> jax.Array:

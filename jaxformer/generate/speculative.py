@@ -163,7 +163,7 @@ class SpeculativeDecoder(Decoder):
         yield whole(state.token)[:, None]
 
         length = DraftLength(self.draft.cost(self.weights), self.draft_tokens)
-        rows = _Rows(len(prompts), self.eos_id)
+        rows, ways = _Rows(len(prompts), self.eos_id), dict[int, str]()
         left = whole(state.left)
         while left.any():
             decode = partial(_decode, self.model, self.draft, length.now, sampling, self.eos_id)
@@ -172,8 +172,9 @@ class SpeculativeDecoder(Decoder):
             counts = Counts(*(int(count.sum()) for count in made[1:]))
             measured.new_tokens += counts.made
             if isinstance(measured, SpeculationStats):
-                way = choose_way(self.model, len(prompts), length.now + 1)
-                measured.add(counts, length.now, str(way))
+                if length.now not in ways:
+                    ways[length.now] = str(choose_way(self.model, len(prompts), length.now + 1))
+                measured.add(counts, length.now, ways[length.now])
             length.learn(counts.verifications, counts.accepted, counts.whole)
             piece = rows.complete(made, left > 0)
             if piece.shape[1]:

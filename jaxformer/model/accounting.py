@@ -55,7 +55,7 @@ def further_flops_per_token(model: LanguageModel, length: int) -> float:
 def _flops(
     model: LanguageModel, length: int, share: float, of_layers: Callable[[int], float]
 ) -> float:
-    """Of the inputs, of layers that see `share` of the tokens, of the head and the adapters."""
+    """Forward FLOPs per token of the whole model, whose layers see `share` of the tokens."""
     layers = share * of_layers(max(1, math.ceil(share * length)))
     head = 2.0 * model.config.d_model * model.vocab_size
     inputs = model.input_part(parent=None).own_flops(length)

@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxformer.config import Config
 from jaxformer.errors import UserError
+from jaxformer.model.accounting import FURTHER_PATH
 from jaxformer.model.lora import A, adapter_paths
 from jaxformer.model.parameter_paths import by_path, matches, matching, unmatched
 
@@ -24,7 +25,7 @@ def trained_paths(config: Config, params: PyTree) -> set[str]:
         return adapters
     trained = paths - matching(config.train.freeze, paths, "train.freeze")
     if not config.train.objective.trains_further:  # weight decay would shrink what has no gradient
-        trained = {path for path in trained if not path.startswith("further/")}
+        trained = {path for path in trained if not path.startswith(FURTHER_PATH)}
     if not trained:
         raise UserError("train.freeze matches every parameter; leave some to be trained")
     return trained

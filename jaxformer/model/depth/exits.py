@@ -3,7 +3,6 @@ random (LayerSkip: Elhoushi et al., 2024, arXiv:2404.16710)."""
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Annotated, Literal
 
 import flax.linen as nn
@@ -14,7 +13,7 @@ from pydantic import Field, PositiveInt
 from jaxformer.model.block import Block
 from jaxformer.model.depth.base import DepthConfig, Visit
 from jaxformer.model.depth.fixed import FixedConfig
-from jaxformer.model.depth.stack import Stack, together
+from jaxformer.model.depth.stack import Stack, choose_rows, together
 from jaxformer.model.dims import Dims
 from jaxformer.model.layer import Layer
 from jaxformer.model.mixers import Cache
@@ -102,16 +101,12 @@ class SkippedGroup(nn.Module):
                 rate = skip_rate(self.layer_dropout, first + index, self.dims.num_layers)
                 number_of_rows = len(rows.segment_ids)
                 kept = jax.random.bernoulli(self.make_rng("depth"), 1 - rate, (number_of_rows,))
-                passed = jax.tree.map(partial(_choose_rows, kept), passed, stream)
+                passed = choose_rows(kept, passed, stream)
             stream = passed
             longer.append(cache)
             said.append(aux)
         state = self.residual.finish(stream)
         return stream, (None if caches is None else tuple(longer), tuple(said), state)
-
-
-def _choose_rows(kept: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    return jnp.where(kept.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
 
 def skip_rate(most: float, layer: jax.Array, num_layers: int) -> jax.Array:
@@ -182,6 +177,6 @@ class ExitStack(Stack):
 
     @nn.nowrap
     def visits(self) -> tuple[Visit, ...]:
-        """Of a row that skips no layer: training passes over the others, and computes them."""
+        """The layers of a row that skips none: training computes skipped layers, too."""
         below = self.pattern_length * (self.config.exit or len(self.layers))
         return tuple(map(Visit, self.layers[:below]))

@@ -27,7 +27,7 @@ class HeldResidual(Residual):
     inner: Residual
 
     def start(self, x: Any) -> Held:
-        """Of a `Held` in which x is the stream."""
+        """x is a `Held`, whose stream is what `inner` starts from."""
         return Held(self.inner.start(x.stream), x.moves)
 
     def read(self, stream: Held, sublayer: str) -> jax.Array:

@@ -1,17 +1,14 @@
 """A group of layers that all tokens pass several times (Universal Transformer: Dehghani et al.,
 2018, arXiv:1807.03819; Huginn: Geiping et al., 2025, arXiv:2502.05171)."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from jaxformer.model.depth.base import DepthConfig
-from jaxformer.model.depth.fixed import layers_of_part
 from jaxformer.model.depth.halting import HaltingConfig, NoHaltingConfig
-from jaxformer.model.layer import Layer
+from jaxformer.model.depth.shared_layers import SharedLayersConfig
 from jaxformer.schema.base import Schema
 
 SPREAD = 0.5  # σ of Huginn's log-normal Poisson distribution
@@ -34,7 +31,7 @@ class RandomTurns(Schema):
         return jnp.minimum(1 + jax.random.poisson(of_count, rate, dtype=jnp.int32), self.most)
 
 
-class LoopConfig(DepthConfig):
+class LoopConfig(SharedLayersConfig):
     """The first `before` layers once, those between as a shared group `turns` times, and the last
     `after` layers once. `num_layers` counts each of them once, and `pattern` applies to them from
     the bottom up."""
@@ -128,31 +125,3 @@ class LoopConfig(DepthConfig):
                 f"turn; allowed: after 0, or halting act"
             )
         return self
-
-    def check(self, num_layers: int, pattern: tuple[Layer, ...]) -> None:
-        if self.before + self.after >= num_layers:
-            raise ValueError(
-                f"depth.before {self.before} and depth.after {self.after} leave none of num_layers "
-                f"{num_layers} for the loop; allowed: up to {num_layers - 1} together"
-            )
-
-    def parts(self, num_layers: int) -> dict[str, range]:
-        """The numbers of the layers of every part that has some, bottom up."""
-        last = num_layers - self.after
-        bounds = {
-            "before": range(self.before),
-            "shared": range(self.before, last),
-            "after": range(last, num_layers),
-        }
-        return {name: numbers for name, numbers in bounds.items() if numbers}
-
-    def layers_of_path(
-        self, path: str, num_layers: int, pattern_length: int
-    ) -> Sequence[int] | None:
-        parts = self.parts(num_layers)
-        match path.split("/"):
-            case ["stack", name, part, layer, *_] if name in parts and layer.startswith("layer_"):
-                numbers = parts[name]
-                length = min(pattern_length, len(numbers))
-                return layers_of_part(part, layer, len(numbers), length, numbers[0])
-        return None

@@ -9,39 +9,22 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxformer.model.depth.base import Depth
-from jaxformer.model.depth.fixed import FixedConfig
 from jaxformer.model.depth.loop import LoopConfig
-from jaxformer.model.depth.stack import Stack
+from jaxformer.model.depth.shared_layers import SharedLayers
 from jaxformer.model.mixers import Cache
 
 
-class LoopCaches(Depth):
-    """Parts `before`, `shared` and `after`, each a `Stack`. The caches of the turns of `shared` are
-    `turn_0`, `turn_1`, … in the `separate` layout, otherwise stacked along the first axis of
-    `turns`."""
+class LoopCaches(SharedLayers):
+    """The caches of the turns of `shared` are `turn_0`, `turn_1`, … in the `separate` layout,
+    otherwise stacked along the first axis of `turns`."""
 
     config: LoopConfig
-
-    @nn.nowrap
-    def _stack(self, part: str, **place: str | None) -> Stack:
-        layers = tuple(self.layers[n] for n in self.config.parts(len(self.layers))[part])
-        return Stack(
-            FixedConfig(),
-            layers,
-            min(self.pattern_length, len(layers)),
-            self.residual,
-            self.dims,
-            self.remat,
-            self.layout,
-            **place,
-        )
 
     @nn.nowrap
     def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> dict[str, Cache]:
         caches: dict[str, Cache] = {}
         turns = self.config.usual_turns
-        for name in self.config.parts(len(self.layers)):
+        for name in self.numbers:
             empty = self._stack(name, parent=None).init_cache(batch, max_length, dtype)
             if name != "shared":
                 caches[name] = empty

@@ -1,7 +1,7 @@
 """Mixture-of-Recursions: tokens pass shared layers a different number of times (Bae et al., 2025,
 arXiv:2507.10524)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from jaxformer.model.depth.base import Depth, DepthConfig, Visit
-from jaxformer.model.depth.fixed import FixedConfig
+from jaxformer.model.depth.base import Visit
 from jaxformer.model.depth.routing import (
     Choice,
     Learned,
@@ -22,14 +21,14 @@ from jaxformer.model.depth.routing import (
     pass_through,
     router_flops,
 )
-from jaxformer.model.depth.stack import Stack
-from jaxformer.model.layer import Layer
+from jaxformer.model.depth.shared_layers import SharedLayers, SharedLayersConfig
+from jaxformer.model.depth.stack import joined
 from jaxformer.model.mixers import Cache
 from jaxformer.model.rows import LayerAux, RowInfo
 from jaxformer.ops import shards
 
 
-class RecursionConfig(DepthConfig):
+class RecursionConfig(SharedLayersConfig):
     """Mixture-of-Recursions: the layers between the first and the last ones are shared, and every
     token passes them as often as a router says. `num_layers` counts the layers that there are."""
 
@@ -86,39 +85,12 @@ class RecursionConfig(DepthConfig):
         falling = tuple((self.turns - turn) / self.turns for turn in range(self.turns))
         return self.capacities or falling
 
-    def check(self, num_layers: int, pattern: tuple[Layer, ...]) -> None:
-        if self.before + self.after >= num_layers:
-            raise ValueError(
-                f"depth.before {self.before} and depth.after {self.after} leave none of num_layers "
-                f"{num_layers} to share; allowed: before + after below num_layers"
-            )
-
-    def split(self, num_layers: int) -> dict[str, tuple[int, int]]:
-        """The first layer of each part, and the one after its last; no part is empty."""
-        stops = {"before": self.before, "shared": num_layers - self.after, "after": num_layers}
-        starts = (0, *stops.values())
-        parts = zip(stops.items(), starts, strict=False)
-        return {name: (start, stop) for (name, stop), start in parts if start < stop}
-
-    def layers_of_path(
-        self, path: str, num_layers: int, pattern_length: int
-    ) -> Sequence[int] | None:
-        match path.split("/"):
-            case ["stack", part, *rest] if part in (parts := self.split(num_layers)):
-                start, stop = parts[part]
-                count = stop - start
-                within = FixedConfig().layers_of_path(
-                    "/".join(["stack", *rest]), count, min(count, pattern_length)
-                )
-                return None if within is None else [start + layer for layer in within]
-        return None
-
 
 # (turn, x, candidates) → (the choice, what a loss of its own teaches)
 Chooser = Callable[[int, jax.Array, jax.Array], tuple[Choice, Learned | None]]
 
 
-class Recursion(Depth):
+class Recursion(SharedLayers):
     """x ← before(x); x ← x + g_r(x) · (shared(x) − x) for the tokens that take part in turn r = 1,
     2, …, x for the others; after(x).
 
@@ -145,29 +117,19 @@ class Recursion(Depth):
     def __call__(
         self, x: jax.Array, rows: RowInfo, caches: dict[str, Cache] | None = None
     ) -> tuple[jax.Array, dict[str, Cache] | None, LayerAux]:
-        longer, said = {}, {}
-        for name in self._split():
+        longer, said = {}, []
+        for name, numbers in self.numbers.items():
             cache = None if caches is None else caches[name]
-            part = self._recur if name == "shared" else self._part(name, name=name)
-            x, longer[name], said[name] = part(x, rows, cache)
-        return x, None if caches is None else longer, self._together(said)
-
-    @nn.nowrap
-    def _split(self) -> dict[str, tuple[int, int]]:
-        return self.config.split(len(self.layers))
-
-    @nn.nowrap
-    def _part(self, part: str, **place: str | None) -> Stack:
-        layers = self._layers_of(part)
-        length = min(self.pattern_length, len(layers))
-        options = (self.residual, self.dims, self.remat, self.layout)
-        return Stack(FixedConfig(), layers, length, *options, **place)
+            part = self._recur if name == "shared" else self._stack(name, name=name)
+            x, longer[name], aux = part(x, rows, cache)
+            said.append((aux, len(numbers)))
+        return x, None if caches is None else longer, joined(said)
 
     def _recur(
         self, x: jax.Array, rows: RowInfo, caches: dict[str, Cache] | None
     ) -> tuple[jax.Array, dict[str, Cache] | None, LayerAux]:
         """All turns through the shared layers."""
-        shared = self._part("shared", name="shared")
+        shared = self._stack("shared", name="shared")
 
         def layers(x: jax.Array, rows: RowInfo) -> tuple[jax.Array, LayerAux]:
             x, _, aux = shared(x, rows)
@@ -175,7 +137,7 @@ class Recursion(Depth):
 
         def cached(x: jax.Array, rows: RowInfo, cache: Cache) -> tuple[jax.Array, Cache]:
             params = {"params": self.variables["params"]["shared"]}
-            x, cache, _ = self._part("shared", parent=None).apply(params, x, rows, cache)
+            x, cache, _ = self._stack("shared", parent=None).apply(params, x, rows, cache)
             return x, cache
 
         choose = self._tokens_choose(x, rows) if self._of_tokens else self._experts_choose
@@ -228,8 +190,8 @@ class Recursion(Depth):
     def _aux(
         self, said: list[LayerAux], learned: list[Learned], picked: list[jax.Array]
     ) -> LayerAux:
-        """Of the shared layers in all turns: `said` by them, and `learned`; `picked` begins with
-        the real tokens."""
+        """What the shared layers `said` in all turns, and what was `learned`, as one aux; `picked`
+        begins with the real tokens."""
         real, turns = picked[0], jnp.sum(jnp.stack(picked[1:]), dtype=jnp.float32)
         summed = jax.tree.map(lambda *each: jnp.sum(jnp.stack(each), axis=0), *said)
         stats = summed.stats
@@ -242,47 +204,31 @@ class Recursion(Depth):
         rights = [each.right for each in learned if each.right is not None]
         if rights:
             own["predicted"] = jnp.sum(jnp.all(jnp.stack(rights), axis=0) & real, dtype=jnp.float32)
-        count = len(self._layers_of("shared"))
+        count = len(self.numbers["shared"])
         stats |= {name: jnp.full(count, value) for name, value in own.items()}
-        return LayerAux(stats, sum(losses[1:], losses[0]) if losses else None)
-
-    @nn.nowrap
-    def _layers_of(self, part: str) -> tuple[Layer, ...]:
-        return self.layers[slice(*self._split()[part])]
-
-    @nn.nowrap
-    def _together(self, said: dict[str, LayerAux]) -> LayerAux:
-        """The aux of each part, its statistics [layers of the part], as that of all layers."""
-        names = sorted({name for aux in said.values() for name in aux.stats})
-
-        def of_part(part: str, name: str) -> jax.Array:
-            return said[part].stats.get(name, jnp.full(len(self._layers_of(part)), jnp.nan))
-
-        stats = {name: jnp.concatenate([of_part(part, name) for part in said]) for name in names}
-        losses = [aux.loss for aux in said.values() if aux.loss is not None]
         return LayerAux(stats, sum(losses[1:], losses[0]) if losses else None)
 
     @nn.nowrap
     def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> dict[str, Cache]:
         def empty(part: str) -> dict[str, Cache]:
-            return self._part(part, parent=None).init_cache(batch, max_length, dtype)
+            return self._stack(part, parent=None).init_cache(batch, max_length, dtype)
 
         turns = range(self.config.turns)
         return {
             part: {f"turn_{turn}": empty(part) for turn in turns}
             if part == "shared"
             else empty(part)
-            for part in self._split()
+            for part in self.numbers
         }
 
     @nn.nowrap
     def visits(self) -> tuple[Visit, ...]:
-        shares = dict.fromkeys(self._split(), (1.0,)) | {"shared": self.config.shares}
+        shares = dict.fromkeys(self.numbers, (1.0,)) | {"shared": self.config.shares}
         return tuple(
-            Visit(layer, share)
-            for part in self._split()
+            Visit(self.layers[number], share)
+            for part, numbers in self.numbers.items()
             for share in shares[part]
-            for layer in self._layers_of(part)
+            for number in numbers
         )
 
     @nn.nowrap

@@ -212,8 +212,8 @@ def joined(parts: Sequence[tuple[LayerAux, int]]) -> LayerAux:
 
 
 def mean_of_turns(aux: LayerAux) -> LayerAux:
-    """Of the same layers, passed several times [turns, ...]: losses are summed, statistics
-    averaged."""
+    """The aux [turns, ...] of layers that were passed several times, as one: losses are summed,
+    statistics averaged."""
     stats = {name: jnp.mean(values, axis=0) for name, values in aux.stats.items()}
     return LayerAux(stats, None if aux.loss is None else jnp.sum(aux.loss))
 
@@ -241,7 +241,7 @@ def separate_layers(params: dict) -> dict:
 
 
 def choose_rows(take: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-    """The caches `new` for the rows where take [batch] is set, and `old` for the others."""
+    """The caches or streams `new` for the rows where take [batch] is set, `old` for the others."""
 
     def choose(path: tuple, new: jax.Array, old: jax.Array) -> jax.Array:
         stacked = sum(getattr(key, "key", None) in STACKED for key in path)

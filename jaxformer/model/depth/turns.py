@@ -52,7 +52,7 @@ class Loop(LoopCaches):
     ) -> tuple[jax.Array, dict[str, Cache] | None, LayerAux]:
         longer: dict[str, Cache] = {}
         said: dict[str, LayerAux] = {}
-        parts = self.config.parts(len(self.layers))
+        parts = self.numbers
         for name in parts:
             if name == "shared":
                 x, made, said[name] = self._loop(x, rows, caches)
@@ -331,7 +331,7 @@ class Loop(LoopCaches):
     @nn.nowrap
     def _of_layers(self, value: jax.Array) -> jax.Array:
         """A statistic of the loop, as that of each of its layers."""
-        return jnp.full(len(self.config.parts(len(self.layers))["shared"]), value)
+        return jnp.full(len(self.numbers["shared"]), value)
 
     @nn.nowrap
     def _with_loss(self, aux: LayerAux, added: jax.Array) -> LayerAux:
@@ -344,14 +344,14 @@ class Loop(LoopCaches):
         repeated = {"shared": self.config.usual_turns}
         return tuple(
             Visit(self.layers[number])
-            for name, numbers in self.config.parts(len(self.layers)).items()
+            for name, numbers in self.numbers.items()
             for _ in range(repeated.get(name, 1))
             for number in numbers
         )
 
     @nn.nowrap
     def own_flops(self) -> float:
-        """Of the injection's matrix and of the gate, in every turn."""
+        """The injection's matrix and the gate, once per turn."""
         width = self.dims.d_model
         matrix = 4.0 * width * width if self.config.inject == "concat" else 0.0
         gate = 2.0 * width if self.config.halts else 0.0

@@ -86,7 +86,7 @@ def test_in_training_turns_take_fewer_and_fewer_of_a_rows_best_tokens() -> None:
     y, _, aux = depth.apply({"params": params}, x, RowInfo(ROW, ONES), rngs=TRAINING)
 
     def through(part: str, x: jax.Array, places: jax.Array) -> jax.Array:
-        stack = depth._part(part, parent=None)
+        stack = depth._stack(part, parent=None)
         rows = RowInfo(places[None], jnp.ones((1, len(places)), jnp.int32))
         return stack.apply({"params": params[part]}, x[None], rows)[0][0]
 
@@ -111,7 +111,7 @@ def test_tokens_choose_their_turns_and_a_loss_balances_them() -> None:
     _, segments = packed()
     _, _, aux = depth.apply({"params": params}, x, RowInfo(ROW, segments), rngs=TRAINING)
 
-    before = depth._part("before", parent=None)
+    before = depth._stack("before", parent=None)
     x, _, _ = before.apply({"params": params["before"]}, x, RowInfo(ROW, segments))
     probabilities = jax.nn.softmax(x @ params["router"]["weight"] + params["router"]["bias"])
     turns, balance = 0, 0.0
