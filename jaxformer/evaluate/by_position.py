@@ -14,6 +14,7 @@ from jaxformer.config import DataConfig
 from jaxformer.data.loader import validation_batches
 from jaxformer.data.stores import Stores
 from jaxformer.model.language_model import LanguageModel
+from jaxformer.model.rows import LayerAux
 from jaxformer.objectives import ObjectiveConfig
 from jaxformer.run import Run
 
@@ -22,12 +23,14 @@ PyTree = Any
 
 
 class PositionSums(NamedTuple):
-    """Sums over rows, float32 [length]; `rows`, a scalar, counts rows with every answer right."""
+    """Sums over rows, float32 [length]; `rows`, a scalar, counts rows with every answer right.
+    `layers` is what layers say of themselves per token, averaged over those that do."""
 
     loss: jax.Array
     correct: jax.Array
     tokens: jax.Array
     rows: jax.Array
+    layers: dict[str, jax.Array]
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -35,7 +38,7 @@ def position_sums(
     objective: ObjectiveConfig, model: LanguageModel, params: PyTree, batch: Batch
 ) -> PositionSums:
     """Nats and right answers at every position of [batch, length]."""
-    scores = objective.scores(model, params, batch)
+    scores, aux = objective.scores(model, params, batch)
     mask = batch.loss_mask.astype(jnp.float32)
     whole = jnp.all(scores.greedy, axis=1) & batch.loss_mask.any(axis=1)
     return PositionSums(
@@ -43,6 +46,7 @@ def position_sums(
         (scores.greedy * mask).sum(0),
         mask.sum(0),
         whole.sum(dtype=jnp.float32),
+        _per_token(aux, batch),
     )
 
 
@@ -51,18 +55,15 @@ def loss_sums(
     objective: ObjectiveConfig, model: LanguageModel, params: PyTree, batch: Batch
 ) -> PositionSums:
     """The loss that the objective evaluates, as if rows had one position."""
-    sums = objective.evaluate(model, params, batch)
+    sums, aux = objective.evaluate(model, params, batch)
     nothing = jnp.zeros(())
-    return PositionSums(sums.loss[None], nothing[None], sums.tokens[None], nothing)
+    layers = _per_token(aux, batch)
+    return PositionSums(sums.loss[None], nothing[None], sums.tokens[None], nothing, layers)
 
 
-@partial(jax.jit, static_argnums=0)
-def layer_statistics(model: LanguageModel, params: PyTree, batch: Batch) -> dict[str, jax.Array]:
-    """What layers say of themselves, per token, averaged over those that do."""
-    rows = (batch.inputs, batch.positions, batch.segment_ids)
-    _, _, aux = model.apply({"params": params}, *rows, method="read")
-    real = jnp.maximum(jnp.sum(batch.segment_ids != 0), 1)
-    return {name: jnp.nanmean(values) / real for name, values in aux.stats.items()}
+def _per_token(aux: LayerAux, batch: Batch) -> dict[str, jax.Array]:
+    read = jnp.maximum(jnp.sum(batch.segment_ids != 0), 1)
+    return {name: value / read for name, value in aux.over_layers().items()}
 
 
 def measure(run: Run, batches: Iterable[Batch], bytes_per_token: float) -> dict[str, Any]:
@@ -81,11 +82,10 @@ def measure(run: Run, batches: Iterable[Batch], bytes_per_token: float) -> dict[
     num_rows = 0
     for batch in batches:
         found = measured(objective, run.model, run.params, batch)
-        sums = [np.asarray(part, np.float64) for part in found]
+        said.append(jax.device_get(found.layers))
+        sums = [np.asarray(part, np.float64) for part in found[:-1]]
         totals = sums if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
         num_rows += int(batch.loss_mask.any(axis=1).sum())
-        if run.config.model.depth.kind != "fixed":
-            said.append(jax.device_get(layer_statistics(run.model, run.params, batch)))
     assert totals is not None
     loss, correct, tokens, rows = totals
     parts = np.array_split(np.arange(len(loss)), min(POSITION_BINS, len(loss)))

@@ -4,11 +4,11 @@ import json as json_format
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from jaxformer.batch import Batch
@@ -18,7 +18,6 @@ from jaxformer.data.stores import Stores
 from jaxformer.errors import UserError
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.objectives import NextTokenConfig, ObjectiveConfig
-from jaxformer.ops.cross_entropy import LossSums
 from jaxformer.parallel import processes
 from jaxformer.parallel.mesh import check_rows
 from jaxformer.parallel.rules import batch_sharding, put_batch, rows_held, use_mesh
@@ -26,25 +25,42 @@ from jaxformer.run import Run, load
 from jaxformer.terminal import progress
 
 PyTree = Any
-EvalStep = Callable[[PyTree, Batch], LossSums]
+EvalStep = Callable[[PyTree, Batch], "EvalSums"]
 Sums = TypeVar("Sums")
 NEXT_TOKEN = NextTokenConfig()
 
 
 class Evaluation(NamedTuple):
     """Over all loss tokens of the text: `loss` in nats per token, `perplexity` = exp(loss),
-    `bits_per_byte` = loss / ln 2 / (text bytes per token)."""
+    `bits_per_byte` = loss / ln 2 / (text bytes per token). `layers` is what layers say of
+    themselves per token read, such as `turns`, by name, averaged over the layers that do."""
 
     loss: float
     perplexity: float
     bits_per_byte: float
     tokens: int
     tokens_per_second: float
+    layers: dict[str, float]
+
+
+class EvalSums(NamedTuple):
+    """Float32 sums over a batch, to be added up over batches."""
+
+    loss: jax.Array
+    tokens: jax.Array  # in the loss
+    layers: dict[str, jax.Array]  # statistics over the tokens read
+    read: jax.Array  # tokens that are not padding
 
 
 def make_eval_step(model: LanguageModel, objective: ObjectiveConfig = NEXT_TOKEN) -> EvalStep:
-    """`(params, batch) -> LossSums`, to be jitted."""
-    return partial(objective.evaluate, model)
+    """`(params, batch) -> EvalSums`, to be jitted."""
+
+    def eval_step(params: PyTree, batch: Batch) -> EvalSums:
+        sums, layers = objective.evaluate(model, params, batch)
+        read = jnp.sum(batch.segment_ids != 0, dtype=jnp.float32)
+        return EvalSums(sums.loss, sums.tokens, layers.over_layers(), read)
+
+    return eval_step
 
 
 def evaluate(
@@ -69,10 +85,13 @@ def evaluate(
         ValueError: there is no loss token at all.
     """
     began = time.perf_counter()
-    loss, tokens = 0.0, 0
+    loss, tokens, read = 0.0, 0, 0.0
+    layers: dict[str, float] = {}
     for done, sums in enumerate(one_ahead(eval_step, params, batches, sharding), start=1):
         loss += float(sums.loss)
         tokens += int(sums.tokens)
+        read += float(sums.read)
+        layers = {name: layers.get(name, 0.0) + float(x) for name, x in sums.layers.items()}
         after_batch(done)
     if tokens == 0:
         raise ValueError("there is nothing to evaluate: no batch has a loss token")
@@ -80,7 +99,8 @@ def evaluate(
     seconds = time.perf_counter() - began
     perplexity = math.exp(min(loss, 700.0))  # beyond, a float64 overflows
     bits_per_byte = loss / math.log(2) / bytes_per_token
-    return Evaluation(loss, perplexity, bits_per_byte, tokens, tokens / seconds)
+    layers = {name: value / read for name, value in layers.items()}
+    return Evaluation(loss, perplexity, bits_per_byte, tokens, tokens / seconds, layers)
 
 
 def one_ahead(
@@ -188,6 +208,7 @@ def _print_table(title: str, config: Config, result: Evaluation) -> None:
         ("perplexity", f"{bound}{result.perplexity:.4g}"),
         ("bits per byte", f"{bound}{result.bits_per_byte:.4f}"),
         ("tokens", f"{result.tokens:,}"),
+        *((f"{name} (per token)", f"{value:.4g}") for name, value in result.layers.items()),
         ("tokens per second", f"{result.tokens_per_second:,.0f}"),
     ):
         table.add_row(name, value)

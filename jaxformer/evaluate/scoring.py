@@ -103,7 +103,7 @@ def _score_step(
     """`(params, batch) -> TokenScores` on every device; compiled at the first call of a shape."""
 
     def scores(params: PyTree, batch: Batch) -> TokenScores:
-        return objective.scores(model, params, batch)
+        return objective.scores(model, params, batch)[0]
 
     jitted = jax.jit(scores, out_shardings=replicated(mesh))
 

@@ -22,7 +22,8 @@ def _validation(what: str, options: Options) -> Suite:
 def _validate(run: Run, check: Check) -> dict[str, Result]:
     found = validate(run, check)._asdict()
     facts = {name: found.pop(name) for name in ("tokens", "tokens_per_second")}
-    return {"validation": Result(found, facts=facts)}
+    metrics = found.pop("layers") | found
+    return {"validation": Result(metrics, facts=facts)}
 
 
 def _lm_eval(what: str, options: Options) -> Suite:

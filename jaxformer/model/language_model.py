@@ -148,11 +148,13 @@ class LanguageModel(nn.Module):
         segment_ids: jax.Array,
         loss_mask: jax.Array,
         order: Order | None = None,
-    ) -> TokenScores:
-        """The scores of every target [batch, length]; 0 and True where loss_mask is not set."""
-        x, head, _ = self.read(inputs, positions, segment_ids, order)
+    ) -> tuple[TokenScores, LayerAux]:
+        """The scores of every target [batch, length], 0 and True where loss_mask is not set, and
+        the layers' losses and statistics."""
+        x, head, aux = self.read(inputs, positions, segment_ids, order)
         scores = self.outputs.scores(head, x, targets)
-        return TokenScores(jnp.where(loss_mask, scores.log_probs, 0.0), scores.greedy | ~loss_mask)
+        log_probs = jnp.where(loss_mask, scores.log_probs, 0.0)
+        return TokenScores(log_probs, scores.greedy | ~loss_mask), aux
 
     def read(
         self,

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxformer.ops.attention import Order
 
@@ -33,3 +34,7 @@ class LayerAux(NamedTuple):
     stats: dict[str, jax.Array]  # by name
     loss: jax.Array | None = None  # weighted; added to the loss before division by the tokens
     exits: Exits | None = None  # of a depth that is trained through several
+
+    def over_layers(self) -> dict[str, jax.Array]:
+        """Each statistic's mean over the layers that have it."""
+        return {name: jnp.nanmean(values) for name, values in self.stats.items()}

@@ -51,11 +51,13 @@ class AnyOrderConfig(DenoisingConfig):
         weights = jnp.asarray(batch.loss_mask)
         return loss_of_streams(loss_of, batch, jnp.full_like(inputs, MASK), weights, step, known)
 
-    def evaluate(self, model: LanguageModel, params: PyTree, batch: Batch) -> LossSums:
+    def evaluate(
+        self, model: LanguageModel, params: PyTree, batch: Batch
+    ) -> tuple[LossSums, LayerAux]:
         if self.eval_order == "random":
             return super().evaluate(model, params, batch)
         length = batch.inputs.shape[1]
         in_row = jnp.broadcast_to(jnp.arange(length, dtype=jnp.float32), batch.inputs.shape)
         noise = Noise(jnp.zeros((len(batch.inputs), 1), jnp.float32), in_row / length)
         loss_of = partial(model.apply, {"params": params}, method="loss")
-        return self.noised(loss_of, batch, noise)[0]
+        return self.noised(loss_of, batch, noise)

@@ -68,6 +68,11 @@ class ObjectiveConfig(Kind):
     tokens_read: ClassVar[float] = 1.0
 
     @property
+    def shortest_row(self) -> int:
+        """The fewest tokens that a row must have."""
+        return 1
+
+    @property
     def is_bound(self) -> bool:
         """Whether validation reports a bound, which the loss is at most."""
         return False
@@ -108,11 +113,15 @@ class ObjectiveConfig(Kind):
         """
         raise NotImplementedError
 
-    def evaluate(self, model: LanguageModel, params: PyTree, batch: Batch) -> LossSums:
-        """What validation reports: the same for a batch whenever it is asked."""
-        sums, _ = model.apply({"params": params}, *batch, method="loss")
-        return sums
+    def evaluate(
+        self, model: LanguageModel, params: PyTree, batch: Batch
+    ) -> tuple[LossSums, LayerAux]:
+        """What validation reports, the same for a batch whenever it is asked, and what the layers
+        say of themselves."""
+        return model.apply({"params": params}, *batch, method="loss")
 
-    def scores(self, model: LanguageModel, params: PyTree, batch: Batch) -> TokenScores:
-        """The scores of every target, whose sum `evaluate` has."""
+    def scores(
+        self, model: LanguageModel, params: PyTree, batch: Batch
+    ) -> tuple[TokenScores, LayerAux]:
+        """The scores of every target, whose sum `evaluate` has, and what the layers say."""
         return model.apply({"params": params}, *batch, method="scores")

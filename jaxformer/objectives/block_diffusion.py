@@ -57,6 +57,10 @@ class BlockDiffusionConfig(DenoisingConfig):
     def is_bound(self) -> bool:
         return self.block > 1
 
+    @property
+    def shortest_row(self) -> int:
+        return self.block
+
     def noised(self, loss_of: LossOfRows, batch: Batch, noise: Noise) -> tuple[LossSums, LayerAux]:
         positions = jnp.asarray(batch.positions)
         block, in_block = positions // self.block, positions % self.block
@@ -70,6 +74,8 @@ class BlockDiffusionConfig(DenoisingConfig):
         sums, layers = loss_of_streams(loss_of, batch, noisy, weights, step=block, known=block)
         return of_all(sums, batch), layers
 
-    def evaluate(self, model: LanguageModel, params: PyTree, batch: Batch) -> LossSums:
+    def evaluate(
+        self, model: LanguageModel, params: PyTree, batch: Batch
+    ) -> tuple[LossSums, LayerAux]:
         of_all_rates = self.model_copy(update={"rates": (LOWEST_RATE, 1.0)})
         return DenoisingConfig.evaluate(of_all_rates, model, params, batch)

@@ -76,11 +76,13 @@ class DenoisingConfig(ObjectiveConfig):
         sums, layers = self.noised(loss_of, batch, noise_of_batch(batch, rngs["noise"]))
         return loss_of_sums(sums, layers, z_loss)
 
-    def evaluate(self, model: LanguageModel, params: PyTree, batch: Batch) -> LossSums:
+    def evaluate(
+        self, model: LanguageModel, params: PyTree, batch: Batch
+    ) -> tuple[LossSums, LayerAux]:
         loss_of = partial(model.apply, {"params": params}, method="loss")
 
-        def of_draw(draw: jax.Array) -> LossSums:
-            return self.noised(loss_of, batch, noise_of_rows(batch, draw, self.eval_draws))[0]
+        def of_draw(draw: jax.Array) -> tuple[LossSums, LayerAux]:
+            return self.noised(loss_of, batch, noise_of_rows(batch, draw, self.eval_draws))
 
         found = jax.lax.map(of_draw, jnp.arange(self.eval_draws))
         return jax.tree.map(partial(jnp.mean, axis=0), found)

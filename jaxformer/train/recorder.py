@@ -86,6 +86,7 @@ class Recorder:
             "eval/bits_per_byte": evaluation.bits_per_byte,
             "eval/perplexity": evaluation.perplexity,
         }
+        row |= {f"eval/{name}": value for name, value in evaluation.layers.items()}
         bound = ""
         if self._is_bound:
             row["eval/is_bound"], bound = 1, "at most "

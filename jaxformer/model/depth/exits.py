@@ -30,9 +30,10 @@ class ExitsConfig(DepthConfig):
     layer_dropout · (e^{l ln 2 / (L − 1)} − 1), without scaling what is left (section 4.1), and the
     loss is Σ_i e_i L_i / Σ_i e_i over the n exits that are enabled, with
     e_i = exit_scale · Σ_{j≤i} j for i < n − 1 and e_{n−1} = n − 1 + exit_scale · Σ_{j<n−1} j
-    (section 4.2). One exit in `every` is enabled in a step, beginning with a random one (the
-    paper's begins one further in every step), and the last always is. Outside of training, `exit`
-    leaves after the first so many repetitions: `model.depth.exit=2` needs no other parameters.
+    (section 4.2): the first exit, of weight 0, is never trained. One exit in `every` is enabled in
+    a step, beginning with a random one (the paper's begins one further in every step), and the last
+    always is. Outside of training, `exit` leaves after the first so many repetitions:
+    `model.depth.exit=2` needs no other parameters.
     """
 
     kind: Literal["exits"] = "exits"
