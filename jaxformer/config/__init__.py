@@ -334,7 +334,14 @@ class Config(Schema):
 
     @model_validator(mode="after")
     def _objective_suits_the_model(self) -> "Config":
-        self.train.objective.check(self.model)
+        objective = self.train.objective
+        objective.check(self.model)
+        for key, length in self._row_lengths():
+            if length < objective.shortest_row:
+                raise ValueError(
+                    f"{key} is {length}, but train.objective {objective.kind} needs rows of at "
+                    f"least {objective.shortest_row} tokens, a whole block; lengthen them"
+                )
         return self
 
     @property

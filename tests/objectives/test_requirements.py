@@ -78,3 +78,11 @@ def test_rates_fall_in_no_wrong_order():
     objective = {"kind": "block_diffusion", "rates": [0.8, 0.3]}
     with pytest.raises(ValidationError, match=r"rates are \[0.8, 0.3\]; the lowest comes first"):
         Config.model_validate({"model": MODEL, "train": {"objective": objective}})
+
+
+def test_a_block_longer_than_a_row_is_refused():
+    objective = {"kind": "block_diffusion", "block": 32}
+    data = {"source": "builtin:python", "sequence_length": 16}
+    keys = {"model": MODEL, "data": data, "train": {"objective": objective}}
+    with pytest.raises(ValidationError, match="needs rows of at least 32 tokens, a whole block"):
+        Config.model_validate(keys)
