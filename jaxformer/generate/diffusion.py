@@ -23,6 +23,17 @@ SEES_ALL = 2**30
 ONE_BY_ONE = Unmasking()
 
 
+@dataclass
+class DiffusionStats(Stats):
+    """Counts of one call of a diffusion decoder."""
+
+    passes: int = 0  # over what is decoded at once
+
+    def __str__(self) -> str:
+        rate = self.new_tokens / max(self.passes, 1)
+        return f"{super().__str__()}\n{self.passes} passes, {rate:.2f} tokens per pass"
+
+
 @dataclass(frozen=True)
 class DiffusionDecoder(Decoder):
     """A model that predicts hidden tokens, ready to decode."""
@@ -31,6 +42,9 @@ class DiffusionDecoder(Decoder):
 
     def in_steps(self, steps: int | None, entropy_bound: float | None) -> Self:
         return replace(self, unmasking=Unmasking(steps, entropy_bound))
+
+    def new_stats(self) -> DiffusionStats:
+        return DiffusionStats()
 
 
 class MaskedDiffusionDecoder(DiffusionDecoder):
@@ -59,10 +73,16 @@ class MaskedDiffusionDecoder(DiffusionDecoder):
         function = partial(_denoise, self.model, max_new_tokens, sampling, self.unmasking)
         key = jax.random.key(seed)
         arguments = (self.params, self._put(tokens), self._put(lengths), key)
-        new = whole(self._run("decode", function, arguments, stats, work))
+        new, passes = map(whole, self._run("decode", function, arguments, stats, work))
         stats.prompt_tokens += sum(len(prompt) for prompt in prompts)
         stats.new_tokens += new.size
+        _count(passes, stats)
         yield filled_after_end(new, self.eos_id)
+
+
+def _count(passes: np.ndarray, stats: Stats) -> None:
+    if isinstance(stats, DiffusionStats):
+        stats.passes += int(passes)
 
 
 def _denoise(
@@ -74,8 +94,9 @@ def _denoise(
     tokens: jax.Array,
     lengths: jax.Array,
     key: jax.Array,
-) -> jax.Array:
-    """The new tokens [batch, max_new_tokens] of rows whose prompts have `lengths` [batch]."""
+) -> tuple[jax.Array, jax.Array]:
+    """The new tokens [batch, max_new_tokens] of rows whose prompts have `lengths` [batch], and the
+    number of passes."""
     in_row = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     positions = jnp.broadcast_to(in_row, tokens.shape)
     # The last new token is only predicted, as that of a document in training.
@@ -94,9 +115,10 @@ def _denoise(
         later = unmask(later, logits[:, :-1], step, at_first, now, sampling, unmasking)
         return tokens.at[:, 1:].set(later), key, step + 1
 
-    tokens, _, _ = jax.lax.while_loop(lambda c: jnp.any(c[0] == MASK), one, (tokens, key, 0))
+    start = (tokens, key, 0)
+    tokens, _, passes = jax.lax.while_loop(lambda c: jnp.any(c[0] == MASK), one, start)
     places = lengths[:, None] + jnp.arange(max_new_tokens, dtype=jnp.int32)
-    return jnp.take_along_axis(tokens, places, axis=1)
+    return jnp.take_along_axis(tokens, places, axis=1), passes
 
 
 class BlockState(NamedTuple):
@@ -157,8 +179,9 @@ class BlockDiffusionDecoder(DiffusionDecoder):
         rows, yielded = [np.zeros(0, np.int32)] * len(prompts), 0
         decode = partial(_decode_block, self.model, block, sampling, self.unmasking)
         while yielded < max_new_tokens:
-            state, piece = self._run("decode", decode, (self.params, state), stats, work)
-            piece = whole(piece)
+            state, made = self._run("decode", decode, (self.params, state), stats, work)
+            piece, passes = map(whole, made)
+            _count(passes, stats)
             rows = [
                 np.concatenate([row, new[skip:]])
                 for row, new, skip in zip(rows, piece, known, strict=True)
@@ -214,8 +237,8 @@ def _decode_block(
     unmasking: Unmasking,
     params: Any,
     state: BlockState,
-) -> tuple[BlockState, jax.Array]:
-    """The next block: (state, the targets of the block [batch, block])."""
+) -> tuple[BlockState, tuple[jax.Array, jax.Array]]:
+    """The next block: (state, (the targets of the block [batch, block], the number of passes))."""
     in_block = jnp.arange(block, dtype=jnp.int32)
     positions = state.position[:, None] + in_block
     order = Order(jnp.full_like(positions, SEES_ALL), jnp.zeros(positions.shape, jnp.bool_))
@@ -234,11 +257,12 @@ def _decode_block(
         return tokens.at[:, 1:].set(targets), key, step + 1
 
     start = (state.tokens, state.key, 0)
-    tokens, key, _ = jax.lax.while_loop(lambda c: jnp.any(c[0] == MASK), one, start)
+    tokens, key, passes = jax.lax.while_loop(lambda c: jnp.any(c[0] == MASK), one, start)
     _, cache = predict(tokens)
     hidden = jnp.full_like(tokens[:, 1:], MASK)
     following = jnp.concatenate([tokens[:, block:], hidden], axis=1)
-    return BlockState(cache, following, state.position + block, key), tokens[:, 1:]
+    state = BlockState(cache, following, state.position + block, key)
+    return state, (tokens[:, 1:], passes + 1)
 
 
 def filled_after_end(rows: np.ndarray, eos_id: int) -> np.ndarray:

@@ -69,7 +69,11 @@ def test_blocks_of_one_are_decoded_as_one_token_after_another():
 @pytest.mark.parametrize("steps", [None, 2])
 def test_blocks_are_decoded_as_by_the_whole_row_without_caches(steps):
     block = 3
-    found = continuation(block_decoder(block).in_steps(steps, None))
+    decoder = block_decoder(block)
+    stats = decoder.new_stats()
+    found = continuation(decoder.in_steps(steps, None), stats=stats)
+    blocks = 1 + (2 + NEW - 1) // block  # of the row that has the most known at first
+    assert stats.passes == blocks * ((steps or block) + 1)  # the last adds a block to the cache
     for prompt, row in zip(PROMPTS, found, strict=True):
         tokens = list(prompt)
         while len(tokens) < len(prompt) + NEW:
@@ -91,7 +95,9 @@ def test_blocks_are_decoded_as_by_the_whole_row_without_caches(steps):
 @pytest.mark.parametrize("steps", [None, 3])
 def test_a_hidden_continuation_is_decoded_likeliest_tokens_first(steps):
     decoder = MaskedDiffusionDecoder.of(*model_of(), NO_EOS)
-    found = continuation(decoder.in_steps(steps, None))
+    stats = decoder.new_stats()
+    found = continuation(decoder.in_steps(steps, None), stats=stats)
+    assert stats.passes == (steps or NEW)
     for prompt, row in zip(PROMPTS, found, strict=True):
         tokens = [*prompt, *[MASK] * NEW]
         passes = steps or NEW
