@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from jaxformer.errors import UserError
 from jaxformer.schema.explanations import show
-from jaxformer.schema.tree import kinds_of, one_of, section_classes
+from jaxformer.schema.tree import all_kinds, kinds_of, one_of, section_classes
 
 if TYPE_CHECKING:
     from jaxformer.model.language_model import LanguageModel
@@ -292,12 +293,20 @@ def list_configs(folder: Path = CONFIGS) -> str:
 
 def _entry(documented: Iterable[object], config: type[BaseModel]) -> str:
     options = ", ".join(
-        f"{key}={'(required)' if field.is_required() else show(field.default)}"
-        for key, field in config.model_fields.items()
-        if key != "kind" and not isinstance(field.default, BaseModel)
+        f"{key}={_default(field)}" for key, field in config.model_fields.items() if key != "kind"
     )
-    summaries = [_summary(thing) for thing in documented]
-    return "\n    ".join([one_of(kinds_of(config)), *summaries, f"options: {options}"])
+    summaries = dict.fromkeys(_summary(thing) for thing in documented)
+    return "\n    ".join([one_of(kinds_of(config)), *summaries, f"options: {options or 'none'}"])
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "(required)"
+    if isinstance(field.default, BaseModel):  # a section, with options of its own
+        default = getattr(field.default, "kind", "")
+        kinds = all_kinds(section_classes(field.annotation))
+        return " | ".join(dict.fromkeys([default, *kinds]))
+    return show(field.default)
 
 
 def _summary(documented: object) -> str:

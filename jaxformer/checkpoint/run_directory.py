@@ -298,7 +298,8 @@ class RunDirectory:
         kinds = {_accepted_as(key) for key in changed}
         if None not in kinds:
             return f", run.accept_changes=[{','.join(sorted(filter(None, kinds)))}]"
-        if all(key.startswith("optimizer.") for key in changed):
+        keeps_weights = ("optimizer.", "model.depth", "model.further", "train.objective")
+        if all(key.startswith(keeps_weights) for key in changed):
             return f", with init.from={self.path} to start from its parameters alone"
         return ""
 
