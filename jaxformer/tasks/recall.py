@@ -61,24 +61,32 @@ class InductionConfig(TaskConfig):
     """Induction heads (Gu and Dao, 2023, arXiv:2312.00752, section 4.1.2): a mark stands at one
     place, and again at the end, where the token after its first place is the answer.
 
-    Published: vocabulary 16, trained on rows of 256 and tested on up to 2^20. Here the same, with
-    tests on fewer.
+    Published: vocabulary 16, one answer, trained on rows of 256 and tested on up to 2^20. Here the
+    same, with tests on fewer. With more answers, the tokens after the mark are repeated in order.
     """
 
     kind: Literal["induction"] = "induction"
     vocab_size: Annotated[int, Field(ge=3)] = Field(16, description="the mark and the other tokens")
+    answers: PositiveInt = Field(1, description="how many tokens after the mark are repeated")
 
     @property
     def vocabulary(self) -> int:
         return self.vocab_size
 
     def check(self, length: int) -> None:
-        if length < 3:
-            raise ValueError(f"rows of 3 tokens or more are needed, sequence_length is {length}")
+        shortest = 2 * self.answers + 1
+        if length < shortest:
+            raise ValueError(
+                f"answers {self.answers} needs rows of {shortest} tokens or more, sequence_length "
+                f"is {length}"
+            )
 
     def sample(self, random: np.random.Generator, length: int) -> Example:
         mark = self.vocab_size - 1
         inputs = random.integers(0, mark, length)
-        place = random.integers(0, length - 2)
-        inputs[place] = inputs[-1] = mark
-        return at(inputs, np.array([length - 1]), inputs[place + 1])
+        start = length - self.answers
+        place = random.integers(0, start - self.answers)
+        inputs[place] = inputs[start] = mark
+        answers = inputs[place + 1 : place + 1 + self.answers]
+        inputs[start + 1 :] = answers[:-1]
+        return at(inputs, np.arange(start, length), answers)

@@ -85,6 +85,18 @@ def test_induction_asks_for_the_token_after_the_mark():
         assert targets[-1] == inputs[first + 1]
 
 
+def test_induction_with_several_answers_repeats_the_tokens_after_the_mark():
+    task = make("induction", answers=3)
+    for row in range(50):
+        inputs, targets, mask = task.sample(np.random.default_rng(row), 12)
+        first, second = np.flatnonzero(inputs == task.vocab_size - 1)
+        assert second == 9 and mask.tolist() == [False] * 9 + [True] * 3
+        assert targets[9:].tolist() == inputs[first + 1 : first + 4].tolist()
+        assert inputs[10:].tolist() == targets[9:11].tolist()
+    with pytest.raises(ValueError, match="answers 3 needs rows of 7 tokens or more, .* is 6"):
+        task.check(6)
+
+
 def test_selective_copying_repeats_the_data_in_order():
     for _, (inputs, targets, mask) in rows("selective_copy"):
         content = inputs[:35]
