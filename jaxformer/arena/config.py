@@ -92,6 +92,9 @@ class Finding(Schema):
     source: str
     checks: Annotated[tuple[Check, ...], Field(strict=False, min_length=1)]
     why_not: str | None = Field(None, description="the supposed reason, if it is not reproduced")
+    advice: str | None = Field(
+        None, description="what it says on whether to improve a Transformer or to replace it"
+    )
 
 
 class ArenaConfig(Schema):

@@ -35,5 +35,6 @@ def findings_page(arenas: Sequence[tuple[Path, ArenaConfig]]) -> str:
             f"({arena.finding.source}).\n\n**{word}** (`{file}`, {len(arena.seeds)} seeds):\n\n"
             + "\n".join(f"- {line}" for line in lines)
             + "\n"
+            + (f"\nImprove or replace: {advice}\n" if (advice := arena.finding.advice) else "")
         )
     return "\n".join(parts)

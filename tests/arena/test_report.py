@@ -107,12 +107,14 @@ def test_a_rate_at_the_edge_of_the_sweep_is_marked(tmp_path):
 
 
 def test_the_page_of_findings_says_what_was_published_and_what_is_seen(tmp_path):
-    arena, matched, _ = made_up(tmp_path, 0.2, finding=finding(by=0.3))
+    said = finding(by=0.3) | {"advice": "replace it"}
+    arena, matched, _ = made_up(tmp_path, 0.2, finding=said)
     kept = {"arena": arena.model_dump(mode="json"), "matched": matched.to_json()}
     (tmp_path / "arena" / "arena.json").write_text(json.dumps(kept))
     text = findings_page([(Path("configs/arena/findings/some_claim.yaml"), arena)])
     assert "## some claim\n\nc\n\nPublished: p (s).\n\n**Not reproduced**" in text
     assert "- does not hold: loss on parity: retention 1." in text
+    assert text.endswith("\n\nImprove or replace: replace it\n")
 
 
 @pytest.fixture(scope="module")
