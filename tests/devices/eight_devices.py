@@ -41,6 +41,7 @@ MESHES = {
         "tensor": {"data": 1, "fsdp": 4, "tensor": 2},
         "three": {"data": 2, "fsdp": 2, "tensor": 2},
         "context": {"data": 1, "fsdp": 2, "context": 4},
+        "all": {"data": 1, "fsdp": 2, "tensor": 2, "context": 2},
     },
     "stages": {
         "one": {"data": 1},

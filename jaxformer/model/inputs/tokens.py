@@ -14,6 +14,7 @@ from jaxformer.model.positions import (
     sinusoidal,
 )
 from jaxformer.model.rows import RowInfo
+from jaxformer.ops import shards
 
 
 class TokensConfig(InputsConfig):
@@ -54,16 +55,24 @@ class Tokens(Inputs):
 
     def embed(self, tokens: jax.Array, rows: RowInfo) -> jax.Array:
         d_model, dtype, positions = self.dims.d_model, self.dims.dtype, rows.positions
-        x = self.embedding.at[tokens].get(mode="clip").astype(dtype)
+        x = look_up(self.embedding, "vocab", tokens).astype(dtype)
         if self.config.mask:
             x = jnp.where((tokens == MASK)[..., None], self.mask_embedding.astype(dtype), x)
         if self.scale:
             x *= jnp.asarray(math.sqrt(d_model) if self.scale is True else self.scale, dtype)
         if isinstance(self.positions, LearnedPositionsConfig):
-            x += self.position_embedding.at[positions].get(mode="clip").astype(dtype)
+            x += look_up(self.position_embedding, "length", positions).astype(dtype)
         elif isinstance(self.positions, SinusoidalPositionsConfig):
             x += sinusoidal(positions, d_model).astype(dtype)
         return x
 
     def table(self) -> jax.Array:
         return self.embedding
+
+
+def look_up(table: jax.Array, axis: str, ids: jax.Array) -> jax.Array:
+    """Rows of table [axis, d_model]; ids beyond its ends are those of the ends."""
+    if shards.count() > 1:
+        # XLA aborts here on a table whose columns are split, on a mesh of fsdp, tensor and context.
+        table = nn.with_logical_constraint(table, (axis, None))
+    return table.at[ids].get(mode="clip")
