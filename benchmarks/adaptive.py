@@ -39,8 +39,8 @@ from jaxformer.train.run import train
 
 TURNS, NEW = 5, 256
 SMALL = {"d_model": 128, "num_layers": 4, "ffn": {"kind": "swiglu", "d_hidden": 344}}
-# 10.3 M parameters in the layers.
-MIDDLE = {"d_model": 352, "num_layers": 7, "ffn": {"kind": "swiglu", "d_hidden": 928}}
+# 11.1 M parameters in the layers, many of them, so that two of them are a cheap draft.
+MIDDLE = {"d_model": 256, "num_layers": 14, "ffn": {"kind": "swiglu", "d_hidden": 688}}
 BENCH = {"d_model": 256, "num_layers": 6, "ffn": {"kind": "swiglu", "d_hidden": 688}}
 MASK = {"inputs": {"kind": "tokens", "mask": True}}
 
@@ -51,7 +51,11 @@ def configuration(directory: Path, steps: int, model: dict, **train_keys: object
             "model": {"mixer": {"kind": "attention", "num_heads": 4}, **model},
             "data": {"source": "builtin:python", "tokenizer": "bytes", "sequence_length": 256},
             "train": {"steps": steps, "batch_size": 8, **train_keys},
-            "optimizer": {"learning_rate": 1e-3, "schedule": {"warmup_steps": min(100, steps)}},
+            "optimizer": {
+                "kind": "adamw",
+                "learning_rate": 1e-3,
+                "schedule": {"warmup_steps": min(100, steps)},
+            },
             "eval": {"every": steps, "batches": 40, "sample_tokens": 0},
             "checkpoint": {"every": steps, "keep_best": 0},
             "run": {"dir": str(directory)},
