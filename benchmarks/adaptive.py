@@ -168,7 +168,7 @@ def diffusion(directory: Path, steps: int) -> None:
         passes = {"autoregression": (None,), "blocks of 8": (8, 4, 2), "diffusion": (256, 64, 16)}
         text = prompts(run)[0]
         for count in passes[name]:
-            decoder = run.decoder.in_steps(count, None)
+            decoder = run.decoder if count is None else run.decoder.in_steps(count, None)
             rate = interleaved({name: partial(tokens_per_second, decoder, text)})[name]
             steps_said = "" if count is None else f" in {count} passes"
             print(f"  {rate:.0f} tokens/s{steps_said}")
