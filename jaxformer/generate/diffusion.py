@@ -115,7 +115,7 @@ def _denoise(
         later = unmask(later, logits[:, :-1], step, at_first, now, sampling, unmasking)
         return tokens.at[:, 1:].set(later), key, step + 1
 
-    start = (tokens, key, 0)
+    start = (tokens, key, jnp.int32(0))
     tokens, _, passes = jax.lax.while_loop(lambda c: jnp.any(c[0] == MASK), one, start)
     places = lengths[:, None] + jnp.arange(max_new_tokens, dtype=jnp.int32)
     return jnp.take_along_axis(tokens, places, axis=1), passes
@@ -256,7 +256,7 @@ def _decode_block(
         targets = unmask(tokens[:, 1:], logits, step, at_first, now, sampling, unmasking)
         return tokens.at[:, 1:].set(targets), key, step + 1
 
-    start = (state.tokens, state.key, 0)
+    start = (state.tokens, state.key, jnp.int32(0))
     tokens, key, passes = jax.lax.while_loop(lambda c: jnp.any(c[0] == MASK), one, start)
     _, cache = predict(tokens)
     hidden = jnp.full_like(tokens[:, 1:], MASK)
