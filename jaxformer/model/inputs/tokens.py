@@ -72,7 +72,7 @@ class Tokens(Inputs):
 
 def look_up(table: jax.Array, axis: str, ids: jax.Array) -> jax.Array:
     """Rows of table [axis, d_model]; ids beyond its ends are those of the ends."""
-    if shards.count() > 1:
+    if shards.count() > 1 and jax.sharding.get_abstract_mesh().shape.get("tensor", 1) > 1:
         # XLA aborts here on a table whose columns are split, on a mesh of fsdp, tensor and context.
         table = nn.with_logical_constraint(table, (axis, None))
     return table.at[ids].get(mode="clip")
