@@ -55,11 +55,11 @@ def test_an_evaluation_is_a_function_of_each_row_alone(objective):
     model, params = model_of()
     evaluate = jax.jit(partial(objective.evaluate, model))
     rows = [documents(6, 3), documents(9, seed=1), documents(2, 2, 2, seed=2), []]
-    together = evaluate(params, rows_of(LENGTH, *rows))
-    again = evaluate(params, rows_of(LENGTH, *rows[::-1]))
+    together, _ = evaluate(params, rows_of(LENGTH, *rows))
+    again, _ = evaluate(params, rows_of(LENGTH, *rows[::-1]))
     assert together.tokens == again.tokens == 24
     assert again.loss == pytest.approx(float(together.loss), rel=1e-12)
-    each = [evaluate(params, rows_of(LENGTH, row, [], [], [])).loss for row in rows]
+    each = [evaluate(params, rows_of(LENGTH, row, [], [], []))[0].loss for row in rows]
     assert sum(each) == pytest.approx(float(together.loss), rel=1e-12)
 
 
