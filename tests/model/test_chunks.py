@@ -175,8 +175,8 @@ def by_definition(model: LanguageModel, params: dict) -> tuple[jax.Array, jax.Ar
     return jnp.stack(outputs), config.weight * loss
 
 
-def test_outputs_loss_and_all_gradients_are_those_of_the_definition() -> None:
-    share = 0.4  # some rows have more chunks than that
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_outputs_loss_and_all_gradients_are_those_of_the_definition(share: float) -> None:
     model = model_of(share=share)
     params = parameters(model)
     real = (DOCUMENTS != 0)[..., None]

@@ -27,6 +27,7 @@ GATED_DELTA = {"kind": "gated_delta", "num_heads": 2, "head_dim": 4, "value_expa
 MIXERS = {
     "attention": ATTENTION,
     "window": ATTENTION | {"window": 3, "sinks": 1},
+    "mamba2": MAMBA2,
     "gated_delta": GATED_DELTA,
     "parallel": {"kind": "parallel", "mixers": [ATTENTION, {"kind": "min_gru"}]},
 }
