@@ -74,10 +74,9 @@ def test_the_command_lists_them(what: str, capsys: pytest.CaptureFixture[str]) -
     assert main(["list", what]) == 0
     found = capsys.readouterr().out
     assert re.search(
-        {"depths": r"halting=none \| act \|", "objectives": "^multi_token +arXiv:2404.19737"}[what],
-        found,
-        re.M,
+        {"depths": "^fixed ", "objectives": "^multi_token +arXiv:2404.19737"}[what], found, re.M
     )
+    assert ("halting=none | act | ponder | exits" in found) == (what == "depths")
 
 
 def test_the_table_tells_how_costs_grow() -> None:
