@@ -45,6 +45,10 @@ def test_an_error_that_nobody_foresaw_is_one_line_that_says_where(capsys, monkey
         (OSError(28, "No space left on device", "/full/a"), "/full/a: No space left on device"),
         (MemoryError("Unable to allocate 8 TiB"), "out of memory: Unable to allocate 8 TiB"),
         (RuntimeError("RESOURCE_EXHAUSTED: 8 TiB\nmore"), "out of memory: RESOURCE_EXHAUSTED: 8"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: writing a: No space left on device"),
+            "No space left on device: RESOURCE_EXHAUSTED: writing a",
+        ),
     ],
 )
 def test_what_the_machine_lacks_is_not_called_a_bug(error, message, capsys):

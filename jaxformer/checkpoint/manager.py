@@ -7,7 +7,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -63,7 +64,7 @@ class Checkpoints:
         self._retention = Retention(keep_newest, keep_best, keep_every)
         self._damaged: dict[int, DamagedError] = {}
         self._verified: set[int] = set()
-        self._unsealed: tuple[int, Json]
+        self._unsealed: tuple[int, Json] | None = None
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised
         self._manager = self._open()
 
@@ -101,7 +102,8 @@ class Checkpoints:
     def __exit__(self, *error: object) -> None:
         try:
             self.wait()
-            self._manager.close()
+            with self._told():
+                self._manager.close()
         finally:
             sys.unraisablehook = self._hook
 
@@ -187,7 +189,7 @@ class Checkpoints:
         Waits for an earlier save first.
 
         Raises:
-            RunFailed: the earlier save failed.
+            RunFailed: the earlier save failed, or this one cannot begin.
         """
         self.wait()
         ranked = eval_loss is not None and math.isfinite(eval_loss)
@@ -208,11 +210,13 @@ class Checkpoints:
             name: ocp.args.StandardSave(tree, jax.tree.map(lambda leaf: small, tree))
             for name, tree in trees.items()
         }
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        with self._told():
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def _seal(self) -> None:
         """Write the manifest: called by Orbax in its thread, in process 0, when all processes have
         written everything and before the folder has its name."""
+        assert self._unsealed is not None
         step, manifest = self._unsealed
         final = self.directory / str(step)  # where a bucket has it, from the beginning
         unnamed = self.directory.glob(f"{step}{ocp.utils.TMP_DIR_SUFFIX}*")
@@ -233,9 +237,18 @@ class Checkpoints:
         Raises:
             RunFailed: it could not be written; earlier steps are as they were.
         """
-        try:
+        with self._told():
             self._manager.wait_until_finished()
-        except Exception as error:  # any error of a disk or a bucket
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Say of any error of a disk or a bucket which step is lost, and which is there. Orbax
+        raises it where it starts a save, where it waits for one, or where it closes."""
+        try:
+            yield
+        except Exception as error:
+            if self._unsealed is None:
+                raise
             step, _ = self._unsealed
             there = {int(each.name) for each in self.directory.iterdir() if each.name.isdecimal()}
             good = max(there - {step, *self._damaged}, default=None)

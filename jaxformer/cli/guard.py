@@ -1,5 +1,6 @@
 """The outermost guard: whatever fails inside a command becomes one message and an exit code."""
 
+import errno
 import io
 import os
 import select
@@ -75,6 +76,8 @@ def _in_words(error: Exception) -> str:
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror or message}{_place_of(error)}"
+    if (full := os.strerror(errno.ENOSPC)) in message:  # XLA's kind of error is that of memory
+        return f"{full}: {message}{_place_of(error)}"
     if isinstance(error, MemoryError) or message.startswith("RESOURCE_EXHAUSTED"):
         return f"out of memory: {message or 'the machine has no more'}{_place_of(error)}"
     return (
