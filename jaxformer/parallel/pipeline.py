@@ -166,7 +166,14 @@ def _all_stages(of_layers: OfLayers) -> OfLayers:
         with nn.logical_axis_rules(rules):
             return of_layers(layers, rows, call)
 
-    return jax.vmap(of_stage, spmd_axis_name=AXIS)
+    def of_own_stage(*stacked: PyTree) -> tuple[PyTree, PyTree]:
+        made = of_stage(*jax.tree.map(lambda x: x[0], stacked))
+        return jax.tree.map(lambda x: x[None], made)
+
+    stages = PartitionSpec(AXIS)
+    return jax.shard_map(
+        of_own_stage, in_specs=stages, out_specs=stages, axis_names={AXIS}, check_vma=False
+    )
 
 
 def _split(x: jax.Array, stages: int, each: int) -> jax.Array:
