@@ -58,11 +58,11 @@ BAD_CONFIGURATIONS = {
     ),
     "experts in a mesh for a model without": (
         "mesh: {expert: 2}",
-        "mesh: expert is 2, but the model has no experts; use mesh.data or mesh.fsdp",
+        "mesh.expert is 2, but the model has no experts; use mesh.data or mesh.fsdp",
     ),
     "an open axis for experts": (
         "mesh: {expert: -1}",
-        "mesh: expert is -1, but the model has no experts; use mesh.data or mesh.fsdp",
+        "mesh.expert is -1, but the model has no experts; use mesh.data or mesh.fsdp",
     ),
     "how often suites are measured, without any": (
         "eval: {suites_every: 10}",

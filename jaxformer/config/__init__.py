@@ -333,6 +333,15 @@ class Config(Schema):
         return self
 
     @model_validator(mode="after")
+    def _experts_are_there(self) -> "Config":
+        if self.mesh.expert in (None, 1) or any(mixer.experts for mixer in self.model.ffns()):
+            return self
+        raise ValueError(
+            f"mesh.expert is {self.mesh.expert}, but the model has no experts; use mesh.data or "
+            f"mesh.fsdp"
+        )
+
+    @model_validator(mode="after")
     def _objective_suits_the_model(self) -> "Config":
         objective = self.train.objective
         objective.check(self.model)
@@ -348,7 +357,9 @@ class Config(Schema):
     def keys(self) -> tuple[str, ...]:
         """The random keys that training draws from besides the order of the data."""
         dropout = ("dropout",) if self.lora is not None and self.lora.dropout else ()
-        return (*dropout, *self.model.depth.keys, *self.train.objective.keys)
+        of_ffns = (key for ffn in self.model.ffns() for key in ffn.keys)
+        every = (*dropout, *of_ffns, *self.model.depth.keys, *self.train.objective.keys)
+        return tuple(dict.fromkeys(every))
 
     def _row_lengths(self) -> list[tuple[str, int]]:
         """Every length of rows, with its key."""

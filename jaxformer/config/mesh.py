@@ -74,11 +74,6 @@ class MeshConfig(Schema):
                 raise ValueError(
                     f"axis '{axis}' is {size}; allowed: a positive count, or -1 for the rest"
                 )
-        if given.get("expert", 1) != 1:
-            raise ValueError(
-                f"expert is {given['expert']}, but the model has no experts; use mesh.data or "
-                f"mesh.fsdp"
-            )
         open_axes = [axis for axis, size in given.items() if size == -1]
         if len(open_axes) > 1:
             raise ValueError(f"axes {' and '.join(open_axes)} are both -1; at most one may be")

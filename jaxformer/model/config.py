@@ -142,6 +142,11 @@ class ModelConfig(Schema):
         pattern = self.pattern_layers()
         return tuple(pattern[index % len(pattern)] for index in range(self.num_layers))
 
+    def ffns(self) -> tuple[ChannelMixerConfig, ...]:
+        """The channel mixers that layers may have."""
+        layers = (*self.pattern_layers(), self.further_layer(), *self.inputs.own_layers)
+        return tuple(layer.ffn for layer in layers if layer.ffn is not None)
+
     def further_layer(self) -> Layer:
         """The layer of each further prediction: the model's last one, unless it names another."""
         if self.further is None or self.further.layer is None:

@@ -27,6 +27,11 @@ class Exits(NamedTuple):
     enabled: jax.Array  # [exits], bool; a loss that is not enabled is not computed
 
 
+EXPERT_LOAD = (
+    "expert_load"  # the statistic that is an array: [experts], NaN where a layer has fewer
+)
+
+
 class LayerAux(NamedTuple):
     """A layer's loss and statistics: float32 sums over the tokens that are not padding, stacked
     for scanned layers. Those of inputs are scalars, whose names begin with `inputs/`."""
@@ -37,4 +42,6 @@ class LayerAux(NamedTuple):
 
     def over_layers(self) -> dict[str, jax.Array]:
         """Each statistic's mean over the layers that have it."""
-        return {name: jnp.nanmean(values) for name, values in self.stats.items()}
+        return {
+            name: jnp.nanmean(values) for name, values in self.stats.items() if name != EXPERT_LOAD
+        }

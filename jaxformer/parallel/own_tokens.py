@@ -3,6 +3,7 @@ axes, and each row over `context`."""
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -45,10 +46,10 @@ def _of_own_rows(
     """`sharded` of every device's tokens where they are split over several, else `alone`."""
 
     def of_own_rows(weights: PyTree, *arrays: jax.Array) -> Out:
-        def gather(weight: jax.Array) -> jax.Array:
-            return _gather(weight.astype(arrays[0].dtype)).astype(weight.dtype)
+        def whole(weight: jax.Array) -> jax.Array:
+            return gather(weight.astype(arrays[0].dtype), 0).astype(weight.dtype)
 
-        return sharded(jax.tree.map(gather, weights), *arrays)
+        return sharded(jax.tree.map(whole, weights), *arrays)
 
     def mapped(weights: PyTree, *arrays: jax.Array) -> Out:
         mesh = jax.sharding.get_abstract_mesh()
@@ -66,13 +67,14 @@ def _of_own_rows(
     return mapped
 
 
-@jax.custom_vjp
-def _gather(part: jax.Array) -> jax.Array:
-    """[d_model / fsdp, ...] → [d_model, ...]; its gradient is reduced and scattered."""
-    return jax.lax.all_gather(part, "fsdp", axis=0, tiled=True)
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gather(part: jax.Array, axis: int) -> jax.Array:
+    """The whole of a weight that is split over `fsdp` along `axis`; its gradient is reduced and
+    scattered."""
+    return jax.lax.all_gather(part, "fsdp", axis=axis, tiled=True)
 
 
-def _scatter(_: None, whole: jax.Array) -> tuple[jax.Array]:
+def _scatter(axis: int, _: None, whole: jax.Array) -> tuple[jax.Array]:
     """Reduce and scatter in stages of up to four devices, one per side of a torus: over all three
     sides at once, the TPU compiler (libtpu 0.0.50) sends twice as much, the whole sum to everyone.
     """
@@ -82,8 +84,10 @@ def _scatter(_: None, whole: jax.Array) -> tuple[jax.Array]:
         stride //= side
         firsts = (index for index in range(size) if index // stride % side == 0)
         groups = [[first + stride * place for place in range(side)] for first in firsts]
-        whole = jax.lax.psum_scatter(whole, "fsdp", axis_index_groups=groups, tiled=True)
+        whole = jax.lax.psum_scatter(
+            whole, "fsdp", scatter_dimension=axis, axis_index_groups=groups, tiled=True
+        )
     return (whole,)
 
 
-_gather.defvjp(lambda part: (_gather(part), None), _scatter)
+gather.defvjp(lambda part, axis: (gather(part, axis), None), _scatter)

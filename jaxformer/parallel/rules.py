@@ -28,6 +28,8 @@ RULES: Rules = (
     ("heads", "tensor"),
     ("kv_heads", "tensor"),
     ("d_hidden", "tensor"),
+    ("experts", "expert"),
+    ("choices", None),  # a router's outputs
     ("d_model", "fsdp"),
     ("vector", None),  # d_model of a scale: it would save little memory for its collectives
     ("head_dim", None),

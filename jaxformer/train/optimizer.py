@@ -16,7 +16,7 @@ PyTree = Any
 OptimizerConfig = AdamWConfig | LionConfig | AdafactorConfig | MuonConfig | SGDConfig
 
 # An index along these picks one of several weights: a convolution's tap, a state's rates, a gate.
-STACKING_AXES = ("layers", "width", "state", "gates", "branch")
+STACKING_AXES = ("layers", "experts", "width", "state", "gates", "branch")
 # Axes that together are one side of a matrix.
 ONE_SIDE = {
     ("heads", "head_dim"),

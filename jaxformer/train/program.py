@@ -282,7 +282,8 @@ def _new_program(
             train.ema_decay,
             seed=train.seed,
             keys=config.keys,
-            statistics_of=config.model if train.layer_statistics else None,
+            model=config.model,
+            measures_layers=train.layer_statistics is not None,
         ),
     )
     shapes = jax.eval_shape(init, jax.random.key(0), {}, _rates(config))

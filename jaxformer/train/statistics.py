@@ -59,7 +59,9 @@ def rows(step: int, layers: dict[str, np.ndarray], numbers: np.ndarray) -> list[
                 row[f"{name}_rms"] = float(np.sqrt(values[index] / max(number, 1)))
             elif name in MEANS:
                 row[f"{name}_rms"] = float(np.sqrt(values[index]))
-            else:
+            elif values.ndim == 1:
                 row[name] = float(values[index])
+            else:
+                row |= {f"{name}/{place}": float(x) for place, x in enumerate(values[index])}
         found.append(row | {"parameters": number})
     return found

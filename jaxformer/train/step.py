@@ -11,8 +11,9 @@ from flax import struct
 from jaxformer.batch import Batch
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.parameter_paths import join
+from jaxformer.model.rows import EXPERT_LOAD
 from jaxformer.objectives import Loss
-from jaxformer.train import statistics
+from jaxformer.train import balance, statistics
 from jaxformer.train.schedule import Schedule
 
 PyTree = Any
@@ -29,9 +30,10 @@ class TrainState(struct.PyTreeNode):
     """All that a run carries from step to step; parameters and averages are float32.
 
     The weights are three trees without a common path: `params` are trained, and have an optimizer
-    state and an average; `frozen` and `base` stay as they are. In a run with adapters, `base` is
-    what they adapt. `reference` are the weights of another model that the objective compares with.
-    Checkpoints contain neither `base` nor `reference`.
+    state and an average; `frozen` and `base` stay as they are, but for the biases that balance
+    experts, which are in `frozen`. In a run with adapters, `base` is what they adapt. `reference`
+    are the weights of another model that the objective compares with. Checkpoints contain neither
+    `base` nor `reference`.
     """
 
     step: jax.Array  # int32: updates tried, skipped ones included
@@ -55,7 +57,8 @@ class StepOptions(NamedTuple):
     ema_decay: float | None = None
     seed: int = 0
     keys: Collection[str] = ()  # of KEYS, those that the loss draws from
-    statistics_of: ModelConfig | None = None  # whose layers are measured, if any are
+    model: ModelConfig | None = None  # what figures of layers, and biases of routers, are by
+    measures_layers: bool = False
 
 
 def init_state(
@@ -85,15 +88,16 @@ def make_train_step(
         g = G / N,   g ← g · min(1, clip_norm / ‖g‖),   θ ← θ + factor(step) · optimizer(g, θ)
 
     whatever the accumulation and sharding: micro-batches add to G and N, and the division is made
-    once. When the loss or ‖g‖ is not finite, parameters, optimizer state and average stay as they
-    were; the step still counts, and `nonfinite` counts how many such steps there were in a row.
-    Keys are pure functions of `options.seed`, the step and the micro-batch.
+    once. When the loss or ‖g‖ is not finite, parameters, optimizer state, average and biases of
+    routers stay as they were; the step still counts, and `nonfinite` counts how many such steps
+    there were in a row. Keys are pure functions of `options.seed`, the step and the micro-batch.
 
     Metrics (float32 scalars): the loss's sums divided by N, `loss` in nats among them, and its
     means; `grad_norm` = ‖g‖ before clipping, `learning_rate`, `tokens` = N, `nonfinite`;
     `layer_loss` if layers have one, and `layers/NAME` for each of their statistics, per token,
-    averaged over the layers that have it; `inputs/NAME` for those of the inputs. With
-    `statistics_of` also `layers`: the mean square `activation` of each layer, its own statistics
+    averaged over the layers that have it, with `balance.figures` in place of `expert_load`;
+    `inputs/NAME` for those of the inputs. With `measures_layers` also `layers`: the mean square
+    `activation` of each layer, its own statistics
     per token, and sums of squares per layer and outside the layers [layers + 1]: `gradient` (g
     before clipping), `update` and `weight` (θ).
     """
@@ -115,7 +119,10 @@ def make_train_step(
             means["layer_loss"] = total.layers.loss / tokens
         real = jnp.maximum(jnp.sum(batch.segment_ids != 0), 1)
         stats = {name: x / real for name, x in total.layers.stats.items() if name != "activation"}
+        load = stats.pop(EXPERT_LOAD, None)
         said = {name: values for name, values in stats.items() if not name.startswith("inputs/")}
+        if load is not None:
+            said |= balance.figures(load)
         means |= {f"layers/{name}": jnp.nanmean(values) for name, values in said.items()}
         means |= {name: value for name, value in stats.items() if name not in said}
         with jax.named_scope("optimizer"):
@@ -130,9 +137,9 @@ def make_train_step(
 
         def changes(updates: PyTree) -> PyTree:
             """What is measured of an update."""
-            if options.statistics_of is None:
+            if options.model is None or not options.measures_layers:
                 return ()
-            return factor**2 * statistics.squares(updates, options.statistics_of)
+            return factor**2 * statistics.squares(updates, options.model)
 
         def update() -> tuple[PyTree, PyTree, PyTree, PyTree]:
             updates, opt_state = descend(
@@ -150,6 +157,9 @@ def make_train_step(
         with jax.named_scope("optimizer"):
             params, opt_state, ema, changed = jax.lax.cond(finite, update, skip)
         nonfinite = jnp.where(finite, 0, state.nonfinite + 1)
+        frozen = state.frozen
+        if load is not None and options.model is not None:
+            frozen = balance.move_biases(frozen, load, options.model, finite)
         metrics = {
             **means,
             "grad_norm": grad_norm,
@@ -157,7 +167,9 @@ def make_train_step(
             "tokens": total.weight,
             "nonfinite": nonfinite,
         }
-        if (model := options.statistics_of) is not None:
+        if (model := options.model) is not None and options.measures_layers:
+            if load is not None:
+                said[EXPERT_LOAD] = load
             metrics["layers"] = said | {
                 "activation": total.layers.stats["activation"] / real,
                 "gradient": statistics.squares(gradients, model) / (scale * tokens) ** 2,
@@ -165,7 +177,12 @@ def make_train_step(
                 "weight": statistics.squares(params, model),
             }
         state = state.replace(
-            step=state.step + 1, params=params, opt_state=opt_state, ema=ema, nonfinite=nonfinite
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema=ema,
+            nonfinite=nonfinite,
+            frozen=frozen,
         )
         return state, metrics
 

@@ -1,5 +1,5 @@
 """Which of the parameters are trained: all that the objective has a gradient for, those not frozen
-by pattern, or adapters alone."""
+by pattern, or adapters alone. Biases that balance experts are moved by `balance`."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from jaxformer.errors import UserError
 from jaxformer.model.accounting import FURTHER_PATH
 from jaxformer.model.lora import A, adapter_paths
 from jaxformer.model.parameter_paths import by_path, matches, matching, unmatched
+from jaxformer.train.balance import is_bias
 
 PyTree = Any
 
@@ -24,6 +25,7 @@ def trained_paths(config: Config, params: PyTree) -> set[str]:
         _check_targets(config.lora.targets, paths)
         return adapters
     trained = paths - matching(config.train.freeze, paths, "train.freeze")
+    trained = {path for path in trained if not is_bias(path)}
     if not config.train.objective.trains_further:  # weight decay would shrink what has no gradient
         trained = {path for path in trained if not path.startswith(FURTHER_PATH)}
     if not trained:

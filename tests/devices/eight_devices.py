@@ -33,6 +33,9 @@ OUTER = [{"mixer": {"kind": "min_gru"}, "ffn": {"kind": "gelu", "d_hidden": 32}}
 MIXERS["chunks"] = MIXERS["attention"] | {
     "inputs": {"kind": "chunks", "encoder": OUTER, "decoder": OUTER, "ratio": 2.0, "share": 0.625}
 }
+MOE = {"kind": "moe", "num_experts": 8, "experts_per_token": 2, "d_hidden": 16, "shared": {}}
+BALANCE = {"auxiliary": 0.1, "z_loss": 0.01, "bias_rate": 0.01}
+MIXERS["experts"] = MIXERS["attention"] | {"ffn": MOE | {"balance": BALANCE, "bias": True}}
 MESHES = {
     "rows": {
         "one": {"data": 1},
@@ -49,6 +52,16 @@ MESHES = {
         "data": {"stage": 4, "data": 2},
         "three": {"stage": 2, "data": 2, "tensor": 2},
         "context": {"stage": 2, "fsdp": 2, "context": 2},
+    },
+    "experts": {
+        "one": {"data": 1},
+        "fsdp": {"data": 1, "fsdp": 8},
+        "ring": {"data": 2, "fsdp": 2, "expert": 2},
+        "exchange": {"fsdp": 2, "expert": 4},
+        "expert": {"expert": 8},
+        "tensor": {"fsdp": 2, "expert": 2, "tensor": 2},
+        "context": {"expert": 4, "context": 2},
+        "stages": {"stage": 2, "expert": 4},
     },
     "uncut": {
         "one": {"data": 1},
@@ -121,6 +134,7 @@ def train(mixers: dict, axes: dict, repetitions: int, remat: str) -> Trained:
     for number in range(5):
         state, metrics = step(program, compiled, state, number)
         seen["losses"].append(numbers(metrics))
+        seen["frozen"] = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(state.frozen)]
         seen["layers"] = {name: np.asarray(x).tolist() for name, x in metrics["layers"].items()}
         if number == 0:  # a tenth of the gradient
             seen["gradients"] = {
@@ -141,7 +155,8 @@ def resume(trained: Trained, saved: Path) -> list[float]:
 
 if __name__ == "__main__":
     mixers, meshes = sys.argv[1:]
-    layers = {"rows": (1, "none"), "stages": (4, "dots"), "uncut": (2, "dots")}[meshes]
+    of_meshes = {"rows": (1, "none"), "stages": (4, "dots"), "uncut": (2, "dots")}
+    layers = (of_meshes | {"experts": (2, "full")})[meshes]
     on = {name: train(MIXERS[mixers], axes, *layers) for name, axes in MESHES[meshes].items()}
     with tempfile.TemporaryDirectory() as folder:
         for name, trained in on.items():

@@ -7,7 +7,7 @@ from tests.devices.simulated import run_on_devices
 
 ALL = ["attention", "mamba2", "gated_delta", "hybrid"]
 CASES = [(mixers, "rows") for mixers in ALL] + [("attention", "stages"), ("hybrid", "stages")]
-CASES += [("chunks", "uncut")]
+CASES += [("chunks", "uncut"), ("experts", "experts")]
 
 
 @pytest.mark.parametrize(("mixers", "meshes"), CASES)
@@ -15,7 +15,7 @@ def test_steps_on_eight_devices_equal_those_on_one(mixers, meshes):
     """Five, with their first gradient, and a sixth after the checkpoint of any mesh."""
     seen = run_on_devices(8, "eight_devices", mixers, meshes)
     one = seen.pop("one")
-    assert len(seen) == {"rows": 6, "stages": 4, "uncut": 4}[meshes]
+    assert len(seen) == {"rows": 6, "stages": 4, "uncut": 4, "experts": 7}[meshes]
     for name, mesh in seen.items():
         np.testing.assert_allclose(mesh["losses"], one["losses"], rtol=1e-5, err_msg=name)
         for measured, rows in one["layers"].items():
@@ -25,10 +25,12 @@ def test_steps_on_eight_devices_equal_those_on_one(mixers, meshes):
             atol = 1e-5 * np.max(np.abs(gradient))
             ours = mesh["gradients"][path]
             np.testing.assert_allclose(ours, gradient, rtol=0, atol=atol, err_msg=f"{name} {path}")
+        np.testing.assert_allclose(mesh["frozen"], one["frozen"], rtol=0, atol=1e-7, err_msg=name)
         assert mesh["initial"] == one["initial"], f"another start on {name}"
         for saved_on, sixth in mesh["resumed"].items():
             expected = one["resumed"]["one"]
             np.testing.assert_allclose(sixth, expected, rtol=1e-5, err_msg=f"{saved_on} {name}")
+    assert (mixers == "experts") == bool(np.any(one["frozen"]))  # biases that have moved
     if mixers == "attention":
         local = seen["fsdp"]["local"]
         kernels = {path: shape for path, shape in local.items() if path.endswith("query/kernel")}

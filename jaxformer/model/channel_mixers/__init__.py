@@ -2,10 +2,12 @@
 
 from jaxformer.model.channel_mixers.base import CHANNEL_MIXERS, ChannelMixer, ChannelMixerConfig
 from jaxformer.model.channel_mixers.dense import Dense, DenseConfig
+from jaxformer.model.channel_mixers.moe import MoE, MoEConfig
 from jaxformer.model.dims import Dims
 
 CHANNEL_MIXERS |= {
     DenseConfig: Dense,
+    MoEConfig: MoE,
 }
 
 

@@ -16,6 +16,21 @@ class ChannelMixerConfig(Kind):
 
     registry = CHANNEL_MIXERS
 
+    @property
+    def experts(self) -> int:
+        """How many experts it has, of which a token visits some."""
+        return 0
+
+    @property
+    def active_share(self) -> float:
+        """The share of the experts that a token visits."""
+        return 1.0
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The random keys that it draws from in training, `dropout` if any."""
+        return ()
+
 
 class ChannelMixer(nn.Module):
     """Mixes the features of each token, and no token with another."""

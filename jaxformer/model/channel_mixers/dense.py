@@ -26,9 +26,10 @@ class DenseConfig(ChannelMixerConfig):
 
     @property
     def gated(self) -> bool:
-        return self.kind in ("swiglu", "geglu")
+        return self.kind in GATED
 
 
+GATED = ("swiglu", "geglu")
 ACTIVATIONS = {
     "gelu": jax.nn.gelu,
     "geglu": jax.nn.gelu,

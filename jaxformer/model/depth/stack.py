@@ -15,7 +15,7 @@ from jaxformer.model.depth.base import Depth, Visit
 from jaxformer.model.layer import Layer
 from jaxformer.model.mixers import Cache, Mixer, build_mixer
 from jaxformer.model.residuals import Stream
-from jaxformer.model.rows import LayerAux, RowInfo
+from jaxformer.model.rows import EXPERT_LOAD, LayerAux, RowInfo
 from jaxformer.parallel.pipeline import Pipeline, pipeline_of_rows, run_stages
 
 PyTree = Any
@@ -189,8 +189,7 @@ def together(said: Sequence[tuple[LayerAux, ...]]) -> LayerAux:
     names = {name for layers in said for layer in layers for name in layer.stats}
     losses = [jnp.sum(aux.loss) for layers in said for aux in layers if aux.loss is not None]
     stats = {
-        name: jnp.concatenate([_in_order(name, layers) for layers in said])
-        for name in sorted(names)
+        name: _joined_rows([_in_order(name, layers) for layers in said]) for name in sorted(names)
     }
     return LayerAux(stats, sum(losses[1:], losses[0]) if losses else None)
 
@@ -199,12 +198,7 @@ def joined(parts: Sequence[tuple[LayerAux, int]]) -> LayerAux:
     """The aux of parts of so many layers each, bottom up, as that of all layers: a statistic is NaN
     where a part has none."""
     names = sorted({name for aux, _ in parts for name in aux.stats})
-    stats = {
-        name: jnp.concatenate(
-            [jnp.broadcast_to(aux.stats.get(name, jnp.nan), count) for aux, count in parts]
-        )
-        for name in names
-    }
+    stats = {name: _joined_rows([_of_layers(name, *part) for part in parts]) for name in names}
     losses = [aux.loss for aux, _ in parts if aux.loss is not None]
     exits = [aux.exits for aux, _ in parts if aux.exits is not None]
     total = sum(losses[1:], losses[0]) if losses else None
@@ -219,8 +213,31 @@ def mean_of_turns(aux: LayerAux) -> LayerAux:
 
 
 def _in_order(name: str, layers: tuple[LayerAux, ...]) -> jax.Array:
+    """[layers, ...]: every layer's statistic, or NaN."""
     every = [layer.stats.get(name, jnp.nan) for layer in layers]
-    return jnp.stack(jnp.broadcast_arrays(*every), axis=-1).reshape(-1)
+    if name != EXPERT_LOAD:
+        return jnp.stack(jnp.broadcast_arrays(*every), axis=-1).reshape(-1)
+    widest = max((jnp.shape(x)[-1] for x in every if jnp.ndim(x)), default=1)
+    padded = jnp.broadcast_arrays(*(_padded(jnp.atleast_1d(x), widest) for x in every))
+    return jnp.stack(padded, axis=-2).reshape(-1, widest)
+
+
+def _of_layers(name: str, aux: LayerAux, count: int) -> jax.Array:
+    missing = jnp.full((count, 1) if name == EXPERT_LOAD else count, jnp.nan)
+    return aux.stats.get(name, missing)
+
+
+def _joined_rows(parts: Sequence[jax.Array]) -> jax.Array:
+    """Parts [layers, ...] one after another, filled up with NaN where others are wider."""
+    if parts[0].ndim == 1:
+        return jnp.concatenate(parts)
+    widest = max(part.shape[1] for part in parts)
+    return jnp.concatenate([_padded(part, widest) for part in parts])
+
+
+def _padded(x: jax.Array, width: int) -> jax.Array:
+    missing = [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])]
+    return jnp.pad(x, missing, constant_values=jnp.nan)
 
 
 def _repeat(times: int, leaf: jax.Array) -> jax.Array:

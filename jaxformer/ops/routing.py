@@ -1,0 +1,259 @@
+"""Sending tokens to experts and back, and products of every expert with its own tokens."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+UNITS, SMALLEST_UNIT, LARGEST_UNIT = 8, 16, 64  # of the sizes of blocks, see `block_sizes`
+
+
+class Dispatch(NamedTuple):
+    """Slots for the assignments of tokens to experts; each token has k of them.
+
+    `source` [slots] is the assignment token · k + choice in each slot, or −1 for an empty one;
+    `slot` [tokens, k] is its inverse, or −1 for an assignment that has no slot.
+    """
+
+    source: jax.Array
+    slot: jax.Array
+
+
+def sort_by_expert(experts: jax.Array, num_experts: int) -> tuple[Dispatch, jax.Array]:
+    """Slots in the order of the experts, and how many assignments each expert has.
+
+    Args:
+        experts: [tokens, k] int32; `num_experts` and above are nobody's, and come last.
+
+    Returns:
+        (slots [tokens · k], counts [num_experts] int32)
+    """
+    flat = experts.reshape(-1)
+    source = jnp.argsort(flat, stable=True).astype(jnp.int32)
+    places = jnp.arange(flat.size, dtype=jnp.int32)
+    slot = jnp.zeros_like(places).at[source].set(places, unique_indices=True)
+    ends = jnp.searchsorted(flat[source], jnp.arange(num_experts), side="right")
+    counts = jnp.diff(ends, prepend=0).astype(jnp.int32)
+    is_real = flat < num_experts
+    source = jnp.where(places < ends[-1], source, -1) if num_experts else source
+    return Dispatch(source, jnp.where(is_real, slot, -1).reshape(experts.shape)), counts
+
+
+def take_rows(x: jax.Array, index: jax.Array) -> jax.Array:
+    """x [n, ...] at index, with zeros where it is negative."""
+    rows = x.at[index].get(mode="clip")
+    return jnp.where((index >= 0).reshape(*index.shape, *[1] * (x.ndim - 1)), rows, 0)
+
+
+@jax.custom_vjp
+def send(x: jax.Array, dispatch: Dispatch) -> jax.Array:
+    """The token of every slot: x [tokens, d] → [slots, d]; empty slots are zero.
+
+    Its gradient collects from the slots again, which needs no scatter.
+    """
+    k = dispatch.slot.shape[1]
+    token = jnp.where(dispatch.source < 0, -1, dispatch.source // k)
+    return take_rows(x, token)
+
+
+def _send_backward(dispatch: Dispatch, gradient: jax.Array) -> tuple[jax.Array, None]:
+    return jnp.sum(collect(gradient, dispatch), axis=1), None
+
+
+send.defvjp(lambda x, dispatch: (send(x, dispatch), dispatch), _send_backward)
+
+
+@jax.custom_vjp
+def collect(y: jax.Array, dispatch: Dispatch) -> jax.Array:
+    """The slot of every assignment: y [slots, d] → [tokens, k, d]; zero for those without one."""
+    return take_rows(y, dispatch.slot)
+
+
+def _collect_backward(dispatch: Dispatch, gradient: jax.Array) -> tuple[jax.Array, None]:
+    return take_rows(gradient.reshape(-1, gradient.shape[-1]), dispatch.source), None
+
+
+collect.defvjp(lambda y, dispatch: (collect(y, dispatch), dispatch), _collect_backward)
+
+
+def experts_of_rows(counts: jax.Array, rows: int) -> jax.Array:
+    """The expert of every row, for rows in the order of the experts; `len(counts)` beyond them."""
+    return jnp.searchsorted(jnp.cumsum(counts), jnp.arange(rows), side="right").astype(jnp.int32)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def grouped_product(
+    x: jax.Array, matrices: jax.Array, counts: jax.Array, transposed: bool = False
+) -> jax.Array:
+    """y_m = x_m W_e(m), for rows in the order of the experts.
+
+    On a TPU, it is XLA's `ragged_dot`. Elsewhere that multiplies every row with every matrix, so
+    blocks of rows are multiplied one after another, as many as the experts need.
+
+    Args:
+        x: [rows, inputs]
+        matrices: [experts, inputs, outputs], or [experts, outputs, inputs] if `transposed`.
+        counts: [experts], how many rows each expert has; rows beyond their sum give zeros.
+
+    Returns:
+        [rows, outputs]
+    """
+    return jax.lax.platform_dependent(
+        x,
+        matrices,
+        counts,
+        tpu=partial(ragged_product, transposed=transposed),
+        default=partial(product_of_blocks, transposed=transposed),
+    )
+
+
+def _product_forward(
+    x: jax.Array, matrices: jax.Array, counts: jax.Array, transposed: bool
+) -> tuple[jax.Array, tuple]:
+    return grouped_product(x, matrices, counts, transposed), (x, matrices, counts)
+
+
+def _product_backward(
+    transposed: bool, kept: tuple[jax.Array, jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array, None]:
+    x, matrices, counts = kept
+    of_x = grouped_product(gradient, matrices, counts, not transposed)
+    left, right = (gradient, x) if transposed else (x, gradient)
+    return of_x, grouped_outer_product(left, right, counts), None
+
+
+grouped_product.defvjp(_product_forward, _product_backward)
+
+
+def grouped_outer_product(x: jax.Array, y: jax.Array, counts: jax.Array) -> jax.Array:
+    """Σ x_m y_mᵀ over the rows of each expert: [rows, n], [rows, m] → [experts, n, m]."""
+    return jax.lax.platform_dependent(
+        x, y, counts, tpu=ragged_outer_product, default=outer_product_of_blocks
+    )
+
+
+def ragged_product(
+    x: jax.Array, matrices: jax.Array, counts: jax.Array, transposed: bool
+) -> jax.Array:
+    """`grouped_product` by XLA's `ragged_dot`."""
+    if transposed:
+        matrices = matrices.swapaxes(1, 2)
+    y = jax.lax.ragged_dot(x, matrices, counts)
+    return jnp.where((jnp.arange(len(x)) < jnp.sum(counts))[:, None], y, 0)
+
+
+RAGGED_ROWS = jax.lax.RaggedDotDimensionNumbers(
+    dot_dimension_numbers=(((0,), (0,)), ((), ())),
+    lhs_ragged_dimensions=[0],
+    rhs_group_dimensions=[],
+)
+
+
+def ragged_outer_product(x: jax.Array, y: jax.Array, counts: jax.Array) -> jax.Array:
+    """`grouped_outer_product` by XLA's `ragged_dot`."""
+    return jax.lax.ragged_dot_general(x, y, counts, RAGGED_ROWS)
+
+
+class Visits(NamedTuple):
+    """Blocks of rows, of which no two experts share one: `total` of them, and by their number the
+    expert, the first row, and how many there are."""
+
+    total: jax.Array
+    expert: jax.Array
+    first: jax.Array
+    count: jax.Array
+
+
+def block_sizes(rows: int, experts: int) -> tuple[int, ...]:
+    """The sizes that a block may have: the more rows, the faster their product, so each is as large
+    as its expert needs. With the last blocks' empty rows there are at most an eighth more than
+    `rows` where an expert has 128 or more, a quarter where it has 32."""
+    unit = min(LARGEST_UNIT, rows // (UNITS * experts))
+    if unit < SMALLEST_UNIT:
+        return (max(1, min(rows, max(8, rows // (4 * experts)))),)
+    return tuple(unit * units for units in range(1, UNITS + 1))
+
+
+def _visits(counts: jax.Array, rows: int, size: int) -> Visits:
+    experts = len(counts)
+    blocks = -(-counts // size)
+    ends = jnp.cumsum(blocks)
+    number = jnp.arange(-(-rows // size) + experts)
+    expert = jnp.minimum(jnp.searchsorted(ends, number, side="right"), experts - 1)
+    before = (number - (ends - blocks)[expert]) * size
+    first = (jnp.cumsum(counts) - counts)[expert] + before
+    return Visits(ends[-1], expert, first, jnp.clip(counts[expert] - before, 0, size))
+
+
+def _of_size(
+    product: Callable[[int], jax.Array], sizes: tuple[int, ...], count: jax.Array
+) -> jax.Array:
+    """`product(size)` of the smallest size that holds `count` rows."""
+    if len(sizes) == 1:
+        return product(sizes[0])
+    return jax.lax.switch((count - 1) // sizes[0], [partial(product, size) for size in sizes])
+
+
+def product_of_blocks(
+    x: jax.Array, matrices: jax.Array, counts: jax.Array, transposed: bool
+) -> jax.Array:
+    """`grouped_product` by as many blocks of rows as there are; reads no expert without rows."""
+    rows, sizes = len(x), block_sizes(len(x), len(matrices))
+    largest, visits = sizes[-1], _visits(counts, rows, sizes[-1])
+    padded = jnp.pad(x, ((0, largest), (0, 0)))  # the last block may go beyond the rows
+    contracted, outputs = (1, 0) if transposed else (0, 1)
+
+    def visit(number: jax.Array, y: jax.Array) -> jax.Array:
+        first, count = visits.first[number], visits.count[number]
+        matrix = jax.lax.dynamic_index_in_dim(matrices, visits.expert[number], keepdims=False)
+
+        def product(size: int) -> jax.Array:
+            block = jax.lax.dynamic_slice_in_dim(padded, first, size)
+            made = jax.lax.dot_general(block, matrix, (((1,), (contracted,)), ((), ())))
+            return jnp.pad(made, ((0, largest - size), (0, 0)))
+
+        made = _of_size(product, sizes, count)
+        old = jax.lax.dynamic_slice_in_dim(y, first, largest)
+        made = jnp.where((jnp.arange(largest) < count)[:, None], made, old)
+        return jax.lax.dynamic_update_slice_in_dim(y, made, first, axis=0)
+
+    zeros = jnp.zeros((rows + largest, matrices.shape[1 + outputs]), x.dtype)
+    return jax.lax.fori_loop(0, visits.total, visit, zeros)[:rows]
+
+
+def outer_product_of_blocks(x: jax.Array, y: jax.Array, counts: jax.Array) -> jax.Array:
+    """`grouped_outer_product` by as many blocks of rows as there are."""
+    rows, sizes = len(x), block_sizes(len(x), len(counts))
+    visits = _visits(counts, rows, sizes[-1])
+
+    def visit(number: jax.Array, sums: jax.Array) -> jax.Array:
+        first, count = visits.first[number], visits.count[number]
+
+        def product(size: int) -> jax.Array:
+            start = jnp.minimum(first, rows - size)  # overlaps with the block before, at the end
+            place = start + jnp.arange(size)
+            own = (place >= first) & (place < first + count)
+            left = jnp.where(own[:, None], jax.lax.dynamic_slice_in_dim(x, start, size), 0)
+            right = jax.lax.dynamic_slice_in_dim(y, start, size)
+            return jax.lax.dot_general(
+                left, right, (((0,), (0,)), ((), ())), preferred_element_type=sums.dtype
+            )
+
+        return sums.at[visits.expert[number]].add(_of_size(product, sizes, count))
+
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    zeros = jnp.zeros((len(counts), x.shape[1], y.shape[1]), wide)
+    return jax.lax.fori_loop(0, visits.total, visit, zeros).astype(x.dtype)
+
+
+def of_documents(x: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """The sum of x [batch, length, n] over the document of each token, whose tokens need not stand
+    side by side: [batch, length, n]."""
+
+    def of_row(x: jax.Array, ids: jax.Array) -> jax.Array:
+        place = jnp.searchsorted(jnp.sort(ids), ids)  # the same for all tokens of a document
+        return jnp.zeros_like(x).at[place].add(x)[place]
+
+    return jax.vmap(of_row)(x, segment_ids)

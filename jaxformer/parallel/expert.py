@@ -1,0 +1,179 @@
+"""Experts on several devices: tokens visit the experts that they chose, and return."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from jaxformer.ops.routing import Dispatch, collect, experts_of_rows, send, sort_by_expert
+from jaxformer.parallel.mesh import DATA_AXES
+from jaxformer.parallel.own_tokens import gather
+
+AXIS = "expert"
+# Rows of a batch lie over these; pipelines map their layers over `stage` themselves.
+ROW_AXES = tuple(axis for axis in DATA_AXES if axis != "stage")
+PLACES = {"experts": AXIS, "d_model": "fsdp", "d_hidden": "tensor"}
+
+PyTree = Any
+
+# (the experts' weights, rows [rows, d_model] in their order, how many each has) → [rows, d_model]
+OfRows = Callable[[PyTree, jax.Array, jax.Array], jax.Array]
+
+
+def exchange(devices: int, chosen: int) -> str:
+    """How tokens reach the experts of `devices` devices: `all_to_all` sends a token to those that
+    have an expert of its `chosen` ones, `ring` to all of them, which is less where there are no
+    more devices than choices."""
+    return "none" if devices == 1 else "ring" if devices <= chosen else "all_to_all"
+
+
+def visit_experts(
+    of_rows: OfRows,
+    weights: PyTree,
+    axes: PyTree,
+    x: jax.Array,
+    experts: jax.Array,
+    gates: jax.Array,
+    num_experts: int,
+) -> jax.Array:
+    """y_t = Σ_j gate_tj E_j(x_t), over the experts that each token chose.
+
+    On a mesh, every device sorts its own tokens. Weights are split over `expert` by experts, and
+    like those of other layers over `fsdp`, where they are gathered, and `tensor`, where the parts
+    of the result are added up. For the exchange over `expert`, see `exchange`: `all_to_all` sends
+    rows twice, there and back, and reserves room for all tokens of a device at every other one.
+
+    Args:
+        weights: of all experts, arrays that begin with [experts].
+        axes: the logical axes of the weights, a tree of PartitionSpecs.
+        x: [tokens, d_model]
+        experts: [tokens, k] int32; `num_experts` is nobody, for padding and what is dropped.
+        gates: [tokens, k]
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    sizes = {axis: mesh.shape.get(axis, 1) for axis in (*ROW_AXES, "tensor")}
+    shards = math.prod(sizes[axis] for axis in ROW_AXES)
+    if shards * sizes["tensor"] == 1 or len(x) % shards:
+        return _of_own(of_rows, weights, x, experts, gates, num_experts)
+
+    def of_shard(weights: PyTree, x: jax.Array, experts: jax.Array, gates: jax.Array) -> jax.Array:
+        weights = jax.tree.map(partial(_whole, dtype=x.dtype), weights, axes, is_leaf=_is_spec)
+        of_shards = {"none": _of_own, "ring": _of_ring, "all_to_all": _of_exchanged}
+        how = of_shards[exchange(sizes[AXIS], experts.shape[1])]
+        y = how(of_rows, weights, x, experts, gates, num_experts)
+        return y if sizes["tensor"] == 1 else jax.lax.psum(y, "tensor")
+
+    rows = PartitionSpec(ROW_AXES)
+    places = jax.tree.map(_place, axes, is_leaf=_is_spec)
+    return jax.shard_map(
+        of_shard,
+        in_specs=(places, rows, rows, rows),
+        out_specs=rows,
+        axis_names=set(sizes),
+        check_vma=False,
+    )(weights, x, experts, gates)
+
+
+def _of_own(
+    of_rows: OfRows,
+    weights: PyTree,
+    x: jax.Array,
+    experts: jax.Array,
+    gates: jax.Array,
+    num_experts: int,
+) -> jax.Array:
+    dispatch, counts = sort_by_expert(experts, num_experts)
+    y = of_rows(weights, send(x, dispatch), counts)
+    return _weigh(collect(y, dispatch), gates)
+
+
+def _of_ring(
+    of_rows: OfRows,
+    weights: PyTree,
+    x: jax.Array,
+    experts: jax.Array,
+    gates: jax.Array,
+    num_experts: int,
+) -> jax.Array:
+    """Every device sees all tokens, computes its own experts' share, and the shares are added."""
+    own = num_experts // jax.lax.axis_size(AXIS)
+    x, experts, gates = (
+        jax.lax.all_gather(each, AXIS, axis=0, tiled=True) for each in (x, experts, gates)
+    )
+    local = experts - own * jax.lax.axis_index(AXIS)
+    local = jnp.where((local >= 0) & (local < own), local, own)
+    shares = _of_own(of_rows, weights, x, local, gates, own)
+    return jax.lax.psum_scatter(shares, AXIS, scatter_dimension=0, tiled=True)
+
+
+def _of_exchanged(
+    of_rows: OfRows,
+    weights: PyTree,
+    x: jax.Array,
+    experts: jax.Array,
+    gates: jax.Array,
+    num_experts: int,
+) -> jax.Array:
+    """Rows go to the devices of their experts in pieces of one size, and come back."""
+    devices = jax.lax.axis_size(AXIS)
+    own = num_experts // devices
+    dispatch, counts = sort_by_expert(experts, num_experts)
+    counts = counts.reshape(devices, own)
+    room = len(x) * min(experts.shape[1], own)  # of a piece
+    pieces = _in_pieces(dispatch, experts // own, jnp.sum(counts, axis=1), room)
+
+    def swapped(rows: jax.Array) -> jax.Array:
+        return jax.lax.all_to_all(rows, AXIS, split_axis=0, concat_axis=0, tiled=True)
+
+    received = swapped(send(x, pieces))  # [devices · room, d_model]
+    of_slot = jax.vmap(partial(experts_of_rows, rows=room))(swapped(counts))
+    here, counts = sort_by_expert(of_slot.reshape(-1, 1), own)
+    y = of_rows(weights, send(received, here), counts)
+    y = swapped(collect(y, here)[:, 0])
+    return _weigh(collect(y, pieces), gates)
+
+
+def _in_pieces(dispatch: Dispatch, device: jax.Array, sent: jax.Array, room: int) -> Dispatch:
+    """Slots [devices · room] for sorted ones, each device's beginning at a multiple of `room`.
+
+    Args:
+        device: [tokens, k], of every assignment's expert.
+        sent: [devices], how many assignments go to each.
+    """
+    first = jnp.cumsum(sent) - sent
+    place = jnp.arange(room)
+    index = jnp.minimum(first[:, None] + place, dispatch.source.size - 1)
+    source = jnp.where(place < sent[:, None], dispatch.source[index], -1)
+    device = jnp.minimum(device, len(sent) - 1)  # nobody's have no slot
+    slot = dispatch.slot + (jnp.arange(len(sent)) * room - first)[device]
+    return Dispatch(source.reshape(-1), jnp.where(dispatch.slot < 0, -1, slot))
+
+
+def _weigh(y: jax.Array, gates: jax.Array) -> jax.Array:
+    return jnp.einsum("tkd,tk->td", y, gates.astype(y.dtype))
+
+
+def _place(names: PartitionSpec) -> PartitionSpec:
+    return PartitionSpec(*(PLACES.get(name) for name in names))
+
+
+def _whole(weight: jax.Array, names: PartitionSpec, dtype: Any) -> jax.Array:
+    """A weight's part, gathered over `fsdp` in the activations' type."""
+    if "d_model" not in names:
+        return weight
+    return gather(weight.astype(dtype), tuple(names).index("d_model"))
+
+
+def _is_spec(leaf: Any) -> bool:
+    return isinstance(leaf, PartitionSpec)
+
+
+def once(x: jax.Array) -> jax.Array:
+    """x, which is to be added once, in a function whose results are added up over `tensor`."""
+    if "tensor" not in jax.sharding.get_abstract_mesh().manual_axes:
+        return x
+    return jnp.where(jax.lax.axis_index("tensor") == 0, x, 0)
