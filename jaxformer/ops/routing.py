@@ -163,7 +163,7 @@ class Visits(NamedTuple):
     total: jax.Array
     expert: jax.Array
     first: jax.Array
-    count: jax.Array
+    rows: jax.Array
 
 
 def block_sizes(rows: int, experts: int) -> tuple[int, ...]:
@@ -206,7 +206,7 @@ def product_of_blocks(
     contracted, outputs = (1, 0) if transposed else (0, 1)
 
     def visit(number: jax.Array, y: jax.Array) -> jax.Array:
-        first, count = visits.first[number], visits.count[number]
+        first, count = visits.first[number], visits.rows[number]
         matrix = jax.lax.dynamic_index_in_dim(matrices, visits.expert[number], keepdims=False)
 
         def product(size: int) -> jax.Array:
@@ -229,7 +229,7 @@ def outer_product_of_blocks(x: jax.Array, y: jax.Array, counts: jax.Array) -> ja
     visits = _visits(counts, rows, sizes[-1])
 
     def visit(number: jax.Array, sums: jax.Array) -> jax.Array:
-        first, count = visits.first[number], visits.count[number]
+        first, count = visits.first[number], visits.rows[number]
 
         def product(size: int) -> jax.Array:
             start = jnp.minimum(first, rows - size)  # overlaps with the block before, at the end

@@ -170,6 +170,8 @@ def _all_stages(of_layers: OfLayers) -> OfLayers:
         made = of_stage(*jax.tree.map(lambda x: x[0], stacked))
         return jax.tree.map(lambda x: x[None], made)
 
+    if jax.sharding.get_abstract_mesh().shape.get(AXIS, 1) == 1:
+        return jax.vmap(of_stage)
     stages = PartitionSpec(AXIS)
     return jax.shard_map(
         of_own_stage, in_specs=stages, out_specs=stages, axis_names={AXIS}, check_vma=False
