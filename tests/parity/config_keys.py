@@ -102,6 +102,13 @@ MAMBA: Json = {
     "pad_token_id": 7,
 }
 
+EXPERTS = {
+    "num_experts": 5,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 2,
+}
 CONFIGS: dict[str, Json] = {
     "llama": {**LLAMA, "attention_bias": True, "mlp_bias": True, "pretraining_tp": 2},
     "llama_linear": {**LLAMA, "rope_scaling": LINEAR},
@@ -136,6 +143,11 @@ CONFIGS: dict[str, Json] = {
         "rope_parameters": {**THETA, "rope_type": "default"},
     },
     "olmo2": {**SIZES, **THETA, "hidden_act": "silu", "attention_bias": True},
+    "mixtral": {**LLAMA, "sliding_window": 9, "num_local_experts": 5, "num_experts_per_tok": 3},
+    "qwen2_moe": {**QWEN, **EXPERTS, "shared_expert_intermediate_size": 40, "qkv_bias": False},
+    "qwen3_moe": {**SIZES, **THETA, **EXPERTS, "attention_bias": True, "mlp_only_layers": [1]},
+    "qwen3_moe_new": {**SIZES, "num_local_experts": 9, "rope_parameters": {**LINEAR, **THETA}},
+    "olmoe": {**SIZES, **THETA, "num_experts": 9, "norm_topk_prob": True, "attention_bias": True},
     "phi3": {**PHI3, "original_max_position_embeddings": 64, "partial_rotary_factor": 0.75},
     "phi3_longrope": {
         **PHI3,
@@ -247,7 +259,7 @@ CONFIGS: dict[str, Json] = {
 
 def model_type(name: str) -> str:
     """The `model_type` of a name above."""
-    kinds = ("recurrent_gemma", name.split("_")[0])
+    kinds = ("recurrent_gemma", "qwen2_moe", "qwen3_moe", name.split("_")[0])
     return next(kind for kind in kinds if name.startswith(kind))
 
 

@@ -96,6 +96,26 @@ MODELS = {
         final_logit_softcapping=None,
         tie_word_embeddings=False,
     ),
+    "mixtral": transformers.MixtralConfig(**SIZES, num_local_experts=6, sliding_window=9),
+    "qwen2_moe": transformers.Qwen2MoeConfig(
+        **{**SIZES, "num_hidden_layers": 3},
+        num_experts=6,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=40,
+        decoder_sparse_step=2,
+    ),
+    "qwen3_moe": transformers.Qwen3MoeConfig(
+        **SIZES,
+        head_dim=8,
+        num_experts=6,
+        num_experts_per_tok=3,
+        moe_intermediate_size=24,
+        mlp_only_layers=[0],
+        norm_topk_prob=True,
+    ),
+    "olmoe": transformers.OlmoeConfig(
+        **{**SIZES, "intermediate_size": 24}, num_experts=6, num_experts_per_tok=2
+    ),
     "olmo2": transformers.Olmo2Config(**SIZES),
     "phi3": transformers.Phi3Config(**SIZES, sliding_window=9, tie_word_embeddings=True),
     "phi3_longrope": transformers.Phi3Config(

@@ -1,6 +1,7 @@
 """A checkpoint's arrays in Orbax's format, read and written one layer at a time.
 
-Parameters are stacked over the layers. They are written in pieces of one layer or less, without
+Parameters are stacked over the layers, and those of experts over them. They are written in pieces
+of one layer and expert or less, without
 compression (zarr version 2, zarr-specs.readthedocs.io), so that no more than one layer's part of
 one array has to be in memory, and read in such pieces from any checkpoint.
 """
@@ -23,25 +24,34 @@ from jaxformer.model.config import ModelConfig
 from jaxformer.paths import is_remote
 from jaxformer.reading import read_json_object
 
+Place = tuple[int, ...]  # indices of an array's first axes
+
 PIECE = 1 << 26  # bytes per file: of larger ones, devices would read parts that they do not need
 
 
-def leaf_of(path: str, model: ModelConfig) -> tuple[str, int | None]:
-    """`layers/3/mixer/skip` → the stacked array that it is a part of, and its place there.
-
-    Arrays that are not stacked keep their path, with the place None.
+def leaf_of(path: str, model: ModelConfig) -> tuple[str, Place]:
+    """`layers/3/mixer/skip` → the stacked array that it is a part of, and its place there, which is
+    () for the whole of an array. `#5` at the end of a path is the part of expert 5.
     """
+    path, _, expert = path.partition("#")
+    own = (int(expert),) if expert else ()
     if not path.startswith("layers/"):
-        return path, None
+        return path, own
     _, number, rest = path.split("/", 2)
     repetition, entry = divmod(int(number), len(model.pattern))
     if repetition == model.num_layers // len(model.pattern):
-        return f"stack/tail/layer_{entry}/{rest}", None
-    return f"stack/groups/layer_{entry}/{rest}", repetition
+        return f"stack/tail/layer_{entry}/{rest}", own
+    return f"stack/groups/layer_{entry}/{rest}", (repetition, *own)
+
+
+def _stacked(path: str) -> int:
+    """How many axes of an array stack what is read and written one by one: layers, and experts."""
+    return path.startswith("stack/groups/") + ("/experts_" in path)
 
 
 class ParameterWriter:
-    """Writes float32 arrays of the given shapes to `folder`, stacked ones in pieces of a layer."""
+    """Writes float32 arrays of the given shapes to `folder`, stacked ones in pieces of a layer, and
+    of an expert."""
 
     def __init__(self, folder: Path, shapes: Mapping[str, Shape]) -> None:
         self._folder, self._shapes = folder, shapes
@@ -61,10 +71,14 @@ class ParameterWriter:
             }
             (self._array(path) / ".zarray").write_text(json.dumps(description))
 
-    def write(self, path: str, place: int | None, values: np.ndarray) -> None:
-        """Write one layer of a stacked array, or the whole of another."""
+    def write(self, path: str, place: Place, values: np.ndarray) -> None:
+        """Write the part of an array at `place`: all of its parts of a layer, and of an expert."""
+        if len(place) < _stacked(path):
+            for number, part in enumerate(values):
+                self.write(path, (*place, number), part)
+            return
         ndim = len(self._shapes[path])
-        first = [] if place is None else [place]
+        first = list(place)
         rows = self._piece_shape(path)[len(first)] if values.ndim else 1
         parts = range(0, len(values), rows) if values.ndim else [0]
         for number, start in enumerate(parts):
@@ -106,9 +120,8 @@ class ParameterWriter:
     def _piece_shape(self, path: str) -> list[int]:
         """At most a layer, in parts of whole rows that fit into PIECE where they divide it."""
         shape = list(self._shapes[path])
-        first = 1 if path.startswith("stack/groups/") else 0
-        if first:
-            shape[0] = 1
+        first = _stacked(path)
+        shape[:first] = [1] * first
         if len(shape) > first:
             room = PIECE // (4 * math.prod(shape[first + 1 :]))
             shape[first] = _divisor(shape[first], max(room, 1))
@@ -131,10 +144,10 @@ class ParameterReader:
         self._in_one_store = read_json_object(metadata.read_bytes(), str(metadata))["use_ocdbt"]
         self._open = lru_cache(maxsize=4)(self._open_array)
 
-    def read(self, path: str, place: int | None) -> np.ndarray:
-        """One layer of a stacked array, or the whole of another."""
+    def read(self, path: str, place: Place) -> np.ndarray:
+        """The part of an array at `place`."""
         array = self._open(path)
-        return (array if place is None else array[place]).read().result()
+        return (array[place] if place else array).read().result()
 
     def _open_array(self, path: str) -> Any:
         """Open an array. Pieces of several layers, as Orbax writes them, stay in memory while the

@@ -134,8 +134,11 @@ def windows(hub: HubConfig, window: int | None, default: list[str]) -> list[int 
     return [window if kind == "sliding_attention" else None for kind in types]
 
 
-def model_section(hub: HubConfig, *, mixers: Sequence[Json], **parts: Any) -> Json:
-    """Our `model:` section, with a mixer for every layer and a family's own `parts`.
+def model_section(
+    hub: HubConfig, *, mixers: Sequence[Json], ffns: Sequence[Json] | None = None, **parts: Any
+) -> Json:
+    """Our `model:` section, with a mixer, and an FFN if they differ, for every layer, and a
+    family's own `parts`.
 
     Families whose classes have no `initializer_range` get that of most others.
     """
@@ -145,21 +148,22 @@ def model_section(hub: HubConfig, *, mixers: Sequence[Json], **parts: Any) -> Js
         "vocab_size": hub.count("vocab_size"),
         "tie_embeddings": hub.flag("tie_word_embeddings"),
         "init": {"std": hub.number("initializer_range", 0.02), "output": "plain"},
-        **layers_section(mixers),
+        **layers_section(mixers, ffns),
         **parts,
     }
 
 
-def layers_section(mixers: Sequence[Json]) -> Json:
-    """The shortest pattern that repeats to `mixers`, one for every layer."""
+def layers_section(mixers: Sequence[Json], ffns: Sequence[Json] | None = None) -> Json:
+    """The shortest pattern that repeats to `mixers`, one for every layer, and `ffns`, likewise."""
+    layers = [{"mixer": mixer} for mixer in mixers]
+    if ffns is not None:
+        layers = [{**layers[at % len(layers)], "ffn": ffn} for at, ffn in enumerate(ffns)]
     period = next(
         period
-        for period in range(1, len(mixers) + 1)
-        if all(mixer == mixers[index % period] for index, mixer in enumerate(mixers))
+        for period in range(1, len(layers) + 1)
+        if all(layer == layers[index % period] for index, layer in enumerate(layers))
     )
-    if period == 1:
-        return {"mixer": mixers[0]}
-    return {"mixer": mixers[0], "pattern": [{"mixer": mixer} for mixer in mixers[:period]]}
+    return layers[0] if period == 1 else {**layers[0], "pattern": layers[:period]}
 
 
 def rms_norm(hub: HubConfig, placement: str) -> Json:
@@ -169,8 +173,9 @@ def rms_norm(hub: HubConfig, placement: str) -> Json:
 # To config.json ---------------------------------------------------------------------------------
 
 
-def sizes(model: ModelConfig) -> Json:
-    """The keys that all these families share, from the first layer.
+def sizes(model: ModelConfig, d_hidden: int | None = None) -> Json:
+    """The keys that all these families share, from the first layer; `d_hidden` is that of its FFN
+    unless given.
 
     Raises:
         UserError: it is not attention with an FFN.
@@ -180,7 +185,7 @@ def sizes(model: ModelConfig) -> Json:
     return {
         "vocab_size": model.vocab_size,
         "hidden_size": model.d_model,
-        "intermediate_size": ffn_of(layer).d_hidden,
+        "intermediate_size": d_hidden or ffn_of(layer).d_hidden,
         "num_hidden_layers": model.num_layers,
         "num_attention_heads": mixer.num_heads,
         "num_key_value_heads": mixer.kv_heads,

@@ -8,6 +8,7 @@ from jaxformer.checkpoint.interop.decoder import usual_scale
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.run_directory import flat
 from jaxformer.errors import UserError
+from jaxformer.model.channel_mixers.moe import MoEConfig
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.layer import Layer
 from jaxformer.model.mixers.attention import AttentionConfig
@@ -55,5 +56,8 @@ def _layer(layer: Layer, d_model: int) -> Json:
             mixer.pop("qk_norm_eps")
     if isinstance(layer.mixer, MambaConfig):
         mixer["dt_rank"] = layer.mixer.rank(d_model)
-    ffn = layer.ffn and layer.ffn.model_dump()
+    ffn = {} if layer.ffn is None else layer.ffn.model_dump()
+    if isinstance(layer.ffn, MoEConfig):  # what is of training alone left out
+        ffn.pop("jitter")
+        ffn["balance"] = {"has_biases": layer.ffn.balance.bias_rate is not None}
     return {"mixer": mixer, "ffn": ffn, "positions": positions}

@@ -22,6 +22,7 @@ HARMLESS = re.compile(
     r"|(sep|decoder_start|forced_bos|forced_eos)_token_id|(begin_)?suppress_tokens|bad_words_ids"
     r"|min_length|early_stopping|num_beams|num_beam_groups|(diversity|length)_penalty|typical_p"
     r"|(encoder_)?no_repeat_ngram_size|exponential_decay_length_penalty"
+    r"|output_router_logits|router_(aux_loss_coef|z_loss_coef|jitter_noise)"
 )
 LARGEST = 2**53  # of a number: float64 holds every whole one below it
 WIDEST = 2**24  # of a size: arrays of a few times as many numbers are made before weights are read

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from jaxformer.checkpoint.interop.checkpoint_files import Place
 from jaxformer.checkpoint.weights import Weights, abstract_leaves
 from jaxformer.model.parameter_paths import by_path, from_paths
 from jaxformer.parallel.mesh import find_devices, make_mesh
@@ -16,7 +17,6 @@ class MergedParameters:
         wanted = from_paths(abstract_leaves(weights.description(), here))
         self._leaves = by_path(weights.restore(wanted).params)
 
-    def read(self, path: str, place: int | None) -> np.ndarray:
-        """One layer of a stacked array, or the whole of another."""
-        leaf = self._leaves[path]
-        return np.asarray(leaf if place is None else leaf[place])
+    def read(self, path: str, place: Place) -> np.ndarray:
+        """The part of an array at `place`."""
+        return np.asarray(self._leaves[path][place])

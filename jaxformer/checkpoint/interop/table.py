@@ -28,13 +28,12 @@ class Table:
         self.rules = family.rules(model)
 
     def shapes(self, rule: Rule) -> list[Shape]:
-        """The shapes of a rule's parameters, one layer of each."""
+        """The shapes of a rule's parameters, one layer and one expert of each."""
         return [self._shape(path) for path in rule.ours]
 
     def _shape(self, path: str) -> Shape:
         leaf, place = leaf_of(path, self.model)
-        shape = tuple(self.leaves[leaf]["shape"])
-        return shape if place is None else shape[1:]
+        return tuple(self.leaves[leaf]["shape"])[len(place) :]
 
     def rules_of(self, tensors: Mapping[str, TensorInfo], where: str) -> dict[str, Rule]:
         """The rule of every tensor that is to be read, in the order of `tensors`.

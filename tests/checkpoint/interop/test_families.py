@@ -33,6 +33,12 @@ LONGROPE = {
 }
 RECURRENT = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 3}
 GRIFFIN = {"intermediate_size": 48, "num_attention_heads": 4, "lru_width": 24}
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "decoder_sparse_step": 2,
+}
 MODELS: dict[str, dict[str, Any]] = {
     "llama": SIZES,
     "llama ": {**SIZES, "attention_bias": True, "mlp_bias": True, "rope_scaling": YARN},
@@ -42,6 +48,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "gemma": {**SIZES, "hidden_act": "gelu"},
     "gemma2": {**SIZES, "sliding_window": 5, "attn_logit_softcapping": 50.0},
     "olmo2": {**SIZES, "rope_theta": 500000},
+    "mixtral": {**SIZES, "num_local_experts": 4},
+    "qwen2_moe": {**SIZES, **EXPERTS, "shared_expert_intermediate_size": 20},
+    "qwen3_moe": {**SIZES, **EXPERTS, "mlp_only_layers": [0], "norm_topk_prob": True},
+    "olmoe": {**SIZES, "num_experts": 4, "num_experts_per_tok": 2},
     "phi3": {**SIZES, "rope_scaling": LONGROPE, "sliding_window": 5},
     "gpt2": {"vocab_size": 40, "n_embd": 16, "n_layer": 3, "n_head": 4, "n_positions": 64},
     "mamba": {**RECURRENT, "state_size": 4},
@@ -71,7 +81,7 @@ def test_a_table_fills_every_number_once_and_goes_back_exactly(name: str) -> Non
         np.testing.assert_array_equal(rule.to_theirs(arrays), theirs)
         for path in rule.ours:
             leaf, place = leaf_of(path, table.model)
-            filled[leaf][... if place is None else place] += 1
+            filled[leaf][place or ...] += 1
     for path, times in filled.items():
         np.testing.assert_array_equal(times, 1, err_msg=path)
     names = [rule.theirs for rule in table.rules]

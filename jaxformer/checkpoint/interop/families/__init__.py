@@ -6,9 +6,12 @@ from jaxformer.checkpoint.interop.families.llama import LLAMA
 from jaxformer.checkpoint.interop.families.mamba import MAMBA
 from jaxformer.checkpoint.interop.families.mamba2 import MAMBA2
 from jaxformer.checkpoint.interop.families.mistral import MISTRAL
+from jaxformer.checkpoint.interop.families.mixtral import MIXTRAL
 from jaxformer.checkpoint.interop.families.olmo2 import OLMO2
+from jaxformer.checkpoint.interop.families.olmoe import OLMOE
 from jaxformer.checkpoint.interop.families.phi3 import PHI3
 from jaxformer.checkpoint.interop.families.qwen import QWEN2, QWEN3
+from jaxformer.checkpoint.interop.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
 from jaxformer.checkpoint.interop.families.recurrent_gemma import RECURRENT_GEMMA
 from jaxformer.checkpoint.interop.families.xlstm import XLSTM
 from jaxformer.checkpoint.interop.family import Family, Json
@@ -20,6 +23,7 @@ from jaxformer.model.config import ModelConfig
 
 TABLE = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, OLMO2, PHI3, GPT2),
+    *(MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE),
     *(MAMBA, MAMBA2, RECURRENT_GEMMA, XLSTM),
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in TABLE}

@@ -62,9 +62,9 @@ def _to_config(hub: HubConfig, options: Json) -> Json:
 def _windows(hub: HubConfig) -> list[int | None]:
     """Each layer's window, used only with `use_sliding_window`, even if there are `layer_types`."""
     num_layers, first = layers_of(hub), hub.count("max_window_layers", least=0)
-    window = hub.count("sliding_window", None, most=LARGEST)
-    if not hub.flag("use_sliding_window"):
-        window = None
+    is_used = hub.flag("use_sliding_window")
+    window = hub.count("sliding_window", None, least=int(is_used), most=LARGEST)
+    window = window if is_used else None
     full = num_layers if window is None else min(first, num_layers)
     types = ["full_attention"] * full + ["sliding_attention"] * (num_layers - full)
     return windows(hub, window, types)
