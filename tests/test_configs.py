@@ -9,7 +9,7 @@ import yaml
 
 from jaxformer.config.json_schema import json_schema
 from jaxformer.config.loading import load_config
-from jaxformer.model.accounting import abstract_parameters, count_parameters
+from jaxformer.model.accounting import abstract_parameters, count_active, count_parameters
 from jaxformer.model.language_model import build_model
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -42,6 +42,19 @@ PUBLISHED = {
     "samba-1.3b": 1_330_207_488,
     "xlstm-7b": 6_865_424_896,
     "deepseek-v2-lite-dense": 2_606_624_256,
+    "mixtral-8x7b": 46_702_792_704,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "olmoe-1b-7b": 6_919_161_856,
+    "deepseek-v2-lite": 15_706_484_224,
+    "deepseek-v3": 671_026_404_352 + 58 * 256,  # and a bias for every expert
+}
+# Of these, the parameters that a token meets: with the embedding's table, and without it.
+ACTIVE = {
+    "mixtral-8x7b": (12_879_925_248, 12_748_853_248),
+    "qwen3-30b-a3b": (3_353_032_704, 3_041_867_776),
+    "olmoe-1b-7b": (1_282_017_280, 1_178_994_688),
+    "deepseek-v2-lite": (2_661_150_208, 2_451_435_008),
+    "deepseek-v3": (37_552_282_624 + 58 * 256, 36_625_603_584 + 58 * 256),
 }
 
 # The same, of models some of whose parts ours leave out: which, the header of each file says.
@@ -67,6 +80,15 @@ def stated_count(name: str) -> int:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_model_has_exactly_the_published_parameters(name):
     assert stated_count(name) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", ACTIVE)
+def test_a_token_meets_exactly_the_published_parameters(name):
+    file = CONFIGS / "models" / f"{name}.yaml"
+    config = load_config(file).model
+    active = count_active(build_model(config))
+    assert (active, active - config.vocab_size * config.d_model) == ACTIVE[name]
+    assert f"{active:,} of them active per token" in file.read_text()
 
 
 @pytest.mark.parametrize("name", CLOSE)

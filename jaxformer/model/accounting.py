@@ -25,6 +25,20 @@ def count_parameters(model: LanguageModel) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_parameters(model)))
 
 
+def count_active(model: LanguageModel) -> int:
+    """The number of parameters that a token meets: all but the experts that it does not visit."""
+    layers = model.config.layers()
+    total = 0.0
+    for path, leaf in by_path(meta.unbox(abstract_parameters(model))).items():
+        share = 1.0
+        if "/ffn/experts_" in path:
+            found = model.config.layers_of_path(path)
+            layer = model.config.further_layer() if found is None else layers[found[0]]
+            share = 1.0 if layer.ffn is None else layer.ffn.active_share
+        total += share * math.prod(leaf.shape)
+    return round(total)
+
+
 def flops_per_token(model: LanguageModel, length: int, tokens_read: float = 1.0) -> float:
     """Forward FLOPs per token in sequences of `length` tokens; a multiply-add counts as two.
 

@@ -25,8 +25,9 @@ ADDED_TO_EMBEDDINGS = ("learned", "sinusoidal")
 class ModelConfig(Schema):
     """A decoder language model.
 
-    `pattern` repeats over the depth. If `num_layers` is not a multiple of its length, the last
-    repetition stops early. A pattern of `num_layers` entries is an explicit list of layers.
+    `pattern` repeats over the depth, above the layers of `first`. If its length does not divide the
+    layers that remain, the last repetition stops early. A pattern of `num_layers` entries is an
+    explicit list of layers.
     """
 
     d_model: Annotated[int, Field(ge=1, le=1 << 24)] = Field(
@@ -47,6 +48,9 @@ class ModelConfig(Schema):
         min_length=1,
         strict=False,
         description="layers that repeat over the depth",
+    )
+    first: tuple[LayerConfig, ...] = Field(
+        (), strict=False, description="the lowest layers, below those of the pattern"
     )
     norm: NormConfig = Field(NormConfig(), description="the norms of all layers")
     positions: PositionsUnion = Field(RoPEConfig(), description="how tokens know their positions")
@@ -77,12 +81,18 @@ class ModelConfig(Schema):
 
     @model_validator(mode="after")
     def _layers_fit(self) -> "ModelConfig":
-        if len(self.pattern) > self.num_layers:
+        if len(self.first) + len(self.pattern) > self.num_layers:
+            first = f"first has {len(self.first)} entries and " if self.first else ""
             raise ValueError(
-                f"pattern has {len(self.pattern)} entries for num_layers {self.num_layers}; "
-                f"shorten the pattern or deepen the model"
+                f"{first}pattern has {len(self.pattern)} entries for num_layers "
+                f"{self.num_layers}; shorten the pattern or deepen the model"
             )
-        for layer in (*self.pattern_layers(), self.further_layer()):
+        if self.first and not self.depth.has_first:
+            raise ValueError(
+                f"first is given with depth {self.depth.kind}, which is of layers that repeat "
+                f"alone; leave it out, or use depth fixed"
+            )
+        for layer in (*self.distinct_layers(), self.further_layer()):
             if layer.mixer is not None:
                 layer.mixer.check(self.d_model, layer.positions)
         self.inputs.check(self.d_model)
@@ -97,20 +107,22 @@ class ModelConfig(Schema):
 
     @model_validator(mode="after")
     def _positions_are_used(self) -> "ModelConfig":
-        layers = self.pattern_layers()
-        for index, (entry, layer) in enumerate(zip(self.pattern, layers, strict=True)):
+        layers = self.distinct_layers()
+        entries = (*self.first, *self.pattern)
+        for number, (entry, layer) in enumerate(zip(entries, layers, strict=True)):
+            where = _entry(number, len(self.first))
             kind = layer.positions.kind
             if entry.positions is None or kind == "none":
                 continue
             if kind in ADDED_TO_EMBEDDINGS:
                 raise ValueError(
-                    f"pattern entry {index} has positions {kind}, which are added to the "
+                    f"{where} has positions {kind}, which are added to the "
                     f"embeddings, below all layers; give model.positions. Allowed in an entry: "
                     f"rope, alibi, none"
                 )
             if not layer.uses_positions:
                 raise ValueError(
-                    f"pattern entry {index} has positions {kind}, which its mixer "
+                    f"{where} has positions {kind}, which its mixer "
                     f"{layer.mixer_kind} does not use; leave them out"
                 )
         is_used = any(layer.uses_positions for layer in layers)
@@ -126,9 +138,17 @@ class ModelConfig(Schema):
     @property
     def longest_row(self) -> float:
         """In tokens; infinite if no positions have a `max_length`."""
-        layers = (*self.pattern_layers(), *self.inputs.own_layers)
+        layers = (*self.distinct_layers(), *self.inputs.own_layers)
         every = (self.positions, *(layer.positions for layer in layers))
         return min(getattr(each, "max_length", None) or math.inf for each in every)
+
+    def first_layers(self) -> tuple[Layer, ...]:
+        """The entries of `first` with the defaults filled in."""
+        return tuple(self._filled_in(entry) for entry in self.first)
+
+    def distinct_layers(self) -> tuple[Layer, ...]:
+        """The layers of `first` and of one repetition of the pattern."""
+        return (*self.first_layers(), *self.pattern_layers())
 
     def pattern_layers(self) -> tuple[Layer, ...]:
         """The pattern's entries with the defaults filled in."""
@@ -139,12 +159,15 @@ class ModelConfig(Schema):
 
     def layers(self) -> tuple[Layer, ...]:
         """Every layer from the bottom up."""
-        pattern = self.pattern_layers()
-        return tuple(pattern[index % len(pattern)] for index in range(self.num_layers))
+        pattern, repeated = self.pattern_layers(), self.num_layers - len(self.first)
+        return (
+            *self.first_layers(),
+            *(pattern[index % len(pattern)] for index in range(repeated)),
+        )
 
     def ffns(self) -> tuple[ChannelMixerConfig, ...]:
         """The channel mixers that layers may have."""
-        layers = (*self.pattern_layers(), self.further_layer(), *self.inputs.own_layers)
+        layers = (*self.distinct_layers(), self.further_layer(), *self.inputs.own_layers)
         return tuple(layer.ffn for layer in layers if layer.ffn is not None)
 
     def further_layer(self) -> Layer:
@@ -155,4 +178,13 @@ class ModelConfig(Schema):
 
     def layers_of_path(self, path: str) -> Sequence[int] | None:
         """See `DepthConfig.layers_of_path`."""
-        return self.depth.layers_of_path(path, self.num_layers, len(self.pattern))
+        match path.split("/"):
+            case ["stack", "first", layer, *_]:
+                return [int(layer.removeprefix("layer_"))]
+        below = len(self.first)
+        found = self.depth.layers_of_path(path, self.num_layers - below, len(self.pattern))
+        return None if found is None else [below + layer for layer in found]
+
+
+def _entry(number: int, first: int) -> str:
+    return f"first entry {number}" if number < first else f"pattern entry {number - first}"

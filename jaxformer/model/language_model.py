@@ -343,6 +343,7 @@ class LanguageModel(nn.Module):
             self.remat,
             self.layout,
             self.micro_batches,
+            len(config.first),
             **place,
         )
 

@@ -70,7 +70,8 @@ def part_of(scope: str, model: ModelConfig) -> str:
     for index, word in enumerate(words[:-1]):
         if re.fullmatch(r"layer_\d+", word):
             loops = [each for each in words[:index] if each in PARTS_OF_LOOPS]
-            where = [*loops[-1:], "tail" if "tail" in words[:index] else "groups"]
+            part = next((each for each in ("first", "tail") if each in words[:index]), "groups")
+            where = [*loops[-1:], part]
             return _of_layer("/".join(["stack", *where, word]), words[index + 1], model)
     if any(word.endswith("norm") for word in words):
         return "norms"

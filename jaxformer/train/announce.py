@@ -26,6 +26,8 @@ def plan_of(program: Program, stages: Sequence[RunStage], peak: Peak) -> str:
     state = bytes_per_device(program.abstract, program.shardings)
     used = dict.fromkeys(kernel for each in stages for kernel in each.program.kernels)
     kernels = {"kernels": ", ".join(used)} if used else {}
+    active = f", {program.num_active:,} of them active per token"
+    of_them = active if program.num_active < program.num_parameters else ""
     frozen = program.num_parameters - program.num_trained
     trained = {"trained": f"{program.num_trained:,} parameters, {frozen:,} are frozen"}
     options = program.compiler_options
@@ -35,7 +37,7 @@ def plan_of(program: Program, stages: Sequence[RunStage], peak: Peak) -> str:
     pipelines = dict.fromkeys(str(each.program.pipeline) for each in stages)
     pipeline = {"pipeline": "; then ".join(pipelines)} if program.pipeline else {}
     lines = {
-        "model": f"{program.num_parameters:,} parameters, layers {layers}{chosen}",
+        "model": f"{program.num_parameters:,} parameters{of_them}, layers {layers}{chosen}",
         **(trained if frozen else {}),
         **kernels,
         **_rows_of(config, stages),

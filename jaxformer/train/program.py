@@ -20,6 +20,7 @@ from jaxformer.memory import program_bytes
 from jaxformer.model.accounting import (
     FURTHER_PATH,
     abstract_parameters,
+    count_active,
     count_parameters,
     kernels,
 )
@@ -68,6 +69,10 @@ class Program:
     @property
     def num_parameters(self) -> int:
         return count_parameters(self.model)
+
+    @property
+    def num_active(self) -> int:
+        return count_active(self.model)
 
     @property
     def num_trained(self) -> int:
@@ -316,7 +321,7 @@ def _check_stages(stages: int, model: ModelConfig) -> None:
             f"{model.depth.kind}; leave mesh.stage at 1"
         )
     period = model.depth.period(model.num_layers, len(model.pattern))
-    check_repetitions(stages, model.num_layers, period)
+    check_repetitions(stages, model.num_layers - len(model.first), period)
 
 
 def _check_context(context: int, model: ModelConfig) -> None:

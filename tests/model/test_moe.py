@@ -308,8 +308,8 @@ MODEL = {
     "vocab_size": 11,
     "mixer": {"kind": "attention", "num_heads": 2},
     "ffn": {"kind": "moe", "num_experts": 4, "experts_per_token": 2, "d_hidden": 4},
+    "first": [{"ffn": {"kind": "swiglu", "d_hidden": 12}}],
     "pattern": [
-        {"ffn": {"kind": "swiglu", "d_hidden": 12}},
         {"ffn": {"kind": "moe", "num_experts": 6, "experts_per_token": 1, "d_hidden": 4}},
         {},
     ],

@@ -38,8 +38,11 @@ def leaf_of(path: str, model: ModelConfig) -> tuple[str, Place]:
     if not path.startswith("layers/"):
         return path, own
     _, number, rest = path.split("/", 2)
-    repetition, entry = divmod(int(number), len(model.pattern))
-    if repetition == model.num_layers // len(model.pattern):
+    first = len(model.first)
+    if int(number) < first:
+        return f"stack/first/layer_{number}/{rest}", own
+    repetition, entry = divmod(int(number) - first, len(model.pattern))
+    if repetition == (model.num_layers - first) // len(model.pattern):
         return f"stack/tail/layer_{entry}/{rest}", own
     return f"stack/groups/layer_{entry}/{rest}", (repetition, *own)
 

@@ -37,10 +37,10 @@ class FirstLayers(Draft):
                 f"draft 'self:{num_layers}' takes a model's first layers, but the depth of this "
                 f"one is {config.depth.kind}; allowed: model.depth fixed or exits, or another draft"
             )
-        length, last = len(config.pattern), config.num_layers
+        first, length, last = len(config.first), len(config.pattern), config.num_layers
         if isinstance(config.depth, ExitsConfig) and config.depth.exit is not None:
             last = min(last, config.depth.exit * length)
-        allowed = range(length, last, length)
+        allowed = range(first + length, last, length)
         if num_layers not in allowed:
             several = f", in whole repetitions of the pattern of {length}" if length > 1 else ""
             raise UserError(
@@ -79,11 +79,10 @@ class FirstLayers(Draft):
 
     @property
     def _parts(self) -> list[str]:
-        return [f"group_{index}" for index in range(self._repetitions)]
-
-    @property
-    def _repetitions(self) -> int:
-        return self.model.config.num_layers // len(self.model.config.pattern)
+        config = self.model.config
+        first, repeated = config.first, config.num_layers - len(config.first)
+        groups = [f"group_{index}" for index in range(repeated // len(config.pattern))]
+        return (["first"] if first else []) + groups
 
     def _params(self, weights: Weights) -> Any:
         stack = weights.target["stack"]

@@ -24,6 +24,8 @@ class DepthConfig(Kind):
     registry = DEPTHS
     # The random keys that it draws from in training, `depth` if any.
     keys: ClassVar[tuple[str, ...]] = ()
+    # Whether layers may lie below those that repeat.
+    has_first: ClassVar[bool] = False
     # Whether stages of a pipeline can share the layers.
     has_stages: ClassVar[bool] = False
     # Whether `rows.order` may be given, if the layers' mixers can take one.
@@ -85,6 +87,7 @@ class Depth(nn.Module):
     remat: Literal["none", "dots", "full"] = "none"
     layout: Literal["scanned", "unrolled", "separate"] = "scanned"
     micro_batches: int | None = None
+    first: int = 0  # so many of the layers lie below those that repeat
 
     def __call__(
         self, x: jax.Array, rows: RowInfo, caches: dict[str, Cache] | None = None

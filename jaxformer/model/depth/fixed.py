@@ -10,6 +10,7 @@ class FixedConfig(DepthConfig):
     """Every token passes every layer once."""
 
     kind: Literal["fixed"] = "fixed"
+    has_first = True
     has_stages = True
     sees_any_order = True
 

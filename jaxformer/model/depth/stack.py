@@ -31,12 +31,13 @@ REMAT_POLICIES = {
 
 
 class Stack(Depth):
-    """All layers, bottom up: whole repetitions of the pattern, then what remains of it (`tail`).
+    """All layers, bottom up: those below the pattern (`first`), whole repetitions of it (`groups`),
+    then what remains of it (`tail`).
 
     On a mesh with stages, `scanned` repetitions without caches run as a pipeline of
-    `micro_batches`, see `parallel.pipeline`. Embedding, tail and head are outside of it: they are
-    sharded by their own rules, the same on every stage, and their rows are split over the stages.
-    Rows that do not divide into micro-batches pass through the repetitions one by one.
+    `micro_batches`, see `parallel.pipeline`. Embedding, first, tail and head are outside of it:
+    they are sharded by their own rules, the same on every stage, and their rows are split over the
+    stages. Rows that do not divide into micro-batches pass through the repetitions one by one.
     """
 
     @nn.compact
@@ -113,19 +114,20 @@ class Stack(Depth):
     @property
     def pattern(self) -> tuple[Layer, ...]:
         """The layers that repeat."""
-        return self.layers[: self.pattern_length]
+        return self.layers[self.first : self.first + self.pattern_length]
 
     @nn.nowrap
     def parts(self) -> list[tuple[str, tuple[Layer, ...], int | None]]:
         """(name, layers, how many times they are scanned, or None for no scan), bottom up."""
         pattern = self.pattern
-        repetitions, rest = divmod(len(self.layers), len(pattern))
+        repetitions, rest = divmod(len(self.layers) - self.first, len(pattern))
         parts: list[tuple[str, tuple[Layer, ...], int | None]] = (
             [(f"group_{index}", pattern, None) for index in range(repetitions)]
             if self.layout == "separate"
             else [("groups", pattern, repetitions)]
         )
-        return parts + ([("tail", pattern[:rest], None)] if rest else [])
+        first = [("first", self.layers[: self.first], None)] if self.first else []
+        return first + parts + ([("tail", pattern[:rest], None)] if rest else [])
 
     takes_back = True
 
