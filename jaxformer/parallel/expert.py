@@ -1,7 +1,7 @@
 """Experts on several devices: tokens visit the experts that they chose, and return."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -54,28 +54,55 @@ def visit_experts(
         experts: [tokens, k] int32; `num_experts` is nobody, for padding and what is dropped.
         gates: [tokens, k]
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    sizes = {axis: mesh.shape.get(axis, 1) for axis in (*ROW_AXES, "tensor")}
-    shards = math.prod(sizes[axis] for axis in ROW_AXES)
-    if shards * sizes["tensor"] == 1 or len(x) % shards:
+    split = _split_axes(len(x), (*ROW_AXES, "tensor"))
+    if not split:
         return _of_own(of_rows, weights, x, experts, gates, num_experts)
 
     def of_shard(weights: PyTree, x: jax.Array, experts: jax.Array, gates: jax.Array) -> jax.Array:
-        weights = jax.tree.map(partial(_whole, dtype=x.dtype), weights, axes, is_leaf=_is_spec)
+        if "fsdp" in split:
+            weights = jax.tree.map(partial(_whole, dtype=x.dtype), weights, axes, is_leaf=_is_spec)
         of_shards = {"none": _of_own, "ring": _of_ring, "all_to_all": _of_exchanged}
-        how = of_shards[exchange(sizes[AXIS], experts.shape[1])]
+        how = of_shards[exchange(split.get(AXIS, 1), experts.shape[1])]
         y = how(of_rows, weights, x, experts, gates, num_experts)
-        return y if sizes["tensor"] == 1 else jax.lax.psum(y, "tensor")
+        return jax.lax.psum(y, "tensor") if "tensor" in split else y
 
-    rows = PartitionSpec(ROW_AXES)
-    places = jax.tree.map(_place, axes, is_leaf=_is_spec)
+    def place(names: PartitionSpec) -> PartitionSpec:
+        found = (PLACES.get(name) for name in names)
+        return PartitionSpec(*(axis if axis in split else None for axis in found))
+
+    rows = _rows_over(split)
     return jax.shard_map(
         of_shard,
-        in_specs=(places, rows, rows, rows),
+        in_specs=(jax.tree.map(place, axes, is_leaf=_is_spec), rows, rows, rows),
         out_specs=rows,
-        axis_names=set(sizes),
+        axis_names=set(split),
         check_vma=False,
     )(weights, x, experts, gates)
+
+
+def of_own_tokens(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """`function` of arrays [tokens, ...], which every device computes of its own tokens: XLA would
+    gather them all to sort them."""
+    split = _split_axes(len(x), ROW_AXES)
+    if not split:
+        return function(x)
+    rows = _rows_over(split)
+    return jax.shard_map(
+        function, in_specs=rows, out_specs=rows, axis_names=set(split), check_vma=False
+    )(x)
+
+
+def _split_axes(tokens: int, axes: Sequence[str]) -> dict[str, int]:
+    """The sizes of those mesh axes that have several devices, or none if they cannot split the
+    tokens."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    split = {axis: shape[axis] for axis in axes if shape.get(axis, 1) > 1}
+    shards = math.prod(size for axis, size in split.items() if axis in ROW_AXES)
+    return {} if tokens % shards else split
+
+
+def _rows_over(split: Mapping[str, int]) -> PartitionSpec:
+    return PartitionSpec(tuple(axis for axis in ROW_AXES if axis in split))
 
 
 def _of_own(
@@ -155,10 +182,6 @@ def _in_pieces(dispatch: Dispatch, device: jax.Array, sent: jax.Array, room: int
 
 def _weigh(y: jax.Array, gates: jax.Array) -> jax.Array:
     return jnp.einsum("tkd,tk->td", y, gates.astype(y.dtype))
-
-
-def _place(names: PartitionSpec) -> PartitionSpec:
-    return PartitionSpec(*(PLACES.get(name) for name in names))
 
 
 def _whole(weight: jax.Array, names: PartitionSpec, dtype: Any) -> jax.Array:

@@ -153,3 +153,36 @@ def test_every_objective_compiles_with_rows_cut_over_context(chips_of_a_cube, ki
     model = adaptive(inputs={"kind": "tokens", "mask": True}, **OBJECTIVES[kind])
     mesh = {"fsdp": 4, "context": 4}
     make_program_on(chips_of_a_cube, mesh, {"kind": kind}, **model).compile(None)
+
+
+MOE = {"kind": "moe", "num_experts": 8, "experts_per_token": 2, "d_hidden": 128, "bias": True}
+BALANCE = {"auxiliary": 0.01, "bias_rate": 0.001}
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        {"fsdp": 4},
+        {"expert": 4},
+        {"expert": 2, "tensor": 2},
+        {"expert": 2, "context": 2},
+        {"stage": 2, "expert": 2},
+    ],
+    ids=str,
+)
+def test_experts_compile(chips, mesh):
+    mixer = {"kind": "attention", "num_heads": 2}
+    ffn = MOE | {"balance": BALANCE, "shared": {}}
+    model = {"d_model": 128, "mixer": mixer, "ffn": ffn}
+    make_program_on(chips, mesh, **model).compile(None)
+
+
+def test_experts_exchange_rows_and_gather_none(chips):
+    """There and back, forward and backward, and there again for rematerialisation."""
+    ffn = MOE | {"num_experts": 16, "experts_per_token": 1}
+    mixer = {"kind": "attention", "num_heads": 2}
+    model = {"d_model": 128, "mixer": mixer, "ffn": ffn}
+    lines = make_program_on(chips, {"expert": 4}, **model).compile(None).train_step.as_text()
+    moved = re.findall(r"= (\S+) (all-to-all|all-gather)(?:-start)?\(.*/ffn/", lines)
+    rows = [(shape, kind) for shape, kind in moved if "bf16" in shape and ",128" in shape]
+    assert [kind for _, kind in rows] == ["all-to-all"] * 5, moved

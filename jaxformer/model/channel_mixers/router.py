@@ -1,6 +1,7 @@
 """The router of a mixture of experts: which experts a token visits, and what balances them."""
 
 import math
+from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from jaxformer.model.dims import Dims
 from jaxformer.ops import shards
 from jaxformer.ops.routing import of_documents
+from jaxformer.parallel.expert import of_own_tokens
 from jaxformer.schema.base import Schema
 
 SELECTION_BIAS = "selection_bias"  # a parameter that no gradient reaches: see `train.balance`
@@ -114,8 +116,7 @@ class Router(nn.Module):
         if options.balance.bias_rate is not None:
             bias = self.param(SELECTION_BIAS, zeros, (count,), jnp.float32)
             preferred += jax.lax.stop_gradient(bias)
-        preferred = _within_groups(preferred, options)
-        _, experts = jax.lax.top_k(preferred, options.experts_per_token)
+        experts = of_own_tokens(partial(_choose, options=options), preferred)
         gates = jnp.take_along_axis(scores, experts, axis=1)
         if options.normalize:
             gates /= jnp.sum(gates, axis=1, keepdims=True) + 1e-20
@@ -147,6 +148,11 @@ class Router(nn.Module):
             stats["router_z"] = each
             losses.append(balance.z_loss * each)
         return (sum(losses[1:], losses[0]) if losses else None), stats
+
+
+def _choose(preferred: jax.Array, options: RouterOptions) -> jax.Array:
+    """[tokens, experts] → the experts of each token, [tokens, k]."""
+    return jax.lax.top_k(_within_groups(preferred, options), options.experts_per_token)[1]
 
 
 def _within_groups(preferred: jax.Array, options: RouterOptions) -> jax.Array:

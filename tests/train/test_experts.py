@@ -1,0 +1,129 @@
+"""Runs of a mixture of experts: balance, micro-batches, resuming."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxformer.batch import Batch
+from jaxformer.config import Config
+from jaxformer.parallel.mesh import make_mesh
+from jaxformer.parallel.rules import batch_sharding, put_batch
+from jaxformer.train.balance import figures, move_biases
+from jaxformer.train.program import Program, make_program
+from jaxformer.train.step import TrainState
+
+ROWS, LENGTH = 16, 32
+
+
+def program_of(balance: dict, rows: int = ROWS, **train: object) -> Program:
+    config = Config.model_validate(
+        {
+            "model": {
+                "d_model": 16,
+                "num_layers": 2,
+                "mixer": {"kind": "attention", "num_heads": 2},
+                "ffn": {
+                    "kind": "moe",
+                    "num_experts": 8,
+                    "experts_per_token": 2,
+                    "d_hidden": 8,
+                    "score": "sigmoid",
+                    "router_bias": True,
+                    "balance": balance,
+                },
+                "vocab_size": 32,
+            },
+            "data": {"sequence_length": LENGTH},
+            "train": {"batch_size": rows, "steps": 500, **train},
+            "optimizer": {"kind": "adamw", "learning_rate": 1e-3},
+            "eval": {"every": 500},
+        }
+    )
+    return make_program(config, make_mesh({}, devices=jax.devices()[:1]), 32)
+
+
+def batch_of(number: int, rows: int = ROWS) -> Batch:
+    """Rows of unequal lengths, the rest padding; of many rows, whole ones."""
+    random = np.random.default_rng(number)
+    tokens = random.integers(0, 32, (rows, LENGTH + 1)).astype(np.int32)
+    shortest = 1 if rows == ROWS else LENGTH
+    real = np.arange(LENGTH) < random.integers(shortest, LENGTH + 1, (rows, 1))
+    ones = real.astype(np.int32)
+    return Batch(tokens[:, :-1], tokens[:, 1:], np.cumsum(ones, 1) - 1, ones, real)
+
+
+def train(
+    program: Program, state: TrainState, steps: int, *, again: bool = False
+) -> tuple[TrainState, dict]:
+    """Take so many steps, of different batches, or of the first one `again` and again."""
+    compiled, sharding = program.compile_train_step(), batch_sharding(program.mesh)
+    for number in range(steps):
+        batch = batch_of(0 if again else number, program.config.train.batch_size)
+        state, metrics = compiled(state, put_batch(batch, sharding))
+    return state, {name: np.asarray(value) for name, value in metrics.items() if name != "layers"}
+
+
+def collapsed(program: Program) -> TrainState:
+    """A state whose routers send every token to the first two experts."""
+    state = program.initial_state()
+    router = state.params["stack"]["groups"]["layer_0"]["ffn"]["router"]
+    router["kernel"] *= 8.0
+    router["bias"] = router["bias"].at[:, :2].set(2.5)
+    return state
+
+
+def test_a_collapsed_router_is_balanced_by_its_biases_and_not_without() -> None:
+    violations = {}
+    for rate in (0.002, 0.0):
+        program = program_of({"bias_rate": rate}, rows=32)
+        _, begun = train(program, collapsed(program), 1, again=True)
+        assert begun["layers/max_violation"] == pytest.approx(3.0, abs=0.1)  # 8 / 2 − 1
+        _, metrics = train(program, collapsed(program), 500, again=True)
+        violations[rate] = float(metrics["layers/max_violation"])
+    assert violations[0.002] < 0.1 < 2.0 < violations[0.0]
+
+
+BALANCE = {"bias_rate": 0.05, "auxiliary": 0.1, "z_loss": 0.01}
+
+
+def after_three(**train_options: object) -> tuple[TrainState, dict]:
+    program = program_of(BALANCE, **train_options)
+    return train(program, program.initial_state(), 3)
+
+
+def test_micro_batches_and_rematerialisation_change_neither_counts_nor_biases() -> None:
+    state, metrics = after_three()
+    biases = jax.tree.leaves(state.frozen)
+    assert len(biases) == 1 and np.any(biases[0])
+    np.testing.assert_allclose(jnp.sum(biases[0], axis=-1), 0, atol=1e-6)
+    for options in ({"accumulation": 2}, {"accumulation": 4, "remat": "full"}):
+        other, same = after_three(**options)
+        np.testing.assert_array_equal(jax.tree.leaves(other.frozen)[0], biases[0])
+        for name in ("layers/max_violation", "layers/balance_loss", "layers/router_z", "loss"):
+            np.testing.assert_allclose(same[name], metrics[name], rtol=1e-5, err_msg=name)
+        for ours, theirs in zip(
+            jax.tree.leaves(other.params), jax.tree.leaves(state.params), strict=True
+        ):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)
+
+
+def test_biases_move_by_the_sign_of_their_load_and_stay_when_nothing_is_updated() -> None:
+    program = program_of({"bias_rate": 0.5})
+    state = program.initial_state()
+    load = jnp.asarray([[3.0, 1, 2, 2, 2, 2, 2, 2], [0.0, 0, 0, 0, 0, 0, 0, 16]])
+    moved = move_biases(state.frozen, load, program.config.model, jnp.bool_(True))
+    [biases] = jax.tree.leaves(moved)
+    np.testing.assert_allclose(biases[0], [-0.5, 0.5, 0, 0, 0, 0, 0, 0])
+    np.testing.assert_allclose(biases[1], [0.125] * 7 + [-0.875])  # less their mean, 0.375
+    stayed = move_biases(state.frozen, load, program.config.model, jnp.bool_(False))
+    assert not np.any(jax.tree.leaves(stayed)[0])
+    kept = program_of({"bias_rate": 0.0}).config.model
+    assert not np.any(jax.tree.leaves(move_biases(state.frozen, load, kept, jnp.bool_(True)))[0])
+
+
+def test_figures_leave_out_layers_without_experts() -> None:
+    nan = jnp.nan
+    found = figures(jnp.asarray([[nan, nan, nan], [3.0, 1.0, 0.0], [1.0, 1.0, nan]]))
+    np.testing.assert_allclose(found["max_violation"], [nan, 1.25, 0.0], rtol=1e-6)
+    np.testing.assert_array_equal(found["idle_experts"], [nan, 1.0, 0.0])
