@@ -23,9 +23,9 @@ def merged(params: PyTree, config: LoRAConfig) -> PyTree:
     for path in [path for path in leaves if path.endswith(f"/{A}")]:
         module = path.removesuffix(A)
         a, b, kernel = leaves.pop(path), leaves.pop(module + B), leaves[f"{module}kernel"]
-        product = _product
-        if a.ndim + b.ndim - 2 > kernel.ndim:
-            product = jax.vmap(_product)
+        product, stacked = _product, (a.ndim + b.ndim - 2 - kernel.ndim)
+        for _ in range(stacked):  # over layers, over experts
+            product = jax.vmap(product)
         leaves[f"{module}kernel"] = kernel + config.scale * product(a, b)
     return from_paths(leaves)
 

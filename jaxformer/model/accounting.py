@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import meta
 
+from jaxformer.model.channel_mixers import build_channel_mixer
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.model.lora import adapter_paths
 from jaxformer.model.parameter_paths import by_path
@@ -27,16 +28,18 @@ def count_parameters(model: LanguageModel) -> int:
 
 def count_active(model: LanguageModel) -> int:
     """The number of parameters that a token meets: all but the experts that it does not visit."""
-    layers = model.config.layers()
-    total = 0.0
-    for path, leaf in by_path(meta.unbox(abstract_parameters(model))).items():
-        share = 1.0
-        if "/ffn/experts_" in path:
-            found = model.config.layers_of_path(path)
-            layer = model.config.further_layer() if found is None else layers[found[0]]
-            share = 1.0 if layer.ffn is None else layer.ffn.active_share
-        total += share * math.prod(leaf.shape)
-    return round(total)
+    leaves = by_path(meta.unbox(abstract_parameters(model)))
+    sizes = (_active_share(model, path) * math.prod(leaf.shape) for path, leaf in leaves.items())
+    return round(sum(sizes))
+
+
+def _active_share(model: LanguageModel, path: str) -> float:
+    """The share of a parameter that a token meets."""
+    if "/ffn/experts_" not in path:
+        return 1.0
+    found = model.config.layers_of_path(path)
+    layer = model.config.layers()[found[0]] if found else model.config.further_layer()
+    return 1.0 if layer.ffn is None else layer.ffn.active_share
 
 
 def flops_per_token(model: LanguageModel, length: int, tokens_read: float = 1.0) -> float:
@@ -83,7 +86,9 @@ def _adapters(model: LanguageModel, share: float = 1.0, *, of_further: bool = Fa
         return 0.0
     leaves = by_path(meta.unbox(abstract_parameters(model)))
     return sum(
-        math.prod(leaves[path].shape) * (share if path.startswith("stack/") else 1.0)
+        _active_share(model, path)
+        * math.prod(leaves[path].shape)
+        * (share if path.startswith("stack/") else 1.0)
         for path in adapter_paths(leaves)
         if path.startswith(FURTHER_PATH) == of_further
     )
@@ -101,6 +106,8 @@ def kernels(model: LanguageModel, length: int) -> tuple[str, ...]:
     chosen = [text for mixer in inputs.own_mixers() for text in mixer.kernels(length)]
     for mixer in model.depth(parent=None).mixers():
         chosen += mixer.kernels(places)
+    for ffn in model.config.ffns():
+        chosen += build_channel_mixer(ffn, model.dims, parent=None).kernels()
     return tuple(dict.fromkeys(chosen))
 
 

@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from jaxformer.model.channel_mixers.moe import ExpertMatrix
 from jaxformer.model.parameter_paths import by_path, matches
 from jaxformer.model.projections import Projection
 from jaxformer.schema.base import Schema
@@ -49,7 +50,8 @@ def adapted(config: LoRAConfig | None) -> Iterator[None]:
 
     with A [inputs, rank] uniform in ±1/√inputs, as in the authors' code (the paper has normal),
     and B [rank, outputs] zero, so that the model starts unchanged. A is sharded like the inputs of
-    W, B like its outputs. Dropout needs the random stream `dropout`, and is off without it.
+    W, B like its outputs. Dropout needs the random stream `dropout`, and is off without it. Each
+    matrix of an expert has an adapter of its own, without dropout.
     """
     if config is None:
         yield
@@ -58,10 +60,13 @@ def adapted(config: LoRAConfig | None) -> Iterator[None]:
     def add_adapter(
         project: Callable[..., jax.Array], arguments: tuple, options: dict, context: Any
     ) -> Any:
-        y = project(*arguments, **options)
+        y: Any = project(*arguments, **options)
         module = context.module
-        if not isinstance(module, Projection) or not _is_target(module, config):
+        if not isinstance(module, Projection | ExpertMatrix) or not _is_target(module, config):
             return y
+        if isinstance(module, ExpertMatrix):
+            own = ExpertAdapter(module.experts, module.shape, module.names, config, name="lora")
+            return y | {"kernel": y["kernel"] + own()}
         adapter = Adapter(module.features, module.names, config, name="lora")
         return y + adapter(arguments[0])
 
@@ -69,7 +74,7 @@ def adapted(config: LoRAConfig | None) -> Iterator[None]:
         yield
 
 
-def _is_target(module: Projection, config: LoRAConfig) -> bool:
+def _is_target(module: Projection | ExpertMatrix, config: LoRAConfig) -> bool:
     if not module.is_initializing():
         return module.has_variable("params", "lora")
     kernel = ["/".join((*module.path, "kernel"))]
@@ -88,13 +93,9 @@ class Adapter(nn.Module):
         config, num_inputs = self.config, len(self.names) - len(self.features)
         inputs = x.shape[x.ndim - num_inputs :]
         into, out_of = self.names[:num_inputs], self.names[num_inputs:]
-        bound = math.prod(inputs) ** -0.5
-
-        def uniform(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
-            return jax.random.uniform(key, shape, dtype, -bound, bound)
-
+        start = _uniform(math.prod(inputs) ** -0.5)
         named, zeros = nn.with_logical_partitioning, nn.initializers.zeros
-        a = self.param("a", named(uniform, (*into, "adapter")), (*inputs, config.rank), jnp.float32)
+        a = self.param("a", named(start, (*into, "adapter")), (*inputs, config.rank), jnp.float32)
         b = self.param(
             "b", named(zeros, ("adapter", *out_of)), (config.rank, *self.features), jnp.float32
         )
@@ -104,6 +105,32 @@ class Adapter(nn.Module):
             x = jnp.where(kept, x / (1 - config.dropout), 0)
         low = checkpoint_name(jnp.tensordot(x, a.astype(x.dtype), num_inputs), "projection")
         return config.scale * jnp.tensordot(low, b.astype(x.dtype), 1)
+
+
+class ExpertAdapter(nn.Module):
+    """(alpha / rank) · A_e B_e of every expert e, [experts, inputs, outputs]."""
+
+    experts: int
+    shape: tuple[int, int]
+    names: tuple[str, str]
+    config: LoRAConfig
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        (inputs, outputs), rank = self.shape, self.config.rank
+        named, zeros = nn.with_logical_partitioning, nn.initializers.zeros
+        start = named(_uniform(inputs**-0.5), ("experts", self.names[0], "adapter"))
+        a = self.param("a", start, (self.experts, inputs, rank), jnp.float32)
+        zero = named(zeros, ("experts", "adapter", self.names[1]))
+        b = self.param("b", zero, (self.experts, rank, outputs), jnp.float32)
+        return self.config.scale * jnp.einsum("eir,ero->eio", a, b)
+
+
+def _uniform(bound: float) -> nn.initializers.Initializer:
+    def draw(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return draw
 
 
 def adapter_paths(params: PyTree) -> set[str]:

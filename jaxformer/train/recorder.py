@@ -19,6 +19,8 @@ from jaxformer.train.stages import Course
 from jaxformer.train.step import Metrics
 from jaxformer.train.trackers.follower import Follower, close_all
 
+MANY = 100  # tokens per step that an expert should have
+
 
 class Recorder:
     """Rows of `metrics.jsonl` from the metrics of steps that may still be running.
@@ -50,7 +52,9 @@ class Recorder:
         self._course, self._peak_flops = course, peak_flops
         self._devices = program.mesh.local_devices
         self._running: deque[tuple[int, Metrics]] = deque()
-        self._overflowed = False  # whether it has been told
+        self._overflowed = self._idled = False  # whether it has been told
+        shares = [ffn.active_share for ffn in program.config.model.ffns() if ffn.experts]
+        self._equal_share = min(shares, default=0.0) * program.tokens_per_step
         self.finished = 0  # the newest step that is known to have ended
         self.nonfinite = 0  # updates skipped in a row up to it
 
@@ -121,6 +125,7 @@ class Recorder:
                 f"finite, update skipped ({self.nonfinite} in a row)"
             )
         self._tell_of_overflow(step, values.get("inputs/overflow", 0.0))
+        self._tell_of_idle_experts(step, values.get("layers/idle_experts", 0.0))
         is_last = step == self._last_step
         if self._layers_every and (is_last or step % self._layers_every == 0):
             layers = jax.device_get(metrics["layers"])
@@ -157,6 +162,17 @@ class Recorder:
                 f"model.inputs.share, and belong to the last chunk of their document instead. This "
                 f"is told once; metrics.jsonl has inputs/overflow at every row. If it goes on, "
                 f"raise the share"
+            )
+
+    def _tell_of_idle_experts(self, step: int, idle: float) -> None:
+        """Where chance alone would give every expert some tokens."""
+        if idle and not self._idled and self._equal_share >= MANY:
+            self._idled = True
+            self.display.say(
+                f"step {step:,}  warning: {idle:.1f} experts per layer took no token, where an "
+                f"equal share is {self._equal_share:,.0f}: they learn nothing. This is told once; "
+                f"metrics.jsonl has layers/idle_experts at every row. model.ffn.balance has what "
+                f"spreads tokens: auxiliary, and bias_rate"
             )
 
     def _write(self, row: Row) -> None:

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 from jaxformer.batch import Batch
+from jaxformer.checkpoint.lora import merged
 from jaxformer.config import Config
+from jaxformer.model.language_model import build_model
+from jaxformer.model.parameter_paths import by_path
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.parallel.rules import batch_sharding, put_batch
 from jaxformer.train.balance import figures, move_biases
-from jaxformer.train.program import Program, make_program
+from jaxformer.train.program import Program, make_program, weights
 from jaxformer.train.step import TrainState
 
 ROWS, LENGTH = 16, 32
@@ -127,3 +130,33 @@ def test_figures_leave_out_layers_without_experts() -> None:
     found = figures(jnp.asarray([[nan, nan, nan], [3.0, 1.0, 0.0], [1.0, 1.0, nan]]))
     np.testing.assert_allclose(found["max_violation"], [nan, 1.25, 0.0], rtol=1e-6)
     np.testing.assert_array_equal(found["idle_experts"], [nan, 1.0, 0.0])
+
+
+def test_every_expert_has_an_adapter_of_its_own_and_they_merge_to_the_same_logits() -> None:
+    config = program_of({"bias_rate": 0.1}).config.model_dump() | {
+        "lora": {"targets": ["*/ffn/*"]},
+        "init": {"from": "runs/base"},
+    }
+    program = make_program(
+        Config.model_validate(config), make_mesh({}, devices=jax.devices()[:1]), 32
+    )
+    state, metrics = train(program, program.initial_state(), 2)
+    assert metrics["grad_norm"] > 0
+    shapes = {path: leaf.shape for path, leaf in by_path(state.params).items()}
+    of_experts = {path: shape for path, shape in shapes.items() if "experts_" in path}
+    rank = program.config.lora.rank
+    assert of_experts == {
+        f"stack/groups/layer_0/ffn/experts_{name}/lora/{side}": (2, 8, *shape)
+        for name, into, out in (("in", 16, 8), ("gate", 16, 8), ("out", 8, 16))
+        for side, shape in (("a", (into, rank)), ("b", (rank, out)))
+    }
+    assert shapes.keys() == of_experts.keys()
+    whole = weights(state)
+    assert any(np.any(leaf) for path, leaf in by_path(state.params).items() if path.endswith("b"))
+    tokens = jnp.asarray(batch_of(0).inputs[:2])
+    with_adapters = program.model.apply({"params": whole}, tokens)
+    plain = build_model(program.config.model, vocab_size=32)
+    params = merged(whole, program.config.lora)
+    np.testing.assert_allclose(
+        plain.apply({"params": params}, tokens), with_adapters, rtol=0, atol=1e-5
+    )

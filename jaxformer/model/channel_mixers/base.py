@@ -47,6 +47,10 @@ class ChannelMixer(nn.Module):
         """
         raise NotImplementedError
 
+    def kernels(self) -> list[str]:
+        """What is chosen for it on the current mesh, to be told."""
+        return []
+
     def flops(self, length: int) -> float:
         """Forward FLOPs per token, on average over a sequence of `length` tokens."""
         raise NotImplementedError

@@ -19,7 +19,7 @@ from jaxformer.model.channel_mixers.router import Router, RouterOptions, within_
 from jaxformer.model.projections import Projection
 from jaxformer.model.rows import LayerAux, RowInfo
 from jaxformer.ops.routing import experts_of_rows, grouped_product, take_rows
-from jaxformer.parallel.expert import once, visit_experts
+from jaxformer.parallel.expert import exchange, once, visit_experts
 from jaxformer.schema.base import Schema
 
 
@@ -210,6 +210,11 @@ class MoE(ChannelMixer):
                 Projection((1,), ("d_model", "choices"), start, name="shared_gate")(x)
             )
         return y
+
+    def kernels(self) -> list[str]:
+        devices = jax.sharding.get_abstract_mesh().shape.get("expert", 1)
+        how = exchange(devices, self.config.experts_per_token)
+        return [] if devices == 1 else [f"experts {how} over {devices} devices"]
 
     def flops(self, length: int) -> float:
         config, width = self.config, self.dims.d_model
