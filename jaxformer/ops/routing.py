@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
 
+LANES = 128  # of a TPU: the kernel wants whole ones
 UNITS, SMALLEST_UNIT, LARGEST_UNIT = 8, 16, 64  # of the sizes of blocks, see `block_sizes`
 
 
@@ -89,8 +91,9 @@ def grouped_product(
 ) -> jax.Array:
     """y_m = x_m W_e(m), for rows in the order of the experts.
 
-    On a TPU, it is XLA's `ragged_dot`. Elsewhere that multiplies every row with every matrix, so
-    blocks of rows are multiplied one after another, as many as the experts need.
+    On a TPU, it is the kernel `gmm` that JAX has, or XLA's `ragged_dot` where that cannot serve.
+    Elsewhere XLA multiplies every row with every matrix, so blocks of rows are multiplied one after
+    another, as many as the experts need.
 
     Args:
         x: [rows, inputs]
@@ -104,7 +107,7 @@ def grouped_product(
         x,
         matrices,
         counts,
-        tpu=partial(ragged_product, transposed=transposed),
+        tpu=partial(tpu_product, transposed=transposed),
         default=partial(product_of_blocks, transposed=transposed),
     )
 
@@ -130,8 +133,44 @@ grouped_product.defvjp(_product_forward, _product_backward)
 def grouped_outer_product(x: jax.Array, y: jax.Array, counts: jax.Array) -> jax.Array:
     """Σ x_m y_mᵀ over the rows of each expert: [rows, n], [rows, m] → [experts, n, m]."""
     return jax.lax.platform_dependent(
-        x, y, counts, tpu=ragged_outer_product, default=outer_product_of_blocks
+        x, y, counts, tpu=tpu_outer_product, default=outer_product_of_blocks
     )
+
+
+def tpu_product(
+    x: jax.Array, matrices: jax.Array, counts: jax.Array, transposed: bool
+) -> jax.Array:
+    """`grouped_product` by the kernel of MegaBlox (Gale et al., 2022, arXiv:2211.15841)."""
+    inputs, outputs = x.shape[1], matrices.shape[1 if transposed else 2]
+    tiling = _tiling(len(x), inputs, outputs, x.dtype)
+    if tiling is None:
+        return ragged_product(x, matrices, counts, transposed)
+    y = gmm(x, matrices, counts, x.dtype, tiling, transpose_rhs=transposed)
+    return jnp.where((jnp.arange(len(x)) < jnp.sum(counts))[:, None], y, 0)
+
+
+def tpu_outer_product(x: jax.Array, y: jax.Array, counts: jax.Array) -> jax.Array:
+    """`grouped_outer_product` by the kernel of MegaBlox."""
+    tiling = _tiling(len(x), x.shape[1], y.shape[1], x.dtype)
+    if tiling is None:
+        return ragged_outer_product(x, y, counts)
+    return tgmm(x.T, y, counts, x.dtype, tiling)
+
+
+def _tiling(rows: int, inputs: int, outputs: int, dtype: jnp.dtype) -> tuple[int, int, int] | None:
+    """The kernel's block sizes; None where it cannot serve, as where several devices share rows."""
+    mesh = jax.sharding.get_abstract_mesh()
+    shared = any(mesh.shape[axis] > 1 for axis in set(mesh.axis_names) - set(mesh.manual_axes))
+    fits = rows % LANES == 0 and min(inputs, outputs) >= LANES
+    if shared or not fits or dtype not in (jnp.bfloat16, jnp.float32):
+        return None
+    return _block(rows, 512), _block(inputs, 1024), _block(outputs, 1024)
+
+
+def _block(size: int, most: int) -> int:
+    """The largest multiple of LANES up to `most` that divides `size`, or else one that does not."""
+    fitting = [each for each in range(LANES, most + 1, LANES) if size % each == 0]
+    return max(fitting, default=min(most, size // LANES * LANES))
 
 
 def ragged_product(

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from jaxformer.ops.routing import Dispatch, collect, experts_of_rows, send, sort_by_expert
@@ -14,8 +15,6 @@ from jaxformer.parallel.mesh import DATA_AXES
 from jaxformer.parallel.own_tokens import gather
 
 AXIS = "expert"
-# Rows of a batch lie over these; pipelines map their layers over `stage` themselves.
-ROW_AXES = tuple(axis for axis in DATA_AXES if axis != "stage")
 PLACES = {"experts": AXIS, "d_model": "fsdp", "d_hidden": "tensor"}
 
 PyTree = Any
@@ -54,7 +53,7 @@ def visit_experts(
         experts: [tokens, k] int32; `num_experts` is nobody, for padding and what is dropped.
         gates: [tokens, k]
     """
-    split = _split_axes(len(x), (*ROW_AXES, "tensor"))
+    split = _split_axes(len(x), (*DATA_AXES, "tensor"))
     if not split:
         return _of_own(of_rows, weights, x, experts, gates, num_experts)
 
@@ -75,7 +74,7 @@ def visit_experts(
         of_shard,
         in_specs=(jax.tree.map(place, axes, is_leaf=_is_spec), rows, rows, rows),
         out_specs=rows,
-        axis_names=set(split),
+        axis_names=_own_axes(),
         check_vma=False,
     )(weights, x, experts, gates)
 
@@ -83,26 +82,33 @@ def visit_experts(
 def of_own_tokens(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
     """`function` of arrays [tokens, ...], which every device computes of its own tokens: XLA would
     gather them all to sort them."""
-    split = _split_axes(len(x), ROW_AXES)
+    split = _split_axes(len(x), DATA_AXES)
     if not split:
         return function(x)
     rows = _rows_over(split)
     return jax.shard_map(
-        function, in_specs=rows, out_specs=rows, axis_names=set(split), check_vma=False
+        function, in_specs=rows, out_specs=rows, axis_names=_own_axes(), check_vma=False
     )(x)
+
+
+def _own_axes() -> set[str]:
+    """The mesh axes that no `shard_map` around this place has already: all, since a TPU's kernels
+    leave none to the compiler."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return set(mesh.axis_names) - set(mesh.manual_axes)
 
 
 def _split_axes(tokens: int, axes: Sequence[str]) -> dict[str, int]:
     """The sizes of those mesh axes that have several devices, or none if they cannot split the
     tokens."""
-    shape = jax.sharding.get_abstract_mesh().shape
-    split = {axis: shape[axis] for axis in axes if shape.get(axis, 1) > 1}
-    shards = math.prod(size for axis, size in split.items() if axis in ROW_AXES)
+    own, shape = _own_axes(), jax.sharding.get_abstract_mesh().shape
+    split = {axis: shape[axis] for axis in axes if axis in own and shape[axis] > 1}
+    shards = math.prod(size for axis, size in split.items() if axis in DATA_AXES)
     return {} if tokens % shards else split
 
 
 def _rows_over(split: Mapping[str, int]) -> PartitionSpec:
-    return PartitionSpec(tuple(axis for axis in ROW_AXES if axis in split))
+    return PartitionSpec(tuple(axis for axis in DATA_AXES if axis in split))
 
 
 def _of_own(
@@ -115,7 +121,7 @@ def _of_own(
 ) -> jax.Array:
     dispatch, counts = sort_by_expert(experts, num_experts)
     y = of_rows(weights, send(x, dispatch), counts)
-    return _weigh(collect(y, dispatch), gates)
+    return _weigh(y, dispatch, gates)
 
 
 def _of_ring(
@@ -156,12 +162,12 @@ def _of_exchanged(
     def swapped(rows: jax.Array) -> jax.Array:
         return jax.lax.all_to_all(rows, AXIS, split_axis=0, concat_axis=0, tiled=True)
 
-    received = swapped(send(x, pieces))  # [devices · room, d_model]
+    # [devices · room, d_model], kept where products are, or gradients would send it again.
+    received = checkpoint_name(swapped(send(x, pieces)), "projection")
     of_slot = jax.vmap(partial(experts_of_rows, rows=room))(swapped(counts))
     here, counts = sort_by_expert(of_slot.reshape(-1, 1), own)
     y = of_rows(weights, send(received, here), counts)
-    y = swapped(collect(y, here)[:, 0])
-    return _weigh(collect(y, pieces), gates)
+    return _weigh(swapped(collect(y, here)[:, 0]), pieces, gates)
 
 
 def _in_pieces(dispatch: Dispatch, device: jax.Array, sent: jax.Array, room: int) -> Dispatch:
@@ -180,8 +186,10 @@ def _in_pieces(dispatch: Dispatch, device: jax.Array, sent: jax.Array, room: int
     return Dispatch(source.reshape(-1), jnp.where(dispatch.slot < 0, -1, slot))
 
 
-def _weigh(y: jax.Array, gates: jax.Array) -> jax.Array:
-    return jnp.einsum("tkd,tk->td", y, gates.astype(y.dtype))
+def _weigh(y: jax.Array, dispatch: Dispatch, gates: jax.Array) -> jax.Array:
+    """Σ_j gate_tj y_tj, of rows in slots."""
+    collected = checkpoint_name(collect(y, dispatch), "projection")  # the gates' gradient needs it
+    return jnp.einsum("tkd,tk->td", collected, gates.astype(y.dtype))
 
 
 def _whole(weight: jax.Array, names: PartitionSpec, dtype: Any) -> jax.Array:

@@ -188,7 +188,9 @@ class MoE(ChannelMixer):
 
         def project(name: str, x: jax.Array) -> jax.Array:
             kernel = weights[name]["kernel"].astype(x.dtype)
-            y = checkpoint_name(grouped_product(x, kernel, counts), "projection")
+            y = grouped_product(x, kernel, counts)
+            if name != "out":  # what it gives is kept where it has returned to its token
+                y = checkpoint_name(y, "projection")
             if "bias" not in weights[name]:
                 return y
             bias = weights[name]["bias"].astype(x.dtype)
