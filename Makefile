@@ -2,14 +2,15 @@
 #   make train                  train configs/quickstart.yaml   (ARGS="train.steps=200" overrides)
 #   make test                   the test suite                  (TESTS="tests/data" runs a part)
 #   make devices                training on simulated devices, and in several processes
-#   make faults                 one run that is killed fifty times, and other faults
+#   make faults                 runs that are killed, one of them fifty times, and other faults
 #   make parity                 comparison with transformers and lm-evaluation-harness (installs torch)
 #   make lint                   formatting, lints, types, layers, the JSON schema
 #   make PYTHON=python3.13 test  the same with another Python, in an environment of its own
 
 SHELL := bash
 PYTHON ?= python3
-TESTS ?= $(filter-out tests/devices/ tests/parity/ tests/tpu/,$(wildcard tests/*/ tests/test_*.py))
+APART := tests/devices/ tests/faults/ tests/parity/ tests/tpu/
+TESTS ?= $(filter-out $(APART),$(wildcard tests/*/ tests/test_*.py))
 ARGS ?=
 
 ifeq ($(origin PYTHON),file)

@@ -5,7 +5,7 @@ import pytest
 from tests.faults.disturbed import SECRETS, Undisturbed
 from tests.runs import finish, make_config, start_training, write_config
 
-# `make test` kills as often as there are ways to, `make faults` until chance has had its say.
+# `.ci/run` kills as often as there are ways to, `make faults` until chance has had its say.
 KILLS = 3
 
 

@@ -22,12 +22,10 @@ MODEL = {
     "ffn": {"kind": "swiglu", "d_hidden": 12},
     "init": {"std": "fan_in", "output": "plain"},
 }
-MAMBA2 = {"kind": "mamba2", "expansion": 1.0, "head_dim": 4, "state_size": 4}
 GATED_DELTA = {"kind": "gated_delta", "num_heads": 2, "head_dim": 4, "value_expansion": 1.0}
 MIXERS = {
     "attention": ATTENTION,
     "window": ATTENTION | {"window": 3, "sinks": 1},
-    "mamba2": MAMBA2,
     "gated_delta": GATED_DELTA,
     "parallel": {"kind": "parallel", "mixers": [ATTENTION, {"kind": "min_gru"}]},
 }

@@ -30,7 +30,6 @@ MODEL = {
 }
 MIXERS = {
     "attention": {"kind": "attention", "num_heads": 2, "window": 4},
-    "mamba2": {"kind": "mamba2", "head_dim": 4, "state_size": 4},
     "gated_delta": {"kind": "gated_delta", "num_heads": 2, "head_dim": 4},
     "parallel": {
         "kind": "parallel",
