@@ -98,10 +98,11 @@ def grouped_product(
     Args:
         x: [rows, inputs]
         matrices: [experts, inputs, outputs], or [experts, outputs, inputs] if `transposed`.
-        counts: [experts], how many rows each expert has; rows beyond their sum give zeros.
+        counts: [experts], how many rows each expert has.
 
     Returns:
-        [rows, outputs]
+        [rows, outputs]; rows beyond the sum of the counts hold anything, and so does their
+        gradient.
     """
     return jax.lax.platform_dependent(
         x,
@@ -145,8 +146,7 @@ def tpu_product(
     tiling = _tiling(len(x), inputs, outputs, x.dtype)
     if tiling is None:
         return ragged_product(x, matrices, counts, transposed)
-    y = gmm(x, matrices, counts, x.dtype, tiling, transpose_rhs=transposed)
-    return jnp.where((jnp.arange(len(x)) < jnp.sum(counts))[:, None], y, 0)
+    return gmm(x, matrices, counts, x.dtype, tiling, transpose_rhs=transposed)
 
 
 def tpu_outer_product(x: jax.Array, y: jax.Array, counts: jax.Array) -> jax.Array:
@@ -179,8 +179,7 @@ def ragged_product(
     """`grouped_product` by XLA's `ragged_dot`."""
     if transposed:
         matrices = matrices.swapaxes(1, 2)
-    y = jax.lax.ragged_dot(x, matrices, counts)
-    return jnp.where((jnp.arange(len(x)) < jnp.sum(counts))[:, None], y, 0)
+    return jax.lax.ragged_dot(x, matrices, counts)
 
 
 RAGGED_ROWS = jax.lax.RaggedDotDimensionNumbers(

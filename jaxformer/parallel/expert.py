@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,16 @@ PyTree = Any
 
 # (the experts' weights, rows [rows, d_model] in their order, how many each has) → [rows, d_model]
 OfRows = Callable[[PyTree, jax.Array, jax.Array], jax.Array]
+OfOwnRows = Callable[[jax.Array, jax.Array], jax.Array]  # the same, of a device's own weights
+
+
+class Tokens(NamedTuple):
+    """Tokens and the experts that they chose; an expert beyond all is nobody, for padding and what
+    is dropped."""
+
+    x: jax.Array  # [tokens, d_model]
+    experts: jax.Array  # [tokens, k] int32
+    gates: jax.Array  # [tokens, k]
 
 
 def exchange(devices: int, chosen: int) -> str:
@@ -31,13 +41,7 @@ def exchange(devices: int, chosen: int) -> str:
 
 
 def visit_experts(
-    of_rows: OfRows,
-    weights: PyTree,
-    axes: PyTree,
-    x: jax.Array,
-    experts: jax.Array,
-    gates: jax.Array,
-    num_experts: int,
+    of_rows: OfRows, weights: PyTree, axes: PyTree, tokens: Tokens, num_experts: int
 ) -> jax.Array:
     """y_t = Σ_j gate_tj E_j(x_t), over the experts that each token chose.
 
@@ -49,20 +53,21 @@ def visit_experts(
     Args:
         weights: of all experts, arrays that begin with [experts].
         axes: the logical axes of the weights, a tree of PartitionSpecs.
-        x: [tokens, d_model]
-        experts: [tokens, k] int32; `num_experts` is nobody, for padding and what is dropped.
-        gates: [tokens, k]
-    """
-    split = _split_axes(len(x), (*DATA_AXES, "tensor"))
-    if not split:
-        return _of_own(of_rows, weights, x, experts, gates, num_experts)
 
-    def of_shard(weights: PyTree, x: jax.Array, experts: jax.Array, gates: jax.Array) -> jax.Array:
+    Returns:
+        [tokens, d_model]
+    """
+    split = _split_axes(len(tokens.x), (*DATA_AXES, "tensor"))
+    if not split:
+        return _of_own(partial(of_rows, weights), tokens, num_experts)
+
+    def of_shard(weights: PyTree, tokens: Tokens) -> jax.Array:
         if "fsdp" in split:
-            weights = jax.tree.map(partial(_whole, dtype=x.dtype), weights, axes, is_leaf=_is_spec)
+            whole = partial(_whole, dtype=tokens.x.dtype)
+            weights = jax.tree.map(whole, weights, axes, is_leaf=_is_spec)
         of_shards = {"none": _of_own, "ring": _of_ring, "all_to_all": _of_exchanged}
-        how = of_shards[exchange(split.get(AXIS, 1), experts.shape[1])]
-        y = how(of_rows, weights, x, experts, gates, num_experts)
+        how = of_shards[exchange(split.get(AXIS, 1), tokens.experts.shape[1])]
+        y = how(partial(of_rows, weights), tokens, num_experts)
         return jax.lax.psum(y, "tensor") if "tensor" in split else y
 
     def place(names: PartitionSpec) -> PartitionSpec:
@@ -72,11 +77,11 @@ def visit_experts(
     rows = _rows_over(split)
     return jax.shard_map(
         of_shard,
-        in_specs=(jax.tree.map(place, axes, is_leaf=_is_spec), rows, rows, rows),
+        in_specs=(jax.tree.map(place, axes, is_leaf=_is_spec), rows),
         out_specs=rows,
         axis_names=_own_axes(),
         check_vma=False,
-    )(weights, x, experts, gates)
+    )(weights, tokens)
 
 
 def of_own_tokens(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
@@ -111,47 +116,24 @@ def _rows_over(split: Mapping[str, int]) -> PartitionSpec:
     return PartitionSpec(tuple(axis for axis in DATA_AXES if axis in split))
 
 
-def _of_own(
-    of_rows: OfRows,
-    weights: PyTree,
-    x: jax.Array,
-    experts: jax.Array,
-    gates: jax.Array,
-    num_experts: int,
-) -> jax.Array:
-    dispatch, counts = sort_by_expert(experts, num_experts)
-    y = of_rows(weights, send(x, dispatch), counts)
-    return _weigh(y, dispatch, gates)
+def _of_own(of_rows: OfOwnRows, tokens: Tokens, num_experts: int) -> jax.Array:
+    dispatch, counts = sort_by_expert(tokens.experts, num_experts)
+    return _weigh(of_rows(send(tokens.x, dispatch), counts), dispatch, tokens.gates)
 
 
-def _of_ring(
-    of_rows: OfRows,
-    weights: PyTree,
-    x: jax.Array,
-    experts: jax.Array,
-    gates: jax.Array,
-    num_experts: int,
-) -> jax.Array:
+def _of_ring(of_rows: OfOwnRows, tokens: Tokens, num_experts: int) -> jax.Array:
     """Every device sees all tokens, computes its own experts' share, and the shares are added."""
     own = num_experts // jax.lax.axis_size(AXIS)
-    x, experts, gates = (
-        jax.lax.all_gather(each, AXIS, axis=0, tiled=True) for each in (x, experts, gates)
-    )
-    local = experts - own * jax.lax.axis_index(AXIS)
+    every = jax.tree.map(partial(jax.lax.all_gather, axis_name=AXIS, axis=0, tiled=True), tokens)
+    local = every.experts - own * jax.lax.axis_index(AXIS)
     local = jnp.where((local >= 0) & (local < own), local, own)
-    shares = _of_own(of_rows, weights, x, local, gates, own)
+    shares = _of_own(of_rows, every._replace(experts=local), own)
     return jax.lax.psum_scatter(shares, AXIS, scatter_dimension=0, tiled=True)
 
 
-def _of_exchanged(
-    of_rows: OfRows,
-    weights: PyTree,
-    x: jax.Array,
-    experts: jax.Array,
-    gates: jax.Array,
-    num_experts: int,
-) -> jax.Array:
+def _of_exchanged(of_rows: OfOwnRows, tokens: Tokens, num_experts: int) -> jax.Array:
     """Rows go to the devices of their experts in pieces of one size, and come back."""
+    x, experts, gates = tokens
     devices = jax.lax.axis_size(AXIS)
     own = num_experts // devices
     dispatch, counts = sort_by_expert(experts, num_experts)
@@ -166,7 +148,7 @@ def _of_exchanged(
     received = checkpoint_name(swapped(send(x, pieces)), "projection")
     of_slot = jax.vmap(partial(experts_of_rows, rows=room))(swapped(counts))
     here, counts = sort_by_expert(of_slot.reshape(-1, 1), own)
-    y = of_rows(weights, send(received, here), counts)
+    y = of_rows(send(received, here), counts)
     return _weigh(swapped(collect(y, here)[:, 0]), pieces, gates)
 
 

@@ -43,11 +43,14 @@ def test_every_form_of_the_grouped_product_is_the_loop_over_rows(
         monkeypatch.setattr(routing, "outer_product_of_blocks", routing.ragged_outer_product)
     monkeypatch.setattr(routing, "block_sizes", lambda rows, experts: (1, 2, 3))
     x, matrices, weights = normal(0, 11, 6), normal(1, 4, 6, 5), normal(2, 11, 5)
+    used = sum(counts)
 
     def of(function: Callable) -> tuple:
-        return jax.value_and_grad(lambda x, m: jnp.sum(weights * function(x, m)), (0, 1))(
-            x, matrices
-        )
+        def loss(x: jax.Array, matrices: jax.Array) -> jax.Array:
+            return jnp.sum((weights * function(x, matrices))[:used])
+
+        value, (of_x, of_matrices) = jax.value_and_grad(loss, (0, 1))(x, matrices)
+        return value, of_x[:used], of_matrices
 
     expected = of(lambda x, m: loop(x, m, counts))
     for transposed in (False, True):

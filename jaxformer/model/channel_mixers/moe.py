@@ -19,7 +19,7 @@ from jaxformer.model.channel_mixers.router import Router, RouterOptions, within_
 from jaxformer.model.projections import Projection
 from jaxformer.model.rows import LayerAux, RowInfo
 from jaxformer.ops.routing import experts_of_rows, grouped_product, take_rows
-from jaxformer.parallel.expert import exchange, once, visit_experts
+from jaxformer.parallel.expert import Tokens, exchange, once, visit_experts
 from jaxformer.schema.base import Schema
 
 
@@ -152,9 +152,7 @@ class MoE(ChannelMixer):
             self._of_rows,
             {name: matrix() for name, matrix in matrices.items()},
             {name: matrix.axes for name, matrix in matrices.items()},
-            x,
-            experts,
-            routing.gates.astype(x.dtype),
+            Tokens(x, experts, routing.gates.astype(x.dtype)),
             config.num_experts,
         )
         if config.shared is not None:
