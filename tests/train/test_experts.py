@@ -1,5 +1,7 @@
 """Runs of a mixture of experts: balance, micro-batches, resuming."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +14,13 @@ from jaxformer.model.language_model import build_model
 from jaxformer.model.parameter_paths import by_path
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.parallel.rules import batch_sharding, put_batch
+from jaxformer.run import load
 from jaxformer.train.balance import figures, move_biases
 from jaxformer.train.program import Program, make_program, weights
+from jaxformer.train.run import train as train_run
 from jaxformer.train.step import TrainState
+from tests.runs import assert_same_arrays, make_config, results, saved_arrays
+from tests.train.test_loop import signal_at_step
 
 ROWS, LENGTH = 16, 32
 
@@ -160,3 +166,41 @@ def test_every_expert_has_an_adapter_of_its_own_and_they_merge_to_the_same_logit
     np.testing.assert_allclose(
         plain.apply({"params": params}, tokens), with_adapters, rtol=0, atol=1e-5
     )
+
+
+def test_a_run_resumes_to_the_last_bit_with_its_biases_and_generates(tmp_path, monkeypatch) -> None:
+    def run_of(folder: Path) -> Config:
+        folder.mkdir()
+        dense, moe = {"kind": "swiglu", "d_hidden": 16}, program_of(BALANCE).config.model.ffn
+        model = {"first": [{"ffn": dense}], "ffn": moe.model_dump(), "num_layers": 2}
+        return make_config(
+            folder,
+            model=model,
+            train={"steps": 4, "log_every": 1, "layer_statistics": {"every": 2}},
+            checkpoint={"every": 2},
+        )
+
+    assert train_run(run_of(tmp_path / "whole")) == 0
+    stopped = run_of(tmp_path / "stopped")
+    with monkeypatch.context() as patch:
+        signal_at_step(patch, 2)
+        assert train_run(stopped) == 75
+    assert train_run(stopped) == 0
+    ours, theirs = (tmp_path / name / "run" for name in ("stopped", "whole"))
+    arrays = saved_arrays(ours, 4)
+    assert_same_arrays(arrays, saved_arrays(theirs, 4))
+    [biases] = [
+        leaf
+        for path, leaf in arrays.items()
+        if "selection_bias" in path and path.startswith("params")
+    ]
+    assert np.any(biases) and not any("selection_bias" in p and "opt_state" in p for p in arrays)
+    rows = [row for row in results(ours) if row.get("layer") == 1]
+    assert [row["step"] for row in rows] == [2, 4]
+    for row in rows:
+        loads = [row[f"expert_load/{expert}"] for expert in range(8)]
+        assert sum(loads) == pytest.approx(2.0)
+        assert row["max_violation"] == pytest.approx(max(loads) / 0.25 - 1, rel=1e-5)
+    dense = next(row for row in results(ours) if row.get("layer") == 0)
+    assert dense["max_violation"] is None  # NaN, where there are no experts
+    assert len(load(ours).generate("ab", max_new_tokens=3).encode()) >= 3
