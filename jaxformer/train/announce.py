@@ -26,8 +26,8 @@ def plan_of(program: Program, stages: Sequence[RunStage], peak: Peak) -> str:
     state = bytes_per_device(program.abstract, program.shardings)
     used = dict.fromkeys(kernel for each in stages for kernel in each.program.kernels)
     kernels = {"kernels": ", ".join(used)} if used else {}
-    active = f", {program.num_active:,} of them active per token"
-    of_them = active if program.num_active < program.num_parameters else ""
+    has_experts = any(ffn.experts for ffn in config.model.ffns())
+    of_them = f", {program.num_active:,} of them active per token" if has_experts else ""
     frozen = program.num_parameters - program.num_trained
     trained = {"trained": f"{program.num_trained:,} parameters, {frozen:,} are frozen"}
     options = program.compiler_options

@@ -336,3 +336,17 @@ def test_layers_with_other_experts_or_none_share_one_table_of_loads() -> None:
         x, cache, _ = hidden({"params": params}, *rows, cache=cache)
         made.append(x)
     np.testing.assert_allclose(jnp.concatenate(made, 1), whole, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid", "sqrt_softplus"])
+def test_extreme_logits_have_finite_gates_and_gradients(score: str) -> None:
+    layer = layer_of(config_of(score=score, balance={"auxiliary": 0.1, "z_loss": 0.1}))
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), parameters(layer))
+    params["router"]["kernel"] *= 1e3
+
+    def loss(params: dict, x: jax.Array) -> jax.Array:
+        y, aux = layer.apply({"params": params}, x, rows_of(SEGMENTS))
+        return jnp.sum(y) + aux.loss
+
+    found = jax.value_and_grad(loss, (0, 1))(params, jnp.asarray(X, jnp.float32))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))

@@ -17,10 +17,18 @@ from jaxformer.schema.base import Schema
 
 SELECTION_BIAS = "selection_bias"  # a parameter that no gradient reaches: see `train.balance`
 
+FAR = -30.0  # below, softplus(x) is e^x in float32, and soon 0, where a root has no gradient
+
+
+def _sqrt_softplus(x: jax.Array) -> jax.Array:
+    near = jnp.sqrt(jax.nn.softplus(jnp.maximum(x, FAR)))
+    return jnp.where(x < FAR, jnp.exp(jnp.minimum(x, FAR) / 2), near)
+
+
 SCORES = {
     "softmax": jax.nn.softmax,
     "sigmoid": jax.nn.sigmoid,
-    "sqrt_softplus": lambda logits: jnp.sqrt(jax.nn.softplus(logits)),
+    "sqrt_softplus": _sqrt_softplus,
 }
 
 
@@ -134,7 +142,7 @@ class Router(nn.Module):
         def total(values: jax.Array) -> jax.Array:
             return jnp.sum(jnp.where(real, values, 0.0))
 
-        shares = scores / jnp.sum(scores, axis=1, keepdims=True)
+        shares = scores / (jnp.sum(scores, axis=1, keepdims=True) + 1e-20)
         load = jnp.sum(jax.nn.one_hot(experts, count, dtype=shares.dtype), axis=(0, 1))
         entropy = -jnp.sum(jax.scipy.special.xlogy(shares, shares), axis=1)
         stats = {"expert_load": load, "router_entropy": total(entropy)}
