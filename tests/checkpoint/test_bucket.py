@@ -15,7 +15,7 @@ from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.errors import UserError
 from jaxformer.run import load
 from tests.checkpoint.interop.models import write_tokenizer
-from tests.checkpoint.test_manager import cut, like, make_trees, save
+from tests.checkpoint.test_manager import like, make_trees, save
 from tests.runs import (
     assert_same_arrays,
     finish,
@@ -51,30 +51,6 @@ def test_a_run_in_a_bucket_stops_goes_on_and_is_evaluated_as_on_a_disk(bucket, t
     assert results(copy) == results(tmp_path / "run")
     assert_same_arrays(saved_arrays(copy, 24), saved_arrays(tmp_path / "run", 24))
     assert load(f"{PLACE}/checkpoints/24").generate("a", seed=1) == load(copy).generate("a", seed=1)
-
-
-def test_a_damaged_checkpoint_in_a_bucket_is_passed_over_kept_and_removed_when_asked(
-    bucket, tmp_path, capsys
-):
-    directory = RunDirectory("gs://runs/damaged")
-    directory.create(make_config(tmp_path))
-    with Checkpoints(directory.checkpoints, keep_newest=2) as checkpoints:
-        for step in (1, 2, 3):
-            save(checkpoints, step)
-    newest = directory.checkpoints / "3"
-    cut(newest / "params" / "_METADATA")
-    with Checkpoints(directory.checkpoints, keep_newest=2) as checkpoints:
-        assert checkpoints.newest_good() == 2
-        assert f"warning: checkpoint {newest} is damaged: params/_M" in capsys.readouterr().err
-        save(checkpoints, 3)
-    assert main(["checkpoint", "ls", "gs://runs/damaged", "--verify"]) == 0
-    words = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
-    assert [[line[0], line[-1]] for line in words if line[-1] == "complete"] == [
-        ["2", "complete"],
-        ["3", "complete"],
-    ]
-    assert main(["checkpoint", "rm", "gs://runs/damaged", "2", "3.damaged"]) == 0
-    assert [each.name for each in directory.checkpoints.iterdir()] == ["3"]
 
 
 def test_a_run_in_a_bucket_keeps_its_tokenizer_and_the_weights_under_its_adapters(bucket, tmp_path):
