@@ -159,7 +159,7 @@ def step(
             caches.append(kept)
         longer[name] = tuple(caches)
         passed = jnp.where(has_left, passed, passed + len(layers))
-        if place < len(parts) - 1:
+        if place < len(parts) - 1 and name != "first":
             ends = [depth.residual.finish(each)[:, 0] for each in (before, stream)]
             sure = _confidence(rule, read, *ends) > rule.confidence
             has_left |= sure

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax.core import meta
 
 from jaxformer.model.channel_mixers import build_channel_mixer
+from jaxformer.model.config import ModelConfig
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.model.lora import adapter_paths
 from jaxformer.model.parameter_paths import by_path
@@ -29,17 +30,21 @@ def count_parameters(model: LanguageModel) -> int:
 def count_active(model: LanguageModel) -> int:
     """The number of parameters that a token meets: all but the experts that it does not visit."""
     leaves = by_path(meta.unbox(abstract_parameters(model)))
-    sizes = (_active_share(model, path) * math.prod(leaf.shape) for path, leaf in leaves.items())
-    return round(sum(sizes))
+    shares = {path: active_share(model.config, path) for path in leaves}
+    return round(sum(shares[path] * math.prod(leaf.shape) for path, leaf in leaves.items()))
 
 
-def _active_share(model: LanguageModel, path: str) -> float:
+def active_share(config: ModelConfig, path: str) -> float:
     """The share of a parameter that a token meets."""
     if "/ffn/experts_" not in path:
         return 1.0
-    found = model.config.layers_of_path(path)
-    layer = model.config.layers()[found[0]] if found else model.config.further_layer()
-    return 1.0 if layer.ffn is None else layer.ffn.active_share
+    if found := config.layers_of_path(path):
+        layers = config.layers()[found[0] : found[0] + 1]
+    elif path.startswith(FURTHER_PATH):
+        layers = (config.further_layer(),)
+    else:
+        layers = config.inputs.own_layers
+    return next(layer.ffn.active_share for layer in layers if layer.ffn and layer.ffn.experts)
 
 
 def flops_per_token(model: LanguageModel, length: int, tokens_read: float = 1.0) -> float:
@@ -86,7 +91,7 @@ def _adapters(model: LanguageModel, share: float = 1.0, *, of_further: bool = Fa
         return 0.0
     leaves = by_path(meta.unbox(abstract_parameters(model)))
     return sum(
-        _active_share(model, path)
+        active_share(model.config, path)
         * math.prod(leaves[path].shape)
         * (share if path.startswith("stack/") else 1.0)
         for path in adapter_paths(leaves)

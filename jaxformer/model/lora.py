@@ -28,7 +28,7 @@ class LoRAConfig(Schema):
     rank: PositiveInt = Field(8, description="the rank of each adapter")
     alpha: PositiveFloat = Field(16.0, description="adapters are multiplied by alpha / rank")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.0, description="on the inputs of adapters, in training alone"
+        0.0, description="on the inputs of adapters, in training alone; not on those of experts"
     )
     targets: tuple[str, ...] = Field(
         ("*/mixer/*",),

@@ -45,10 +45,11 @@ def visit_experts(
 ) -> jax.Array:
     """y_t = Σ_j gate_tj E_j(x_t), over the experts that each token chose.
 
-    On a mesh, every device sorts its own tokens. Weights are split over `expert` by experts, and
-    like those of other layers over `fsdp`, where they are gathered, and `tensor`, where the parts
-    of the result are added up. For the exchange over `expert`, see `exchange`: `all_to_all` sends
-    rows twice, there and back, and reserves room for all tokens of a device at every other one.
+    On a mesh, every device sorts the tokens that it has or is shown. Weights are split over
+    `expert` by experts, and like those of other layers over `fsdp`, where they are gathered, and
+    `tensor`, where the parts of the result are added up. For the exchange over `expert`, see
+    `exchange`: `all_to_all` sends rows twice, there and back, and reserves room for all tokens of a
+    device at every other one.
 
     Args:
         weights: of all experts, arrays that begin with [experts].

@@ -89,19 +89,20 @@ def make_pipeline(sizes: Mapping[str, int], rows: int, wanted: int | None) -> Pi
     return Pipeline(stages, wanted)
 
 
-def check_repetitions(stages: int, num_layers: int, pattern_length: int) -> None:
-    """Refuse layers that stages cannot share evenly.
+def check_repetitions(stages: int, num_layers: int, pattern_length: int, first: int = 0) -> None:
+    """Refuse layers that stages cannot share evenly; so many `first` ones lie below the pattern.
 
     Raises:
         DoesNotFit: the repetitions of the pattern are not divisible by the stages.
     """
-    repetitions = num_layers // pattern_length
+    repetitions = (num_layers - first) // pattern_length
     if repetitions % stages:
-        nearest = max(stages, round(repetitions / stages) * stages) * pattern_length
+        nearest = first + max(stages, round(repetitions / stages) * stages) * pattern_length
+        above = f" above {first} first layers" if first else ""
         raise DoesNotFit(
             f"mesh.stage is {stages}, but model.num_layers {num_layers} repeats the pattern of "
-            f"{pattern_length} {repetitions} times, which {stages} does not divide; the nearest "
-            f"model.num_layers that fits: {nearest}"
+            f"{pattern_length}{above} {repetitions} times, which {stages} does not divide; the "
+            f"nearest model.num_layers that fits: {nearest}"
         )
 
 

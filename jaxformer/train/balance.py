@@ -1,5 +1,6 @@
 """What follows from how busy experts were in a step: figures, and the next selection biases."""
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -38,20 +39,25 @@ def figures(load: jax.Array) -> dict[str, jax.Array]:
     }
 
 
-def move_biases(frozen: PyTree, load: jax.Array, model: ModelConfig, finite: jax.Array) -> PyTree:
-    """`frozen` with b_i ← b_i + u · sign(mean load − load_i) in the router of every layer that has
-    biases, and then their mean taken away (Wang et al., 2024, arXiv:2408.15664, algorithm 1; u is
-    `balance.bias_rate`). Biases outside of the layers stay as they are.
+def move_biases(
+    frozen: PyTree,
+    paths: Collection[str],
+    load: jax.Array,
+    model: ModelConfig,
+    finite: jax.Array,
+) -> PyTree:
+    """`frozen` with b_i ← b_i + u · sign(mean load − load_i) in the biases at `paths`, and then
+    their mean taken away (Wang et al., 2024, arXiv:2408.15664, algorithm 1; u is
+    `balance.bias_rate`).
 
     Args:
         load: [layers, experts], of all tokens of a step.
         finite: whether the step updates anything.
     """
     leaves, every = by_path(frozen), model.layers()
-    for path in filter(is_bias, leaves):
+    for path in paths:
         layers, bias = model.layers_of_path(path), leaves[path]
-        if layers is None:
-            continue
+        assert layers is not None
         ffn = every[layers[0]].ffn
         assert isinstance(ffn, MoEConfig)
         if not (rate := ffn.balance.bias_rate):

@@ -20,6 +20,7 @@ from jaxformer.memory import program_bytes
 from jaxformer.model.accounting import (
     FURTHER_PATH,
     abstract_parameters,
+    active_share,
     count_active,
     count_parameters,
     kernels,
@@ -36,7 +37,7 @@ from jaxformer.train.optimizer import decay_mask, make_optimizer, rates_of
 from jaxformer.train.reference import abstract_reference, reference_model
 from jaxformer.train.schedule import make_schedule
 from jaxformer.train.step import Metrics, StepOptions, TrainState, init_state, make_train_step
-from jaxformer.train.trained import trained_paths
+from jaxformer.train.trained import moved_biases, trained_paths
 
 PyTree = Any
 
@@ -54,7 +55,7 @@ class Program:
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     eval_step: EvalStep
     kernels: tuple[str, ...]  # what serves the layers that have kernels, and why
-    frozen_products: int  # weights that are multiplied, once per token, and get no gradient
+    frozen_products: float  # weights that are multiplied, once per token, and get no gradient
     pipeline: Pipeline | None  # for a train step's rows, on a mesh with stages
     _made: dict[tuple, Any] = field(default_factory=dict)  # what has been compiled
 
@@ -76,8 +77,12 @@ class Program:
 
     @property
     def num_trained(self) -> int:
-        """How many parameters updates change."""
-        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.abstract.params))
+        """How many parameters updates change, biases of routers among them."""
+        whole = weights(self.abstract)
+        moved = moved_biases(self.config, whole)
+        biases = sum(math.prod(by_path(whole)[path].shape) for path in moved)
+        of_optimizer = jax.tree.leaves(self.abstract.params)
+        return biases + sum(math.prod(leaf.shape) for leaf in of_optimizer)
 
     @property
     def tokens_per_step(self) -> int:
@@ -288,6 +293,7 @@ def _new_program(
             seed=train.seed,
             keys=config.keys,
             model=config.model,
+            moved_biases=moved_biases(config, whole),
             measures_layers=train.layer_statistics is not None,
         ),
     )
@@ -321,7 +327,7 @@ def _check_stages(stages: int, model: ModelConfig) -> None:
             f"{model.depth.kind}; leave mesh.stage at 1"
         )
     period = model.depth.period(model.num_layers, len(model.pattern))
-    check_repetitions(stages, model.num_layers - len(model.first), period)
+    check_repetitions(stages, model.num_layers, period, len(model.first))
 
 
 def _check_context(context: int, model: ModelConfig) -> None:
@@ -341,11 +347,13 @@ def _put_in(fresh: PyTree, given: PyTree) -> PyTree:
     return from_paths(leaves)
 
 
-def _frozen_products(config: Config, whole: PyTree, axes: PyTree, trained: Collection[str]) -> int:
+def _frozen_products(
+    config: Config, whole: PyTree, axes: PyTree, trained: Collection[str]
+) -> float:
     looked_up = () if config.model.tie_embeddings else ("embedding",)
     leaves = {path: leaf for path, leaf in by_path(whole).items() if _is_used(path, config)}
     return sum(
-        math.prod(leaves[path].shape)
+        active_share(config.model, path) * math.prod(leaves[path].shape)
         for path, is_matrix in by_path(decay_mask(axes)).items()
         if is_matrix and path in leaves and path not in trained and path not in looked_up
     )

@@ -58,6 +58,7 @@ class StepOptions(NamedTuple):
     seed: int = 0
     keys: Collection[str] = ()  # of KEYS, those that the loss draws from
     model: ModelConfig | None = None  # what figures of layers, and biases of routers, are by
+    moved_biases: Collection[str] = ()  # paths in `frozen`
     measures_layers: bool = False
 
 
@@ -158,8 +159,10 @@ def make_train_step(
             params, opt_state, ema, changed = jax.lax.cond(finite, update, skip)
         nonfinite = jnp.where(finite, 0, state.nonfinite + 1)
         frozen = state.frozen
-        if load is not None and options.model is not None:
-            frozen = balance.move_biases(frozen, load, options.model, finite)
+        if options.moved_biases:
+            assert load is not None and options.model is not None
+            moved = options.moved_biases
+            frozen = balance.move_biases(frozen, moved, load, options.model, finite)
         metrics = {
             **means,
             "grad_norm": grad_norm,

@@ -33,6 +33,20 @@ def trained_paths(config: Config, params: PyTree) -> set[str]:
     return trained
 
 
+def moved_biases(config: Config, params: PyTree) -> set[str]:
+    """The paths of the biases that balance experts: those of layers, unless they are frozen by
+    pattern, or the run has adapters."""
+    paths = set(by_path(params))
+    if config.lora is not None:
+        return set()
+    frozen = matching(config.train.freeze, paths, "train.freeze")
+    return {
+        path
+        for path in paths - frozen
+        if is_bias(path) and config.model.layers_of_path(path) is not None
+    }
+
+
 def _check_targets(targets: tuple[str, ...], paths: set[str]) -> None:
     adapted = {f"{path.removesuffix(A)}kernel" for path in paths if path.endswith(f"/{A}")}
     kernels = {path for path in paths if path.endswith("/kernel")}

@@ -44,7 +44,12 @@ CASES = {
         "balance": {"z_loss": 0.2},
     },
     "biases, not gated": {"activation": "relu2", "bias": True, "router_bias": True},
-    "one of many": {"experts_per_token": 1, "activation": "geglu", "shared": {}},
+    "one of many": {
+        "experts_per_token": 1,
+        "normalize": False,
+        "activation": "geglu",
+        "shared": {},
+    },
 }
 
 
@@ -287,6 +292,7 @@ def test_flops_are_those_of_the_chosen_experts() -> None:
     ("options", "message"),
     [
         ({"experts_per_token": 9}, "experts_per_token is 9, more than num_experts 8"),
+        ({"experts_per_token": 1}, "the router would learn nothing of the tokens"),
         ({"groups": 3}, "groups is 3, which does not divide num_experts 8; allowed: 1, 2, 4, 8"),
         ({"kept_groups": 2}, "kept_groups is 2, more than groups 1"),
         ({"groups": 8}, "experts_per_token is 2, but kept_groups 1 have 1 experts"),
@@ -310,7 +316,15 @@ MODEL = {
     "ffn": {"kind": "moe", "num_experts": 4, "experts_per_token": 2, "d_hidden": 4},
     "first": [{"ffn": {"kind": "swiglu", "d_hidden": 12}}],
     "pattern": [
-        {"ffn": {"kind": "moe", "num_experts": 6, "experts_per_token": 1, "d_hidden": 4}},
+        {
+            "ffn": {
+                "kind": "moe",
+                "num_experts": 6,
+                "experts_per_token": 1,
+                "d_hidden": 4,
+                "normalize": False,
+            }
+        },
         {},
     ],
 }

@@ -15,10 +15,11 @@ from jaxformer.model.parameter_paths import by_path
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.parallel.rules import batch_sharding, put_batch
 from jaxformer.run import load
-from jaxformer.train.balance import figures, move_biases
+from jaxformer.train.balance import figures, is_bias, move_biases
 from jaxformer.train.program import Program, make_program, weights
 from jaxformer.train.run import train as train_run
 from jaxformer.train.step import TrainState
+from jaxformer.train.trained import moved_biases
 from tests.runs import assert_same_arrays, make_config, results, saved_arrays
 from tests.train.test_loop import signal_at_step
 
@@ -121,14 +122,26 @@ def test_biases_move_by_the_sign_of_their_load_and_stay_when_nothing_is_updated(
     program = program_of({"bias_rate": 0.5})
     state = program.initial_state()
     load = jnp.asarray([[3.0, 1, 2, 2, 2, 2, 2, 2], [0.0, 0, 0, 0, 0, 0, 0, 16]])
-    moved = move_biases(state.frozen, load, program.config.model, jnp.bool_(True))
+    paths, model = by_path(state.frozen), program.config.model
+    assert moved_biases(program.config, program.abstract.frozen) == set(paths)
+    moved = move_biases(state.frozen, paths, load, model, jnp.bool_(True))
     [biases] = jax.tree.leaves(moved)
     np.testing.assert_allclose(biases[0], [-0.5, 0.5, 0, 0, 0, 0, 0, 0])
     np.testing.assert_allclose(biases[1], [0.125] * 7 + [-0.875])  # less their mean, 0.375
-    stayed = move_biases(state.frozen, load, program.config.model, jnp.bool_(False))
+    stayed = move_biases(state.frozen, paths, load, model, jnp.bool_(False))
     assert not np.any(jax.tree.leaves(stayed)[0])
     kept = program_of({"bias_rate": 0.0}).config.model
-    assert not np.any(jax.tree.leaves(move_biases(state.frozen, load, kept, jnp.bool_(True)))[0])
+    still = move_biases(state.frozen, paths, load, kept, jnp.bool_(True))
+    assert not np.any(jax.tree.leaves(still)[0])
+
+
+def test_frozen_biases_do_not_move() -> None:
+    program = program_of({"bias_rate": 0.5}, freeze=("*/ffn/*",))
+    assert moved_biases(program.config, weights(program.abstract)) == set()
+    state, _ = train(program, program.initial_state(), 1)
+    assert not any(np.any(leaf) for path, leaf in by_path(state.frozen).items() if is_bias(path))
+    # What is frozen has no backward pass of its own: of experts, those that a token visits.
+    assert 0 < program.flops_per_step < program_of({"bias_rate": 0.5}).flops_per_step
 
 
 def test_figures_leave_out_layers_without_experts() -> None:

@@ -38,7 +38,7 @@ def described(model: ModelConfig) -> dict[str, Any]:
         "layers": {
             str(index): _layer(layer, model.d_model) for index, layer in enumerate(model.layers())
         },
-        **model.model_dump(exclude={"mixer", "ffn", "pattern", "positions", "init"}),
+        **model.model_dump(exclude={"mixer", "ffn", "first", "pattern", "positions", "init"}),
     }
     return flat(whole)
 

@@ -70,6 +70,11 @@ class MoEConfig(RouterOptions, ChannelMixerConfig):
                 f"experts_per_token is {self.experts_per_token}, more than num_experts "
                 f"{self.num_experts}; choose at most all of them"
             )
+        if self.experts_per_token == 1 and self.normalize:
+            raise ValueError(
+                "experts_per_token is 1, and gates are divided by their sum, so that all would be "
+                "1, and the router would learn nothing of the tokens; give normalize: false"
+            )
         if self.num_experts % self.groups:
             raise ValueError(
                 f"groups is {self.groups}, which does not divide num_experts {self.num_experts}; "

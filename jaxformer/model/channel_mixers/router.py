@@ -42,7 +42,7 @@ class BalanceConfig(Schema):
     scope: Literal["sequence", "batch"] = Field(
         "sequence",
         description="where f is counted: in each document, or in all rows of a micro-batch, so "
-        "that the loss depends on train.accumulation",
+        "that the loss depends on train.accumulation and on stages",
     )
     z_loss: NonNegativeFloat = Field(0.0, description="weight of log²Z of the router's logits")
     bias_rate: NonNegativeFloat | None = Field(
