@@ -38,9 +38,8 @@ def sort_by_expert(experts: jax.Array, num_experts: int) -> tuple[Dispatch, jax.
     slot = jnp.zeros_like(places).at[source].set(places, unique_indices=True)
     ends = jnp.searchsorted(flat[source], jnp.arange(num_experts), side="right")
     counts = jnp.diff(ends, prepend=0).astype(jnp.int32)
-    is_real = flat < num_experts
-    source = jnp.where(places < ends[-1], source, -1) if num_experts else source
-    return Dispatch(source, jnp.where(is_real, slot, -1).reshape(experts.shape)), counts
+    slot = jnp.where(flat < num_experts, slot, -1).reshape(experts.shape)
+    return Dispatch(jnp.where(places < ends[-1], source, -1), slot), counts
 
 
 def take_rows(x: jax.Array, index: jax.Array) -> jax.Array:

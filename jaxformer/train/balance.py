@@ -21,7 +21,8 @@ def is_bias(path: str) -> bool:
 
 
 def figures(load: jax.Array) -> dict[str, jax.Array]:
-    """Of each layer's load [layers, experts], NaN where there is no expert:
+    """Two figures per layer say how equal its load is. The load [layers, experts] is NaN where a
+    layer has fewer experts.
 
     - `max_violation`: that of the busiest expert, as a multiple of the mean, − 1, which is 0 where
       all are equally busy (MaxVio: Wang et al., 2024, arXiv:2408.15664);

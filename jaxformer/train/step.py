@@ -98,9 +98,8 @@ def make_train_step(
     `layer_loss` if layers have one, and `layers/NAME` for each of their statistics, per token,
     averaged over the layers that have it, with `balance.figures` in place of `expert_load`;
     `inputs/NAME` for those of the inputs. With `measures_layers` also `layers`: the mean square
-    `activation` of each layer, its own statistics
-    per token, and sums of squares per layer and outside the layers [layers + 1]: `gradient` (g
-    before clipping), `update` and `weight` (θ).
+    `activation` of each layer, its own statistics per token, and sums of squares per layer and
+    outside the layers [layers + 1]: `gradient` (g before clipping), `update` and `weight` (θ).
     """
 
     descend = optax.with_extra_args_support(optimizer).update

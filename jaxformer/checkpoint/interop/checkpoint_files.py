@@ -1,9 +1,9 @@
 """A checkpoint's arrays in Orbax's format, read and written one layer at a time.
 
-Parameters are stacked over the layers, and those of experts over them. They are written in pieces
-of one layer and expert or less, without
-compression (zarr version 2, zarr-specs.readthedocs.io), so that no more than one layer's part of
-one array has to be in memory, and read in such pieces from any checkpoint.
+Parameters are stacked over the layers, and those of experts over the experts as well. They are
+written in pieces of one layer and expert or less, without compression (zarr version 2,
+zarr-specs.readthedocs.io), so that no more than one layer's part of one array has to be in memory,
+and read in such pieces from any checkpoint.
 """
 
 import hashlib

@@ -212,8 +212,8 @@ def balance_losses(
 def within_capacity(
     experts: jax.Array, rows: tuple[int, int], count: int, factor: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Of each row's assignments in their order, the first ⌈factor · k · length / count⌉ of every
-    expert; the others go to nobody.
+    """Each expert keeps the first ⌈factor · k · length / count⌉ assignments per row, in the order
+    of the tokens; the others go to nobody.
 
     Args:
         experts: [tokens, k]; `count` is nobody.

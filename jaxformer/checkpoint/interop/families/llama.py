@@ -42,13 +42,18 @@ def to_config(hub: HubConfig) -> Json:
 
 
 def section(
-    hub: HubConfig, mixer: Json, *, norm: Json | None = None, positions: Json | None = None
+    hub: HubConfig,
+    mixer: Json,
+    *,
+    ffn: Json | None = None,
+    norm: Json | None = None,
+    positions: Json | None = None,
 ) -> Json:
     """The model section of a model whose layers are all alike, as Llama's are."""
     return model_section(
         hub,
         mixers=[mixer],
-        ffn=gated_ffn(hub, "swiglu"),
+        ffn=ffn or gated_ffn(hub, "swiglu"),
         norm=norm or rms_norm(hub, "pre"),
         positions=positions or to_rope(hub, mixer["head_dim"]),
     )
@@ -60,9 +65,10 @@ def from_config(model: ModelConfig) -> Json:
     return {**options(model), **bias}
 
 
-def options(model: ModelConfig) -> Json:
-    """The keys of config.json for such a model."""
-    return {**sizes(model), **from_rope(first_layer(model).positions), "hidden_act": "silu"}
+def options(model: ModelConfig, d_hidden: int | None = None) -> Json:
+    """The keys of config.json for such a model; for `d_hidden` see `sizes`."""
+    positions = from_rope(first_layer(model).positions)
+    return {**sizes(model, d_hidden), **positions, "hidden_act": "silu"}
 
 
 def rules(model: ModelConfig) -> list[Rule]:

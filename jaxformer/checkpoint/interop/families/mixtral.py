@@ -5,14 +5,12 @@ from jaxformer.checkpoint.interop.decoder import (
     first_layer,
     heads,
     model_rules,
-    model_section,
-    rms_norm,
-    sizes,
 )
 from jaxformer.checkpoint.interop.experts import experts_of, experts_section, layer_rules
+from jaxformer.checkpoint.interop.families.llama import options, section
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.hub_config import LARGEST, HubConfig
-from jaxformer.checkpoint.interop.rope import ROPE_DEFAULTS, from_rope, to_rope
+from jaxformer.checkpoint.interop.rope import ROPE_DEFAULTS
 from jaxformer.checkpoint.interop.rules import Rule
 from jaxformer.model.config import ModelConfig
 
@@ -37,22 +35,15 @@ def to_config(hub: HubConfig) -> Json:
     hub.need("hidden_act", "silu")
     hub.need("attention_bias", False)
     mixer = {**heads(hub), "window": hub.count("sliding_window", None, most=LARGEST)}
-    return model_section(
-        hub,
-        mixers=[mixer],
-        ffn=experts_section(hub, "num_local_experts", "intermediate_size", normalize=True),
-        norm=rms_norm(hub, "pre"),
-        positions=to_rope(hub, mixer["head_dim"]),
-    )
+    ffn = experts_section(hub, "num_local_experts", "intermediate_size", normalize=True)
+    return section(hub, mixer, ffn=ffn)
 
 
 def from_config(model: ModelConfig) -> Json:
-    moe, layer = experts_of(model), first_layer(model)
+    moe = experts_of(model)
     return {
-        **sizes(model, moe.d_hidden),
-        **from_rope(layer.positions),
-        "hidden_act": "silu",
-        "sliding_window": attention_of(layer).window,
+        **options(model, moe.d_hidden),
+        "sliding_window": attention_of(first_layer(model)).window,
         "num_local_experts": moe.num_experts,
         "num_experts_per_tok": moe.experts_per_token,
     }

@@ -32,15 +32,14 @@ DEFAULTS: Json = {
 
 def to_config(hub: HubConfig) -> Json:
     hub.need("hidden_act", "silu")
-    bias, norm = hub.flag("attention_bias"), rms_norm(hub, "after")
-    mixer = {
-        **heads(hub),
-        "qkv_bias": bias,
-        "output_bias": bias,
-        "qk_norm": "width",
-        "qk_norm_eps": norm["eps"],
-    }
-    return section(hub, mixer, norm=norm)
+    return section(hub, attention(hub), norm=rms_norm(hub, "after"))
+
+
+def attention(hub: HubConfig) -> Json:
+    """Attention with norms of all queries and of all keys."""
+    bias, eps = hub.flag("attention_bias"), hub.number("rms_norm_eps")
+    norm = {"qk_norm": "width", "qk_norm_eps": eps}
+    return {**heads(hub), "qkv_bias": bias, "output_bias": bias, **norm}
 
 
 def from_config(model: ModelConfig) -> Json:

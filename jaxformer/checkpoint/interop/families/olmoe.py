@@ -1,19 +1,13 @@
 """OLMoE (Muennighoff et al., 2024, arXiv:2409.02060): fine-grained experts whose gates are not
 normalised, and norms of all queries and all keys."""
 
-from jaxformer.checkpoint.interop.decoder import (
-    attention_of,
-    first_layer,
-    heads,
-    model_rules,
-    model_section,
-    rms_norm,
-    sizes,
-)
+from jaxformer.checkpoint.interop.decoder import attention_of, first_layer, model_rules
 from jaxformer.checkpoint.interop.experts import experts_of, experts_section, layer_rules
+from jaxformer.checkpoint.interop.families.llama import options, section
+from jaxformer.checkpoint.interop.families.olmo2 import attention
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.hub_config import HubConfig
-from jaxformer.checkpoint.interop.rope import ROPE_DEFAULTS, from_rope, to_rope
+from jaxformer.checkpoint.interop.rope import ROPE_DEFAULTS
 from jaxformer.checkpoint.interop.rules import Rule
 from jaxformer.model.config import ModelConfig
 
@@ -35,31 +29,16 @@ DEFAULTS: Json = {
 def to_config(hub: HubConfig) -> Json:
     hub.need("hidden_act", "silu")
     hub.need("clip_qkv", None)
-    bias, norm = hub.flag("attention_bias"), rms_norm(hub, "pre")
-    mixer = {
-        **heads(hub),
-        "qkv_bias": bias,
-        "output_bias": bias,
-        "qk_norm": "width",
-        "qk_norm_eps": norm["eps"],
-    }
     normalize = hub.flag("norm_topk_prob")
-    return model_section(
-        hub,
-        mixers=[mixer],
-        ffn=experts_section(hub, "num_experts", "intermediate_size", normalize=normalize),
-        norm=norm,
-        positions=to_rope(hub, mixer["head_dim"]),
-    )
+    ffn = experts_section(hub, "num_experts", "intermediate_size", normalize=normalize)
+    return section(hub, attention(hub), ffn=ffn)
 
 
 def from_config(model: ModelConfig) -> Json:
-    moe, layer = experts_of(model), first_layer(model)
+    moe = experts_of(model)
     return {
-        **sizes(model, moe.d_hidden),
-        **from_rope(layer.positions),
-        "hidden_act": "silu",
-        "attention_bias": attention_of(layer).qkv_bias,
+        **options(model, moe.d_hidden),
+        "attention_bias": attention_of(first_layer(model)).qkv_bias,
         "num_experts": moe.num_experts,
         "num_experts_per_tok": moe.experts_per_token,
         "norm_topk_prob": moe.normalize,
