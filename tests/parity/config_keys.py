@@ -3,6 +3,8 @@ that is not transformers' own default, so that a key left out is another model."
 
 from typing import Any
 
+from jaxformer.checkpoint.interop.families import FAMILIES
+
 Json = dict[str, Any]
 
 # A head of hidden_size / num_attention_heads = 16 features, and one of 24 where files say it.
@@ -109,6 +111,19 @@ EXPERTS = {
     "norm_topk_prob": True,
     "decoder_sparse_step": 2,
 }
+GPT_OSS: Json = {
+    **SIZES,
+    **THETA,
+    "hidden_act": "silu",
+    "head_dim": 24,
+    "sliding_window": 9,
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "num_local_experts": 5,
+    "num_experts_per_tok": 3,
+    "swiglu_alpha": 1.702,
+    "swiglu_limit": 3.0,
+}
 CONFIGS: dict[str, Json] = {
     "llama": {**LLAMA, "attention_bias": True, "mlp_bias": True, "pretraining_tp": 2},
     "llama_linear": {**LLAMA, "rope_scaling": LINEAR},
@@ -148,6 +163,9 @@ CONFIGS: dict[str, Json] = {
     "qwen3_moe": {**SIZES, **THETA, **EXPERTS, "attention_bias": True, "mlp_only_layers": [1]},
     "qwen3_moe_new": {**SIZES, "num_local_experts": 9, "rope_parameters": {**LINEAR, **THETA}},
     "olmoe": {**SIZES, **THETA, "num_experts": 9, "norm_topk_prob": True, "attention_bias": True},
+    "gpt_oss": {**GPT_OSS, "layer_types": WINDOW_FIRST, "rope_scaling": YARN},
+    "gpt_oss_new": {**GPT_OSS, "rope_parameters": {**YARN, **THETA}},
+    "gpt_oss_default": GPT_OSS,
     "phi3": {**PHI3, "original_max_position_embeddings": 64, "partial_rotary_factor": 0.75},
     "phi3_longrope": {
         **PHI3,
@@ -259,8 +277,7 @@ CONFIGS: dict[str, Json] = {
 
 def model_type(name: str) -> str:
     """The `model_type` of a name above."""
-    kinds = ("recurrent_gemma", "qwen2_moe", "qwen3_moe", name.split("_")[0])
-    return next(kind for kind in kinds if name.startswith(kind))
+    return max((kind for kind in FAMILIES if name.startswith(kind)), key=len)
 
 
 def keys(name: str) -> list[tuple[str, ...]]:

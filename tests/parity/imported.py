@@ -116,6 +116,21 @@ MODELS = {
     "olmoe": transformers.OlmoeConfig(
         **{**SIZES, "intermediate_size": 24}, num_experts=6, num_experts_per_tok=2
     ),
+    "gpt_oss": transformers.GptOssConfig(
+        **SIZES,
+        head_dim=16,
+        num_local_experts=6,
+        num_experts_per_tok=2,
+        sliding_window=9,
+        swiglu_limit=0.5,
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 1000.0,
+            "factor": 8.0,
+            "truncate": False,
+            "original_max_position_embeddings": 32,
+        },
+    ),
     "olmo2": transformers.Olmo2Config(**SIZES),
     "phi3": transformers.Phi3Config(**SIZES, sliding_window=9, tie_word_embeddings=True),
     "phi3_longrope": transformers.Phi3Config(

@@ -6,7 +6,7 @@ Rows name our parameters layer by layer, from the bottom up: `layers/3/mixer/que
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -114,6 +114,20 @@ class Rule:
         return self.transform.to_theirs(np.broadcast_to(np.float32(0), shape)).shape
 
 
+@dataclass(frozen=True)
+class Alternating(Rule):
+    """The last dimension of `theirs` takes one number of each of `ours` in turn."""
+
+    def to_ours(self, theirs: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        return [theirs[..., number :: len(shapes)] for number in range(len(shapes))]
+
+    def to_theirs(self, ours: Sequence[np.ndarray]) -> np.ndarray:
+        return np.stack(ours, axis=-1).reshape(self.shape([each.shape for each in ours]))
+
+    def shape(self, shapes: Sequence[Shape]) -> Shape:
+        return (*shapes[0][:-1], len(shapes) * shapes[0][-1])
+
+
 def row(theirs: str, ours: str, transform: Transform = Same()) -> Rule:
     """A rule for one tensor of theirs and one of ours."""
     return Rule(theirs, (ours,), transform)
@@ -122,11 +136,10 @@ def row(theirs: str, ours: str, transform: Transform = Same()) -> Rule:
 def within(theirs: str, ours: str, rules: Iterable[Rule]) -> list[Rule]:
     """The rules of a part, under the part's names in both models."""
     return [
-        Rule(
-            f"{theirs}.{rule.theirs}",
-            tuple(f"{ours}/{path}" for path in rule.ours),
-            rule.transform,
-            rule.axis,
+        replace(
+            rule,
+            theirs=f"{theirs}.{rule.theirs}",
+            ours=tuple(f"{ours}/{path}" for path in rule.ours),
         )
         for rule in rules
     ]

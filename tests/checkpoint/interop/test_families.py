@@ -52,6 +52,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2_moe": {**SIZES, **EXPERTS, "shared_expert_intermediate_size": 20},
     "qwen3_moe": {**SIZES, **EXPERTS, "mlp_only_layers": [0], "norm_topk_prob": True},
     "olmoe": {**SIZES, "num_experts": 4, "num_experts_per_tok": 2},
+    "gpt_oss": {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 5},
     "phi3": {**SIZES, "rope_scaling": LONGROPE, "sliding_window": 5},
     "gpt2": {"vocab_size": 40, "n_embd": 16, "n_layer": 3, "n_head": 4, "n_positions": 64},
     "mamba": {**RECURRENT, "state_size": 4},
