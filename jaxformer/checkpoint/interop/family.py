@@ -22,6 +22,8 @@ class Family:
     defaults: what transformers' configuration class has for keys that a file leaves out. The main
         sizes are not among them: a file without one is damaged, and is refused.
     nullable: the keys of `defaults` for which null has another meaning than the default.
+    as_stored: config.json and the names of the tensors → config.json, where these say what is stored
+        and it does not.
     prefix: what tensor names may lack in files without a head, such as `model.`.
     unused: a pattern for the names of tensors that hold no parameters.
     """
@@ -35,6 +37,7 @@ class Family:
     nullable: Collection[str] = ()
     prefix: str = "model."
     unused: str = r".*\.rotary_emb\.inv_freq"
+    as_stored: Callable[[Json, Collection[str]], Json] = lambda config, tensors: config
 
     def read(self, config: Json, name: str = "config.json") -> Json:
         """Our `model:` section for a config.json, of which no key is ignored.

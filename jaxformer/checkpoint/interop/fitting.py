@@ -12,6 +12,7 @@ from jaxformer.model.channel_mixers.moe import MoEConfig
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.layer import Layer
 from jaxformer.model.mixers.attention import AttentionConfig
+from jaxformer.model.mixers.latent_attention import LatentAttentionConfig
 from jaxformer.model.mixers.mamba import MambaConfig
 
 
@@ -54,6 +55,8 @@ def _layer(layer: Layer, d_model: int) -> Json:
         mixer["scale"] = layer.mixer.scale or usual_scale(head_dim)
         if not layer.mixer.qk_norm:
             mixer.pop("qk_norm_eps")
+    if isinstance(layer.mixer, LatentAttentionConfig):
+        mixer["scale"] = layer.mixer.logit_scale
     if isinstance(layer.mixer, MambaConfig):
         mixer["dt_rank"] = layer.mixer.rank(d_model)
     ffn = {} if layer.ffn is None else layer.ffn.model_dump()

@@ -159,4 +159,6 @@ def dequantised(source: Source) -> Source:
 
 
 def _is_block(block: Any) -> bool:
-    return isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)
+    return (
+        isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)
+    )

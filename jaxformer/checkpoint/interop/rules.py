@@ -83,11 +83,12 @@ class OnePlus:
 
 @dataclass(frozen=True)
 class Rule:
-    """`theirs` is the concatenation of `ours` along its dimension `axis`."""
+    """`theirs` is the concatenation of `ours` along its dimension `axis`. Several transforms are one
+    for each of ours."""
 
     theirs: str
     ours: tuple[str, ...]
-    transform: Transform = Same()
+    transform: Transform | tuple[Transform, ...] = Same()
     axis: int = 0
 
     def to_ours(self, theirs: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
