@@ -10,6 +10,8 @@ from jaxformer.model.config import ModelConfig
 
 Json = dict[str, Any]
 
+INVERSE_FREQUENCIES = r".*\.rotary_emb\.inv_freq"
+
 
 @dataclass(frozen=True)
 class Family:
@@ -23,7 +25,8 @@ class Family:
         sizes are not among them: a file without one is damaged, and is refused.
     nullable: the keys of `defaults` for which null has another meaning than the default.
     prefix: what tensor names may lack in files without a head, such as `model.`.
-    unused: a pattern for the names of tensors that hold no parameters.
+    unused: a pattern for the names of tensors that are not read, most of which hold no parameters.
+    aliases: parts of tensor names, each with what some files have instead.
     """
 
     model_type: str
@@ -34,7 +37,8 @@ class Family:
     defaults: Json
     nullable: Collection[str] = ()
     prefix: str = "model."
-    unused: str = r".*\.rotary_emb\.inv_freq"
+    unused: str = INVERSE_FREQUENCIES
+    aliases: tuple[tuple[str, str], ...] = ()
 
     def read(self, config: Json, name: str = "config.json") -> Json:
         """Our `model:` section for a config.json, of which no key is ignored.
