@@ -28,8 +28,8 @@ def heads_of(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.einsum("ld,dhf->lhf", x, kernel)
 
 
-def rms(x: jax.Array, scale: Any = 1.0) -> jax.Array:
-    return x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6) * scale
+def rms(x: jax.Array, scale: Any = 1.0, eps: float = 1e-6) -> jax.Array:
+    return x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + eps) * scale
 
 
 def unit(x: jax.Array) -> jax.Array:
@@ -79,7 +79,7 @@ def rotate(x: jax.Array, scheme: RoPEConfig) -> jax.Array:
     return jnp.concatenate([turned.real, turned.imag], axis=-1)
 
 
-def gated_output(params: dict, o: jax.Array, x: jax.Array) -> jax.Array:
+def gated_output(params: dict, o: jax.Array, x: jax.Array, eps: float = 1e-6) -> jax.Array:
     """o [length, heads, head_dim] through norm, gate and output matrix."""
-    y = rms(o, params.get("scale", 1.0)) * silu(heads_of(x, params["gate"]["kernel"]))
+    y = rms(o, params.get("scale", 1.0), eps) * silu(heads_of(x, params["gate"]["kernel"]))
     return jnp.einsum("lhv,hvd->ld", y, params["output"]["kernel"])

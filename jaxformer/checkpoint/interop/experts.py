@@ -1,5 +1,7 @@
 """What families with a mixture of experts share."""
 
+from dataclasses import replace
+
 from jaxformer.checkpoint.interop.decoder import (
     GATED_FFN,
     PRE_NORMS,
@@ -17,7 +19,6 @@ from jaxformer.model.channel_mixers.moe import MoEConfig
 from jaxformer.model.channel_mixers.router import SELECTION_BIAS
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.layer import Layer
-
 
 
 def experts_of(model: ModelConfig) -> MoEConfig:
@@ -62,8 +63,8 @@ def expert_rules(
         for ours, theirs in names.items():
             matrices = linear_rules(f"experts.{expert}.{theirs}", f"experts_{ours}")
             rules += [
-                Rule(r.theirs, tuple(f"{path}#{expert}" for path in r.ours), r.transform)
-                for r in matrices
+                replace(rule, ours=tuple(f"{path}#{expert}" for path in rule.ours))
+                for rule in matrices
             ]
     if moe.shared is not None:
         for ours, theirs in GATED_FFN.items():

@@ -139,20 +139,26 @@ def _write_tensors(
 ) -> None:
     """Write in the order of our arrays, each of which holds those of several layers."""
     rules = sorted(table.rules, key=lambda rule: leaf_of(rule.ours[0], table.model)[0])
-    infos = {rule.theirs: TensorInfo(rule.shape(table.shapes(rule)), dtype) for rule in rules}
+    infos = {
+        name: TensorInfo(rule.shape(table.shapes(rule)), dtype)
+        for rule in rules
+        for name in rule.names
+    }
     shards = _shards(infos)
     done = 0
     with progress(f"exporting {title}", sum(map(size_of, infos.values()))) as report:
 
-        def values(rule: Rule) -> Iterator[np.ndarray]:
+        def values(name: str, rule: Rule) -> Iterator[np.ndarray]:
             nonlocal done
             arrays = [reader.read(*leaf_of(path, table.model)) for path in rule.ours]
-            yield from contiguous_blocks(rule.to_theirs(arrays), dtype)
-            done += size_of(infos[rule.theirs])
+            theirs = rule.to_theirs(arrays)[rule.names.index(name)]
+            yield from contiguous_blocks(theirs, dtype)
+            done += size_of(infos[name])
             report(done)
 
+        rule_of = {name: rule for rule in rules for name in rule.names}
         for file, tensors in shards.items():
-            write_file(folder / file, tensors, (values(r) for r in rules if r.theirs in tensors))
+            write_file(folder / file, tensors, (values(name, rule_of[name]) for name in tensors))
     if len(shards) > 1:
         index = {name: file for file, tensors in shards.items() for name in tensors}
         total = {"total_size": sum(map(size_of, infos.values()))}

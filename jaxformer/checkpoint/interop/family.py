@@ -10,6 +10,8 @@ from jaxformer.model.config import ModelConfig
 
 Json = dict[str, Any]
 
+INVERSE_FREQUENCIES = r".*\.rotary_emb\.inv_freq"
+
 
 @dataclass(frozen=True)
 class Family:
@@ -22,10 +24,10 @@ class Family:
     defaults: what transformers' configuration class has for keys that a file leaves out. The main
         sizes are not among them: a file without one is damaged, and is refused.
     nullable: the keys of `defaults` for which null has another meaning than the default.
-    as_stored: config.json and the names of the tensors → config.json, where these say what is stored
-        and it does not.
     prefix: what tensor names may lack in files without a head, such as `model.`.
-    unused: a pattern for the names of tensors that hold no parameters.
+    unused: a pattern for the names of tensors that are not read, most of which hold no parameters.
+    aliases: parts of tensor names, each with what some files have instead.
+    as_stored: config.json and the names of the tensors → config.json with what these alone tell.
     """
 
     model_type: str
@@ -36,7 +38,8 @@ class Family:
     defaults: Json
     nullable: Collection[str] = ()
     prefix: str = "model."
-    unused: str = r".*\.rotary_emb\.inv_freq"
+    unused: str = INVERSE_FREQUENCIES
+    aliases: tuple[tuple[str, str], ...] = ()
     as_stored: Callable[[Json, Collection[str]], Json] = lambda config, tensors: config
 
     def read(self, config: Json, name: str = "config.json") -> Json:

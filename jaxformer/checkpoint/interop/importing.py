@@ -4,6 +4,7 @@ import hashlib
 import math
 import shutil
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -141,13 +142,13 @@ def _write_parameters(
         ThreadPoolExecutor(1, "write") as pool,
     ):
         writing: Future[None] | None = None
-        for name, rule in rules.items():
-            theirs = source.read(name)
+        for names, rule in _together(rules, table, source):
+            theirs = [source.read(name) for name in names]
             if writing is not None:
                 writing.result()
-            writing = pool.submit(_write_tensor, writer, table, rule, theirs)
+            writing = pool.submit(_write_tensors, writer, table, rule, theirs)
             del theirs  # or it would stay in memory while the one after the next is read
-            done += sizes[name]
+            done += sum(sizes[name] for name in names)
             report(done)
         if writing is not None:
             writing.result()
@@ -155,7 +156,19 @@ def _write_parameters(
     return writer.hashes
 
 
-def _write_tensor(writer: ParameterWriter, table: Table, rule: Rule, theirs: np.ndarray) -> None:
+def _together(
+    rules: dict[str, Rule], table: Table, source: Source
+) -> Iterator[tuple[list[str], Rule]]:
+    """The tensors that are read at once, in the order of the first of each, and their rule."""
+    for name, rule in rules.items():
+        names = [table.name(each, source.tensors) for each in rule.names]
+        if name == names[0]:
+            yield names, rule
+
+
+def _write_tensors(
+    writer: ParameterWriter, table: Table, rule: Rule, theirs: list[np.ndarray]
+) -> None:
     arrays = rule.to_ours(theirs, table.shapes(rule))
     for path, array in zip(rule.ours, arrays, strict=True):
         writer.write(*leaf_of(path, table.model), array)

@@ -1,4 +1,5 @@
-"""The table between a family's tensors and ours: one row per tensor of theirs, read both ways.
+"""The table between a family's tensors and ours, whose rows are read both ways: each is of one
+tensor of theirs, or of some that are one of ours.
 
 Rows name our parameters layer by layer, from the bottom up: `layers/3/mixer/query/kernel` is layer
 3's part of a stacked array. Transforms are exact, and mostly views that copy nothing.
@@ -83,50 +84,78 @@ class OnePlus:
 
 @dataclass(frozen=True)
 class Rule:
-    """`theirs` is the concatenation of `ours` along its dimension `axis`. Several transforms are one
-    for each of ours."""
+    """`theirs` is the concatenation of `ours` along its dimension `axis`.
+
+    transform: of each of ours; a tuple has one for each.
+    groups: theirs interleaves ours: along `axis` it has so many groups, each of them the
+        concatenation of an equal share of each of ours.
+    beside: more tensors of theirs. The concatenation is then divided equally among all of them.
+    """
 
     theirs: str
     ours: tuple[str, ...]
     transform: Transform | tuple[Transform, ...] = Same()
     axis: int = 0
+    groups: int = 1
+    beside: tuple[str, ...] = ()
 
-    def to_ours(self, theirs: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
-        """Our arrays, of the shapes given."""
-        sizes = [self._shape(shape)[self.axis] for shape in shapes]
-        parts = np.split(theirs, np.cumsum(sizes)[:-1], self.axis) if len(sizes) > 1 else [theirs]
-        pairs = zip(parts, shapes, strict=True)
-        return [self.transform.to_ours(part, shape) for part, shape in pairs]
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All tensors of theirs, in the order of their numbers in ours."""
+        return (self.theirs, *self.beside)
 
-    def to_theirs(self, ours: Sequence[np.ndarray]) -> np.ndarray:
-        parts = [self.transform.to_theirs(each) for each in ours]
-        return np.concatenate(parts, self.axis) if len(parts) > 1 else parts[0]
+    def to_ours(self, theirs: Sequence[np.ndarray], shapes: Sequence[Shape]) -> list[np.ndarray]:
+        """Our arrays, of the shapes given, from those of `names`."""
+        whole = np.concatenate(theirs, self.axis) if len(theirs) > 1 else theirs[0]
+        theirs_of = self._shapes(shapes)
+        if len(shapes) == 1:
+            parts = [whole]
+        else:
+            sizes = [shape[self.axis] // self.groups for shape in theirs_of]
+            split = np.split(self._grouped(whole), np.cumsum(sizes)[:-1], self.axis + 1)
+            parts = [part.reshape(shape) for part, shape in zip(split, theirs_of, strict=True)]
+        each = zip(self._transforms(), parts, shapes, strict=True)
+        return [transform.to_ours(part, shape) for transform, part, shape in each]
+
+    def to_theirs(self, ours: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The arrays of `names`."""
+        each = zip(self._transforms(), ours, strict=True)
+        parts = [transform.to_theirs(array) for transform, array in each]
+        whole = parts[0]
+        if len(parts) > 1:
+            joined = np.concatenate([self._grouped(part) for part in parts], self.axis + 1)
+            whole = joined.reshape(self._whole([part.shape for part in parts]))
+        return np.split(whole, len(self.names), self.axis) if self.beside else [whole]
 
     def shape(self, shapes: Sequence[Shape]) -> Shape:
-        """The shape of theirs, from those of ours."""
-        parts = [self._shape(shape) for shape in shapes]
-        if len(parts) == 1:
-            return parts[0]
-        whole = list(parts[0])
-        whole[self.axis] = sum(part[self.axis] for part in parts)
+        """The shape of each of theirs, from those of ours."""
+        whole = list(self._whole(self._shapes(shapes)))
+        if self.beside:
+            whole[self.axis] //= len(self.names)
         return tuple(whole)
 
-    def _shape(self, shape: Shape) -> Shape:
-        return self.transform.to_theirs(np.broadcast_to(np.float32(0), shape)).shape
+    def _transforms(self) -> tuple[Transform, ...]:
+        if isinstance(self.transform, tuple):
+            return self.transform
+        return (self.transform,) * len(self.ours)
 
+    def _grouped(self, array: np.ndarray) -> np.ndarray:
+        """Of theirs, or a part of it: `axis` as two dimensions, the groups and what is in one."""
+        before, (size, *after) = array.shape[: self.axis], array.shape[self.axis :]
+        return array.reshape(*before, self.groups, size // self.groups, *after)
 
-@dataclass(frozen=True)
-class Alternating(Rule):
-    """The last dimension of `theirs` takes one number of each of `ours` in turn."""
+    def _whole(self, parts: Sequence[Shape]) -> Shape:
+        """The shape of a concatenation."""
+        whole = list(parts[0])
+        if len(parts) > 1:
+            whole[self.axis] = sum(part[self.axis] for part in parts)
+        return tuple(whole)
 
-    def to_ours(self, theirs: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
-        return [theirs[..., number :: len(shapes)] for number in range(len(shapes))]
-
-    def to_theirs(self, ours: Sequence[np.ndarray]) -> np.ndarray:
-        return np.stack(ours, axis=-1).reshape(self.shape([each.shape for each in ours]))
-
-    def shape(self, shapes: Sequence[Shape]) -> Shape:
-        return (*shapes[0][:-1], len(shapes) * shapes[0][-1])
+    def _shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        """Of the parts of theirs, from those of ours."""
+        nothing = [np.broadcast_to(np.float32(0), shape) for shape in shapes]
+        each = zip(self._transforms(), nothing, strict=True)
+        return [transform.to_theirs(array).shape for transform, array in each]
 
 
 def row(theirs: str, ours: str, transform: Transform = Same()) -> Rule:
@@ -141,6 +170,7 @@ def within(theirs: str, ours: str, rules: Iterable[Rule]) -> list[Rule]:
             rule,
             theirs=f"{theirs}.{rule.theirs}",
             ours=tuple(f"{ours}/{path}" for path in rule.ours),
+            beside=tuple(f"{theirs}.{name}" for name in rule.beside),
         )
         for rule in rules
     ]

@@ -41,7 +41,7 @@ class Table:
         Raises:
             UserError: tensors are missing or left over, or have another shape or dtype.
         """
-        found = {self._name(rule.theirs, tensors): rule for rule in self.rules}
+        found = {self.name(name, tensors): rule for rule in self.rules for name in rule.names}
         faults = [
             f"missing   {name}{self._hint(name)}{did_you_mean(name, tensors.keys() - found.keys())}"
             for name in found
@@ -67,12 +67,14 @@ class Table:
         """The names of the embedding and of the head, if a tied model's file has both."""
         if self.model.tie_embeddings and "lm_head.weight" in tensors:
             rule = next(rule for rule in self.rules if rule.ours == ("embedding",))
-            return self._name(rule.theirs, tensors), "lm_head.weight"
+            return self.name(rule.theirs, tensors), "lm_head.weight"
         return None
 
-    def _name(self, name: str, tensors: Mapping[str, TensorInfo]) -> str:
-        short = name.removeprefix(self.family.prefix)
-        return short if name not in tensors and short in tensors else name
+    def name(self, name: str, tensors: Mapping[str, TensorInfo]) -> str:
+        """What the tensor `name` of theirs is called among `tensors`."""
+        names = [name, *(name.replace(*pair) for pair in self.family.aliases)]
+        names += [each.removeprefix(self.family.prefix) for each in names]
+        return next((each for each in names if each in tensors), name)
 
     def _hint(self, name: str) -> str:
         if name == "lm_head.weight" and not self.model.tie_embeddings:

@@ -17,7 +17,6 @@ from jaxformer.model.projections import Projection
 from jaxformer.model.rows import LayerAux, RowInfo
 from jaxformer.parallel.rules import constrain_tokens
 
-
 CLAMP = "limits the gate from above, and the other input of the activation on both sides"
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from jaxformer.model.decay_init import a_log_init, dt_bias_init
 from jaxformer.model.mixers.base import Mixer, MixerConfig
@@ -27,6 +27,9 @@ class ConvolvedMemoryConfig(MixerConfig):
     head_dim: PositiveInt
     value_expansion: PositiveFloat
     conv_width: ConvWidth = 4
+    norm_eps: PositiveFloat = Field(
+        1e-6, description="added to the mean square in the norm of a head's output"
+    )
 
     @property
     def sizes(self) -> MemorySizes:

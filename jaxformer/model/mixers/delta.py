@@ -54,7 +54,7 @@ class Delta(ConvolvedMemory):
         no_decay = jnp.zeros_like(beta)[..., None]
         o, memory = delta_rule(q, k, v, beta, no_decay, rows.segment_ids, start.memory)
         gate = nn.silu if config.output_gate else None
-        y = HeadsOutput(self.dims, gate=gate, name="out")(o, x)
+        y = HeadsOutput(self.dims, gate=gate, eps=config.norm_eps, name="out")(o, x)
         return y, None if cache is None else ConvolvedMemoryCache(memory, convolution)
 
     def flops(self, length: int) -> float:

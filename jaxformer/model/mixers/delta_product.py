@@ -91,7 +91,7 @@ class DeltaProduct(ConvolvedMemory):
         )
         o = o.reshape(batch, length, steps, heads, sizes.value)[:, :, -1]
         gate = nn.silu if config.output_gate else None
-        y = HeadsOutput(self.dims, gate=gate, name="out")(o, x)
+        y = HeadsOutput(self.dims, gate=gate, eps=config.norm_eps, name="out")(o, x)
         return y, None if cache is None else ConvolvedMemoryCache(memory, convolution)
 
     def flops(self, length: int) -> float:

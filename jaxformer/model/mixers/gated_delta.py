@@ -4,6 +4,8 @@ from typing import Literal
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+from pydantic import Field, PositiveInt
 
 from jaxformer.model.mixers.convolved_memory import (
     ConvolvedMemory,
@@ -11,6 +13,7 @@ from jaxformer.model.mixers.convolved_memory import (
     ConvolvedMemoryConfig,
 )
 from jaxformer.model.mixers.options import KeyDim, NegativeEigenvalues, NumHeads, ValueExpansion
+from jaxformer.model.positions import PositionsUnion
 from jaxformer.model.projections import HeadsOutput
 from jaxformer.model.rows import RowInfo
 from jaxformer.ops.delta_rule import delta_rule
@@ -19,9 +22,31 @@ from jaxformer.ops.delta_rule import delta_rule
 class GatedDeltaConfig(ConvolvedMemoryConfig):
     kind: Literal["gated_delta"] = "gated_delta"
     num_heads: NumHeads = 6
+    num_key_heads: PositiveInt | None = Field(
+        None,
+        description="heads of queries and keys, each shared by num_heads / num_key_heads heads; "
+        "`num_heads` if null",
+    )
     head_dim: KeyDim = 256
     value_expansion: ValueExpansion = 2.0
     negative_eigenvalues: NegativeEigenvalues = False
+
+    def check(self, d_model: int, positions: PositionsUnion) -> None:
+        if self.num_heads % self.key_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} is not divisible by num_key_heads {self.key_heads}; "
+                f"allowed: a divisor of num_heads"
+            )
+
+    @property
+    def key_heads(self) -> int:
+        return self.num_key_heads or self.num_heads
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        heads, key, value = self.sizes
+        keys = (self.key_heads, key)
+        return {"query": keys, "key": keys, "value": (heads, value)}
 
 
 class GatedDelta(ConvolvedMemory):
@@ -29,6 +54,7 @@ class GatedDelta(ConvolvedMemory):
 
     with q, k, v = silu(conv(W x)), q and k of length 1, β = σ(W_β x), and the decay of Mamba-2,
     α = exp(−e^{A} softplus(W_α x + b)) (equation 10);  y = W_o (RMSNorm(o) ⊙ silu(W_g x)).
+    Several heads share q and k where `num_key_heads` says so, as in Qwen3-Next.
     """
 
     config: GatedDeltaConfig
@@ -41,15 +67,17 @@ class GatedDelta(ConvolvedMemory):
         start = self.init_cache(x.shape[0], x.shape[1], x.dtype) if cache is None else cache
         q, k, v, convolution = self._queries_keys_values(x, rows.segment_ids, start.convolution)
 
+        share = config.num_heads // config.key_heads
+        q, k = jnp.repeat(q, share, axis=2), jnp.repeat(k, share, axis=2)
         log_decay = self._log_decay(x)
         beta = nn.sigmoid(self._per_head(x, "beta")) * (2.0 if config.negative_eigenvalues else 1.0)
 
         o, memory = delta_rule(q, k, v, beta, log_decay[..., None], rows.segment_ids, start.memory)
-        y = HeadsOutput(self.dims, gate=nn.silu, name="out")(o, x)
+        y = HeadsOutput(self.dims, gate=nn.silu, eps=config.norm_eps, name="out")(o, x)
         return y, None if cache is None else ConvolvedMemoryCache(memory, convolution)
 
     def flops(self, length: int) -> float:
         sizes = self.config.sizes
-        features = sizes.heads * (2 * sizes.key + 3 * sizes.value + 2)
+        features = self.config.channels + sizes.heads * (2 * sizes.value + 2)
         convolution = 2.0 * self.config.conv_width * self.config.channels
         return 2.0 * self.dims.d_model * features + convolution + sizes.flops(length, solves=True)

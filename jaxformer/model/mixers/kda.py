@@ -29,13 +29,15 @@ class KDAConfig(ConvolvedMemoryConfig):
         "to the decay and the output gate",
     )
     value_expansion: ValueExpansion = 1.0
+    gate_bias: bool = Field(True, description="adds a bias to the projection to the output gate")
 
 
 class KDA(ConvolvedMemory):
     """S_t = (I − β_t k_t k_tᵀ) Diag(α_t) S_{t−1} + β_t k_t v_tᵀ,  o_t = S_tᵀ q_t / √K,
 
     with q, k, v = silu(conv(W x)), q and k of length 1, β = σ(W_β x), and a decay per channel,
-    α = exp(−e^{A} softplus(W₂ W₁ x + b)), A per head;  y = W_o (RMSNorm(o) ⊙ σ(U₂ U₁ x + c)).
+    α = exp(−e^{A} softplus(W₂ W₁ x + b)), A per head;  y = W_o (RMSNorm(o) ⊙ σ(U₂ U₁ x + c)),
+    without c unless `gate_bias`.
     """
 
     config: KDAConfig
@@ -44,7 +46,7 @@ class KDA(ConvolvedMemory):
     def __call__(
         self, x: jax.Array, rows: RowInfo, cache: ConvolvedMemoryCache | None = None
     ) -> tuple[jax.Array, ConvolvedMemoryCache | None]:
-        sizes, init = self.config.sizes, self.dims.init
+        config, sizes, init = self.config, self.config.sizes, self.dims.init
         heads, wide = sizes.heads, sizes.wide(x.dtype)
         start = self.init_cache(x.shape[0], x.shape[1], x.dtype) if cache is None else cache
         q, k, v, convolution = self._queries_keys_values(x, rows.segment_ids, start.convolution)
@@ -59,13 +61,14 @@ class KDA(ConvolvedMemory):
         beta = nn.sigmoid(self._per_head(x, "beta"))
 
         o, memory = delta_rule(q, k, v, beta, log_decay, rows.segment_ids, start.memory)
-        gate = nn.sigmoid(self._low_rank(x, "gate", sizes.value, use_bias=True))
+        gate = nn.sigmoid(self._low_rank(x, "gate", sizes.value, use_bias=config.gate_bias))
+        norm = Norm(NormConfig(eps=config.norm_eps), axis_name="head_dim", name="norm")
         y = Projection(
             (self.dims.d_model,),
             ("heads", "head_dim", "d_model"),
             init.output_matrix(heads * sizes.value, self.dims.num_layers),
             name="output",
-        )(Norm(NormConfig(), axis_name="head_dim", name="norm")(o) * gate)
+        )(norm(o) * gate)
         return y, None if cache is None else ConvolvedMemoryCache(memory, convolution)
 
     def _low_rank(

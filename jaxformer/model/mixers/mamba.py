@@ -14,6 +14,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from jaxformer.model.decay_init import dt_bias_init, s4d_real_init
 from jaxformer.model.mixers.base import Mixer, MixerConfig
 from jaxformer.model.mixers.options import ConvWidth
+from jaxformer.model.norms import Norm, NormConfig
 from jaxformer.model.projections import Projection
 from jaxformer.model.rows import RowInfo
 from jaxformer.model.short_convolution import ConvolutionCache, ShortConvolution
@@ -32,6 +33,10 @@ class MambaConfig(MixerConfig):
         description="the rank of the projection to the step Δ; d_model / 16, rounded up, if null",
     )
     conv_width: ConvWidth = 4
+    inner_norms: bool = Field(
+        False,
+        description="RMSNorms of B, of C and of W₁ u, of which Δ is made (Jamba, arXiv:2403.19887)",
+    )
 
     def rank(self, d_model: int) -> int:
         return self.dt_rank or math.ceil(d_model / 16)
@@ -48,7 +53,8 @@ class Mamba(Mixer):
     """h_t = e^{Δ_t A} ⊙ h_{t−1} + (Δ_t ⊙ u_t) B_tᵀ,  y = W_o ((h_t C_t + D ⊙ u_t) ⊙ silu(W_z x_t)),
 
     with u = silu(conv(W_u x)), B and C linear in u, Δ = softplus(W₂ W₁ u + b), and A = −e^{A_log},
-    which starts at −1, …, −state_size (algorithm 2, section 3.6).
+    which starts at −1, …, −state_size (algorithm 2, section 3.6). With `inner_norms`, RMSNorm(B),
+    RMSNorm(C) and RMSNorm(W₁ u) stand for B, C and W₁ u.
     """
 
     form = "scan"
@@ -76,6 +82,10 @@ class Mamba(Mixer):
             (rank + 2 * size,), ("d_hidden", "rank"), init.matrix(channels), name="select"
         )(u)
         low, b, c = jnp.split(selected, [rank, rank + size], axis=-1)
+        if config.inner_norms:
+            low = Norm(NormConfig(), axis_name="rank", name="dt_norm")(low)
+            b = Norm(NormConfig(), axis_name="state", name="b_norm")(b)
+            c = Norm(NormConfig(), axis_name="state", name="c_norm")(c)
         # Uniform in ±1/√rank.
         uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         step = Projection((channels,), ("rank", "d_hidden"), uniform, name="dt")(low)

@@ -76,7 +76,9 @@ def test_a_table_fills_every_number_once_and_goes_back_exactly(name: str) -> Non
     for rule in table.rules:
         shapes = table.shapes(rule)
         # Halves, so that 1 + w is exact too.
-        theirs = random.integers(-8, 8, rule.shape(shapes)).astype(np.float32) / 2
+        theirs = [
+            random.integers(-8, 8, rule.shape(shapes)).astype(np.float32) / 2 for _ in rule.names
+        ]
         arrays = rule.to_ours(theirs, shapes)
         assert [array.shape for array in arrays] == shapes
         np.testing.assert_array_equal(rule.to_theirs(arrays), theirs)
@@ -85,7 +87,7 @@ def test_a_table_fills_every_number_once_and_goes_back_exactly(name: str) -> Non
             filled[leaf][place or ...] += 1
     for path, times in filled.items():
         np.testing.assert_array_equal(times, 1, err_msg=path)
-    names = [rule.theirs for rule in table.rules]
+    names = [name for rule in table.rules for name in rule.names]
     assert len(set(names)) == len(names)
 
 

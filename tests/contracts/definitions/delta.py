@@ -30,8 +30,8 @@ def delta(params: dict, x: jax.Array, config: DeltaConfig, scheme: PositionsUnio
         rows.append(jnp.einsum("hkv,hk->hv", memory, q[t]) / math.sqrt(q.shape[-1]))
     o, out = jnp.stack(rows), params["out"]
     if config.output_gate:
-        return gated_output(out, o, x)
-    return jnp.einsum("lhv,hvd->ld", rms(o, out["scale"]), out["output"]["kernel"])
+        return gated_output(out, o, x, config.norm_eps)
+    return jnp.einsum("lhv,hvd->ld", rms(o, out["scale"], config.norm_eps), out["output"]["kernel"])
 
 
 CASES = {
@@ -39,7 +39,9 @@ CASES = {
         DeltaConfig(num_heads=2, head_dim=4, value_expansion=1.5), NoPositionsConfig(), delta
     ),
     "delta_gated_negative": Case(
-        DeltaConfig(num_heads=3, head_dim=4, negative_eigenvalues=True, output_gate=True),
+        DeltaConfig(
+            num_heads=3, head_dim=4, negative_eigenvalues=True, output_gate=True, norm_eps=0.01
+        ),
         NoPositionsConfig(),
         delta,
     ),

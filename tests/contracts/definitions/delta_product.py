@@ -40,13 +40,15 @@ def delta_product(params: dict, x: jax.Array, config: DeltaProductConfig, scheme
         rows.append(jnp.einsum("hkv,hk->hv", memory, q[t]) / math.sqrt(q.shape[-1]))
     o, out = jnp.stack(rows), params["out"]
     if config.output_gate:
-        return gated_output(out, o, x)
-    return jnp.einsum("lhv,hvd->ld", rms(o, out["scale"]), out["output"]["kernel"])
+        return gated_output(out, o, x, config.norm_eps)
+    return jnp.einsum("lhv,hvd->ld", rms(o, out["scale"], config.norm_eps), out["output"]["kernel"])
 
 
 CASES = {
     "delta_product": Case(
-        DeltaProductConfig(num_heads=2, head_dim=4, value_expansion=1.5, num_householder=3),
+        DeltaProductConfig(
+            num_heads=2, head_dim=4, value_expansion=1.5, num_householder=3, norm_eps=0.01
+        ),
         NoPositionsConfig(),
         delta_product,
     ),

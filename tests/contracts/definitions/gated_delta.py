@@ -20,7 +20,8 @@ from jaxformer.model.positions import NoPositionsConfig, PositionsUnion
 def gated_delta(params: dict, x: jax.Array, config: GatedDeltaConfig, scheme: PositionsUnion):
     heads, length = config.num_heads, len(x)
     q, k, v = convolved_heads(params, x)
-    q, k = unit(q), unit(k)
+    of_head = [head * config.key_heads // heads for head in range(heads)]
+    q, k = unit(q)[:, of_head], unit(k)[:, of_head]
     alpha = jnp.exp(
         -jnp.exp(params["a_log"]) * softplus(x @ params["decay"]["kernel"] + params["dt_bias"])
     )
@@ -33,7 +34,7 @@ def gated_delta(params: dict, x: jax.Array, config: GatedDeltaConfig, scheme: Po
             written = beta[t, h] * jnp.outer(k[t, h], v[t, h])
             memory = memory.at[h].set(alpha[t, h] * erase @ memory[h] + written)
         rows.append(jnp.einsum("hkv,hk->hv", memory, q[t]) / math.sqrt(q.shape[-1]))
-    return gated_output(params["out"], jnp.stack(rows), x)
+    return gated_output(params["out"], jnp.stack(rows), x, config.norm_eps)
 
 
 CASES = {
@@ -41,5 +42,12 @@ CASES = {
         GatedDeltaConfig(num_heads=2, head_dim=4, value_expansion=1.5, negative_eigenvalues=True),
         NoPositionsConfig(),
         gated_delta,
-    )
+    ),
+    "gated_delta_key_heads": Case(
+        GatedDeltaConfig(
+            num_heads=4, num_key_heads=2, head_dim=4, value_expansion=0.75, norm_eps=0.01
+        ),
+        NoPositionsConfig(),
+        gated_delta,
+    ),
 }

@@ -27,11 +27,16 @@ def kda(params: dict, x: jax.Array, config: KDAConfig, scheme: PositionsUnion):
             written = beta[t, h] * jnp.outer(k[t, h], v[t, h])
             memory = memory.at[h].set(erase @ jnp.diag(alpha[t, h]) @ memory[h] + written)
         rows.append(jnp.einsum("hkv,hk->hv", memory, q[t]) / math.sqrt(q.shape[-1]))
-    gate = sigmoid(low_rank("gate") + params["gate_out"]["bias"])
-    y = rms(jnp.stack(rows), params["norm"]["scale"]) * gate
+    gate = sigmoid(low_rank("gate") + params["gate_out"].get("bias", 0.0))
+    y = rms(jnp.stack(rows), params["norm"]["scale"], config.norm_eps) * gate
     return jnp.einsum("lhv,hvd->ld", y, params["output"]["kernel"])
 
 
 CASES = {
-    "kda": Case(KDAConfig(num_heads=2, head_dim=4, value_expansion=1.5), NoPositionsConfig(), kda)
+    "kda": Case(KDAConfig(num_heads=2, head_dim=4, value_expansion=1.5), NoPositionsConfig(), kda),
+    "kda_gate_without_bias": Case(
+        KDAConfig(num_heads=2, head_dim=4, gate_bias=False, norm_eps=0.01),
+        NoPositionsConfig(),
+        kda,
+    ),
 }

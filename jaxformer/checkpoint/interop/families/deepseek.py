@@ -20,7 +20,7 @@ from jaxformer.checkpoint.interop.decoder import (
     rms_norm,
 )
 from jaxformer.checkpoint.interop.experts import expert_rules, experts_of, experts_section
-from jaxformer.checkpoint.interop.family import Family, Json
+from jaxformer.checkpoint.interop.family import INVERSE_FREQUENCIES, Family, Json
 from jaxformer.checkpoint.interop.hub_config import HubConfig
 from jaxformer.checkpoint.interop.latent import (
     Neighbours,
@@ -125,9 +125,7 @@ def _experts(hub: HubConfig, *, normalize: bool) -> Json:
     hub.need("moe_layer_freq", 1)
     for unread in ("ep_size", "aux_loss_alpha", "seq_aux"):  # of training
         hub.take(unread, None)
-    moe = experts_section(
-        hub, "n_routed_experts", "moe_intermediate_size", normalize=normalize
-    )
+    moe = experts_section(hub, "n_routed_experts", "moe_intermediate_size", normalize=normalize)
     return {
         **moe,
         "scale": hub.number("routed_scaling_factor"),
@@ -216,7 +214,9 @@ def rules(model: ModelConfig) -> list[Rule]:
         place, module = f"model.layers.{model.num_layers + k - 1}", f"further/module_{k}"
         norms = {theirs: f"{module}_{ours}" for theirs, ours in MODULE_NORMS.items()}
         joined = row("eh_proj.weight", f"{module}_projection/kernel", HalvesExchanged())
-        table += [replace(rule, theirs=f"{place}.{rule.theirs}") for rule in (*norm_rules(norms), joined)]
+        table += [
+            replace(rule, theirs=f"{place}.{rule.theirs}") for rule in (*norm_rules(norms), joined)
+        ]
         table += within(place, module, _layer_rules(model.further_layer()))
     return table
 
@@ -251,7 +251,6 @@ def _layer_rules(layer: Layer) -> list[Rule]:
     ]
 
 
-UNUSED = rf"{COPIES}|.*\.rotary_emb\.inv_freq"
 DEEPSEEK2 = Family(
     "deepseek_v2",
     "DeepseekV2ForCausalLM",
@@ -269,6 +268,6 @@ DEEPSEEK3 = Family(
     rules,
     DEFAULTS3,
     NULLABLE,
-    unused=UNUSED,
+    unused=f"{COPIES}|{INVERSE_FREQUENCIES}",
     as_stored=as_stored,
 )

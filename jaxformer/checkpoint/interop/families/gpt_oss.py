@@ -21,7 +21,8 @@ from jaxformer.checkpoint.interop.experts import experts_of, experts_section
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.hub_config import LARGEST, HubConfig
 from jaxformer.checkpoint.interop.rope import ROPE_DEFAULTS, from_rope, to_rope
-from jaxformer.checkpoint.interop.rules import Alternating, Rule, row, within
+from jaxformer.checkpoint.interop.rules import Rule, row, within
+from jaxformer.model.channel_mixers.moe import MoEConfig
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.layer import Layer
 
@@ -88,15 +89,6 @@ def from_config(model: ModelConfig) -> Json:
     }
 
 
-EXPERTS = [
-    *linear_rules("router", "router", bias=True),
-    Alternating("experts.gate_up_proj", ("experts_gate/kernel", "experts_in/kernel")),
-    Alternating("experts.gate_up_proj_bias", ("experts_gate/bias", "experts_in/bias")),
-    row("experts.down_proj", "experts_out/kernel"),
-    row("experts.down_proj_bias", "experts_out/bias"),
-]
-
-
 def rules(model: ModelConfig) -> list[Rule]:
     return model_rules(model, [_layer_rules(layer) for layer in model.layers()])
 
@@ -105,7 +97,21 @@ def _layer_rules(layer: Layer) -> list[Rule]:
     return [
         *norm_rules(PRE_NORMS),
         *within("self_attn", "mixer", attention_rules(attention_of(layer))),
-        *within("mlp", "ffn", EXPERTS),
+        *within("mlp", "ffn", _expert_rules(layer)),
+    ]
+
+
+def _expert_rules(layer: Layer) -> list[Rule]:
+    """Of all experts at once; columns of gate and input alternate."""
+    assert isinstance(layer.ffn, MoEConfig)
+    pairs, together = layer.ffn.d_hidden, ("experts_gate/{}", "experts_in/{}")
+    kernels, biases = (tuple(path.format(part) for path in together) for part in ("kernel", "bias"))
+    return [
+        *linear_rules("router", "router", bias=True),
+        Rule("experts.gate_up_proj", kernels, axis=2, groups=pairs),
+        Rule("experts.gate_up_proj_bias", biases, axis=1, groups=pairs),
+        row("experts.down_proj", "experts_out/kernel"),
+        row("experts.down_proj_bias", "experts_out/bias"),
     ]
 
 
