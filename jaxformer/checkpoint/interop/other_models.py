@@ -37,8 +37,8 @@ def refuse_other_models(config: Json, name: str) -> None:
         if config.get(key):
             raise UserError(
                 f"{name}: config.json has {key} {shown(config[key])}: its weights are quantized, "
-                f"and are not read; supported: {', '.join(SUPPORTED)}. Import the model that it was "
-                f"made from, or a GGUF file of it, of any quantization"
+                f"and are not read; supported: {', '.join(SUPPORTED)}. Import the model that it "
+                f"was made from, or a GGUF file of it, of any quantization"
             )
     heads = config.get("architectures")
     for head in heads if isinstance(heads, list) else []:

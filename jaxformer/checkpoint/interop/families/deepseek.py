@@ -1,6 +1,6 @@
 """DeepSeek-V2 (2024, arXiv:2405.04434): latent attention, and fine-grained experts beside shared
-ones. DeepSeek-V3 (2024, arXiv:2412.19437): scores by a sigmoid, balanced by biases, and modules that
-predict further tokens. The lowest layers of both are dense."""
+ones. DeepSeek-V3 (2024, arXiv:2412.19437): scores by a sigmoid, balanced by biases, and modules
+that predict further tokens. The lowest layers of both are dense."""
 
 import re
 from collections.abc import Collection
@@ -97,11 +97,13 @@ MODULE_NORMS = {"enorm": "embedding_norm", "hnorm": "hidden_norm", "shared_head.
 def to_deepseek2(hub: HubConfig) -> Json:
     hub.need("scoring_func", "softmax")
     hub.need("norm_topk_prob", False)
+    for unread in ("n_group", "topk_group"):  # unless the method is of groups
+        hub.take(unread, None)
     method = hub.need("topk_method", "greedy", "group_limited_greedy")
     hub.need("mlp_bias", False)
     moe = _experts(hub, normalize=False)
-    groups = {"groups": hub.count("n_group", 1), "kept_groups": hub.count("topk_group", 1)}
-    return _section(hub, moe if method == "greedy" else {**moe, **groups})
+    groups = _groups(hub) if method == "group_limited_greedy" else {}
+    return _section(hub, {**moe, **groups})
 
 
 def to_deepseek3(hub: HubConfig) -> Json:
@@ -111,14 +113,21 @@ def to_deepseek3(hub: HubConfig) -> Json:
     moe = {
         **_experts(hub, normalize=hub.flag("norm_topk_prob")),
         "score": "sigmoid",
-        "groups": hub.count("n_group"),
-        "kept_groups": hub.count("topk_group"),
+        **_groups(hub),
         "group_score": "sum_of_two",
         "balance": {"bias_rate": 0.0},  # biases stay as they are, as in the end of pre-training
     }
     count = hub.count(FURTHER, hub.count("num_mtp_layers", least=0), least=0)
     further = {"further": {"kind": "modules", "count": count, "own_norms": True}} if count else {}
     return {**_section(hub, moe), **further}
+
+
+def _groups(hub: HubConfig) -> Json:
+    groups, kept = hub.count("n_group", 1), hub.count("topk_group", 1)
+    if kept > groups:
+        raise UserError(f"{hub.name} has topk_group {kept}, more than its n_group {groups}")
+    hub.need_divisible("n_routed_experts", hub.count("n_routed_experts"), "n_group", groups)
+    return {"groups": groups, "kept_groups": kept}
 
 
 def _experts(hub: HubConfig, *, normalize: bool) -> Json:
@@ -214,9 +223,8 @@ def rules(model: ModelConfig) -> list[Rule]:
         place, module = f"model.layers.{model.num_layers + k - 1}", f"further/module_{k}"
         norms = {theirs: f"{module}_{ours}" for theirs, ours in MODULE_NORMS.items()}
         joined = row("eh_proj.weight", f"{module}_projection/kernel", HalvesExchanged())
-        table += [
-            replace(rule, theirs=f"{place}.{rule.theirs}") for rule in (*norm_rules(norms), joined)
-        ]
+        own = [*norm_rules(norms), joined]
+        table += [replace(rule, theirs=f"{place}.{rule.theirs}") for rule in own]
         table += within(place, module, _layer_rules(model.further_layer()))
     return table
 
