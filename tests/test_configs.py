@@ -47,6 +47,8 @@ PUBLISHED = {
     "olmoe-1b-7b": 6_919_161_856,
     "deepseek-v2-lite": 15_706_484_224,
     "deepseek-v3": 671_026_404_352 + 58 * 256,  # and a bias for every expert
+    "gpt-oss-20b": 20_914_757_184,
+    "gpt-oss-120b": 116_829_156_672,
 }
 # Of these, the parameters that a token meets: with the embedding's table, and without it.
 ACTIVE = {
@@ -55,6 +57,8 @@ ACTIVE = {
     "olmoe-1b-7b": (1_282_017_280, 1_178_994_688),
     "deepseek-v2-lite": (2_661_150_208, 2_451_435_008),
     "deepseek-v3": (37_552_282_624 + 58 * 256, 36_625_603_584 + 58 * 256),
+    "gpt-oss-20b": (4_187_440_704, 3_608_307_264),
+    "gpt-oss-120b": (5_711_982_912, 5_132_849_472),
 }
 
 # The same, of models some of whose parts ours leave out: which, the header of each file says.

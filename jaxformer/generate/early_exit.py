@@ -142,7 +142,7 @@ def step(
     cache, how many layers each row has passed [batch])."""
     read = partial(model.apply, {"params": params})
     x = read(tokens, positions, method="embed")
-    rows = RowInfo(positions, jnp.ones_like(tokens))
+    rows = RowInfo(positions, jnp.ones_like(tokens), tokens=tokens)
     depth = model.depth(parent=None)
     assert isinstance(depth, Stack)  # as `from_decoder` has checked
     stream = depth.residual.start(x)

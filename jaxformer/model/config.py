@@ -103,7 +103,21 @@ class ModelConfig(Schema):
                 f"inputs of kind tokens"
             )
         self.depth.check(self.num_layers, self.pattern_layers())
+        self._check_hashes()
         return self
+
+    def _check_hashes(self) -> None:
+        """Refuse channel mixers that read tokens where layers do not see them."""
+        hidden = [layer.ffn for layer in self.inputs.own_layers]
+        hidden += [] if self.further is None else [self.further_layer().ffn]
+        if not self.inputs.shows_tokens:
+            hidden += [layer.ffn for layer in self.distinct_layers()]
+        if any(ffn is not None and ffn.reads_tokens for ffn in hidden):
+            raise ValueError(
+                "ffn has routing hash, which goes by the tokens' ids, in layers that do not see "
+                "them, as in inputs of kind chunks and in further; allowed: in the layers of a "
+                "model whose inputs are of kind tokens"
+            )
 
     @model_validator(mode="after")
     def _positions_are_used(self) -> "ModelConfig":

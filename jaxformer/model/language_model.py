@@ -280,7 +280,7 @@ class LanguageModel(nn.Module):
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
-        return RowInfo(positions, segment_ids, order)
+        return RowInfo(positions, segment_ids, order, tokens)
 
     def _layers(
         self, x: jax.Array, rows: RowInfo, cache: Cache | None

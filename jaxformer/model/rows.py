@@ -16,6 +16,7 @@ class RowInfo(NamedTuple):
     # What tokens see, if not the tokens before them in the row. When a cache is continued, a rank
     # is a place in the row, and no token is private.
     order: Order | None = None
+    tokens: jax.Array | None = None  # int32, their ids, where layers see each token
 
 
 class Exits(NamedTuple):

@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from jaxformer.ops.routing import Dispatch, collect, experts_of_rows, send, sort_by_expert
+from jaxformer.ops.routing import (
+    Dispatch,
+    collect,
+    experts_of_rows,
+    send,
+    sort_by_expert,
+    take_rows,
+)
 from jaxformer.parallel.mesh import DATA_AXES
 from jaxformer.parallel.own_tokens import gather
 
@@ -33,6 +40,14 @@ class Tokens(NamedTuple):
     gates: jax.Array  # [tokens, k]
 
 
+class Picks(NamedTuple):
+    """Tokens of rows and the places of those that each expert chose; −1 is an empty slot."""
+
+    x: jax.Array  # [batch, length, d_model]
+    places: jax.Array  # [batch, experts, slots] int32
+    gates: jax.Array  # [batch, experts, length]
+
+
 def exchange(devices: int, chosen: int) -> str:
     """How tokens reach the experts of `devices` devices: `all_to_all` sends a token to those that
     have an expert of its `chosen` ones, `ring` to all of them, which is less where there are no
@@ -41,9 +56,9 @@ def exchange(devices: int, chosen: int) -> str:
 
 
 def visit_experts(
-    of_rows: OfRows, weights: PyTree, axes: PyTree, tokens: Tokens, num_experts: int
+    of_rows: OfRows, weights: PyTree, axes: PyTree, tokens: Tokens | Picks, num_experts: int
 ) -> jax.Array:
-    """y_t = Σ_j gate_tj E_j(x_t), over the experts that each token chose.
+    """y_t = Σ_j gate_tj E_j(x_t), over the experts that each token chose, or that chose it.
 
     On a mesh, every device sorts the tokens that it has or is shown. Weights are split over
     `expert` by experts, and like those of other layers over `fsdp`, where they are gathered, and
@@ -56,19 +71,18 @@ def visit_experts(
         axes: the logical axes of the weights, a tree of PartitionSpecs.
 
     Returns:
-        [tokens, d_model]
+        shaped like x.
     """
     split = _split_axes(len(tokens.x), (*DATA_AXES, "tensor"))
+    visit = _way(tokens, split.get(AXIS, 1))
     if not split:
-        return _of_own(partial(of_rows, weights), tokens, num_experts)
+        return visit(partial(of_rows, weights), tokens, num_experts)
 
-    def of_shard(weights: PyTree, tokens: Tokens) -> jax.Array:
+    def of_shard(weights: PyTree, tokens: Tokens | Picks) -> jax.Array:
         if "fsdp" in split:
             whole = partial(_whole, dtype=tokens.x.dtype)
             weights = jax.tree.map(whole, weights, axes, is_leaf=_is_spec)
-        of_shards = {"none": _of_own, "ring": _of_ring, "all_to_all": _of_exchanged}
-        how = of_shards[exchange(split.get(AXIS, 1), tokens.experts.shape[1])]
-        y = how(partial(of_rows, weights), tokens, num_experts)
+        y = visit(partial(of_rows, weights), tokens, num_experts)
         return jax.lax.psum(y, "tensor") if "tensor" in split else y
 
     def place(names: PartitionSpec) -> PartitionSpec:
@@ -83,6 +97,13 @@ def visit_experts(
         axis_names=_own_axes(),
         check_vma=False,
     )(weights, tokens)
+
+
+def _way(tokens: Tokens | Picks, devices: int) -> Callable[..., jax.Array]:
+    if isinstance(tokens, Picks):
+        return _of_picks
+    ways = {"none": _of_own, "ring": _of_ring, "all_to_all": _of_exchanged}
+    return ways[exchange(devices, tokens.experts.shape[1])]
 
 
 def of_own_tokens(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
@@ -167,6 +188,30 @@ def _in_pieces(dispatch: Dispatch, device: jax.Array, sent: jax.Array, room: int
     device = jnp.minimum(device, len(sent) - 1)  # nobody's have no slot
     slot = dispatch.slot + (jnp.arange(len(sent)) * room - first)[device]
     return Dispatch(source.reshape(-1), jnp.where(dispatch.slot < 0, -1, slot))
+
+
+def _of_picks(of_rows: OfOwnRows, picks: Picks, num_experts: int) -> jax.Array:
+    """Every expert has as many slots of each row, so that what is exchanged has one size."""
+    x, places, gates = picks
+    length, width = x.shape[1:]
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = mesh.shape.get(AXIS, 1) if AXIS in mesh.manual_axes else 1
+    rows = jax.vmap(take_rows)(x, places).swapaxes(0, 1)  # [experts, batch, slots, d_model]
+    if devices > 1:
+        rows = jax.lax.all_to_all(rows, AXIS, split_axis=0, concat_axis=1, tiled=True)
+        rows = checkpoint_name(rows, "projection")
+    counts = jnp.full(len(rows), rows[0].size // width, jnp.int32)
+    y = of_rows(rows.reshape(-1, width), counts).reshape(rows.shape)
+    if devices > 1:
+        y = jax.lax.all_to_all(y, AXIS, split_axis=1, concat_axis=0, tiled=True)
+    weights = jnp.take_along_axis(gates, jnp.maximum(places, 0), axis=2)
+    y = jnp.where(places < 0, 0, weights)[..., None] * y.swapaxes(0, 1)
+
+    def of_row(places: jax.Array, y: jax.Array) -> jax.Array:
+        place = jnp.where(places < 0, length, places)
+        return jnp.zeros((length, width), y.dtype).at[place].add(y, mode="drop")
+
+    return jax.vmap(of_row)(places, y)
 
 
 def _weigh(y: jax.Array, dispatch: Dispatch, gates: jax.Array) -> jax.Array:

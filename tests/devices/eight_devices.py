@@ -23,7 +23,10 @@ GATED_DELTA = {"kind": "gated_delta", "num_heads": 4, "head_dim": 8, "value_expa
 WINDOW = {"kind": "attention", "num_heads": 4, "window": 6}
 # Some with a vocabulary of which `tensor` divides only what is padded.
 MIXERS = {
-    "attention": {"mixer": {"kind": "attention", "num_heads": 4}, "vocab_size": 32},
+    "attention": {
+        "mixer": {"kind": "attention", "num_heads": 4, "sink_logit": True},
+        "vocab_size": 32,
+    },
     "mamba2": {"mixer": MAMBA2, "vocab_size": 33},
     "gated_delta": {"mixer": GATED_DELTA, "vocab_size": 33, "tie_embeddings": False},
     "hybrid": {"mixer": MAMBA2, "pattern": [{}, {"mixer": WINDOW}], "vocab_size": 35},
@@ -36,6 +39,10 @@ MIXERS["chunks"] = MIXERS["attention"] | {
 MOE = {"kind": "moe", "num_experts": 8, "experts_per_token": 2, "d_hidden": 16, "shared": {}}
 BALANCE = {"auxiliary": 0.1, "z_loss": 0.01, "bias_rate": 0.01}
 MIXERS["experts"] = MIXERS["attention"] | {"ffn": MOE | {"balance": BALANCE, "bias": True}}
+BY_PICK = {"routing": "expert_choice", "predictor_weight": 0.1, "balance": {}}
+MIXERS["routings"] = MIXERS["attention"] | {
+    "pattern": [{"ffn": MOE | BY_PICK}, {"ffn": MOE | {"routing": "hash"}}]
+}
 MESHES = {
     "rows": {
         "one": {"data": 1},
@@ -62,6 +69,13 @@ MESHES = {
         "tensor": {"fsdp": 2, "expert": 2, "tensor": 2},
         "context": {"expert": 4, "context": 2},
         "stages": {"stage": 2, "expert": 4},
+    },
+    "routings": {
+        "one": {"data": 1},
+        "expert": {"fsdp": 2, "expert": 4},
+        "tensor": {"expert": 2, "tensor": 2, "data": 2},
+        "context": {"expert": 4, "context": 2},
+        "stages": {"stage": 2, "expert": 2, "data": 2},
     },
     "uncut": {
         "one": {"data": 1},
@@ -156,7 +170,7 @@ def resume(trained: Trained, saved: Path) -> list[float]:
 if __name__ == "__main__":
     mixers, meshes = sys.argv[1:]
     of_meshes = {"rows": (1, "none"), "stages": (4, "dots"), "uncut": (2, "dots")}
-    layers = (of_meshes | {"experts": (2, "full")})[meshes]
+    layers = (of_meshes | {"experts": (2, "full"), "routings": (2, "none")})[meshes]
     on = {name: train(MIXERS[mixers], axes, *layers) for name, axes in MESHES[meshes].items()}
     with tempfile.TemporaryDirectory() as folder:
         for name, trained in on.items():

@@ -7,7 +7,7 @@ from tests.devices.simulated import run_on_devices
 
 ALL = ["attention", "mamba2", "gated_delta", "hybrid"]
 CASES = [(mixers, "rows") for mixers in ALL] + [("attention", "stages"), ("hybrid", "stages")]
-CASES += [("chunks", "uncut"), ("experts", "experts")]
+CASES += [("chunks", "uncut"), ("experts", "experts"), ("routings", "routings")]
 
 
 @pytest.mark.parametrize(("mixers", "meshes"), CASES)
@@ -15,7 +15,7 @@ def test_steps_on_eight_devices_equal_those_on_one(mixers, meshes):
     """Five, with their first gradient, and a sixth after the checkpoint of any mesh."""
     seen = run_on_devices(8, "eight_devices", mixers, meshes)
     one = seen.pop("one")
-    assert len(seen) == {"rows": 6, "stages": 4, "uncut": 4, "experts": 7}[meshes]
+    assert len(seen) == {"rows": 6, "stages": 4, "uncut": 4, "experts": 7, "routings": 4}[meshes]
     for name, mesh in seen.items():
         np.testing.assert_allclose(mesh["losses"], one["losses"], rtol=1e-5, err_msg=name)
         for measured, rows in one["layers"].items():

@@ -59,8 +59,8 @@ def import_model(source: Source, out: Path) -> Config:
         raise UserError(f"{out} cannot be made: {there} is a file; give another folder")
     source = dequantised(source)
     family = family_of(source.config, source.name)
-    config = family.as_stored(source.config, source.tensors)
-    model = family.read(config, f"{source.name}: config.json")
+    stored = family.as_stored(source.config, source.tensors)
+    model = family.read(stored, f"{source.name}: config.json")
 
     building = out.with_name(f".{out.name}.importing")
     shutil.rmtree(building, ignore_errors=True)

@@ -27,6 +27,16 @@ class ChannelMixerConfig(Kind):
         return 1.0
 
     @property
+    def is_causal(self) -> bool:
+        """Whether no token affects what an earlier one gets, outside of training at least."""
+        return True
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether it reads the ids of tokens, `rows.tokens`."""
+        return False
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """The random keys that it draws from in training, `dropout` if any."""
         return ()

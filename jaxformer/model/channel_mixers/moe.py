@@ -15,11 +15,12 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from jaxformer.model.channel_mixers.base import ChannelMixer, ChannelMixerConfig
 from jaxformer.model.channel_mixers.dense import CLAMP, GATED, Dense, DenseConfig, activate
+from jaxformer.model.channel_mixers.expert_choice import ExpertChoice
 from jaxformer.model.channel_mixers.router import Router, RouterOptions, within_capacity
 from jaxformer.model.projections import Projection
 from jaxformer.model.rows import LayerAux, RowInfo
 from jaxformer.ops.routing import experts_of_rows, grouped_product, take_rows
-from jaxformer.parallel.expert import Tokens, exchange, once, visit_experts
+from jaxformer.parallel.expert import exchange, once, visit_experts
 from jaxformer.schema.base import Schema
 
 
@@ -46,7 +47,8 @@ class MoEConfig(RouterOptions, ChannelMixerConfig):
     capacity_factor: PositiveFloat | None = Field(
         None,
         description="how many of a row's tokens an expert takes at most, as a multiple of an equal "
-        "share; later ones are dropped, so a token depends on the rest of its row; null drops none",
+        "share; later ones are dropped, so a token depends on the rest of its row; null drops "
+        "none. With expert_choice, how many each takes; null is 1",
     )
     shared: SharedConfig | None = Field(
         None, description="experts that every token visits; null for none"
@@ -58,11 +60,29 @@ class MoEConfig(RouterOptions, ChannelMixerConfig):
 
     @property
     def active_share(self) -> float:
+        if self.routing == "expert_choice":
+            return self.taken
         return self.experts_per_token / self.num_experts
 
     @property
+    def taken(self) -> float:
+        """The share of a row's tokens that each expert takes, with expert_choice."""
+        equal = self.experts_per_token / self.num_experts
+        return min(1.0, equal * (self.capacity_factor or 1.0))
+
+    @property
+    def is_causal(self) -> bool:
+        return self.routing != "expert_choice" or self.predictor_weight is not None
+
+    @property
+    def reads_tokens(self) -> bool:
+        return self.routing == "hash"
+
+    @property
     def keys(self) -> tuple[str, ...]:
-        return ("dropout",) if self.jitter else ()
+        dropout = ("dropout",) if self.jitter else ()
+        # The presence of the other says that it is training.
+        return (*dropout, *(("depth",) if self.predictor_weight is not None else ()))
 
     @model_validator(mode="after")
     def _can_be_chosen(self) -> "MoEConfig":
@@ -96,6 +116,20 @@ class MoEConfig(RouterOptions, ChannelMixerConfig):
             raise ValueError(
                 "group_score is sum_of_two, but a group has one expert; give max, or fewer groups"
             )
+        if self.predictor_weight is not None and self.routing != "expert_choice":
+            raise ValueError(
+                f"predictor_weight is given with routing {self.routing}, which depends on no later "
+                f"token, so there is nothing to predict; leave it out"
+            )
+        if self.routing != "token_choice":
+            balanced = self.balance.auxiliary or self.balance.bias_rate is not None
+            if balanced or self.groups > 1:
+                raise ValueError(
+                    f"{'balance' if balanced else 'groups'} is given with routing {self.routing}, "
+                    f"where tokens do not choose; leave it out, or use token_choice"
+                )
+        if self.routing == "expert_choice" and self.balance.z_loss:
+            raise ValueError("balance.z_loss is given with routing expert_choice; leave it out")
         return self
 
 
@@ -145,25 +179,29 @@ class MoE(ChannelMixer):
     @nn.compact
     def __call__(self, x: jax.Array, rows: RowInfo) -> tuple[jax.Array, LayerAux]:
         config = self.config
-        routing = Router(config, self.dims, name="router")(x, rows.segment_ids)
-        experts, stats = routing.experts, routing.stats
-        if config.capacity_factor is not None:
+        if config.routing == "expert_choice":
+            router: Router = ExpertChoice(config, self.dims, config.taken, name="router")
+        else:
+            router = Router(config, self.dims, name="router")
+        visits, loss, stats = router(x, rows)
+        if config.routing != "expert_choice" and config.capacity_factor is not None:
             batch, length = rows.segment_ids.shape
             experts, dropped = within_capacity(
-                experts, (batch, length), config.num_experts, config.capacity_factor
+                visits.experts, (batch, length), config.num_experts, config.capacity_factor
             )
+            visits = visits._replace(experts=experts)
             stats |= {"dropped": dropped / config.experts_per_token}
         matrices = self._matrices()
         y = visit_experts(
             self._of_rows,
             {name: matrix() for name, matrix in matrices.items()},
             {name: matrix.axes for name, matrix in matrices.items()},
-            Tokens(x, experts, routing.gates.astype(x.dtype)),
+            visits,
             config.num_experts,
-        )
+        ).reshape(x.shape)
         if config.shared is not None:
             y += self._shared(x, rows, config.shared)
-        return y, LayerAux(stats, routing.loss)
+        return y, LayerAux(stats, loss)
 
     def _matrices(self) -> dict[str, ExpertMatrix]:
         config, init, width = self.config, self.dims.init, self.dims.d_model
@@ -221,13 +259,15 @@ class MoE(ChannelMixer):
     def kernels(self) -> list[str]:
         devices = jax.sharding.get_abstract_mesh().shape.get("expert", 1)
         how = exchange(devices, self.config.experts_per_token)
+        how = "all_to_all" if self.config.routing == "expert_choice" else how
         return [] if devices == 1 else [f"experts {how} over {devices} devices"]
 
     def flops(self, length: int) -> float:
         config, width = self.config, self.dims.d_model
         matrices = 3 if config.activation in GATED else 2
-        hidden = config.experts_per_token * config.d_hidden
+        hidden = config.active_share * config.num_experts * config.d_hidden
         if config.shared is not None:
             hidden += config.shared.count * (config.shared.d_hidden or config.d_hidden)
         gate = 2.0 * width if config.shared is not None and config.shared.gate else 0.0
-        return 2.0 * width * (matrices * hidden + config.num_experts) + gate
+        scored = config.num_experts * (1 if config.predictor_weight is None else 2)
+        return 2.0 * width * (matrices * hidden + scored) + gate

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from jaxformer.model.dims import Dims
+from jaxformer.model.rows import RowInfo
 from jaxformer.ops import shards
 from jaxformer.ops.routing import of_documents
-from jaxformer.parallel.expert import of_own_tokens
+from jaxformer.parallel.expert import Picks, Tokens, of_own_tokens
 from jaxformer.schema.base import Schema
 
 SELECTION_BIAS = "selection_bias"  # a parameter that no gradient reaches: see `train.balance`
@@ -56,7 +57,20 @@ class RouterOptions(Schema):
     """The options of a router; `MoEConfig` has them as its own."""
 
     num_experts: PositiveInt = Field(description="experts per layer")
-    experts_per_token: PositiveInt = Field(description="experts that each token visits")
+    experts_per_token: PositiveInt = Field(
+        description="experts that each token visits, with expert_choice on average"
+    )
+    routing: Literal["token_choice", "expert_choice", "hash"] = Field(
+        "token_choice",
+        description="who chooses: tokens their best experts, experts their best tokens of a row, "
+        "or nobody: experts are fixed by the token's id, and the router gives their gates alone",
+    )
+    predictor_weight: PositiveFloat | None = Field(
+        None,
+        description="of the loss of what predicts the choice of experts, which depends on later "
+        "tokens, for evaluation and decoding; with expert_choice alone, where a model that "
+        "predicts the next token needs it",
+    )
     score: Literal["softmax", "sigmoid", "sqrt_softplus"] = Field(
         "softmax", description="what makes scores of the router's logits"
     )
@@ -75,10 +89,9 @@ class RouterOptions(Schema):
 
 
 class Routing(NamedTuple):
-    """Where tokens go, and what follows for the loss; float32."""
+    """Which experts compute which tokens, and what follows for the loss; float32."""
 
-    experts: jax.Array  # [tokens, k] int32; `num_experts`, which is nobody, for padding
-    gates: jax.Array  # [tokens, k]
+    visits: Tokens | Picks  # for padding, nobody
     loss: jax.Array | None  # [], weighted sum over tokens
     stats: dict[str, jax.Array]  # sums over tokens; `expert_load` is [experts]
 
@@ -89,49 +102,65 @@ class Router(nn.Module):
         I = top-k(s + β),   gate_i = scale · s_i / Σ_{j∈I} s_j   for i ∈ I,
 
     without the division unless `normalize`. With groups, I is chosen within the `kept_groups`
-    groups with the best scores. The biases choose, and are in no gate.
+    groups with the best scores. The biases choose, and are in no gate. With routing `hash`, I
+    depends on the token's id alone, see `hashed_experts`.
 
     Softmax: Shazeer et al., 2017, arXiv:1701.06538. Sigmoid, groups and biases: DeepSeek-V3, 2024,
     arXiv:2412.19437, equations 12 to 20. Balance: `balance_losses`. z-loss: Zoph et al., 2022,
-    arXiv:2202.08906. Jitter: Fedus et al., 2021, arXiv:2101.03961.
+    arXiv:2202.08906. Jitter: Fedus et al., 2021, arXiv:2101.03961. Hash: Roller et al., 2021,
+    arXiv:2106.04426.
     """
 
     options: RouterOptions
     dims: Dims
 
     @nn.compact
-    def __call__(self, x: jax.Array, segment_ids: jax.Array) -> Routing:
-        """x [batch · length, d_model], segment_ids [batch, length] → where its tokens go."""
+    def __call__(self, x: jax.Array, rows: RowInfo) -> Routing:
+        """x [batch · length, d_model] → where its tokens go."""
+        options = self.options
+        logits, scores = self.scores(x)
+        if options.routing == "hash":
+            assert rows.tokens is not None  # as `ModelConfig` has checked
+            ids = rows.tokens.reshape(-1)
+            experts = hashed_experts(ids, options.num_experts, options.experts_per_token)
+        else:
+            experts = of_own_tokens(partial(_choose, options=options), self._preferred(scores))
+        gates = jnp.take_along_axis(scores, experts, axis=1)
+        if options.normalize:
+            gates /= jnp.sum(gates, axis=1, keepdims=True) + 1e-20
+        real = rows.segment_ids.reshape(-1) != 0
+        experts = jnp.where(real[:, None], experts.astype(jnp.int32), options.num_experts)
+        loss, stats = self._balance(logits, scores, experts, rows.segment_ids)
+        return Routing(Tokens(x, experts, (options.scale * gates).astype(x.dtype)), loss, stats)
+
+    def scores(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """x [tokens, d_model] → (logits, scores), each [tokens, experts]."""
         options, named = self.options, nn.with_logical_partitioning
         wide = jnp.promote_types(x.dtype, jnp.float32)
         x = x.astype(wide)
         if options.jitter and self.has_rng("dropout"):
             low, high = 1 - options.jitter, 1 + options.jitter
             x *= jax.random.uniform(self.make_rng("dropout"), x.shape, wide, low, high)
-        count = options.num_experts
         kernel = self.param(
             "kernel",
             named(self.dims.init.matrix(x.shape[-1]), ("d_model", "choices")),
-            (x.shape[-1], count),
+            (x.shape[-1], options.num_experts),
             jnp.float32,
         )
-        zeros = named(nn.initializers.zeros, ("choices",))
         logits = jnp.dot(x, kernel.astype(wide), precision=jax.lax.Precision.HIGHEST)
         if options.router_bias:
-            logits += self.param("bias", zeros, (count,), jnp.float32)
-        scores = SCORES[options.score](logits)  # [tokens, experts]
+            logits += self._biases("bias")
+        return logits, SCORES[options.score](logits)
+
+    def _preferred(self, scores: jax.Array) -> jax.Array:
         preferred = jax.lax.stop_gradient(scores)
-        if options.balance.bias_rate is not None:
-            bias = self.param(SELECTION_BIAS, zeros, (count,), jnp.float32)
-            preferred += jax.lax.stop_gradient(bias)
-        experts = of_own_tokens(partial(_choose, options=options), preferred)
-        gates = jnp.take_along_axis(scores, experts, axis=1)
-        if options.normalize:
-            gates /= jnp.sum(gates, axis=1, keepdims=True) + 1e-20
-        real = segment_ids.reshape(-1) != 0
-        experts = jnp.where(real[:, None], experts.astype(jnp.int32), count)
-        loss, stats = self._balance(logits, scores, experts, segment_ids)
-        return Routing(experts, options.scale * gates, loss, stats)
+        if self.options.balance.bias_rate is not None:
+            preferred += jax.lax.stop_gradient(self._biases(SELECTION_BIAS))
+        return preferred
+
+    def _biases(self, name: str) -> jax.Array:
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("choices",))
+        return self.param(name, zeros, (self.options.num_experts,), jnp.float32)
 
     def _balance(
         self, logits: jax.Array, scores: jax.Array, experts: jax.Array, segment_ids: jax.Array
@@ -172,6 +201,25 @@ def _within_groups(preferred: jax.Array, options: RouterOptions) -> jax.Array:
     _, kept = jax.lax.top_k(jnp.sum(best, axis=2), options.kept_groups)
     is_kept = jnp.any(jax.nn.one_hot(kept, options.groups, dtype=bool), axis=1)
     return jnp.where(is_kept[:, :, None], grouped, -jnp.inf).reshape(preferred.shape)
+
+
+def hashed_experts(ids: jax.Array, num_experts: int, chosen: int) -> jax.Array:
+    """The experts [tokens, chosen] of token ids [tokens]: first + j · step modulo `num_experts` for
+    j = 0, 1, …, with `first` and `step` from two hashes of the id, and no divisor in common with
+    `num_experts` but 1, so that all are different."""
+    steps = [step for step in range(1, num_experts + 1) if math.gcd(step, num_experts) == 1]
+    first = _hash(ids, 0x9E3779B9) % num_experts
+    step = jnp.asarray(steps, jnp.uint32)[_hash(ids, 0x7F4A7C15) % len(steps)]
+    places = jnp.arange(chosen, dtype=jnp.uint32)
+    return ((first[:, None] + places * step[:, None]) % num_experts).astype(jnp.int32)
+
+
+def _hash(ids: jax.Array, seed: int) -> jax.Array:
+    """32 bits of each id, mixed by the last steps of MurmurHash3."""
+    bits = ids.astype(jnp.uint32) + jnp.uint32(seed)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)
+    return bits ^ (bits >> 16)
 
 
 def balance_losses(

@@ -148,7 +148,7 @@ class Attention(Mixer):
 
         sink = self._sink_logit() if config.sink_logit else None
         if cache is None:
-            y = causal_attention(q, k, v, *rows, sink_logit=sink, **self._options_of_rows())
+            y = causal_attention(q, k, v, *rows[:3], sink_logit=sink, **self._options_of_rows())
         else:
             y, cache = self._continue(cache, q, k, v, rows, sink)
 
@@ -248,7 +248,7 @@ class Attention(Mixer):
 
         is_empty = jnp.all(cache.length == 0)
         of_rows = {"sink_logit": sink, **self._options_of_rows()}
-        return prefill_attention(is_empty, of_cache, q, k, v, *rows, **of_rows), longer
+        return prefill_attention(is_empty, of_cache, q, k, v, *rows[:3], **of_rows), longer
 
     def _write(self, cache: KVCache, k: jax.Array, v: jax.Array, new: Tokens) -> KVCache:
         window, sinks = self.config.window, self.config.sinks

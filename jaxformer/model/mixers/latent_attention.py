@@ -128,7 +128,7 @@ class LatentAttention(Mixer):
         kernel = "xla" if self.is_initializing() else self.dims.kernels.attention
         of_rows = {"kernel": kernel, "place": mesh_axes("batch", "heads"), **self._options()}
         if cache is None:
-            y = causal_attention(q, k, v, *rows, **of_rows)
+            y = causal_attention(q, k, v, *rows[:3], **of_rows)
         else:
             length = x.shape[1]
             y = prefill_attention(
@@ -136,7 +136,7 @@ class LatentAttention(Mixer):
                 lambda: attend(
                     q, k, v, new._replace(given=rows.order), cache.tokens, **self._options()
                 ),
-                *(q, k[:, :length], v[:, :length], *rows),
+                *(q, k[:, :length], v[:, :length], *rows[:3]),
                 **of_rows,
             )
         output = Projection(
