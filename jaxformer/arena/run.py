@@ -115,7 +115,8 @@ def _result_of(cell: Cell) -> Result | None:
     trained = [row for row in read_rows(cell.directory / "metrics.jsonl") if "loss" in row]
     return ended(
         tests,
-        [[row["step"], row["tokens"], row["loss"]] for row in trained],
+        _curve(trained, "loss"),
+        _curve(trained, "layers/max_violation"),
         step_seconds=trained[-1]["step_seconds"],
         tokens_per_second=trained[-1]["tokens_per_second"],
         seconds=time.monotonic() - began,
@@ -132,6 +133,18 @@ def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {error} ({place.filename}:{place.lineno} in {place.name})"
 
 
-def ended(tests: list[Result], curve: list[list[float]], **speed: float) -> Result:
-    """The result of a cell that was trained: tests by length, the curve of [step, tokens, loss]."""
-    return {"failed": None, "tests": tests, "curve": curve, **speed}
+def _curve(rows: list[Result], metric: str) -> list[list[float]]:
+    """[step, tokens, value] of the rows that have the metric."""
+    return [[row["step"], row["tokens"], row[metric]] for row in rows if metric in row]
+
+
+def ended(
+    tests: list[Result],
+    curve: list[list[float]],
+    load_curve: list[list[float]],
+    **speed: float,
+) -> Result:
+    """The result of a cell that was trained: tests by length, the curves of [step, tokens, loss],
+    and, with experts, of the load of the busiest one."""
+    curves = {"curve": curve} | ({"load_curve": load_curve} if load_curve else {})
+    return {"failed": None, "tests": tests, **curves, **speed}

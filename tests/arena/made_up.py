@@ -53,7 +53,9 @@ def made_up(
             for test in cell.held_out
         ]
         curve = [[step, step * 512, loss + 1 / step] for step in (1, 10, 100)]
-        cell.write_result(ended(tests, curve, step_seconds=0.1, tokens_per_second=5e3, seconds=11))
+        load = [[*row[:2], 2 / row[0]] for row in curve] if cell.contestant == "window" else []
+        speed = {"step_seconds": 0.1, "tokens_per_second": 5e3, "seconds": 11}
+        cell.write_result(ended(tests, curve, load, **speed))
     return arena, matched, every
 
 

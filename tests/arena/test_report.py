@@ -150,6 +150,9 @@ def test_the_page_needs_nothing_else(report):
     assert "0 1 &lt;/pre&gt; 1" in text
     figures = json.loads(re.search(r'id="figures">(.*?)</script>', text, re.S)[1])
     assert {figure["task"] for figure in figures} == {"parity", "efficiency"}
+    loads = next(figure for figure in figures if figure["name"] == "parity-load")
+    assert [len(series["points"]) for series in loads["series"]] == [0, 0, 3]  # window alone
+    assert [point[1] for point in loads["series"][2]["points"]] == [2.0, 0.2, 0.02]
     curve = next(figure for figure in figures if figure["name"] == "parity-loss-tokens")
     assert [len(series["points"]) for series in curve["series"]] == [3, 3, 3]
 

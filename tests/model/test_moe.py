@@ -357,6 +357,18 @@ def test_layers_with_other_experts_or_none_share_one_table_of_loads() -> None:
     np.testing.assert_allclose(jnp.concatenate(made, 1), whole, rtol=0, atol=1e-10)
 
 
+def test_repeated_layers_without_experts_have_a_row_each_above_first_layers_with_some() -> None:
+    dense, moe = {"kind": "gelu", "d_hidden": 4}, MODEL["ffn"]
+    layers = {"ffn": dense, "first": [{"ffn": moe}], "pattern": [{}]}
+    model = build_model(ModelConfig.model_validate(MODEL | layers), dtype=jnp.float64)
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    params = model.init(jax.random.key(0), tokens)["params"]
+    _, _, aux = model.apply({"params": params}, tokens, method="hidden")
+    load = np.asarray(aux.stats["expert_load"])
+    assert load.shape == (3, 4) and np.isnan(load[1:]).all() and load[0].sum() == 4
+    assert np.isnan(aux.stats["router_entropy"]).tolist() == [False, True, True]
+
+
 @pytest.mark.parametrize("score", ["softmax", "sigmoid", "sqrt_softplus"])
 def test_extreme_logits_have_finite_gates_and_gradients(score: str) -> None:
     layer = layer_of(config_of(score=score, balance={"auxiliary": 0.1, "z_loss": 0.1}))

@@ -47,6 +47,7 @@ def figures(arena: ArenaConfig, matched: Matched, found: Entries) -> list[Figure
     for task in arena.tasks:
         made += [
             *_curves(arena, matched, found, task),
+            _loads(arena, found, task),
             _rates(arena, found, task),
             *_costs(arena, matched, found, task),
             _lengths(arena, found, task),
@@ -89,7 +90,8 @@ def _curves(arena: ArenaConfig, matched: Matched, found: Entries, task: str) -> 
             label,
             "loss (nats)",
             tuple(
-                Series(name, _curve(found[task, name], name, place)) for name in arena.contestants
+                Series(name, _curve(found[task, name], "curve", name, place))
+                for name in arena.contestants
             ),
             y_log=True,
         )
@@ -98,16 +100,29 @@ def _curves(arena: ArenaConfig, matched: Matched, found: Entries, task: str) -> 
 
 
 def _curve(
-    entry: Entry, name: str, place: Callable[[dict[str, Any], str, float, float], float]
+    entry: Entry, key: str, name: str, place: Callable[[dict[str, Any], str, float, float], float]
 ) -> tuple[Point, ...]:
     whole = [result for result in entry.results if result["failed"] is None]
     points: list[Point] = []
-    for rows in zip(*(result["curve"] for result in whole), strict=False):
+    for rows in zip(*(result.get(key, ()) for result in whole), strict=False):
         xs = [place(result, name, row[1], row[0]) for result, row in zip(whole, rows, strict=True)]
-        losses = [row[2] for row in rows if row[2] is not None]
-        if losses:
-            points += _point(float(np.mean(xs)), interval(losses))
+        values = [row[2] for row in rows if row[2] is not None]
+        if values:
+            points += _point(float(np.mean(xs)), interval(values))
     return tuple(points)
+
+
+def _loads(arena: ArenaConfig, found: Entries, task: str) -> Figure:
+    """How unequally busy experts are; empty if no contestant has any."""
+    series = tuple(
+        Series(
+            name, _curve(found[task, name], "load_curve", name, lambda _, __, tokens, ___: tokens)
+        )
+        for name in arena.contestants
+    )
+    title = f"{task}: how much more than the mean the busiest expert has"
+    label = "load of the busiest expert, as a multiple of the mean, less 1"
+    return Figure(task, f"{task}-load", title, "tokens", label, series)
 
 
 def _rates(arena: ArenaConfig, found: Entries, task: str) -> Figure | None:

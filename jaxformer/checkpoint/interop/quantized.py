@@ -143,10 +143,11 @@ def dequantised(source: Source) -> Source:
         UserError: numbers and scales that do not fit.
     """
     given = source.config.get(KEY)
-    if not isinstance(given, dict) or given.get("quant_method") not in SUPPORTED:
+    method = given.get("quant_method") if isinstance(given, dict) else None
+    if not isinstance(given, dict) or method not in SUPPORTED:
         return source  # `refuse_other_models` says so
     config = {key: value for key, value in source.config.items() if key != KEY}
-    if given["quant_method"] == "mxfp4":
+    if method == "mxfp4":
         return Dequantised(source, config, MXFP4())
     block = given.get("weight_block_size")
     if not _is_block(block):

@@ -135,7 +135,7 @@ class ExitStack(Stack):
             cache = None if caches is None else caches[name]
             given = (stream, cache, rows, firsts[0] if repetitions is None else firsts)
             stream, (longer[name], aux, state) = self._pass(name, layers, repetitions, given)
-            said.append(aux)
+            said.append((aux, count))
             states.append(state if repetitions is not None else state[None])
         aux = together(said)
         if training:

@@ -55,7 +55,7 @@ class Stack(Depth):
                 part = self._repeated(layers, repetitions, name=name)
                 cache = None if caches is None else caches[name]
                 stream, (longer[name], aux) = part(stream, cache, rows)
-            said.append(aux)
+            said.append((aux, repetitions or 1))
         x = self.residual.finish(stream)
         return x, None if caches is None else longer, together(said)
 
@@ -184,14 +184,14 @@ class Stack(Depth):
         return caches
 
 
-def together(said: Sequence[tuple[LayerAux, ...]]) -> LayerAux:
-    """Combine the aux of each part's layers, [repetitions] or [] each, into that of the stack:
-    losses are summed, and a statistic is [layers] from the bottom up, NaN where a layer has none.
-    """
-    names = {name for layers in said for layer in layers for name in layer.stats}
-    losses = [jnp.sum(aux.loss) for layers in said for aux in layers if aux.loss is not None]
+def together(said: Sequence[tuple[tuple[LayerAux, ...], int]]) -> LayerAux:
+    """Combine the aux of each part's layers, [repetitions] or, for one, [] each, and their number
+    into that of the stack: losses are summed, and a statistic is [layers] from the bottom up, NaN
+    where a layer has none."""
+    names = {name for layers, _ in said for layer in layers for name in layer.stats}
+    losses = [jnp.sum(aux.loss) for layers, _ in said for aux in layers if aux.loss is not None]
     stats = {
-        name: _joined_rows([_in_order(name, layers) for layers in said]) for name in sorted(names)
+        name: _joined_rows([_in_order(name, *part) for part in said]) for name in sorted(names)
     }
     return LayerAux(stats, sum(losses[1:], losses[0]) if losses else None)
 
@@ -214,14 +214,16 @@ def mean_of_turns(aux: LayerAux) -> LayerAux:
     return LayerAux(stats, None if aux.loss is None else jnp.sum(aux.loss))
 
 
-def _in_order(name: str, layers: tuple[LayerAux, ...]) -> jax.Array:
+def _in_order(name: str, layers: tuple[LayerAux, ...], repetitions: int) -> jax.Array:
     """[layers, ...]: every layer's statistic, or NaN."""
     every = [layer.stats.get(name, jnp.nan) for layer in layers]
     if name != EXPERT_LOAD:
-        return jnp.stack(jnp.broadcast_arrays(*every), axis=-1).reshape(-1)
+        each = [jnp.broadcast_to(x, (repetitions,)) for x in every]
+        return jnp.stack(each, axis=-1).reshape(-1)
     widest = max((jnp.shape(x)[-1] for x in every if jnp.ndim(x)), default=1)
-    padded = jnp.broadcast_arrays(*(_padded(jnp.atleast_1d(x), widest) for x in every))
-    return jnp.stack(padded, axis=-2).reshape(-1, widest)
+    padded = (_padded(jnp.atleast_1d(x), widest) for x in every)
+    each = [jnp.broadcast_to(x, (repetitions, widest)) for x in padded]
+    return jnp.stack(each, axis=-2).reshape(-1, widest)
 
 
 def _of_layers(name: str, aux: LayerAux, count: int) -> jax.Array:
