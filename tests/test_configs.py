@@ -47,6 +47,7 @@ PUBLISHED = {
     "olmoe-1b-7b": 6_919_161_856,
     "deepseek-v2-lite": 15_706_484_224,
     "deepseek-v3": 671_026_404_352 + 58 * 256,  # and a bias for every expert
+    "qwen3-next-80b-a3b": 79_674_391_296,
 }
 # Of these, the parameters that a token meets: with the embedding's table, and without it.
 ACTIVE = {
@@ -55,6 +56,7 @@ ACTIVE = {
     "olmoe-1b-7b": (1_282_017_280, 1_178_994_688),
     "deepseek-v2-lite": (2_661_150_208, 2_451_435_008),
     "deepseek-v3": (37_552_282_624 + 58 * 256, 36_625_603_584 + 58 * 256),
+    "qwen3-next-80b-a3b": (3_874_929_408, 3_563_764_480),
 }
 
 # The same, of models some of whose parts ours leave out: which, the header of each file says.

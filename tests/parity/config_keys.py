@@ -109,6 +109,13 @@ EXPERTS = {
     "norm_topk_prob": True,
     "decoder_sparse_step": 2,
 }
+DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 12,
+    "linear_value_head_dim": 20,
+    "linear_conv_kernel_dim": 3,
+}
 CONFIGS: dict[str, Json] = {
     "llama": {**LLAMA, "attention_bias": True, "mlp_bias": True, "pretraining_tp": 2},
     "llama_linear": {**LLAMA, "rope_scaling": LINEAR},
@@ -148,6 +155,28 @@ CONFIGS: dict[str, Json] = {
     "qwen3_moe": {**SIZES, **THETA, **EXPERTS, "attention_bias": True, "mlp_only_layers": [1]},
     "qwen3_moe_new": {**SIZES, "num_local_experts": 9, "rope_parameters": {**LINEAR, **THETA}},
     "olmoe": {**SIZES, **THETA, "num_experts": 9, "norm_topk_prob": True, "attention_bias": True},
+    "qwen3_next": {
+        **SIZES,
+        **THETA,
+        **EXPERTS,
+        **DELTA,
+        "head_dim": 24,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "partial_rotary_factor": 0.5,
+        "shared_expert_intermediate_size": 40,
+        "full_attention_interval": 3,
+        "mlp_only_layers": [1],
+        "norm_topk_prob": False,
+    },
+    "qwen3_next_layer_types": {
+        **SIZES,
+        "rope_parameters": {**THETA, "rope_type": "default", "partial_rotary_factor": 0.5},
+        "layer_types": ["linear_attention"] * 2 + ["full_attention"] * 2,
+        "full_attention_interval": 2,
+        "num_experts": 12,
+    },
     "phi3": {**PHI3, "original_max_position_embeddings": 64, "partial_rotary_factor": 0.75},
     "phi3_longrope": {
         **PHI3,
@@ -259,7 +288,7 @@ CONFIGS: dict[str, Json] = {
 
 def model_type(name: str) -> str:
     """The `model_type` of a name above."""
-    kinds = ("recurrent_gemma", "qwen2_moe", "qwen3_moe", name.split("_")[0])
+    kinds = ("recurrent_gemma", "qwen2_moe", "qwen3_moe", "qwen3_next", name.split("_")[0])
     return next(kind for kind in kinds if name.startswith(kind))
 
 

@@ -41,6 +41,14 @@ LONGROPE = {
     "original_max_position_embeddings": 64,
 }
 
+DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    # Of heads much smaller, transformers' own float32 logits are off by 1e-4 from its float64 ones.
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 32,
+}
+
 MODELS = {
     "llama": llama(),
     "llama_biases": llama(attention_bias=True, mlp_bias=True, head_dim=8),
@@ -115,6 +123,28 @@ MODELS = {
     ),
     "olmoe": transformers.OlmoeConfig(
         **{**SIZES, "intermediate_size": 24}, num_experts=6, num_experts_per_tok=2
+    ),
+    "qwen3_next": transformers.Qwen3NextConfig(
+        **{**SIZES, "num_hidden_layers": 5},
+        **DELTA,
+        head_dim=16,
+        num_experts=6,
+        num_experts_per_tok=3,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=40,
+    ),
+    "qwen3_next_dense_layers": transformers.Qwen3NextConfig(
+        **{**SIZES, "num_hidden_layers": 4},
+        **{**DELTA, "linear_num_key_heads": 4},
+        head_dim=16,
+        mlp_only_layers=[0, 1, 3],
+        num_experts=6,
+        num_experts_per_tok=2,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=40,
+        layer_types=["full_attention", "linear_attention"] * 2,
+        norm_topk_prob=False,
+        tie_word_embeddings=True,
     ),
     "olmo2": transformers.Olmo2Config(**SIZES),
     "phi3": transformers.Phi3Config(**SIZES, sliding_window=9, tie_word_embeddings=True),

@@ -70,12 +70,17 @@ def expert_rules(moe: MoEConfig, names: dict[str, str] = GATED_FFN) -> list[Rule
     return rules
 
 
+def ffn_rules(layer: Layer, names: dict[str, str] = GATED_FFN) -> list[Rule]:
+    """Experts by their `names`, or a dense FFN."""
+    if isinstance(layer.ffn, MoEConfig):
+        return expert_rules(layer.ffn, names)
+    return gated_ffn_rules(layer)
+
+
 def layer_rules(layer: Layer, place: str = "mlp", names: dict[str, str] = GATED_FFN) -> list[Rule]:
     """Attention, and experts or a dense FFN at `place`."""
-    moe = layer.ffn if isinstance(layer.ffn, MoEConfig) else None
-    ffn = gated_ffn_rules(layer) if moe is None else expert_rules(moe, names)
     return [
         *norm_rules(PRE_NORMS),
         *within("self_attn", "mixer", attention_rules(attention_of(layer))),
-        *within(place, "ffn", ffn),
+        *within(place, "ffn", ffn_rules(layer, names)),
     ]

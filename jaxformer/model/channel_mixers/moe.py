@@ -60,6 +60,12 @@ class MoEConfig(RouterOptions, ChannelMixerConfig):
         return self.experts_per_token / self.num_experts
 
     @property
+    def shared_width(self) -> int:
+        """The joint width of the experts that every token visits."""
+        shared = self.shared
+        return 0 if shared is None else shared.count * (shared.d_hidden or self.d_hidden)
+
+    @property
     def keys(self) -> tuple[str, ...]:
         return ("dropout",) if self.jitter else ()
 
@@ -206,8 +212,7 @@ class MoE(ChannelMixer):
 
     def _shared(self, x: jax.Array, rows: RowInfo, shared: SharedConfig) -> jax.Array:
         config = self.config
-        width = shared.count * (shared.d_hidden or config.d_hidden)
-        dense = DenseConfig(kind=config.activation, d_hidden=width, bias=config.bias)
+        dense = DenseConfig(kind=config.activation, d_hidden=config.shared_width, bias=config.bias)
         y, _ = Dense(dense, self.dims, name="shared")(x, rows)
         if shared.gate:
             start = self.dims.init.matrix(self.dims.d_model)
@@ -224,8 +229,6 @@ class MoE(ChannelMixer):
     def flops(self, length: int) -> float:
         config, width = self.config, self.dims.d_model
         matrices = 3 if config.activation in GATED else 2
-        hidden = config.experts_per_token * config.d_hidden
-        if config.shared is not None:
-            hidden += config.shared.count * (config.shared.d_hidden or config.d_hidden)
+        hidden = config.experts_per_token * config.d_hidden + config.shared_width
         gate = 2.0 * width if config.shared is not None and config.shared.gate else 0.0
         return 2.0 * width * (matrices * hidden + config.num_experts) + gate

@@ -39,6 +39,12 @@ EXPERTS = {
     "moe_intermediate_size": 12,
     "decoder_sparse_step": 2,
 }
+DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 3,
+    "linear_value_head_dim": 5,
+}
 MODELS: dict[str, dict[str, Any]] = {
     "llama": SIZES,
     "llama ": {**SIZES, "attention_bias": True, "mlp_bias": True, "rope_scaling": YARN},
@@ -52,6 +58,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2_moe": {**SIZES, **EXPERTS, "shared_expert_intermediate_size": 20},
     "qwen3_moe": {**SIZES, **EXPERTS, "mlp_only_layers": [0], "norm_topk_prob": True},
     "olmoe": {**SIZES, "num_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_next": {
+        **SIZES,
+        **EXPERTS,
+        **DELTA,
+        "full_attention_interval": 3,
+        "shared_expert_intermediate_size": 20,
+    },
     "phi3": {**SIZES, "rope_scaling": LONGROPE, "sliding_window": 5},
     "gpt2": {"vocab_size": 40, "n_embd": 16, "n_layer": 3, "n_head": 4, "n_positions": 64},
     "mamba": {**RECURRENT, "state_size": 4},

@@ -11,6 +11,7 @@ from jaxformer.checkpoint.interop.families.olmo2 import OLMO2
 from jaxformer.checkpoint.interop.families.olmoe import OLMOE
 from jaxformer.checkpoint.interop.families.phi3 import PHI3
 from jaxformer.checkpoint.interop.families.qwen import QWEN2, QWEN3
+from jaxformer.checkpoint.interop.families.qwen3_next import QWEN3_NEXT
 from jaxformer.checkpoint.interop.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
 from jaxformer.checkpoint.interop.families.recurrent_gemma import RECURRENT_GEMMA
 from jaxformer.checkpoint.interop.families.xlstm import XLSTM
@@ -25,6 +26,7 @@ TABLE = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, OLMO2, PHI3, GPT2),
     *(MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE),
     *(MAMBA, MAMBA2, RECURRENT_GEMMA, XLSTM),
+    *(QWEN3_NEXT,),
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in TABLE}
 
