@@ -303,8 +303,16 @@ class LanguageModel(nn.Module):
         """The outputs' input of every further prediction, and the sum of their layers' losses; see
         `Further.every`."""
         with adapted(self.lora):
-            made, loss = self.further.every(x, ahead, self.embed)
-        return [self.normed(constrain_tokens(y, "d_model")) for y in made], loss
+            made, loss = self.further.every(self.further_input(x), ahead, self.embed)
+        return [self.further_normed(constrain_tokens(y, "d_model")) for y in made], loss
+
+    def further_input(self, x: jax.Array) -> jax.Array:
+        """What further predictions read of the last layer's output [..., d_model]."""
+        return self.normed(x) if self.further.own_norms else x
+
+    def further_normed(self, y: jax.Array) -> jax.Array:
+        """The outputs' input, of what a further prediction made."""
+        return y if self.further.own_norms else self.normed(y)
 
     def embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """What the layers read of tokens [batch, length] where inputs see one at a time."""

@@ -135,7 +135,7 @@ def advance_further(
     further = model.further
     lag, length = further.config.lag, new.tokens.shape[1]
     window = jax.tree.map(lambda old, new: jnp.concatenate([old, new], 1), cache.tail, new)
-    x, longer, mixer = window.hidden[:, :length], [], further.mixer()
+    x, longer, mixer = model.further_input(window.hidden[:, :length]), [], further.mixer()
     rows = RowInfo(window.positions[:, :length], window.segment_ids[:, :length])
     rejected = jnp.zeros(len(x), jnp.int32) if counts is None else length - counts
     for k, layer in enumerate(cache.layers, start=1):
@@ -167,7 +167,7 @@ def draft_further(
     # What follows each position of the tail, and then the drafts.
     following = jnp.concatenate([tail.tokens[:, 1:], token[:, None]], 1)
     rows = RowInfo(tail.positions, tail.segment_ids)
-    x, layers, scores = tail.hidden, [], []
+    x, layers, scores = model.further_input(tail.hidden), [], []
     for k, before in enumerate(cache.layers, start=1):
         embeddings = None
         if further.config.chained:
@@ -178,7 +178,8 @@ def draft_further(
             layers.append(mixer.rewind(longer, jnp.full(len(token), lag)))
         else:
             layers.append(before)
-        scores.append(model.logits(y[:, -1]))
+        read = model.further_normed(y[:, -1])
+        scores.append(model.outputs.logits(model.head(), read, model.num_tokens))
         drafted = choose(k, scores[-1]).astype(following.dtype)
         following = jnp.concatenate([following, drafted[:, None]], 1)
         x = y if further.config.chained else x

@@ -66,18 +66,32 @@ def appended(old: jax.Array, new: jax.Array, lengths: jax.Array) -> jax.Array:
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, queries: Tokens, keys: Tokens, **options: Any
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    queries: Tokens,
+    keys: Tokens,
+    *,
+    sink_logit: jax.Array | None = None,
+    **options: Any,
 ) -> jax.Array:
     """softmax(cap(scale · q·k) − slope · distance) v, over the keys that are visible.
 
     Args:
         v: [batch, s, kv_heads, head_dim].
+        sink_logit: [heads], of one more key per head, which every query sees and whose value is 0.
         q, k, queries, keys, options: see `masked_logits`.
 
     Returns:
         [batch, q, heads, head_dim]. Logits and softmax are float32 at least.
     """
-    weights = jax.nn.softmax(masked_logits(q, k, queries, keys, **options), axis=-1)
+    logits = masked_logits(q, k, queries, keys, **options)
+    if sink_logit is None:
+        weights = jax.nn.softmax(logits, axis=-1)
+    else:
+        sink = sink_logit.astype(logits.dtype).reshape(*logits.shape[1:3], 1, 1)
+        log_sum = jnp.logaddexp(jax.nn.logsumexp(logits, axis=-1, keepdims=True), sink)
+        weights = jnp.exp(logits - log_sum)
     mixed = jnp.einsum("bkgqs,bskd->bqkgd", weights.astype(v.dtype), v)
     return mixed.reshape(*q.shape[:3], -1)
 

@@ -32,6 +32,7 @@ def causal_attention(
     visibility: Visibility,
     kernel: str = "xla",
     place: PartitionSpec = NOWHERE,
+    sink_logit: jax.Array | None = None,
     **options: Any,
 ) -> jax.Array:
     """`attend` of whole rows to themselves: by a kernel, or in blocks of queries that skip the keys
@@ -44,21 +45,21 @@ def causal_attention(
         order: what tokens see, if not the tokens before them in the row.
         kernel: see `choose`.
         place: the mesh axes of rows and of key-value heads.
+        sink_logit: see `attend`.
 
     Raises:
         ValueError: `kernel` cannot serve.
     """
-    chosen = choose(kernel, q, v, order=order, visibility=visibility, **options).name
+    options |= {"visibility": visibility}
+    chosen = choose(kernel, q, v, order=order, sink_logit=sink_logit, **options).name
     if chosen != "xla":
-        rows = (q, k, v, positions, segment_ids)
-        return attend_by(chosen, *rows, place=place, visibility=visibility, **options)
+        rows = (q, k, v, positions, segment_ids, sink_logit)
+        return attend_by(chosen, *rows, place=place, **options)
     length, window = q.shape[1], visibility.window
     earlier = 0  # keys before the first query
     if shards.count() > 1:
         if order is not None or window is None or window > length or visibility.sinks:
-            return ring_attention(
-                q, k, v, positions, segment_ids, order, visibility=visibility, **options
-            )
+            return ring_attention(q, k, v, positions, segment_ids, order, sink_logit, **options)
         earlier = window - 1
         k, v, positions = (_with_end_before(x, earlier, 0) for x in (k, v, positions))
         segment_ids = _with_end_before(segment_ids, earlier, -1)
@@ -83,7 +84,7 @@ def causal_attention(
             places = jax.tree.map(lambda *pair: _join(pair), sinks, places)
         queries = _between(tokens, start, stop)
         outputs.append(
-            attend(q_block, keys, values, queries, places, visibility=visibility, **options)
+            attend(q_block, keys, values, queries, places, sink_logit=sink_logit, **options)
         )
     return jnp.concatenate(outputs, axis=1) if len(outputs) > 1 else outputs[0]
 

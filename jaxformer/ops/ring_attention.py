@@ -49,6 +49,7 @@ def ring_attention(
     positions: jax.Array,
     segment_ids: jax.Array,
     given: Order | None = None,
+    sink_logit: jax.Array | None = None,
     **options: Any,
 ) -> jax.Array:
     """`causal_attention` of a shard's queries to the keys of all shards, inside `shard_map`.
@@ -68,9 +69,9 @@ def ring_attention(
     order = jax.lax.axis_index(shards.AXIS) * length + jnp.arange(length, dtype=jnp.int32)
     tokens = Tokens(jnp.broadcast_to(order, positions.shape), positions, segment_ids, given)
     q, k, v, tokens = jax.tree.map(_deal, (q, k, v, tokens))
-    around = jax.custom_vjp(lambda *rows: _forward(options, *rows)[0])
+    around = jax.custom_vjp(lambda *arguments: _forward(options, *arguments)[0])
     around.defvjp(partial(_forward, options), partial(_backward, options))
-    return _collect(around(q, k, v, tokens))
+    return _collect(around(q, k, v, tokens, sink_logit))
 
 
 def _home(half: int) -> int:
@@ -130,9 +131,15 @@ def _meeting(tokens: Tokens, turn: jax.Array) -> tuple[tuple, ...]:
 
 
 def _forward(
-    options: dict, q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens
+    options: dict,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    tokens: Tokens,
+    sink_logit: jax.Array | None,
 ) -> tuple[jax.Array, tuple]:
     wide = jnp.promote_types(q.dtype, jnp.float32)
+    alone = jnp.finfo(wide).min if sink_logit is None else sink_logit.astype(wide)
 
     def meet(mixed: Mixed, keys: Keys, pairs: tuple) -> Mixed:
         for query, key in pairs:
@@ -149,16 +156,16 @@ def _forward(
     keys = Keys(k, v, tokens)
     nothing = Mixed(
         jnp.zeros((*q.shape[:-1], v.shape[-1]), wide),
-        jnp.full(q.shape[:-1], jnp.finfo(wide).min, wide),
+        jnp.broadcast_to(alone, q.shape[:-1]),
     )
     start = (meet(nothing, keys, _own(tokens)), keys)
     (mixed, _), _ = jax.lax.scan(turn, start, jnp.arange(1, shards.count()))
     o = mixed.o.astype(v.dtype)
-    return o, (q, keys, o, mixed.log_sum)
+    return o, (q, keys, o, mixed.log_sum, sink_logit)
 
 
 def _backward(options: dict, kept: tuple, d_o: jax.Array) -> tuple:
-    q, keys, o, log_sum = kept
+    q, keys, o, log_sum, sink_logit = kept
     wide = log_sum.dtype
     along = jnp.sum(o.astype(wide) * d_o.astype(wide), axis=-1)
     own = Queries(q, keys.tokens, log_sum, d_o, along)
@@ -180,7 +187,11 @@ def _backward(options: dict, kept: tuple, d_o: jax.Array) -> tuple:
     start = (meet(d_q, keys, tuple(d_keys), _own(own.tokens)), keys)
     ((d_q, d_keys), _), _ = jax.lax.scan(turn, start, jnp.arange(1, shards.count()))
     d_k, d_v = _to_next(d_keys)  # home
-    return d_q.astype(q.dtype), d_k.astype(keys.k.dtype), d_v.astype(keys.v.dtype), None
+    d_sink = None
+    if sink_logit is not None:  # the weight of a value of 0
+        weights = jnp.exp(sink_logit.astype(wide) - log_sum)
+        d_sink = -jnp.sum(weights * along, axis=(0, 1, 2)).astype(sink_logit.dtype)
+    return d_q.astype(q.dtype), d_k.astype(keys.k.dtype), d_v.astype(keys.v.dtype), None, d_sink
 
 
 def _half(x: Any, index: Any) -> Any:

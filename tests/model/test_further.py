@@ -98,8 +98,13 @@ class Whole:
         return row[newest + 1 : newest + 1 + COUNT], np.asarray(logits)
 
 
-@pytest.mark.parametrize("kind", ["heads", "modules"])
-@pytest.mark.parametrize("options", [{}, WINDOW, RECURRENT], ids=["attention", "window", "min_gru"])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        *((kind, each) for kind in ("heads", "modules") for each in ({}, WINDOW, RECURRENT)),
+        ("modules", {"further": {"own_norms": True}}),
+    ],
+)
 def test_drafts_from_caches_are_those_of_the_whole_row(kind: str, options: dict) -> None:
     model = model_of(kind, **options)
     params = parameters(model)
@@ -154,6 +159,41 @@ def test_drafts_from_caches_are_those_of_the_whole_row(kind: str, options: dict)
         cache = advance(cache, read(newest, ends, AT_ONCE, "left"), jnp.array(counts))
         newest = ends
         cache = check(cache, newest)
+
+
+def test_modules_with_own_norms_read_and_give_normalised_states() -> None:
+    """A chain of two modules is that of modules without, put between norms by hand."""
+    options = {"count": 2, "further": {"own_norms": True}}
+    model = model_of("modules", **options)
+    params = parameters(model)
+    params = jax.tree.map(
+        lambda x: x + 0.3 * np.random.default_rng(x.size).normal(size=x.shape), params
+    )
+    plain = model_of("modules", count=2)
+    bare = params | {"further": {k: v for k, v in params["further"].items() if k[9:] != "norm"}}
+    tokens = np.random.default_rng(0).integers(0, VOCAB, (1, LENGTH))
+    rows = RowInfo(jnp.arange(LENGTH)[None], jnp.ones((1, LENGTH), jnp.int32))
+    following = np.roll(tokens, -1), np.roll(tokens, -2)
+
+    def norm(x: jax.Array, scale: jax.Array) -> jax.Array:
+        return x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6) * scale
+
+    def whole(model: LanguageModel) -> list[jax.Array]:
+        x, _, _ = model.trunk(tokens)
+        made, _ = model.predict_further(x, [(row, rows) for row in following])
+        return made
+
+    def by_hand(model: LanguageModel) -> list[jax.Array]:
+        x, made = model.normed(model.trunk(tokens)[0]), []
+        for k, row in enumerate(following, start=1):
+            y, _, _ = model.further(k, x, model.embed(row, rows.positions + k), rows, None)
+            x = norm(y, params["further"][f"module_{k}_norm"]["scale"])
+            made.append(x)
+        return made
+
+    ours = jax.jit(lambda: model.apply({"params": params}, method=whole))()
+    expected = jax.jit(lambda: plain.apply({"params": bare}, method=by_hand))()
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["heads", "modules"])

@@ -44,6 +44,7 @@ CASES = {
         "balance": {"z_loss": 0.2},
     },
     "biases, not gated": {"activation": "relu2", "bias": True, "router_bias": True},
+    "limits of gpt-oss": {"activation": "quick_geglu", "bias": True, "clamp": 0.7},
     "one of many": {
         "experts_per_token": 1,
         "normalize": False,
@@ -121,6 +122,10 @@ def loop(config: MoEConfig, params: dict, x: jax.Array) -> tuple[jax.Array, dict
             return x @ weights[name]["kernel"] + weights[name].get("bias", 0.0)
 
         hidden = project("in", x)
+        if config.activation == "quick_geglu":
+            gate = jnp.minimum(project("gate", x), config.clamp)
+            hidden = jnp.maximum(jnp.minimum(hidden, config.clamp), -config.clamp)
+            return project("out", gate / (1 + jnp.exp(-1.702 * gate)) * (hidden + 1))
         hidden = act(project("gate", x)) * hidden if "gate" in weights else act(hidden)
         return project("out", hidden)
 

@@ -35,18 +35,24 @@ def inputs(length: int, heads: int, kv_heads: int, head_dim: int, value_dim: int
     ]
 
 
-def assert_same(by_kernel, q, k, v, d_y, tokens: Tokens, **options) -> None:
+def assert_same(by_kernel, q, k, v, d_y, tokens: Tokens, sink_logit=None, **options) -> None:
     """Outputs and gradients, within float32's rounding."""
 
     def results(function):
-        y, pull = jax.vjp(function, q, k, v)
+        y, pull = jax.vjp(function, q, k, v, sink_logit)
         return (y, *pull(d_y))
 
-    ours = jax.jit(
-        lambda: results(lambda *x: by_kernel(*x, tokens.positions, tokens.segment_ids, **options))
-    )()
-    expected = jax.jit(lambda: results(lambda *x: attend(*x, tokens, tokens, **options)))()
-    for name, a, b in zip(("y", "d_q", "d_k", "d_v"), ours, expected, strict=True):
+    def ours(q, k, v, sink):
+        return by_kernel(q, k, v, tokens.positions, tokens.segment_ids, sink, **options)
+
+    def definition(q, k, v, sink):
+        return attend(q, k, v, tokens, tokens, sink_logit=sink, **options)
+
+    made, expected = (jax.jit(partial(results, function))() for function in (ours, definition))
+    names = ("y", "d_q", "d_k", "d_v", "d_sink")
+    for name, a, b in zip(names, made, expected, strict=True):
+        if b is None:
+            continue
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * jnp.max(jnp.abs(b)), err_msg=name)
 
 
@@ -59,13 +65,15 @@ def interpreted(monkeypatch):
 
 @pytest.mark.parametrize("parts", [8, 0], ids=["fused", "split"])
 def test_splash_equals_attend(parts, interpreted, monkeypatch):
-    """Odd lengths, values narrower than keys, and one key-value head; windows, soft-cap, groups."""
+    """Odd lengths, values narrower than keys, and one key-value head; windows, soft-cap, groups, a
+    sink's logit."""
     monkeypatch.setattr(splash, "LONGEST", 128)  # two blocks
     monkeypatch.setattr(splash, "MOST_PARTS", parts)
     length, window, softcap, heads = (201, None, None, (2, 1)) if parts else (256, 70, 2.0, (4, 2))
     options = {"visibility": Visibility(window), "scale": 0.4, "logit_softcap": softcap}
     rows = inputs(length, *heads, head_dim=8, value_dim=4)
-    assert_same(splash.attend, *rows, make_documents(length), **options)
+    sink = None if parts else jnp.linspace(-1.0, 3.0, heads[0])
+    assert_same(splash.attend, *rows, make_documents(length), sink, **options)
 
 
 def test_what_cudnn_is_asked_equals_attend(monkeypatch):

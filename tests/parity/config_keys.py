@@ -3,6 +3,8 @@ that is not transformers' own default, so that a key left out is another model."
 
 from typing import Any
 
+from jaxformer.checkpoint.interop.families import FAMILIES
+
 Json = dict[str, Any]
 
 # A head of hidden_size / num_attention_heads = 16 features, and one of 24 where files say it.
@@ -116,6 +118,39 @@ DELTA = {
     "linear_value_head_dim": 20,
     "linear_conv_kernel_dim": 3,
 }
+GPT_OSS: Json = {
+    **SIZES,
+    **THETA,
+    "hidden_act": "silu",
+    "head_dim": 24,
+    "sliding_window": 9,
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "num_local_experts": 5,
+    "num_experts_per_tok": 3,
+    "swiglu_alpha": 1.702,
+    "swiglu_limit": 3.0,
+}
+DEEPSEEK_MODEL: Json = {
+    **SIZES,
+    **THETA,
+    "hidden_act": "silu",
+    "num_key_value_heads": 4,
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "kv_lora_rank": 20,
+    "q_lora_rank": 24,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+    "first_k_dense_replace": 2,
+    "n_routed_experts": 12,
+    "n_shared_experts": 3,
+    "n_group": 4,
+    "topk_group": 3,
+    "routed_scaling_factor": 1.5,
+    "moe_intermediate_size": 24,
+}
 CONFIGS: dict[str, Json] = {
     "llama": {**LLAMA, "attention_bias": True, "mlp_bias": True, "pretraining_tp": 2},
     "llama_linear": {**LLAMA, "rope_scaling": LINEAR},
@@ -176,6 +211,24 @@ CONFIGS: dict[str, Json] = {
         "layer_types": ["linear_attention"] * 2 + ["full_attention"] * 2,
         "full_attention_interval": 2,
         "num_experts": 12,
+    },
+    "gpt_oss": {**GPT_OSS, "layer_types": WINDOW_FIRST, "rope_scaling": YARN},
+    "gpt_oss_new": {**GPT_OSS, "rope_parameters": {**YARN, **THETA}},
+    "gpt_oss_default": GPT_OSS,
+    "deepseek_v2": {
+        **DEEPSEEK_MODEL,
+        "mlp_bias": False,
+        "topk_method": "group_limited_greedy",
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": False,
+        "rope_scaling": DEEPSEEK,
+    },
+    "deepseek_v3": {
+        **DEEPSEEK_MODEL,
+        "num_experts_per_tok": 3,
+        "norm_topk_prob": False,
+        "rope_interleave": True,
+        "num_mtp_layers": 2,
     },
     "phi3": {**PHI3, "original_max_position_embeddings": 64, "partial_rotary_factor": 0.75},
     "phi3_longrope": {
@@ -288,8 +341,7 @@ CONFIGS: dict[str, Json] = {
 
 def model_type(name: str) -> str:
     """The `model_type` of a name above."""
-    kinds = ("recurrent_gemma", "qwen2_moe", "qwen3_moe", "qwen3_next", name.split("_")[0])
-    return next(kind for kind in kinds if name.startswith(kind))
+    return max((kind for kind in FAMILIES if name.startswith(kind)), key=len)
 
 
 def keys(name: str) -> list[tuple[str, ...]]:

@@ -48,7 +48,18 @@ DELTA = {
     "linear_key_head_dim": 16,
     "linear_value_head_dim": 32,
 }
-
+LATENT = {
+    "num_key_value_heads": 4,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+    "kv_lora_rank": 20,
+    "n_routed_experts": 6,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1,
+}
 MODELS = {
     "llama": llama(),
     "llama_biases": llama(attention_bias=True, mlp_bias=True, head_dim=8),
@@ -145,6 +156,40 @@ MODELS = {
         layer_types=["full_attention", "linear_attention"] * 2,
         norm_topk_prob=False,
         tie_word_embeddings=True,
+    ),
+    "gpt_oss": transformers.GptOssConfig(
+        **SIZES,
+        head_dim=16,
+        num_local_experts=6,
+        num_experts_per_tok=2,
+        sliding_window=9,
+        swiglu_limit=0.5,
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 1000.0,
+            "factor": 8.0,
+            "truncate": False,
+            "original_max_position_embeddings": 32,
+        },
+    ),
+    "deepseek_v2": transformers.DeepseekV2Config(
+        **SIZES | LATENT,
+        q_lora_rank=None,
+        topk_method="group_limited_greedy",
+        n_group=3,
+        topk_group=2,
+        routed_scaling_factor=1.5,
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 1000.0,
+            "factor": 8.0,
+            "mscale": 0.7,
+            "mscale_all_dim": 0.9,
+            "original_max_position_embeddings": 32,
+        },
+    ),
+    "deepseek_v3": transformers.DeepseekV3Config(
+        **SIZES | LATENT | {"num_hidden_layers": 3}, q_lora_rank=24, n_group=3, topk_group=2
     ),
     "olmo2": transformers.Olmo2Config(**SIZES),
     "phi3": transformers.Phi3Config(**SIZES, sliding_window=9, tie_word_embeddings=True),

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from parity.imported import MODELS, VOCAB
+from parity.weights import move
 
 import jaxformer as jf
 from jaxformer.checkpoint.interop.exporting import export_model
@@ -19,13 +20,6 @@ from tests.runs import assert_same_arrays, saved_arrays
 
 LENGTH = 67  # longer than windows and than the original lengths of scaled positions
 PROMPT, NEW = 20, 24  # a prompt that windows and shorter original lengths end within
-
-
-def move(model: torch.nn.Module) -> None:
-    """Move all that a file has away from ones and zeros, even what no gradient reaches."""
-    generator = torch.Generator().manual_seed(0)
-    for tensor in {each.data_ptr(): each for each in model.state_dict().values()}.values():
-        tensor += 0.1 * torch.randn(tensor.shape, generator=generator)
 
 
 def their_logits(model: torch.nn.Module, tokens: np.ndarray) -> np.ndarray:

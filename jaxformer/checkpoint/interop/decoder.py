@@ -43,6 +43,7 @@ def attention_rules(mixer: AttentionConfig, norm: Transform = VECTOR) -> list[Ru
         else:
             rules += linear_rules(ATTENTION[ours], ours, mixer.qkv_bias)
     rules += linear_rules(ATTENTION["output"], "output", mixer.output_bias, inputs=2)
+    rules += [row("sinks", "sink_logit")] if mixer.sink_logit else []
     return rules + (
         norm_rules({"q_norm": "query_norm", "k_norm": "key_norm"}, norm) if mixer.qk_norm else []
     )

@@ -13,13 +13,12 @@ from jaxformer.checkpoint.interop.decoder import (
 )
 from jaxformer.checkpoint.interop.family import Json
 from jaxformer.checkpoint.interop.hub_config import HubConfig
-from jaxformer.checkpoint.interop.rules import Rule, within
+from jaxformer.checkpoint.interop.rules import Rule, row, within
 from jaxformer.errors import UserError
 from jaxformer.model.channel_mixers.moe import MoEConfig
+from jaxformer.model.channel_mixers.router import SELECTION_BIAS
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.layer import Layer
-
-SHARED, SHARED_GATE = "shared_expert", "shared_expert_gate"
 
 
 def experts_of(model: ModelConfig) -> MoEConfig:
@@ -52,9 +51,14 @@ def experts_section(hub: HubConfig, count: str, d_hidden: str, *, normalize: boo
     }
 
 
-def expert_rules(moe: MoEConfig, names: dict[str, str] = GATED_FFN) -> list[Rule]:
-    """A router, and matrices of every expert by their `names`, {ours: theirs}."""
+def expert_rules(
+    moe: MoEConfig, names: dict[str, str] = GATED_FFN, shared: str = "shared_expert"
+) -> list[Rule]:
+    """A router, and matrices of every expert by their `names`, {ours: theirs}, and those of the
+    `shared` expert."""
     rules = linear_rules("gate", "router")
+    if moe.balance.bias_rate is not None:
+        rules.append(row("gate.e_score_correction_bias", f"router/{SELECTION_BIAS}"))
     for expert in range(moe.num_experts):
         for ours, theirs in names.items():
             matrices = linear_rules(f"experts.{expert}.{theirs}", f"experts_{ours}")
@@ -64,9 +68,9 @@ def expert_rules(moe: MoEConfig, names: dict[str, str] = GATED_FFN) -> list[Rule
             ]
     if moe.shared is not None:
         for ours, theirs in GATED_FFN.items():
-            rules += linear_rules(f"{SHARED}.{theirs}", f"shared/{ours}")
+            rules += linear_rules(f"{shared}.{theirs}", f"shared/{ours}")
         if moe.shared.gate:
-            rules += linear_rules(SHARED_GATE, "shared_gate")
+            rules += linear_rules(f"{shared}_gate", "shared_gate")
     return rules
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxformer.checkpoint.interop.blocks import contiguous_blocks
 from jaxformer.checkpoint.interop.checkpoint_files import ParameterReader, leaf_of
 from jaxformer.checkpoint.interop.families import choose_family
+from jaxformer.checkpoint.interop.family import Family
 from jaxformer.checkpoint.interop.folder import INDEX
 from jaxformer.checkpoint.interop.merged import MergedParameters
 from jaxformer.checkpoint.interop.rules import Rule
@@ -23,6 +24,7 @@ from jaxformer.checkpoint.weights import find_weights
 from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.errors import UserError
 from jaxformer.model.accounting import FURTHER_PATH
+from jaxformer.model.config import ModelConfig
 from jaxformer.paths import is_remote, nearest_existing
 from jaxformer.terminal import progress, say
 
@@ -40,8 +42,8 @@ def export_model(
     """Write the newest checkpoint of `run`, or the one that it names, into the folder `out`.
 
     Parameters are those that `jaxformer.load` would give: their moving average, if there is one,
-    and adapters merged; those of `model.further` are left out. Except with adapters, only one
-    layer's tensor is in memory at a time.
+    and adapters merged; those of `model.further` are left out if no family has them. Except with
+    adapters, only one layer's tensor is in memory at a time.
 
     Args:
         overrides: `key.path=value` each, on top of the run's configuration.
@@ -66,17 +68,13 @@ def export_model(
             f"{' or '.join(SAME_LAYERS)}, inputs tokens"
         )
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
-    model = config.model.model_copy(update={"vocab_size": vocab_size, "further": None})
-    family, options = choose_family(model, weights.manifest.get("imported"))
+    model = config.model.model_copy(update={"vocab_size": vocab_size})
+    model, family, options = _with_family(model, weights.manifest.get("imported"))
     table = Table(family, model)
     described = weights.description()
-    further = {path for path in described if path.startswith(FURTHER_PATH)}
-    if further:
-        say(
-            f"leaving out model.further ({len(further)} arrays), which plain language models of "
-            f"transformers do not have: the export predicts the next token alone"
-        )
-    described = {path: leaf for path, leaf in described.items() if path not in further}
+    if model.further is None:
+        further = {path for path in described if path.startswith(FURTHER_PATH)}
+        described = {path: leaf for path, leaf in described.items() if path not in further}
     if faults := differences(described, table.leaves):
         raise UserError(
             f"{weights.where} does not have the parameters of a {family.model_type}:\n  "
@@ -113,6 +111,23 @@ def export_model(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return options
+
+
+def _with_family(model: ModelConfig, first: str | None) -> tuple[ModelConfig, Family, Json]:
+    """The model, without `model.further` if no family has that, with its family and config.json;
+    for `first` see `choose_family`."""
+    try:
+        return model, *choose_family(model, first)
+    except UserError:
+        if model.further is None:
+            raise
+    alone = model.model_copy(update={"further": None})
+    family, options = choose_family(alone, first)
+    say(
+        f"leaving out model.further {model.further.kind}, which a {family.model_type} does not "
+        f"have: the export predicts the next token alone"
+    )
+    return alone, family, options
 
 
 def _write_tensors(

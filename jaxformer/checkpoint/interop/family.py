@@ -27,6 +27,7 @@ class Family:
     prefix: what tensor names may lack in files without a head, such as `model.`.
     unused: a pattern for the names of tensors that are not read, most of which hold no parameters.
     aliases: parts of tensor names, each with what some files have instead.
+    as_stored: config.json and the names of the tensors → config.json with what these alone tell.
     """
 
     model_type: str
@@ -39,6 +40,7 @@ class Family:
     prefix: str = "model."
     unused: str = INVERSE_FREQUENCIES
     aliases: tuple[tuple[str, str], ...] = ()
+    as_stored: Callable[[Json, Collection[str]], Json] = lambda config, tensors: config
 
     def read(self, config: Json, name: str = "config.json") -> Json:
         """Our `model:` section for a config.json, of which no key is ignored.

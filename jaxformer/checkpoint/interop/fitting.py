@@ -13,6 +13,7 @@ from jaxformer.model.config import ModelConfig
 from jaxformer.model.layer import Layer
 from jaxformer.model.mixers.attention import AttentionConfig
 from jaxformer.model.mixers.gated_delta import GatedDeltaConfig
+from jaxformer.model.mixers.latent_attention import LatentAttentionConfig
 from jaxformer.model.mixers.mamba import MambaConfig
 
 
@@ -55,6 +56,8 @@ def _layer(layer: Layer, d_model: int) -> Json:
         mixer["scale"] = layer.mixer.scale or usual_scale(head_dim)
         if not layer.mixer.qk_norm:
             mixer.pop("qk_norm_eps")
+    if isinstance(layer.mixer, LatentAttentionConfig):
+        mixer["scale"] = layer.mixer.logit_scale
     if isinstance(layer.mixer, MambaConfig):
         mixer["dt_rank"] = layer.mixer.rank(d_model)
     if isinstance(layer.mixer, GatedDeltaConfig):

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from jaxformer.checkpoint import integrity
 from jaxformer.checkpoint.interop.checkpoint_files import ParameterWriter, leaf_of
 from jaxformer.checkpoint.interop.families import family_of
+from jaxformer.checkpoint.interop.quantized import dequantised
 from jaxformer.checkpoint.interop.rules import Rule
 from jaxformer.checkpoint.interop.source import Source
 from jaxformer.checkpoint.interop.table import Table
@@ -56,8 +57,10 @@ def import_model(source: Source, out: Path) -> Config:
         raise UserError(f"{out} exists already; give a new folder")
     if not (there := nearest_existing(out)).is_dir():
         raise UserError(f"{out} cannot be made: {there} is a file; give another folder")
+    source = dequantised(source)
     family = family_of(source.config, source.name)
-    model = family.read(source.config, f"{source.name}: config.json")
+    config = family.as_stored(source.config, source.tensors)
+    model = family.read(config, f"{source.name}: config.json")
 
     building = out.with_name(f".{out.name}.importing")
     shutil.rmtree(building, ignore_errors=True)

@@ -4,11 +4,12 @@ import re
 from typing import Any
 
 from jaxformer.checkpoint.interop.hub_config import shown
+from jaxformer.checkpoint.interop.quantized import KEY, SUPPORTED
 from jaxformer.errors import UserError
 
 Json = dict[str, Any]
 
-QUANTIZED = ("quantization_config", "compression_config")
+QUANTIZED = (KEY, "compression_config")
 OTHER_HEAD = r"\w+For(Sequence|Token)Classification|\w+ForQuestionAnswering|\w+RewardModel"
 
 
@@ -36,8 +37,8 @@ def refuse_other_models(config: Json, name: str) -> None:
         if config.get(key):
             raise UserError(
                 f"{name}: config.json has {key} {shown(config[key])}: its weights are quantized, "
-                f"and are not read. Import the model that it was made from, or a GGUF file of it, "
-                f"of any quantization"
+                f"and are not read; supported: {', '.join(SUPPORTED)}. Import the model that it "
+                f"was made from, or a GGUF file of it, of any quantization"
             )
     heads = config.get("architectures")
     for head in heads if isinstance(heads, list) else []:

@@ -30,19 +30,26 @@ MOST_ROTATED = 4096  # features of a head: a square matrix of this size is made
 ROPE_DEFAULTS: Json = {"rope_theta": 10000.0, "rope_scaling": None, "rope_parameters": None}
 
 
-def to_rope(hub: HubConfig, head_dim: int, *, kinds: Collection[str] | None = None) -> Json:
+def to_rope(
+    hub: HubConfig,
+    head_dim: int,
+    *,
+    kinds: Collection[str] | None = None,
+    default: Json | None = None,
+) -> Json:
     """Our `positions:`. Newer files have `rope_parameters`, older `rope_theta` and `rope_scaling`;
     from a file with both, transformers reads `rope_scaling` alone.
 
-    A family that may rotate a part of a head has `partial_rotary_factor` among its defaults, and
-    one that supports only some scalings gives them as `kinds`.
+    A family that may rotate a part of a head has `partial_rotary_factor` among its defaults, one
+    that supports only some scalings gives them as `kinds`, and one that has another `default` than
+    none gives that.
 
     Raises:
         UserError: a scaling, or an option of one, that we do not have.
     """
     hub.need("rope_interleaved", False)
     old, new = hub.section("rope_scaling"), hub.section("rope_parameters")
-    section = old or new
+    section = old or new or default or {}
     theta, fraction = hub.number("rope_theta"), _fraction(hub, hub)
     longest = hub.count("max_position_embeddings", None, most=LARGEST)
     options = HubConfig(

@@ -86,6 +86,7 @@ class OnePlus:
 class Rule:
     """`theirs` is the concatenation of `ours` along its dimension `axis`.
 
+    transform: of each of ours; a tuple has one for each.
     groups: theirs interleaves ours: along `axis` it has so many groups, each of them the
         concatenation of an equal share of each of ours.
     beside: more tensors of theirs. The concatenation is then divided equally among all of them.
@@ -93,7 +94,7 @@ class Rule:
 
     theirs: str
     ours: tuple[str, ...]
-    transform: Transform = Same()
+    transform: Transform | tuple[Transform, ...] = Same()
     axis: int = 0
     groups: int = 1
     beside: tuple[str, ...] = ()
@@ -106,18 +107,20 @@ class Rule:
     def to_ours(self, theirs: Sequence[np.ndarray], shapes: Sequence[Shape]) -> list[np.ndarray]:
         """Our arrays, of the shapes given, from those of `names`."""
         whole = np.concatenate(theirs, self.axis) if len(theirs) > 1 else theirs[0]
-        theirs_of = [self._shape(shape) for shape in shapes]
+        theirs_of = self._shapes(shapes)
         if len(shapes) == 1:
             parts = [whole]
         else:
             sizes = [shape[self.axis] // self.groups for shape in theirs_of]
             split = np.split(self._grouped(whole), np.cumsum(sizes)[:-1], self.axis + 1)
             parts = [part.reshape(shape) for part, shape in zip(split, theirs_of, strict=True)]
-        return [self.transform.to_ours(*pair) for pair in zip(parts, shapes, strict=True)]
+        each = zip(self._transforms(), parts, shapes, strict=True)
+        return [transform.to_ours(part, shape) for transform, part, shape in each]
 
     def to_theirs(self, ours: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The arrays of `names`."""
-        parts = [self.transform.to_theirs(each) for each in ours]
+        each = zip(self._transforms(), ours, strict=True)
+        parts = [transform.to_theirs(array) for transform, array in each]
         whole = parts[0]
         if len(parts) > 1:
             joined = np.concatenate([self._grouped(part) for part in parts], self.axis + 1)
@@ -126,10 +129,15 @@ class Rule:
 
     def shape(self, shapes: Sequence[Shape]) -> Shape:
         """The shape of each of theirs, from those of ours."""
-        whole = list(self._whole([self._shape(shape) for shape in shapes]))
+        whole = list(self._whole(self._shapes(shapes)))
         if self.beside:
             whole[self.axis] //= len(self.names)
         return tuple(whole)
+
+    def _transforms(self) -> tuple[Transform, ...]:
+        if isinstance(self.transform, tuple):
+            return self.transform
+        return (self.transform,) * len(self.ours)
 
     def _grouped(self, array: np.ndarray) -> np.ndarray:
         """Of theirs, or a part of it: `axis` as two dimensions, the groups and what is in one."""
@@ -143,8 +151,11 @@ class Rule:
             whole[self.axis] = sum(part[self.axis] for part in parts)
         return tuple(whole)
 
-    def _shape(self, shape: Shape) -> Shape:
-        return self.transform.to_theirs(np.broadcast_to(np.float32(0), shape)).shape
+    def _shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        """Of the parts of theirs, from those of ours."""
+        nothing = [np.broadcast_to(np.float32(0), shape) for shape in shapes]
+        each = zip(self._transforms(), nothing, strict=True)
+        return [transform.to_theirs(array).shape for transform, array in each]
 
 
 def row(theirs: str, ours: str, transform: Transform = Same()) -> Rule:

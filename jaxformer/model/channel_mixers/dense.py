@@ -1,7 +1,8 @@
 """The dense FFN: the two-matrix MLP with GELU or ReLU², and the gated SwiGLU and GeGLU.
 
-GELU: Hendrycks and Gimpel, 2016, arXiv:1606.08415, in its tanh form. GLU variants: Shazeer, 2020,
-arXiv:2002.05202. ReLU²: So et al., 2021, arXiv:2109.08668.
+GELU: Hendrycks and Gimpel, 2016, arXiv:1606.08415, in its tanh form, and the quicker x σ(1.702 x).
+GLU variants: Shazeer, 2020, arXiv:2002.05202; with limits and the quick GELU: gpt-oss, 2025,
+arXiv:2508.10925. ReLU²: So et al., 2021, arXiv:2109.08668.
 """
 
 from typing import Literal
@@ -9,33 +10,50 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from jaxformer.model.channel_mixers.base import ChannelMixer, ChannelMixerConfig
 from jaxformer.model.projections import Projection
 from jaxformer.model.rows import LayerAux, RowInfo
 from jaxformer.parallel.rules import constrain_tokens
 
+CLAMP = "limits the gate from above, and the other input of the activation on both sides"
+
 
 class DenseConfig(ChannelMixerConfig):
     """A dense feed-forward network; `kind` is its activation."""
 
-    kind: Literal["gelu", "relu2", "swiglu", "geglu"]
+    kind: Literal["gelu", "relu2", "swiglu", "geglu", "quick_geglu"]
     d_hidden: PositiveInt = Field(description="the width between the matrices")
     bias: bool = Field(False, description="adds a bias to each matrix")
+    clamp: PositiveFloat | None = Field(None, description=CLAMP)
 
     @property
     def gated(self) -> bool:
         return self.kind in GATED
 
 
-GATED = ("swiglu", "geglu")
+GATED = ("swiglu", "geglu", "quick_geglu")
 ACTIVATIONS = {
     "gelu": jax.nn.gelu,
     "geglu": jax.nn.gelu,
     "swiglu": jax.nn.silu,
+    "quick_geglu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),
 }
+
+
+def activate(
+    kind: str, hidden: jax.Array, gate: jax.Array | None, clamp: float | None
+) -> jax.Array:
+    """a(hidden), or a(gate) ⊙ hidden when gated, with the limits that `clamp` gives; `quick_geglu`
+    is a(gate) ⊙ (hidden + 1)."""
+    if clamp is not None:
+        hidden = jnp.clip(hidden, -clamp, clamp)
+        gate = None if gate is None else jnp.minimum(gate, clamp)
+    if gate is None:
+        return ACTIVATIONS[kind](hidden)
+    return ACTIVATIONS[kind](gate) * (hidden + 1 if kind == "quick_geglu" else hidden)
 
 
 class Dense(ChannelMixer):
@@ -46,7 +64,6 @@ class Dense(ChannelMixer):
     @nn.compact
     def __call__(self, x: jax.Array, rows: RowInfo) -> tuple[jax.Array, LayerAux]:
         config, init = self.config, self.dims.init
-        activation = ACTIVATIONS[config.kind]
 
         def project_in(name: str) -> jax.Array:
             return Projection(
@@ -58,7 +75,8 @@ class Dense(ChannelMixer):
             )(x)
 
         hidden = project_in("in")  # [..., d_hidden]
-        hidden = activation(project_in("gate")) * hidden if config.gated else activation(hidden)
+        gate = project_in("gate") if config.gated else None
+        hidden = activate(config.kind, hidden, gate, config.clamp)
         hidden = constrain_tokens(hidden, "d_hidden")
         y = Projection(
             (self.dims.d_model,),

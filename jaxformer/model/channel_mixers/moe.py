@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from jaxformer.model.channel_mixers.base import ChannelMixer, ChannelMixerConfig
-from jaxformer.model.channel_mixers.dense import ACTIVATIONS, GATED, Dense, DenseConfig
+from jaxformer.model.channel_mixers.dense import CLAMP, GATED, Dense, DenseConfig, activate
 from jaxformer.model.channel_mixers.router import Router, RouterOptions, within_capacity
 from jaxformer.model.projections import Projection
 from jaxformer.model.rows import LayerAux, RowInfo
@@ -38,9 +38,10 @@ class MoEConfig(RouterOptions, ChannelMixerConfig):
 
     kind: Literal["moe"] = "moe"
     d_hidden: PositiveInt = Field(description="the width between the matrices of an expert")
-    activation: Literal["gelu", "relu2", "swiglu", "geglu"] = Field(
+    activation: Literal["gelu", "relu2", "swiglu", "geglu", "quick_geglu"] = Field(
         "swiglu", description="of the experts"
     )
+    clamp: PositiveFloat | None = Field(None, description=CLAMP)
     bias: bool = Field(False, description="adds a bias to each matrix of an expert")
     capacity_factor: PositiveFloat | None = Field(
         None,
@@ -205,14 +206,18 @@ class MoE(ChannelMixer):
             bias = weights[name]["bias"].astype(x.dtype)
             return y + take_rows(once(bias) if name == "out" else bias, expert)
 
-        hidden, activation = project("in", rows), ACTIVATIONS[self.config.activation]
-        gated = "gate" in weights
-        hidden = activation(project("gate", rows)) * hidden if gated else activation(hidden)
-        return project("out", hidden)
+        gate = project("gate", rows) if "gate" in weights else None
+        config = self.config
+        return project("out", activate(config.activation, project("in", rows), gate, config.clamp))
 
     def _shared(self, x: jax.Array, rows: RowInfo, shared: SharedConfig) -> jax.Array:
         config = self.config
-        dense = DenseConfig(kind=config.activation, d_hidden=config.shared_width, bias=config.bias)
+        dense = DenseConfig(
+            kind=config.activation,
+            d_hidden=config.shared_width,
+            bias=config.bias,
+            clamp=config.clamp,
+        )
         y, _ = Dense(dense, self.dims, name="shared")(x, rows)
         if shared.gate:
             start = self.dims.init.matrix(self.dims.d_model)

@@ -60,8 +60,8 @@ class Further(nn.Module):
     """Predicts the `count` tokens after the next one, each with a layer of its own, above the
     model's layers; its parameters lie under `further`.
 
-    Prediction k = 1, …, count of position t is of token t + 1 + k. The model's final norm and
-    output turn each into logits.
+    Prediction k = 1, …, count of position t is of token t + 1 + k. The model's output turns each
+    into logits, after the final norm unless predictions have norms of their own.
     """
 
     config: FurtherConfig
@@ -71,6 +71,12 @@ class Further(nn.Module):
     dims: Dims
     remat: Literal["none", "dots", "full"] = "none"
 
+    @property
+    def own_norms(self) -> bool:
+        """Whether predictions end with norms of their own, and read what a norm has given: the
+        model's final norm, and that of prediction k − 1 where they are `chained`."""
+        return False
+
     def __call__(
         self, k: int, x: jax.Array, embeddings: jax.Array | None, rows: RowInfo, cache: Cache | None
     ) -> tuple[jax.Array, Cache | None, LayerAux]:
@@ -78,7 +84,8 @@ class Further(nn.Module):
 
         Args:
             x: [batch, length, d_model], the output of the model's last layer, without the final
-                norm; or of prediction k − 1 where they are `chained`.
+                norm unless predictions have `own_norms`; or of prediction k − 1 where they are
+                `chained`.
             embeddings: of the token k places ahead of each, shaped like x; None unless `chained`.
             cache: as a `Mixer` has it.
 

@@ -67,6 +67,11 @@ class AttentionConfig(MixerConfig):
     scale: PositiveFloat | None = Field(
         None, description="multiplies the logits; 1/√head_dim if null"
     )
+    sink_logit: bool = Field(
+        False,
+        description="adds a learned logit per head to the softmax, of a key whose value is 0, so "
+        "that a query may attend to nothing (gpt-oss)",
+    )
 
     def check(self, d_model: int, positions: PositionsUnion) -> None:
         if self.head_dim is None and d_model % self.num_heads:
@@ -141,10 +146,11 @@ class Attention(Mixer):
             rotation = rope_rotation(rows, self.scheme, self._head_dim, x.dtype)
             q, k = rope(q, rotation), rope(k, rotation)
 
+        sink = self._sink_logit() if config.sink_logit else None
         if cache is None:
-            y = causal_attention(q, k, v, *rows, **self._options_of_rows())
+            y = causal_attention(q, k, v, *rows, sink_logit=sink, **self._options_of_rows())
         else:
-            y, cache = self._continue(cache, q, k, v, rows)
+            y, cache = self._continue(cache, q, k, v, rows, sink)
 
         if config.output_gate:
             y *= nn.sigmoid(self._project_in(x, "gate", config.num_heads, "heads", use_bias=False))
@@ -174,6 +180,11 @@ class Attention(Mixer):
         )(x)
         return nn.with_logical_constraint(y, ("batch", "length", axis, "head_dim"))
 
+    def _sink_logit(self) -> jax.Array:
+        """[heads]"""
+        start = nn.with_logical_partitioning(nn.initializers.zeros, ("heads",))
+        return self.param("sink_logit", start, (self.config.num_heads,), jnp.float32)
+
     def _normalize(self, x: jax.Array, name: str, axis: str) -> jax.Array:
         """RMSNorm of [batch, length, heads, head_dim], per head or over all heads."""
         norm = NormConfig(eps=self.config.qk_norm_eps)
@@ -202,7 +213,10 @@ class Attention(Mixer):
             jax.ShapeDtypeStruct((1, length, heads, self._head_dim), self.dims.dtype)
             for heads in (self.config.num_heads, self.config.kv_heads)
         )
-        return (f"attention {choose(self.dims.kernels.attention, q, v, **self._options())}",)
+        heads = jax.ShapeDtypeStruct((self.config.num_heads,), jnp.float32)
+        sink = heads if self.config.sink_logit else None
+        chosen = choose(self.dims.kernels.attention, q, v, sink_logit=sink, **self._options())
+        return (f"attention {chosen}",)
 
     def _continue(
         self,
@@ -211,6 +225,7 @@ class Attention(Mixer):
         k: jax.Array,
         v: jax.Array,
         rows: RowInfo,
+        sink: jax.Array | None,
     ) -> tuple[jax.Array, KVCache]:
         """Attention of new tokens to the cached ones and to themselves, and the longer cache."""
         length = rows.positions.shape[1]
@@ -218,21 +233,22 @@ class Attention(Mixer):
         new = Tokens(order, rows.positions, rows.segment_ids)
         longer = self._write(cache, k, v, new)
         queries = new._replace(given=rows.order)
+        options = {"sink_logit": sink, **self._options()}
 
         def of_cache() -> jax.Array:
             if self.config.window is None or length == 1:
-                return attend(q, longer.k, longer.v, queries, longer.tokens, **self._options())
+                return attend(q, longer.k, longer.v, queries, longer.tokens, **options)
             # New tokens may overwrite some that the first of them still sees.
             keys, values = jnp.concatenate([cache.k, k], 1), jnp.concatenate([cache.v, v], 1)
             taken_back = cache.tokens.order >= cache.length[:, None]
             segments = jnp.where(taken_back, -1, cache.tokens.segment_ids)
             old = cache.tokens._replace(segment_ids=segments)
             tokens = jax.tree.map(lambda *pair: jnp.concatenate(pair, 1), old, new)
-            return attend(q, keys, values, queries, tokens, **self._options())
+            return attend(q, keys, values, queries, tokens, **options)
 
         is_empty = jnp.all(cache.length == 0)
-        y = prefill_attention(is_empty, of_cache, q, k, v, *rows, **self._options_of_rows())
-        return y, longer
+        of_rows = {"sink_logit": sink, **self._options_of_rows()}
+        return prefill_attention(is_empty, of_cache, q, k, v, *rows, **of_rows), longer
 
     def _write(self, cache: KVCache, k: jax.Array, v: jax.Array, new: Tokens) -> KVCache:
         window, sinks = self.config.window, self.config.sinks

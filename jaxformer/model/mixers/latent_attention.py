@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from jaxformer.model.mixers.base import Mixer, MixerConfig
 from jaxformer.model.mixers.options import NumHeads
@@ -46,10 +46,17 @@ class LatentAttentionConfig(MixerConfig):
     query_rank: PositiveInt | None = Field(
         None, description="the width of a latent for queries; null for none"
     )
+    scale: PositiveFloat | None = Field(
+        None, description="multiplies the logits; 1/√(head_dim + rope_dim) if null"
+    )
 
     def check(self, d_model: int, positions: PositionsUnion) -> None:
         if isinstance(positions, RoPEConfig):
             positions.rotated_size(self.rope_dim)
+
+    @property
+    def logit_scale(self) -> float:
+        return self.scale or (self.head_dim + self.rope_dim) ** -0.5
 
     @property
     def sees_any_order(self) -> bool:
@@ -70,7 +77,7 @@ class LatentCache:
 
 
 class LatentAttention(Mixer):
-    """y = W_o concat_h softmax(q_h · k_h / √(head_dim + rope_dim)) v_h, where [;] concatenates,
+    """y = W_o concat_h softmax(scale · q_h · k_h) v_h, where [;] concatenates,
 
     k_h = [W_K c; rope(W_R x)],  v_h = W_V c,  q_h = [W_Q c'; rope(W_QR c')],
 
@@ -145,7 +152,7 @@ class LatentAttention(Mixer):
         alibi = isinstance(self.scheme, ALiBiConfig)
         return {
             "visibility": Visibility(),
-            "scale": (config.head_dim + config.rope_dim) ** -0.5,
+            "scale": config.logit_scale,
             "slopes": alibi_slopes(config.num_heads) if alibi else None,
         }
 

@@ -31,6 +31,7 @@ def choose(
     order: Order | None = None,
     logit_softcap: float | None = None,
     slopes: np.ndarray | None = None,
+    sink_logit: jax.Array | jax.ShapeDtypeStruct | None = None,
     **_: Any,
 ) -> Choice:
     """The kernel to use for `attend` of these queries and values with these options.
@@ -58,6 +59,8 @@ def choose(
         obstacle = "no kernel supports an order of tokens that is not the row's"
     elif slopes is not None:
         obstacle = "no kernel supports ALiBi"
+    elif sink_logit is not None and not kernels[name].takes_sink_logit:
+        obstacle = f"{name} does not support sink_logit"
     else:
         obstacle = kernels[name].obstacle(q, v, visibility, logit_softcap)
     if obstacle is None:
@@ -74,6 +77,7 @@ def attend_by(
     v: jax.Array,
     positions: jax.Array,
     segment_ids: jax.Array,
+    sink_logit: jax.Array | None,
     *,
     place: PartitionSpec,
     **options: Any,
@@ -87,13 +91,13 @@ def attend_by(
     attend = partial(KERNELS["attention"][name].call, **options)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return attend(q, k, v, positions, segment_ids)
+        return attend(q, k, v, positions, segment_ids, sink_logit)
     rows, heads = place
     of_heads, of_tokens = PartitionSpec(rows, None, heads), PartitionSpec(rows)
     return jax.shard_map(
         attend,
-        in_specs=(of_heads, of_heads, of_heads, of_tokens, of_tokens),
+        in_specs=(of_heads, of_heads, of_heads, of_tokens, of_tokens, PartitionSpec(heads)),
         out_specs=of_heads,
         axis_names=set(mesh.axis_names) - set(mesh.manual_axes),
         check_vma=False,
-    )(q, k, v, positions, segment_ids)
+    )(q, k, v, positions, segment_ids, sink_logit)

@@ -39,6 +39,7 @@ def attend(
     v: jax.Array,
     positions: jax.Array,
     segment_ids: jax.Array,
+    sink_logit: None = None,
     *,
     visibility: Visibility,
     scale: float,

@@ -13,18 +13,20 @@ class Kernel(NamedTuple):
 
     platform: the devices it is written for, as JAX names them: `tpu`, `gpu`, `cpu`.
     obstacle: why it cannot serve the operation's inputs; None if it can.
+    takes_sink_logit: whether a kernel of attention can have one.
     """
 
     platform: str
     obstacle: Callable[..., str | None]
     call: Callable[..., jax.Array]
+    takes_sink_logit: bool = False
 
 
 # For `attention`: obstacle(q, v, visibility, logit_softcap), and call(q, k, v, positions,
-# segment_ids, **options) of whole rows to themselves, as `ops.attention.attend` has it.
+# segment_ids, sink_logit, **options) of whole rows to themselves, as `ops.attention.attend` has it.
 KERNELS: dict[str, dict[str, Kernel]] = {
     "attention": {
-        "splash": Kernel("tpu", splash.obstacle, splash.attend),
+        "splash": Kernel("tpu", splash.obstacle, splash.attend, takes_sink_logit=True),
         "cudnn": Kernel("gpu", cudnn.obstacle, cudnn.attend),
     },
 }

@@ -1,5 +1,7 @@
 """Attention on TPU: JAX's splash kernel, which works on one block of queries and one of keys."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as library
@@ -36,6 +38,7 @@ def attend(
     v: jax.Array,
     positions: jax.Array,
     segment_ids: jax.Array,
+    sink_logit: jax.Array | None = None,
     *,
     visibility: Visibility,
     scale: float,
@@ -64,9 +67,8 @@ def attend(
         residual_checkpoint_name="attention",
     )
     documents = jnp.pad(segment_ids, ((0, 0), (0, padding)))
-    y = jax.vmap(kernel)(
-        rows(q * scale), rows(k), rows(v), library.SegmentIds(documents, documents)
-    )
+    ids = library.SegmentIds(documents, documents)
+    y = jax.vmap(partial(kernel, sinks=sink_logit))(rows(q * scale), rows(k), rows(v), ids)
     return y[:, :, :length].swapaxes(1, 2)
 
 

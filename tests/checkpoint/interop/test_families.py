@@ -45,6 +45,20 @@ DELTA = {
     "linear_key_head_dim": 3,
     "linear_value_head_dim": 5,
 }
+LATENT = {
+    "num_key_value_heads": 4,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 5,
+    "kv_lora_rank": 7,
+    "q_lora_rank": 9,
+    "n_routed_experts": 4,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "first_k_dense_replace": 1,
+}
+MSCALE = {**YARN, "mscale": 0.8, "mscale_all_dim": 0.707}
 MODELS: dict[str, dict[str, Any]] = {
     "llama": SIZES,
     "llama ": {**SIZES, "attention_bias": True, "mlp_bias": True, "rope_scaling": YARN},
@@ -65,6 +79,9 @@ MODELS: dict[str, dict[str, Any]] = {
         "full_attention_interval": 3,
         "shared_expert_intermediate_size": 20,
     },
+    "gpt_oss": {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 5},
+    "deepseek_v2": {**SIZES, **LATENT, "q_lora_rank": None, "rope_scaling": MSCALE},
+    "deepseek_v3": {**SIZES, **LATENT, "n_group": 2, "topk_group": 1, "num_mtp_layers": 2},
     "phi3": {**SIZES, "rope_scaling": LONGROPE, "sliding_window": 5},
     "gpt2": {"vocab_size": 40, "n_embd": 16, "n_layer": 3, "n_head": 4, "n_positions": 64},
     "mamba": {**RECURRENT, "state_size": 4},

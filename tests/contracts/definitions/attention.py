@@ -50,7 +50,10 @@ def attention(params: dict, x: jax.Array, config: AttentionConfig, scheme: Posit
             if isinstance(scheme, ALiBiConfig):
                 logits -= 2.0 ** (-8 * (head + 1) / config.num_heads) * (t - seen)
             weights = jnp.exp(logits)
-            y = y.at[t, head].set(weights / weights.sum() @ v[seen, head // group])
+            total = weights.sum()
+            if config.sink_logit:
+                total += jnp.exp(params["sink_logit"][head])
+            y = y.at[t, head].set(weights / total @ v[seen, head // group])
     if config.output_gate:
         y *= 1 / (1 + jnp.exp(-project("gate")))
     output = params["output"]
@@ -71,6 +74,9 @@ CASES = {
     ),
     "attention_multi_query": _attention(ROPE, num_kv_heads=1, qkv_bias=True, output_bias=True),
     "attention_window": _attention(ALiBiConfig(), window=3, output_gate=True),
+    "attention_sink_logit": _attention(
+        ROPE, num_heads=4, num_kv_heads=2, window=3, sink_logit=True
+    ),
     "attention_sinks": _attention(
         RoPEConfig(base=100.0, fraction=0.5), window=2, sinks=2, logit_softcap=1.5, scale=0.7
     ),
