@@ -48,6 +48,7 @@ PUBLISHED = {
     "deepseek-v2-lite": 15_706_484_224,
     "deepseek-v3": 671_026_404_352 + 58 * 256,  # and a bias for every expert
     "qwen3-next-80b-a3b": 79_674_391_296,
+    "kimi-linear-48b-a3b": 49_122_675_072 + 26 * 256,
 }
 # Of these, the parameters that a token meets: with the embedding's table, and without it.
 ACTIVE = {
@@ -57,6 +58,7 @@ ACTIVE = {
     "deepseek-v2-lite": (2_661_150_208, 2_451_435_008),
     "deepseek-v3": (37_552_282_624 + 58 * 256, 36_625_603_584 + 58 * 256),
     "qwen3-next-80b-a3b": (3_874_929_408, 3_563_764_480),
+    "kimi-linear-48b-a3b": (3_484_453_248 + 26 * 256, 3_106_965_888 + 26 * 256),
 }
 
 # The same, of models some of whose parts ours leave out: which, the header of each file says.

@@ -151,6 +151,21 @@ DEEPSEEK_MODEL: Json = {
     "routed_scaling_factor": 1.5,
     "moe_intermediate_size": 24,
 }
+KIMI: Json = {
+    **{key: value for key, value in SIZES.items() if key != "max_position_embeddings"},
+    "num_hidden_layers": 6,
+    "num_key_value_heads": 4,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "kv_lora_rank": 20,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+    "moe_intermediate_size": 24,
+    "topk_group": 1,
+    "routed_scaling_factor": 1.5,
+}
 CONFIGS: dict[str, Json] = {
     "llama": {**LLAMA, "attention_bias": True, "mlp_bias": True, "pretraining_tp": 2},
     "llama_linear": {**LLAMA, "rope_scaling": LINEAR},
@@ -229,6 +244,47 @@ CONFIGS: dict[str, Json] = {
         "norm_topk_prob": False,
         "rope_interleave": True,
         "num_mtp_layers": 2,
+    },
+    "kimi_linear": {
+        **KIMI,
+        "head_dim": 72,
+        "model_max_length": 256,
+        "mla_use_nope": True,
+        "q_lora_rank": None,
+        "rope_theta": 10000.0,
+        "rope_scaling": None,
+        "linear_attn_config": {
+            "full_attn_layers": [3, 6],
+            "kda_layers": [1, 2, 4, 5],
+            "num_heads": 2,
+            "head_dim": 24,
+            "short_conv_kernel_size": 3,
+        },
+        "first_k_dense_replace": 2,
+        "moe_layer_freq": 1,
+        "moe_renormalize": False,
+        "moe_router_activation_func": "sigmoid",
+        "num_experts": 16,
+        "num_experts_per_token": 3,
+        "num_shared_experts": 2,
+        "num_expert_group": 2,
+        "num_nextn_predict_layers": 0,
+        "use_grouped_topk": True,
+    },
+    "kimi_linear_class": {
+        **KIMI,
+        "max_position_embeddings": 256,
+        "q_lora_rank": 24,
+        "linear_head_dim": 24,
+        "linear_num_heads": 2,
+        "linear_conv_kernel_dim": 3,
+        "layer_types": ["full_attention"] * 2 + ["linear_attention"] * 4,
+        "mlp_layer_types": ["sparse"] * 2 + ["dense"] * 4,
+        "num_local_experts": 16,
+        "num_experts_per_tok": 3,
+        "n_shared_experts": 2,
+        "n_group": 2,
+        "norm_topk_prob": False,
     },
     "phi3": {**PHI3, "original_max_position_embeddings": 64, "partial_rotary_factor": 0.75},
     "phi3_longrope": {
@@ -345,11 +401,11 @@ def model_type(name: str) -> str:
 
 
 def keys(name: str) -> list[tuple[str, ...]]:
-    """Every key of a name above, those of its RoPE sections among them, as paths."""
+    """Every key of a name above, those of its sections among them, as paths."""
     config = CONFIGS[name]
     inner = [
         (section, key)
-        for section in ("rope_scaling", "rope_parameters")
-        for key in config.get(section, {})
+        for section in ("rope_scaling", "rope_parameters", "linear_attn_config")
+        for key in config.get(section) or {}
     ]
     return [(key,) for key in config] + inner

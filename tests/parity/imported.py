@@ -60,6 +60,17 @@ LATENT = {
     "moe_intermediate_size": 24,
     "first_k_dense_replace": 1,
 }
+KIMI = {
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+    "kv_lora_rank": 20,
+    "linear_num_heads": 4,
+    "linear_head_dim": 24,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+}
 MODELS = {
     "llama": llama(),
     "llama_biases": llama(attention_bias=True, mlp_bias=True, head_dim=8),
@@ -190,6 +201,20 @@ MODELS = {
     ),
     "deepseek_v3": transformers.DeepseekV3Config(
         **SIZES | LATENT | {"num_hidden_layers": 3}, q_lora_rank=24, n_group=3, topk_group=2
+    ),
+    "kimi_linear": transformers.KimiLinearConfig(
+        **{**SIZES, "num_hidden_layers": 5, "num_key_value_heads": 4}, **KIMI
+    ),
+    "kimi_linear_groups": transformers.KimiLinearConfig(
+        **{**SIZES, "num_hidden_layers": 4, "num_key_value_heads": 4},
+        **KIMI,
+        q_lora_rank=24,
+        layer_types=["full_attention"] * 2 + ["linear_attention"] * 2,
+        first_k_dense_replace=2,
+        n_group=3,
+        topk_group=2,
+        n_shared_experts=2,
+        norm_topk_prob=False,
     ),
     "olmo2": transformers.Olmo2Config(**SIZES),
     "phi3": transformers.Phi3Config(**SIZES, sliding_window=9, tie_word_embeddings=True),

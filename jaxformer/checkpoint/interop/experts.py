@@ -20,6 +20,8 @@ from jaxformer.model.channel_mixers.router import SELECTION_BIAS
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.layer import Layer
 
+CHOSEN = "num_experts_per_tok"
+
 
 def experts_of(model: ModelConfig) -> MoEConfig:
     """The experts of the model's first layer that has some.
@@ -33,22 +35,39 @@ def experts_of(model: ModelConfig) -> MoEConfig:
     raise UserError("no layer with experts, where this family has some")
 
 
-def experts_section(hub: HubConfig, count: str, d_hidden: str, *, normalize: bool) -> Json:
-    """Our FFN of gated experts, from the keys of their number and their width.
+def experts_section(
+    hub: HubConfig, count: str, d_hidden: str, *, normalize: bool, chosen: str = CHOSEN
+) -> Json:
+    """Our FFN of gated experts, from the keys of their number, of their width, and of how many a
+    token visits.
 
     Raises:
         UserError: a token visits more experts than there are.
     """
-    experts, chosen = hub.count(count), hub.count("num_experts_per_tok")
-    if chosen > experts:
-        raise UserError(f"{hub.name} has num_experts_per_tok {chosen}, more than {count} {experts}")
+    experts, visited = hub.count(count), hub.count(chosen)
+    if visited > experts:
+        raise UserError(f"{hub.name} has {chosen} {visited}, more than {count} {experts}")
     return {
         "kind": "moe",
         "num_experts": experts,
-        "experts_per_token": chosen,
+        "experts_per_token": visited,
         "d_hidden": hub.count(d_hidden),
         "normalize": normalize,
     }
+
+
+def groups_section(hub: HubConfig, count: str, groups: str = "n_group") -> Json:
+    """The options of our FFN for experts in groups, from the keys of both numbers.
+
+    Raises:
+        UserError: a token may choose from more groups than there are, or they do not divide the
+            experts.
+    """
+    number, kept = hub.count(groups, 1), hub.count("topk_group", 1)
+    if kept > number:
+        raise UserError(f"{hub.name} has topk_group {kept}, more than its {groups} {number}")
+    hub.need_divisible(count, hub.count(count), groups, number)
+    return {"groups": number, "kept_groups": kept}
 
 
 def expert_rules(

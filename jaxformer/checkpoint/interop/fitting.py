@@ -66,6 +66,8 @@ def _layer(layer: Layer, d_model: int) -> Json:
     if isinstance(layer.ffn, MoEConfig):  # what is of training alone left out
         ffn.pop("jitter")
         ffn["balance"] = {"has_biases": layer.ffn.balance.bias_rate is not None}
+        if layer.ffn.groups == 1:
+            ffn.pop("group_score")
         if layer.ffn.shared is not None:
             ffn["shared"] = {"width": layer.ffn.shared_width, "gate": layer.ffn.shared.gate}
     return {"mixer": mixer, "ffn": ffn, "positions": positions}

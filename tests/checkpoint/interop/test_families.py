@@ -1,6 +1,7 @@
 """Every family's table is whole, and goes both ways."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,20 @@ from jaxformer.checkpoint.interop.checkpoint_files import leaf_of
 from jaxformer.checkpoint.interop.families import FAMILIES
 from jaxformer.checkpoint.interop.fitting import fit
 from jaxformer.checkpoint.interop.table import Table
+from jaxformer.config.loading import load_config
 from jaxformer.errors import UserError
 from jaxformer.model.config import ModelConfig
 
+CONFIGS = Path(__file__).parents[3] / "configs" / "models"
+PUBLISHED = {
+    "mixtral-8x7b": "mixtral",
+    "qwen3-30b-a3b": "qwen3_moe",
+    "olmoe-1b-7b": "olmoe",
+    "deepseek-v2-lite": "deepseek_v2",
+    "deepseek-v3": "deepseek_v3",
+    "qwen3-next-80b-a3b": "qwen3_next",
+    "kimi-linear-48b-a3b": "kimi_linear",
+}
 SIZES = {
     "vocab_size": 40,
     "hidden_size": 16,
@@ -82,6 +94,26 @@ MODELS: dict[str, dict[str, Any]] = {
     "gpt_oss": {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 5},
     "deepseek_v2": {**SIZES, **LATENT, "q_lora_rank": None, "rope_scaling": MSCALE},
     "deepseek_v3": {**SIZES, **LATENT, "n_group": 2, "topk_group": 1, "num_mtp_layers": 2},
+    "kimi_linear": {
+        **{key: value for key, value in SIZES.items() if key != "head_dim"},
+        "num_key_value_heads": 4,
+        "num_hidden_layers": 5,
+        "qk_nope_head_dim": 6,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 5,
+        "kv_lora_rank": 7,
+        "linear_attn_config": {
+            "num_heads": 2,
+            "head_dim": 3,
+            "full_attn_layers": [2, 5],
+            "kda_layers": [1, 3, 4],
+        },
+        "moe_intermediate_size": 12,
+        "num_experts": 4,
+        "num_experts_per_token": 2,
+        "num_shared_experts": 2,
+        "num_expert_group": 2,
+    },
     "phi3": {**SIZES, "rope_scaling": LONGROPE, "sliding_window": 5},
     "gpt2": {"vocab_size": 40, "n_embd": 16, "n_layer": 3, "n_head": 4, "n_positions": 64},
     "mamba": {**RECURRENT, "state_size": 4},
@@ -124,6 +156,13 @@ def test_a_table_fills_every_number_once_and_goes_back_exactly(name: str) -> Non
 def test_a_family_writes_the_options_that_it_reads(name: str) -> None:
     table = table_of(name)
     _, differences = fit(table.family, table.model)
+    assert differences == []
+
+
+@pytest.mark.parametrize(("file", "family"), PUBLISHED.items())
+def test_a_model_at_its_published_size_belongs_to_its_family(file: str, family: str) -> None:
+    config = load_config(CONFIGS / f"{file}.yaml")
+    _, differences = fit(FAMILIES[family], config.model)
     assert differences == []
 
 
