@@ -216,6 +216,21 @@ MODELS = {
         n_shared_experts=2,
         norm_topk_prob=False,
     ),
+    "jamba": transformers.JambaConfig(
+        **{**SIZES, "num_hidden_layers": 5},
+        attn_layer_period=3,
+        attn_layer_offset=1,
+        num_experts=6,
+        num_experts_per_tok=3,
+        mamba_d_state=8,
+        mamba_dt_rank=5,
+    ),
+    "jamba_dense": transformers.JambaConfig(
+        **{**SIZES, "num_hidden_layers": 3},
+        attn_layer_offset=1,
+        num_experts=1,
+        tie_word_embeddings=True,
+    ),
     "olmo2": transformers.Olmo2Config(**SIZES),
     "phi3": transformers.Phi3Config(**SIZES, sliding_window=9, tie_word_embeddings=True),
     "phi3_longrope": transformers.Phi3Config(

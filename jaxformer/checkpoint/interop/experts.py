@@ -71,13 +71,16 @@ def groups_section(hub: HubConfig, count: str, groups: str = "n_group") -> Json:
 
 
 def expert_rules(
-    moe: MoEConfig, names: dict[str, str] = GATED_FFN, shared: str = "shared_expert"
+    moe: MoEConfig,
+    names: dict[str, str] = GATED_FFN,
+    shared: str = "shared_expert",
+    router: str = "gate",
 ) -> list[Rule]:
-    """A router, and matrices of every expert by their `names`, {ours: theirs}, and those of the
+    """A `router`, and matrices of every expert by their `names`, {ours: theirs}, and those of the
     `shared` expert."""
-    rules = linear_rules("gate", "router")
+    rules = linear_rules(router, "router")
     if moe.balance.bias_rate is not None:
-        rules.append(row("gate.e_score_correction_bias", f"router/{SELECTION_BIAS}"))
+        rules.append(row(f"{router}.e_score_correction_bias", f"router/{SELECTION_BIAS}"))
     for expert in range(moe.num_experts):
         for ours, theirs in names.items():
             matrices = linear_rules(f"experts.{expert}.{theirs}", f"experts_{ours}")
@@ -93,10 +96,10 @@ def expert_rules(
     return rules
 
 
-def ffn_rules(layer: Layer, names: dict[str, str] = GATED_FFN) -> list[Rule]:
-    """Experts by their `names`, or a dense FFN."""
+def ffn_rules(layer: Layer, names: dict[str, str] = GATED_FFN, router: str = "gate") -> list[Rule]:
+    """Experts, see `expert_rules`, or a dense FFN."""
     if isinstance(layer.ffn, MoEConfig):
-        return expert_rules(layer.ffn, names)
+        return expert_rules(layer.ffn, names, router=router)
     return gated_ffn_rules(layer)
 
 
