@@ -49,6 +49,10 @@ PUBLISHED = {
     "deepseek-v3": 671_026_404_352 + 58 * 256,  # and a bias for every expert
     "gpt-oss-20b": 20_914_757_184,
     "gpt-oss-120b": 116_829_156_672,
+    "qwen3-next-80b-a3b": 79_674_391_296,
+    "kimi-linear-48b-a3b": 49_122_675_072 + 26 * 256,
+    "jamba-mini": 51_570_323_328,
+    "jamba-like": 1_364_275_392,
 }
 # Of these, the parameters that a token meets: with the embedding's table, and without it.
 ACTIVE = {
@@ -59,6 +63,9 @@ ACTIVE = {
     "deepseek-v3": (37_552_282_624 + 58 * 256, 36_625_603_584 + 58 * 256),
     "gpt-oss-20b": (4_187_440_704, 3_608_307_264),
     "gpt-oss-120b": (5_711_982_912, 5_132_849_472),
+    "qwen3-next-80b-a3b": (3_874_929_408, 3_563_764_480),
+    "kimi-linear-48b-a3b": (3_484_453_248 + 26 * 256, 3_106_965_888 + 26 * 256),
+    "jamba-mini": (12_110_311_296, 11_841_875_840),
 }
 
 # The same, of models some of whose parts ours leave out: which, the header of each file says.
@@ -69,7 +76,6 @@ CLOSE = {
     "gated-deltanet-h2-1.3b": 1_352_959_464,
     "rwkv7-0.1b": 191_034_624,
     "rwkv7-1.5b": 1_527_404_544,
-    "jamba-like": 1_364_275_392,
 }
 
 

@@ -111,6 +111,13 @@ EXPERTS = {
     "norm_topk_prob": True,
     "decoder_sparse_step": 2,
 }
+DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 12,
+    "linear_value_head_dim": 20,
+    "linear_conv_kernel_dim": 3,
+}
 GPT_OSS: Json = {
     **SIZES,
     **THETA,
@@ -143,6 +150,21 @@ DEEPSEEK_MODEL: Json = {
     "topk_group": 3,
     "routed_scaling_factor": 1.5,
     "moe_intermediate_size": 24,
+}
+KIMI: Json = {
+    **{key: value for key, value in SIZES.items() if key != "max_position_embeddings"},
+    "num_hidden_layers": 6,
+    "num_key_value_heads": 4,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "kv_lora_rank": 20,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+    "moe_intermediate_size": 24,
+    "topk_group": 1,
+    "routed_scaling_factor": 1.5,
 }
 CONFIGS: dict[str, Json] = {
     "llama": {**LLAMA, "attention_bias": True, "mlp_bias": True, "pretraining_tp": 2},
@@ -183,6 +205,28 @@ CONFIGS: dict[str, Json] = {
     "qwen3_moe": {**SIZES, **THETA, **EXPERTS, "attention_bias": True, "mlp_only_layers": [1]},
     "qwen3_moe_new": {**SIZES, "num_local_experts": 9, "rope_parameters": {**LINEAR, **THETA}},
     "olmoe": {**SIZES, **THETA, "num_experts": 9, "norm_topk_prob": True, "attention_bias": True},
+    "qwen3_next": {
+        **SIZES,
+        **THETA,
+        **EXPERTS,
+        **DELTA,
+        "head_dim": 24,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "partial_rotary_factor": 0.5,
+        "shared_expert_intermediate_size": 40,
+        "full_attention_interval": 3,
+        "mlp_only_layers": [1],
+        "norm_topk_prob": False,
+    },
+    "qwen3_next_layer_types": {
+        **SIZES,
+        "rope_parameters": {**THETA, "rope_type": "default", "partial_rotary_factor": 0.5},
+        "layer_types": ["linear_attention"] * 2 + ["full_attention"] * 2,
+        "full_attention_interval": 2,
+        "num_experts": 12,
+    },
     "gpt_oss": {**GPT_OSS, "layer_types": WINDOW_FIRST, "rope_scaling": YARN},
     "gpt_oss_new": {**GPT_OSS, "rope_parameters": {**YARN, **THETA}},
     "gpt_oss_default": GPT_OSS,
@@ -200,6 +244,83 @@ CONFIGS: dict[str, Json] = {
         "norm_topk_prob": False,
         "rope_interleave": True,
         "num_mtp_layers": 2,
+    },
+    "kimi_linear": {
+        **KIMI,
+        "head_dim": 72,
+        "model_max_length": 256,
+        "mla_use_nope": True,
+        "q_lora_rank": None,
+        "rope_theta": 10000.0,
+        "rope_scaling": None,
+        "linear_attn_config": {
+            "full_attn_layers": [3, 6],
+            "kda_layers": [1, 2, 4, 5],
+            "num_heads": 2,
+            "head_dim": 24,
+            "short_conv_kernel_size": 3,
+        },
+        "first_k_dense_replace": 2,
+        "moe_layer_freq": 1,
+        "moe_renormalize": False,
+        "moe_router_activation_func": "sigmoid",
+        "num_experts": 16,
+        "num_experts_per_token": 3,
+        "num_shared_experts": 2,
+        "num_expert_group": 2,
+        "num_nextn_predict_layers": 0,
+        "use_grouped_topk": True,
+    },
+    "kimi_linear_class": {
+        **KIMI,
+        "max_position_embeddings": 256,
+        "q_lora_rank": 24,
+        "linear_head_dim": 24,
+        "linear_num_heads": 2,
+        "linear_conv_kernel_dim": 3,
+        "layer_types": ["full_attention"] * 2 + ["linear_attention"] * 4,
+        "mlp_layer_types": ["sparse"] * 2 + ["dense"] * 4,
+        "num_local_experts": 16,
+        "num_experts_per_tok": 3,
+        "n_shared_experts": 2,
+        "n_group": 2,
+        "norm_topk_prob": False,
+    },
+    "jamba": {
+        **SIZES,
+        "num_hidden_layers": 6,
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+        "sliding_window": None,
+        "tie_word_embeddings": True,
+        "num_experts": 5,
+        "num_experts_per_tok": 3,
+        "expert_layer_period": 3,
+        "expert_layer_offset": 2,
+        "attn_layer_period": 5,
+        "attn_layer_offset": 2,
+        "mamba_d_state": 8,
+        "mamba_d_conv": 3,
+        "mamba_expand": 3,
+        "mamba_dt_rank": 5,
+        "mamba_conv_bias": True,
+        "mamba_proj_bias": False,
+        "mamba_inner_layernorms": True,
+        "use_mamba_kernels": False,
+        "use_mambapy": True,
+        "use_associative_scan": False,
+        "num_logits_to_keep": 1,
+        "calc_logits_for_entire_prompt": False,
+        "output_router_logits": False,
+        "router_aux_loss_coef": 0.01,
+    },
+    "jamba_dense": {
+        **{key: value for key, value in SIZES.items() if key != "rms_norm_eps"},
+        "hidden_size": 68,
+        "num_hidden_layers": 5,
+        "mamba_dt_rank": "auto",
+        "num_experts": 1,
+        "num_experts_per_tok": 1,
     },
     "phi3": {**PHI3, "original_max_position_embeddings": 64, "partial_rotary_factor": 0.75},
     "phi3_longrope": {
@@ -316,11 +437,11 @@ def model_type(name: str) -> str:
 
 
 def keys(name: str) -> list[tuple[str, ...]]:
-    """Every key of a name above, those of its RoPE sections among them, as paths."""
+    """Every key of a name above, those of its sections among them, as paths."""
     config = CONFIGS[name]
     inner = [
         (section, key)
-        for section in ("rope_scaling", "rope_parameters")
-        for key in config.get(section, {})
+        for section in ("rope_scaling", "rope_parameters", "linear_attn_config")
+        for key in config.get(section) or {}
     ]
     return [(key,) for key in config] + inner

@@ -41,6 +41,13 @@ LONGROPE = {
     "original_max_position_embeddings": 64,
 }
 
+DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    # Of heads much smaller, transformers' own float32 logits are off by 1e-4 from its float64 ones.
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 32,
+}
 LATENT = {
     "num_key_value_heads": 4,
     "qk_nope_head_dim": 12,
@@ -52,6 +59,17 @@ LATENT = {
     "num_experts_per_tok": 3,
     "moe_intermediate_size": 24,
     "first_k_dense_replace": 1,
+}
+KIMI = {
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+    "kv_lora_rank": 20,
+    "linear_num_heads": 4,
+    "linear_head_dim": 24,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
 }
 MODELS = {
     "llama": llama(),
@@ -128,6 +146,28 @@ MODELS = {
     "olmoe": transformers.OlmoeConfig(
         **{**SIZES, "intermediate_size": 24}, num_experts=6, num_experts_per_tok=2
     ),
+    "qwen3_next": transformers.Qwen3NextConfig(
+        **{**SIZES, "num_hidden_layers": 5},
+        **DELTA,
+        head_dim=16,
+        num_experts=6,
+        num_experts_per_tok=3,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=40,
+    ),
+    "qwen3_next_dense_layers": transformers.Qwen3NextConfig(
+        **{**SIZES, "num_hidden_layers": 4},
+        **{**DELTA, "linear_num_key_heads": 4},
+        head_dim=16,
+        mlp_only_layers=[0, 1, 3],
+        num_experts=6,
+        num_experts_per_tok=2,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=40,
+        layer_types=["full_attention", "linear_attention"] * 2,
+        norm_topk_prob=False,
+        tie_word_embeddings=True,
+    ),
     "gpt_oss": transformers.GptOssConfig(
         **SIZES,
         head_dim=16,
@@ -161,6 +201,35 @@ MODELS = {
     ),
     "deepseek_v3": transformers.DeepseekV3Config(
         **SIZES | LATENT | {"num_hidden_layers": 3}, q_lora_rank=24, n_group=3, topk_group=2
+    ),
+    "kimi_linear": transformers.KimiLinearConfig(
+        **{**SIZES, "num_hidden_layers": 5, "num_key_value_heads": 4}, **KIMI
+    ),
+    "kimi_linear_groups": transformers.KimiLinearConfig(
+        **{**SIZES, "num_hidden_layers": 4, "num_key_value_heads": 4},
+        **KIMI,
+        q_lora_rank=24,
+        layer_types=["full_attention"] * 2 + ["linear_attention"] * 2,
+        first_k_dense_replace=2,
+        n_group=3,
+        topk_group=2,
+        n_shared_experts=2,
+        norm_topk_prob=False,
+    ),
+    "jamba": transformers.JambaConfig(
+        **{**SIZES, "num_hidden_layers": 5},
+        attn_layer_period=3,
+        attn_layer_offset=1,
+        num_experts=6,
+        num_experts_per_tok=3,
+        mamba_d_state=8,
+        mamba_dt_rank=5,
+    ),
+    "jamba_dense": transformers.JambaConfig(
+        **{**SIZES, "num_hidden_layers": 3},
+        attn_layer_offset=1,
+        num_experts=1,
+        tie_word_embeddings=True,
     ),
     "olmo2": transformers.Olmo2Config(**SIZES),
     "phi3": transformers.Phi3Config(**SIZES, sliding_window=9, tie_word_embeddings=True),

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import transformers
 from parity.imported import MODELS, VOCAB
-from parity.weights import Weights
+from parity.weights import move
 from safetensors.torch import load_file, save_file
 from transformers.modeling_layers import MtpModel
 
@@ -71,9 +71,9 @@ def test_a_stored_module_predicts_as_in_transformers_drafts_and_goes_back(tmp_pa
     torch.manual_seed(0)
     config = MODELS["deepseek_v3"]
     theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
-    Weights(theirs)
+    move(theirs)
     module = MtpModel(theirs, 1).eval()
-    Weights(module.layers)
+    move(module.layers)
     write(tmp_path / "theirs", theirs, module)
 
     import_model(HuggingFaceFolder(tmp_path / "theirs"), tmp_path / "run")

@@ -10,7 +10,7 @@ import transformers
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from parity.imported import MODELS
-from parity.weights import Weights
+from parity.weights import move
 
 import jaxformer as jf
 from jaxformer.checkpoint.interop.folder import HuggingFaceFolder
@@ -42,7 +42,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[HFLM, HarnessModel]:
     sizes = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1}
     config = transformers.LlamaConfig.from_dict(MODELS["llama"].to_dict() | sizes)
     theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
-    Weights(theirs)  # moves them away from ones and zeros
+    move(theirs)
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=characters(), bos_token="<s>", eos_token="</s>"
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from parity.imported import MODELS, VOCAB
-from parity.weights import Weights
+from parity.weights import move
 
 import jaxformer as jf
 from jaxformer.checkpoint.interop.exporting import export_model
@@ -43,7 +43,7 @@ def their_tokens(model: transformers.PreTrainedModel, prompts: np.ndarray) -> np
 def test_import_and_export_keep_the_model(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     theirs = transformers.AutoModelForCausalLM.from_config(MODELS[name]).eval()
-    Weights(theirs)  # moves them away from ones and zeros
+    move(theirs)
     theirs.save_pretrained(tmp_path / "theirs", max_shard_size="60KB")
     import_model(HuggingFaceFolder(tmp_path / "theirs"), tmp_path / "run")
     run = jf.load(tmp_path / "run")

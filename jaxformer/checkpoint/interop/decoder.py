@@ -32,15 +32,20 @@ def linear_rules(theirs: str, ours: str, bias: bool = False, inputs: int = 1) ->
     return [*rules, row(f"{theirs}.bias", f"{ours}/bias", VECTOR)] if bias else rules
 
 
-def attention_rules(mixer: AttentionConfig) -> list[Rule]:
-    """A matrix each for queries, keys, values and the output, and norms where there are some."""
+def attention_rules(mixer: AttentionConfig, norm: Transform = VECTOR) -> list[Rule]:
+    """A matrix each for queries, keys, values and the output, and norms where there are some. An
+    output gate is in the matrix of the queries, head by head."""
     rules: list[Rule] = []
     for ours in ("query", "key", "value"):
-        rules += linear_rules(ATTENTION[ours], ours, mixer.qkv_bias)
+        if ours == "query" and mixer.output_gate:
+            parts = ("query/kernel", "gate/kernel")
+            rules.append(Rule("q_proj.weight", parts, Linear(), groups=mixer.num_heads))
+        else:
+            rules += linear_rules(ATTENTION[ours], ours, mixer.qkv_bias)
     rules += linear_rules(ATTENTION["output"], "output", mixer.output_bias, inputs=2)
     rules += [row("sinks", "sink_logit")] if mixer.sink_logit else []
     return rules + (
-        norm_rules({"q_norm": "query_norm", "k_norm": "key_norm"}) if mixer.qk_norm else []
+        norm_rules({"q_norm": "query_norm", "k_norm": "key_norm"}, norm) if mixer.qk_norm else []
     )
 
 
@@ -66,13 +71,16 @@ def layer_rules(
 
 
 def model_rules(
-    model: ModelConfig, layers: Sequence[list[Rule]], norm: Transform = VECTOR
+    model: ModelConfig,
+    layers: Sequence[list[Rule]],
+    norm: Transform = VECTOR,
+    final_norm: str = "norm",
 ) -> list[Rule]:
     """A whole model: embeddings, `layers` bottom up, the final norm, and the head if untied."""
     rules = [row("model.embed_tokens.weight", "embedding")]
     for index, layer in enumerate(layers):
         rules += within(f"model.layers.{index}", f"layers/{index}", layer)
-    rules.append(row("model.norm.weight", "final_norm/scale", norm))
+    rules.append(row(f"model.{final_norm}.weight", "final_norm/scale", norm))
     return rules + head_rules(model)
 
 
@@ -116,22 +124,33 @@ def layers_of(hub: HubConfig, key: str = "num_hidden_layers") -> int:
     return number
 
 
+def layer_types(
+    hub: HubConfig, default: list[str], allowed: Sequence[str], key: str = "layer_types"
+) -> list[str]:
+    """The kind of every layer; `default` stands in for `key` if the file has none.
+
+    Raises:
+        UserError: it is no list of one allowed kind for each layer.
+    """
+    types = hub.listed(key, default)
+    if len(types) != layers_of(hub):
+        raise UserError(f"{hub.name} has {len(types)} {key}, not one for each layer")
+    for kind in types:
+        if kind not in allowed:
+            raise UserError(
+                f"{hub.name} has {key} with {shown(kind)}; allowed: {', '.join(allowed)}"
+            )
+    return types
+
+
 def windows(hub: HubConfig, window: int | None, default: list[str]) -> list[int | None]:
     """The window of every layer; `default` stands in for `layer_types` if the file has none."""
     switch = " with use_sliding_window true" if "use_sliding_window" in hub.defaults else ""
-    types = hub.listed("layer_types", default)
-    if len(types) != layers_of(hub):
-        raise UserError(f"{hub.name} has {len(types)} layer_types, not one for each layer")
-    for kind in types:
-        if kind not in ("full_attention", "sliding_attention"):
-            raise UserError(
-                f"{hub.name} has layer_types with {shown(kind)}; allowed: full_attention, "
-                f"sliding_attention"
-            )
-        if kind == "sliding_attention" and window is None:
-            raise UserError(
-                f"{hub.name} has layer_types with sliding_attention, but no sliding_window{switch}"
-            )
+    types = layer_types(hub, default, ("full_attention", "sliding_attention"))
+    if window is None and "sliding_attention" in types:
+        raise UserError(
+            f"{hub.name} has layer_types with sliding_attention, but no sliding_window{switch}"
+        )
     return [window if kind == "sliding_attention" else None for kind in types]
 
 
@@ -174,15 +193,17 @@ def rms_norm(hub: HubConfig, placement: str) -> Json:
 # To config.json ---------------------------------------------------------------------------------
 
 
-def sizes(model: ModelConfig, d_hidden: int | None = None) -> Json:
-    """The keys that all these families share, from the first layer; `d_hidden` is that of its FFN
-    unless given.
+def sizes(
+    model: ModelConfig, d_hidden: int | None = None, mixer: AttentionConfig | None = None
+) -> Json:
+    """The keys that all these families share; `d_hidden` and the attention are those of the first
+    layer unless given.
 
     Raises:
         UserError: it is not attention with an FFN.
     """
     layer = first_layer(model)
-    mixer = attention_of(layer)
+    mixer = mixer or attention_of(layer)
     return {
         "vocab_size": model.vocab_size,
         "hidden_size": model.d_model,
@@ -224,6 +245,19 @@ def mixer_of(layer: Layer, kind: type[M]) -> M:
         found = "no mixer" if layer.mixer is None else f"a mixer '{layer.mixer.kind}'"
         raise UserError(f"{found}, where this family has {kind.model_fields['kind'].default}")
     return layer.mixer
+
+
+def first_mixer(model: ModelConfig, kind: type[M]) -> M:
+    """The mixer of the lowest layer that has one of this kind.
+
+    Raises:
+        UserError: no layer has one.
+    """
+    for layer in model.layers():
+        if isinstance(layer.mixer, kind):
+            return layer.mixer
+    name = kind.model_fields["kind"].default
+    raise UserError(f"no layer with a mixer '{name}', where this family has some")
 
 
 def ffn_of(layer: Layer) -> DenseConfig:

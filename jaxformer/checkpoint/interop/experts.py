@@ -20,6 +20,8 @@ from jaxformer.model.channel_mixers.router import SELECTION_BIAS
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.layer import Layer
 
+CHOSEN = "num_experts_per_tok"
+
 
 def experts_of(model: ModelConfig) -> MoEConfig:
     """The experts of the model's first layer that has some.
@@ -33,32 +35,52 @@ def experts_of(model: ModelConfig) -> MoEConfig:
     raise UserError("no layer with experts, where this family has some")
 
 
-def experts_section(hub: HubConfig, count: str, d_hidden: str, *, normalize: bool) -> Json:
-    """Our FFN of gated experts, from the keys of their number and their width.
+def experts_section(
+    hub: HubConfig, count: str, d_hidden: str, *, normalize: bool, chosen: str = CHOSEN
+) -> Json:
+    """Our FFN of gated experts, from the keys of their number, of their width, and of how many a
+    token visits.
 
     Raises:
         UserError: a token visits more experts than there are.
     """
-    experts, chosen = hub.count(count), hub.count("num_experts_per_tok")
-    if chosen > experts:
-        raise UserError(f"{hub.name} has num_experts_per_tok {chosen}, more than {count} {experts}")
+    experts, visited = hub.count(count), hub.count(chosen)
+    if visited > experts:
+        raise UserError(f"{hub.name} has {chosen} {visited}, more than {count} {experts}")
     return {
         "kind": "moe",
         "num_experts": experts,
-        "experts_per_token": chosen,
+        "experts_per_token": visited,
         "d_hidden": hub.count(d_hidden),
         "normalize": normalize,
     }
 
 
+def groups_section(hub: HubConfig, count: str, groups: str = "n_group") -> Json:
+    """The options of our FFN for experts in groups, from the keys of both numbers.
+
+    Raises:
+        UserError: a token may choose from more groups than there are, or they do not divide the
+            experts.
+    """
+    number, kept = hub.count(groups, 1), hub.count("topk_group", 1)
+    if kept > number:
+        raise UserError(f"{hub.name} has topk_group {kept}, more than its {groups} {number}")
+    hub.need_divisible(count, hub.count(count), groups, number)
+    return {"groups": number, "kept_groups": kept}
+
+
 def expert_rules(
-    moe: MoEConfig, names: dict[str, str] = GATED_FFN, shared: str = "shared_expert"
+    moe: MoEConfig,
+    names: dict[str, str] = GATED_FFN,
+    shared: str = "shared_expert",
+    router: str = "gate",
 ) -> list[Rule]:
-    """A router, and matrices of every expert by their `names`, {ours: theirs}, and those of the
+    """A `router`, and matrices of every expert by their `names`, {ours: theirs}, and those of the
     `shared` expert."""
-    rules = linear_rules("gate", "router")
+    rules = linear_rules(router, "router")
     if moe.balance.bias_rate is not None:
-        rules.append(row("gate.e_score_correction_bias", f"router/{SELECTION_BIAS}"))
+        rules.append(row(f"{router}.e_score_correction_bias", f"router/{SELECTION_BIAS}"))
     for expert in range(moe.num_experts):
         for ours, theirs in names.items():
             matrices = linear_rules(f"experts.{expert}.{theirs}", f"experts_{ours}")
@@ -74,12 +96,17 @@ def expert_rules(
     return rules
 
 
+def ffn_rules(layer: Layer, names: dict[str, str] = GATED_FFN, router: str = "gate") -> list[Rule]:
+    """Experts, see `expert_rules`, or a dense FFN."""
+    if isinstance(layer.ffn, MoEConfig):
+        return expert_rules(layer.ffn, names, router=router)
+    return gated_ffn_rules(layer)
+
+
 def layer_rules(layer: Layer, place: str = "mlp", names: dict[str, str] = GATED_FFN) -> list[Rule]:
     """Attention, and experts or a dense FFN at `place`."""
-    moe = layer.ffn if isinstance(layer.ffn, MoEConfig) else None
-    ffn = gated_ffn_rules(layer) if moe is None else expert_rules(moe, names)
     return [
         *norm_rules(PRE_NORMS),
         *within("self_attn", "mixer", attention_rules(attention_of(layer))),
-        *within(place, "ffn", ffn),
+        *within(place, "ffn", ffn_rules(layer, names)),
     ]

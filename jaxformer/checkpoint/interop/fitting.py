@@ -12,6 +12,7 @@ from jaxformer.model.channel_mixers.moe import MoEConfig
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.layer import Layer
 from jaxformer.model.mixers.attention import AttentionConfig
+from jaxformer.model.mixers.gated_delta import GatedDeltaConfig
 from jaxformer.model.mixers.latent_attention import LatentAttentionConfig
 from jaxformer.model.mixers.mamba import MambaConfig
 
@@ -59,8 +60,14 @@ def _layer(layer: Layer, d_model: int) -> Json:
         mixer["scale"] = layer.mixer.logit_scale
     if isinstance(layer.mixer, MambaConfig):
         mixer["dt_rank"] = layer.mixer.rank(d_model)
+    if isinstance(layer.mixer, GatedDeltaConfig):
+        mixer["num_key_heads"] = layer.mixer.key_heads
     ffn = {} if layer.ffn is None else layer.ffn.model_dump()
     if isinstance(layer.ffn, MoEConfig):  # what is of training alone left out
         ffn.pop("jitter")
         ffn["balance"] = {"has_biases": layer.ffn.balance.bias_rate is not None}
+        if layer.ffn.groups == 1:
+            ffn.pop("group_score")
+        if layer.ffn.shared is not None:
+            ffn["shared"] = {"width": layer.ffn.shared_width, "gate": layer.ffn.shared.gate}
     return {"mixer": mixer, "ffn": ffn, "positions": positions}

@@ -79,6 +79,12 @@ class MoEConfig(RouterOptions, ChannelMixerConfig):
         return self.routing == "hash"
 
     @property
+    def shared_width(self) -> int:
+        """The joint width of the experts that every token visits."""
+        shared = self.shared
+        return 0 if shared is None else shared.count * (shared.d_hidden or self.d_hidden)
+
+    @property
     def keys(self) -> tuple[str, ...]:
         dropout = ("dropout",) if self.jitter else ()
         # The presence of the other says that it is training.
@@ -244,9 +250,11 @@ class MoE(ChannelMixer):
 
     def _shared(self, x: jax.Array, rows: RowInfo, shared: SharedConfig) -> jax.Array:
         config = self.config
-        width = shared.count * (shared.d_hidden or config.d_hidden)
         dense = DenseConfig(
-            kind=config.activation, d_hidden=width, bias=config.bias, clamp=config.clamp
+            kind=config.activation,
+            d_hidden=config.shared_width,
+            bias=config.bias,
+            clamp=config.clamp,
         )
         y, _ = Dense(dense, self.dims, name="shared")(x, rows)
         if shared.gate:
@@ -265,9 +273,8 @@ class MoE(ChannelMixer):
     def flops(self, length: int) -> float:
         config, width = self.config, self.dims.d_model
         matrices = 3 if config.activation in GATED else 2
-        hidden = config.active_share * config.num_experts * config.d_hidden
-        if config.shared is not None:
-            hidden += config.shared.count * (config.shared.d_hidden or config.d_hidden)
+        chosen = config.active_share * config.num_experts
+        hidden = chosen * config.d_hidden + config.shared_width
         gate = 2.0 * width if config.shared is not None and config.shared.gate else 0.0
         scored = config.num_experts * (1 if config.predictor_weight is None else 2)
         return 2.0 * width * (matrices * hidden + scored) + gate

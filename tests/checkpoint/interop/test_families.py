@@ -1,6 +1,7 @@
 """Every family's table is whole, and goes both ways."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,23 @@ import pytest
 from jaxformer.checkpoint.interop.checkpoint_files import leaf_of
 from jaxformer.checkpoint.interop.families import FAMILIES
 from jaxformer.checkpoint.interop.fitting import fit
+from jaxformer.checkpoint.interop.source import TensorInfo
 from jaxformer.checkpoint.interop.table import Table
+from jaxformer.config.loading import load_config
 from jaxformer.errors import UserError
 from jaxformer.model.config import ModelConfig
 
+CONFIGS = Path(__file__).parents[3] / "configs" / "models"
+PUBLISHED = {
+    "mixtral-8x7b": "mixtral",
+    "qwen3-30b-a3b": "qwen3_moe",
+    "olmoe-1b-7b": "olmoe",
+    "deepseek-v2-lite": "deepseek_v2",
+    "deepseek-v3": "deepseek_v3",
+    "qwen3-next-80b-a3b": "qwen3_next",
+    "kimi-linear-48b-a3b": "kimi_linear",
+    "jamba-mini": "jamba",
+}
 SIZES = {
     "vocab_size": 40,
     "hidden_size": 16,
@@ -39,6 +53,12 @@ EXPERTS = {
     "moe_intermediate_size": 12,
     "decoder_sparse_step": 2,
 }
+DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 3,
+    "linear_value_head_dim": 5,
+}
 LATENT = {
     "num_key_value_heads": 4,
     "qk_nope_head_dim": 6,
@@ -53,6 +73,7 @@ LATENT = {
     "first_k_dense_replace": 1,
 }
 MSCALE = {**YARN, "mscale": 0.8, "mscale_all_dim": 0.707}
+TWICE = {"full_attn_layers": [2, 5], "kda_layers": [1, 2, 3, 4]}
 MODELS: dict[str, dict[str, Any]] = {
     "llama": SIZES,
     "llama ": {**SIZES, "attention_bias": True, "mlp_bias": True, "rope_scaling": YARN},
@@ -66,9 +87,53 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2_moe": {**SIZES, **EXPERTS, "shared_expert_intermediate_size": 20},
     "qwen3_moe": {**SIZES, **EXPERTS, "mlp_only_layers": [0], "norm_topk_prob": True},
     "olmoe": {**SIZES, "num_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_next": {
+        **SIZES,
+        **EXPERTS,
+        **DELTA,
+        "full_attention_interval": 3,
+        "shared_expert_intermediate_size": 20,
+    },
     "gpt_oss": {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 5},
     "deepseek_v2": {**SIZES, **LATENT, "q_lora_rank": None, "rope_scaling": MSCALE},
     "deepseek_v3": {**SIZES, **LATENT, "n_group": 2, "topk_group": 1, "num_mtp_layers": 2},
+    "kimi_linear": {
+        **{key: value for key, value in SIZES.items() if key != "head_dim"},
+        "num_key_value_heads": 4,
+        "num_hidden_layers": 5,
+        "qk_nope_head_dim": 6,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 5,
+        "kv_lora_rank": 7,
+        "linear_attn_config": {
+            "num_heads": 2,
+            "head_dim": 3,
+            "full_attn_layers": [2, 5],
+            "kda_layers": [1, 3, 4],
+        },
+        "moe_intermediate_size": 12,
+        "num_experts": 4,
+        "num_experts_per_token": 2,
+        "num_shared_experts": 2,
+        "num_expert_group": 2,
+    },
+    "jamba": {
+        **{key: value for key, value in SIZES.items() if key != "rms_norm_eps"},
+        "num_hidden_layers": 6,
+        "attn_layer_period": 3,
+        "attn_layer_offset": 1,
+        "num_experts": 4,
+        "mamba_d_state": 3,
+    },
+    "jamba ": {
+        **RECURRENT,
+        "intermediate_size": 24,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "num_experts": 1,
+        "attn_layer_offset": 2,
+        "mamba_dt_rank": 5,
+    },
     "phi3": {**SIZES, "rope_scaling": LONGROPE, "sliding_window": 5},
     "gpt2": {"vocab_size": 40, "n_embd": 16, "n_layer": 3, "n_head": 4, "n_positions": 64},
     "mamba": {**RECURRENT, "state_size": 4},
@@ -114,6 +179,13 @@ def test_a_family_writes_the_options_that_it_reads(name: str) -> None:
     assert differences == []
 
 
+@pytest.mark.parametrize(("file", "family"), PUBLISHED.items())
+def test_a_model_at_its_published_size_belongs_to_its_family(file: str, family: str) -> None:
+    config = load_config(CONFIGS / f"{file}.yaml")
+    _, differences = fit(FAMILIES[family], config.model)
+    assert differences == []
+
+
 def test_a_family_says_in_what_a_model_is_another_one() -> None:
     model = table_of("gemma2").model
     _, differences = fit(FAMILIES["llama"], model)
@@ -138,6 +210,31 @@ def test_recurrent_gemma_scales_embeddings_by_a_root_in_bfloat16() -> None:
     assert scale(4096) is True
 
 
+def infos(table: Table) -> dict[str, TensorInfo]:
+    """All tensors of a file, by the names that an export has."""
+    return {
+        name: TensorInfo(rule.shape(table.shapes(rule)), "float32")
+        for rule in table.rules
+        for name in rule.names
+    }
+
+
+def test_what_predicts_further_tokens_is_left_out_of_qwen3_next() -> None:
+    table = table_of("qwen3_next")
+    tensors = infos(table)
+    mtp = {"mtp.fc.weight": TensorInfo((16, 32), "float32")}
+    assert table.rules_of(tensors | mtp, "a folder").keys() == tensors.keys()
+
+
+def test_a_dense_layer_of_kimi_linear_has_the_name_of_the_authors_or_of_transformers() -> None:
+    table = table_of("kimi_linear")
+    tensors = infos(table)
+    written = {name.replace(".mlp.", ".block_sparse_moe."): tensors[name] for name in tensors}
+    assert written.keys() != tensors.keys()
+    for each in (tensors, written):
+        assert table.rules_of(each, "a folder").keys() == each.keys()
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -147,6 +244,14 @@ def test_recurrent_gemma_scales_embeddings_by_a_root_in_bfloat16() -> None:
         ("mamba2", {"time_step_limit": [0.0, 0.1]}, "time_step_limit"),
         ("recurrent_gemma", {"block_types": ["recurrent", "atention"]}, "atention"),
         ("xlstm", {"weight_mode": "fused"}, "weight_mode 'fused'"),
+        ("qwen3_next", {"linear_num_key_heads": 3}, "not divisible by its linear_num_key_heads 3"),
+        ("qwen3_next", {"attention_bias": True}, "attention_bias True"),
+        ("kimi_linear", {"mla_use_nope": False}, "mla_use_nope False"),
+        ("kimi_linear", {"tie_word_embeddings": True}, "tie_word_embeddings True"),
+        ("kimi_linear", {"linear_attn_config": TWICE}, "every layer from 1 to 5 once"),
+        ("jamba", {"attn_layer_offset": 3}, "less than its attn_layer_period 3"),
+        ("jamba", {"mamba_inner_layernorms": False}, "mamba_inner_layernorms False"),
+        ("jamba", {"rms_norm_eps": 1e-5}, "rms_norm_eps 1e-05"),
     ],
 )
 def test_an_option_that_means_another_model_is_refused(

@@ -4,6 +4,8 @@ from jaxformer.checkpoint.interop.families.deepseek import DEEPSEEK2, DEEPSEEK3
 from jaxformer.checkpoint.interop.families.gemma import GEMMA, GEMMA2
 from jaxformer.checkpoint.interop.families.gpt2 import GPT2
 from jaxformer.checkpoint.interop.families.gpt_oss import GPT_OSS
+from jaxformer.checkpoint.interop.families.jamba import JAMBA
+from jaxformer.checkpoint.interop.families.kimi_linear import KIMI_LINEAR
 from jaxformer.checkpoint.interop.families.llama import LLAMA
 from jaxformer.checkpoint.interop.families.mamba import MAMBA
 from jaxformer.checkpoint.interop.families.mamba2 import MAMBA2
@@ -13,6 +15,7 @@ from jaxformer.checkpoint.interop.families.olmo2 import OLMO2
 from jaxformer.checkpoint.interop.families.olmoe import OLMOE
 from jaxformer.checkpoint.interop.families.phi3 import PHI3
 from jaxformer.checkpoint.interop.families.qwen import QWEN2, QWEN3
+from jaxformer.checkpoint.interop.families.qwen3_next import QWEN3_NEXT
 from jaxformer.checkpoint.interop.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
 from jaxformer.checkpoint.interop.families.recurrent_gemma import RECURRENT_GEMMA
 from jaxformer.checkpoint.interop.families.xlstm import XLSTM
@@ -27,6 +30,7 @@ TABLE = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, OLMO2, PHI3, GPT2),
     *(MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, GPT_OSS, DEEPSEEK2, DEEPSEEK3),
     *(MAMBA, MAMBA2, RECURRENT_GEMMA, XLSTM),
+    *(QWEN3_NEXT, KIMI_LINEAR, JAMBA),
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in TABLE}
 

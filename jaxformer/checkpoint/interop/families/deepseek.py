@@ -19,7 +19,12 @@ from jaxformer.checkpoint.interop.decoder import (
     norm_rules,
     rms_norm,
 )
-from jaxformer.checkpoint.interop.experts import expert_rules, experts_of, experts_section
+from jaxformer.checkpoint.interop.experts import (
+    expert_rules,
+    experts_of,
+    experts_section,
+    groups_section,
+)
 from jaxformer.checkpoint.interop.family import INVERSE_FREQUENCIES, Family, Json
 from jaxformer.checkpoint.interop.hub_config import HubConfig
 from jaxformer.checkpoint.interop.latent import (
@@ -102,7 +107,7 @@ def to_deepseek2(hub: HubConfig) -> Json:
     method = hub.need("topk_method", "greedy", "group_limited_greedy")
     hub.need("mlp_bias", False)
     moe = _experts(hub, normalize=False)
-    groups = _groups(hub) if method == "group_limited_greedy" else {}
+    groups = groups_section(hub, "n_routed_experts") if method == "group_limited_greedy" else {}
     return _section(hub, {**moe, **groups})
 
 
@@ -113,21 +118,13 @@ def to_deepseek3(hub: HubConfig) -> Json:
     moe = {
         **_experts(hub, normalize=hub.flag("norm_topk_prob")),
         "score": "sigmoid",
-        **_groups(hub),
+        **groups_section(hub, "n_routed_experts"),
         "group_score": "sum_of_two",
         "balance": {"bias_rate": 0.0},  # biases stay as they are, as in the end of pre-training
     }
     count = hub.count(FURTHER, hub.count("num_mtp_layers", least=0), least=0)
     further = {"further": {"kind": "modules", "count": count, "own_norms": True}} if count else {}
     return {**_section(hub, moe), **further}
-
-
-def _groups(hub: HubConfig) -> Json:
-    groups, kept = hub.count("n_group", 1), hub.count("topk_group", 1)
-    if kept > groups:
-        raise UserError(f"{hub.name} has topk_group {kept}, more than its n_group {groups}")
-    hub.need_divisible("n_routed_experts", hub.count("n_routed_experts"), "n_group", groups)
-    return {"groups": groups, "kept_groups": kept}
 
 
 def _experts(hub: HubConfig, *, normalize: bool) -> Json:

@@ -129,18 +129,20 @@ def from_config(model: ModelConfig) -> Json:
     return {**from_section(model, mixer), "time_step_rank": mixer.dt_rank or "auto"}
 
 
+MIXER = [
+    Rule("in_proj.weight", ("input/kernel", "gate/kernel"), Linear()),
+    *convolution_rules("conv1d", "conv"),
+    row("x_proj.weight", "select/kernel", Linear()),
+    row("dt_proj.weight", "dt/kernel", Linear()),
+    row("dt_proj.bias", "dt_bias", VECTOR),
+    row("A_log", "a_log"),
+    row("D", "skip", VECTOR),
+    row("out_proj.weight", "output/kernel", Linear()),
+]
+
+
 def rules(model: ModelConfig) -> list[Rule]:
-    mixer = [
-        Rule("in_proj.weight", ("input/kernel", "gate/kernel"), Linear()),
-        *convolution_rules("conv1d", "conv"),
-        row("x_proj.weight", "select/kernel", Linear()),
-        row("dt_proj.weight", "dt/kernel", Linear()),
-        row("dt_proj.bias", "dt_bias", VECTOR),
-        row("A_log", "a_log"),
-        row("D", "skip", VECTOR),
-        row("out_proj.weight", "output/kernel", Linear()),
-    ]
-    return backbone_rules(model, mixer)
+    return backbone_rules(model, MIXER)
 
 
 MAMBA = Family(

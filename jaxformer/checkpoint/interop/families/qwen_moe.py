@@ -24,6 +24,7 @@ from jaxformer.checkpoint.interop.rope import from_rope, to_rope
 from jaxformer.checkpoint.interop.rules import Rule
 from jaxformer.model.channel_mixers.dense import DenseConfig
 from jaxformer.model.config import ModelConfig
+from jaxformer.model.mixers.attention import AttentionConfig
 
 OF_EXPERTS: Json = {
     "decoder_sparse_step": 1,  # every so many layers has experts, the last of each few
@@ -60,11 +61,10 @@ NULLABLE = ("sliding_window",)
 
 
 def to_qwen2(hub: HubConfig) -> Json:
-    width = hub.count("shared_expert_intermediate_size")
-    shared = {"shared": {"count": 1, "d_hidden": width, "gate": True}}
-    moe = {**_experts(hub, "num_experts"), **shared}
     mixer = {**heads(hub), "qkv_bias": hub.flag("qkv_bias")}
-    return _section(hub, [{**mixer, "window": window} for window in _windows(hub)], moe)
+    return _section(
+        hub, [{**mixer, "window": window} for window in _windows(hub)], shared_experts(hub)
+    )
 
 
 def _windows(hub: HubConfig) -> list[int | None]:
@@ -87,6 +87,13 @@ def to_qwen3(hub: HubConfig) -> Json:
     return _section(hub, [mixer], _experts(hub, count))
 
 
+def shared_experts(hub: HubConfig) -> Json:
+    """Experts, and beside them one with a gate that every token visits."""
+    width = hub.count("shared_expert_intermediate_size")
+    shared = {"count": 1, "d_hidden": width, "gate": True}
+    return {**_experts(hub, "num_experts"), "shared": shared}
+
+
 def _experts(hub: HubConfig, count: str) -> Json:
     normalize = hub.flag("norm_topk_prob")
     return experts_section(hub, count, "moe_intermediate_size", normalize=normalize)
@@ -94,47 +101,52 @@ def _experts(hub: HubConfig, count: str) -> Json:
 
 def _section(hub: HubConfig, mixers: list[Json], moe: Json) -> Json:
     hub.need("hidden_act", "silu")
-    step, dense = hub.count("decoder_sparse_step"), hub.take("mlp_only_layers", [])
-    ffns = [
-        gated_ffn(hub, "swiglu") if layer in dense or (layer + 1) % step else moe
-        for layer in range(layers_of(hub))
-    ]
-    hub.count("intermediate_size")  # of dense layers, if there are any
     return model_section(
         hub,
         mixers=mixers,
-        ffns=ffns,
+        ffns=sparse_ffns(hub, moe),
         norm=rms_norm(hub, "pre"),
         positions=to_rope(hub, mixers[0]["head_dim"]),
     )
 
 
+def sparse_ffns(hub: HubConfig, moe: Json) -> list[Json]:
+    """The FFN of every layer: `moe`, or a dense one in some of them."""
+    step, dense = hub.count("decoder_sparse_step"), hub.take("mlp_only_layers", [])
+    hub.count("intermediate_size")  # of dense layers, if there are any
+    return [
+        gated_ffn(hub, "swiglu") if layer in dense or (layer + 1) % step else moe
+        for layer in range(layers_of(hub))
+    ]
+
+
 def from_qwen2(model: ModelConfig) -> Json:
-    options, shared = window_options(model), experts_of(model).shared
+    windowed = window_options(model)
     return {
-        **_options(model),
-        **options,
+        **options(model),
+        **windowed,
         "num_experts": experts_of(model).num_experts,
         "qkv_bias": attention_of(first_layer(model)).qkv_bias,
-        "use_sliding_window": options["sliding_window"] is not None,
-        "shared_expert_intermediate_size": shared and shared.d_hidden,
+        "use_sliding_window": windowed["sliding_window"] is not None,
+        "shared_expert_intermediate_size": experts_of(model).shared_width,
     }
 
 
 def from_qwen3(model: ModelConfig) -> Json:
     return {
-        **_options(model),
+        **options(model),
         "num_local_experts": experts_of(model).num_experts,
         "attention_bias": attention_of(first_layer(model)).qkv_bias,
     }
 
 
-def _options(model: ModelConfig) -> Json:
+def options(model: ModelConfig, mixer: AttentionConfig | None = None) -> Json:
+    """The keys that these families share; for `mixer` see `sizes`."""
     moe, layers = experts_of(model), model.layers()
     dense = [index for index, layer in enumerate(layers) if isinstance(layer.ffn, DenseConfig)]
     width = ffn_of(layers[dense[0]]).d_hidden if dense else moe.d_hidden
     return {
-        **sizes(model, width),
+        **sizes(model, width, mixer),
         **from_rope(first_layer(model).positions),
         "hidden_act": "silu",
         "mlp_only_layers": dense,

@@ -2,7 +2,6 @@
 sliding-window attention."""
 
 import math
-from typing import TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -12,6 +11,7 @@ from jaxformer.checkpoint.interop.decoder import (
     VECTOR,
     attention_rules,
     ffn_of,
+    first_mixer,
     gated_ffn_rules,
     layers_of,
     linear_rules,
@@ -28,8 +28,6 @@ from jaxformer.model.config import ModelConfig
 from jaxformer.model.layer import Layer
 from jaxformer.model.mixers.attention import AttentionConfig
 from jaxformer.model.mixers.rglru import RGLRUConfig
-
-M = TypeVar("M")
 
 NORMS = {"temporal_pre_norm": "mixer_norm", "channel_pre_norm": "ffn_norm"}
 GATES = {"input_gate": "input_gate", "recurrent_gate": "recurrence_gate"}  # theirs: ours
@@ -100,7 +98,7 @@ def _embedding_scale(d_model: int) -> bool | float:
 
 def from_config(model: ModelConfig) -> Json:
     layers = model.pattern_layers()
-    recurrent, attention = _first(model, RGLRUConfig), _first(model, AttentionConfig)
+    recurrent, attention = first_mixer(model, RGLRUConfig), first_mixer(model, AttentionConfig)
     return {
         "vocab_size": model.vocab_size,
         "hidden_size": model.d_model,
@@ -122,18 +120,6 @@ def from_config(model: ModelConfig) -> Json:
         "hidden_activation": "gelu_pytorch_tanh",
         "tie_word_embeddings": model.tie_embeddings,
     }
-
-
-def _first(model: ModelConfig, kind: type[M]) -> M:
-    """The mixer of the lowest layer that has one of this kind.
-
-    Raises:
-        UserError: no layer has one.
-    """
-    for layer in model.pattern_layers():
-        if isinstance(layer.mixer, kind):
-            return layer.mixer
-    raise UserError("this family has layers of attention and of rglru, but the model has one kind")
 
 
 def rules(model: ModelConfig) -> list[Rule]:
