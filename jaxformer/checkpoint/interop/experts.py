@@ -1,5 +1,9 @@
 """What families with a mixture of experts share."""
 
+from dataclasses import dataclass
+
+import numpy as np
+
 from jaxformer.checkpoint.interop.decoder import (
     GATED_FFN,
     PRE_NORMS,
@@ -11,7 +15,7 @@ from jaxformer.checkpoint.interop.decoder import (
 )
 from jaxformer.checkpoint.interop.family import Json
 from jaxformer.checkpoint.interop.hub_config import HubConfig
-from jaxformer.checkpoint.interop.rules import Rule, within
+from jaxformer.checkpoint.interop.rules import Rule, Shape, row, within
 from jaxformer.errors import UserError
 from jaxformer.model.channel_mixers.moe import MoEConfig
 from jaxformer.model.config import ModelConfig
@@ -66,6 +70,26 @@ def expert_rules(moe: MoEConfig, names: dict[str, str] = GATED_FFN) -> list[Rule
         if moe.shared.gate:
             rules += linear_rules(SHARED_GATE, "shared_gate")
     return rules
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """torch's [experts, outputs, inputs], of all experts in one tensor."""
+
+    def to_ours(self, theirs: np.ndarray, shape: Shape) -> np.ndarray:
+        return theirs.swapaxes(1, 2)
+
+    def to_theirs(self, ours: np.ndarray) -> np.ndarray:
+        return ours.swapaxes(1, 2)
+
+
+def stacked_expert_rules(gate_and_in: str, out: str) -> list[Rule]:
+    """The matrices of all experts, gate and input as one, by their names."""
+    together = ("experts_gate/kernel", "experts_in/kernel")
+    return [
+        Rule(gate_and_in, together, Stacked(), axis=1),
+        row(out, "experts_out/kernel", Stacked()),
+    ]
 
 
 def layer_rules(layer: Layer, place: str = "mlp", names: dict[str, str] = GATED_FFN) -> list[Rule]:

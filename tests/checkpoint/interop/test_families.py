@@ -39,6 +39,13 @@ EXPERTS = {
     "moe_intermediate_size": 12,
     "decoder_sparse_step": 2,
 }
+TYPES = ["full_attention", "sliding_attention", "sliding_attention"]
+GRANITE = {
+    "embedding_multiplier": 12.0,
+    "attention_multiplier": 0.125,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 6.0,
+}
 MODELS: dict[str, dict[str, Any]] = {
     "llama": SIZES,
     "llama ": {**SIZES, "attention_bias": True, "mlp_bias": True, "rope_scaling": YARN},
@@ -47,7 +54,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3": {**SIZES, "tie_word_embeddings": True},
     "gemma": {**SIZES, "hidden_act": "gelu"},
     "gemma2": {**SIZES, "sliding_window": 5, "attn_logit_softcapping": 50.0},
+    "gemma3_text": {**SIZES, "sliding_window": 5, "sliding_window_pattern": 2},
     "olmo2": {**SIZES, "rope_theta": 500000},
+    "olmo3": {**SIZES, "sliding_window": 5, "rope_scaling": YARN, "layer_types": TYPES},
+    "smollm3": {**SIZES, "no_rope_layer_interval": 2, "attention_bias": True},
+    "granite": {**SIZES, **GRANITE, "mlp_bias": True},
+    "granitemoe": {**SIZES, **GRANITE, "num_local_experts": 4, "tie_word_embeddings": True},
+    "ministral": {**SIZES, "sliding_window": 5, "layer_types": TYPES},
     "mixtral": {**SIZES, "num_local_experts": 4},
     "qwen2_moe": {**SIZES, **EXPERTS, "shared_expert_intermediate_size": 20},
     "qwen3_moe": {**SIZES, **EXPERTS, "mlp_only_layers": [0], "norm_topk_prob": True},
