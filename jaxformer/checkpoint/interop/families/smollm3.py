@@ -47,11 +47,12 @@ def to_config(hub: HubConfig) -> Json:
     bias = hub.flag("attention_bias")
     mixer = {**heads(hub), "qkv_bias": bias, "output_bias": bias}
     rotated = _rotated(hub)
-    rope = to_rope(hub, mixer["head_dim"])
+    rope, none = to_rope(hub, mixer["head_dim"]), {"kind": "none"}
     return model_section(
         hub,
         mixers=[{**mixer, "window": window} for window in _windows(hub, rotated)],
-        layer_positions=[rope if each else {"kind": "none"} for each in rotated],
+        layer_positions=[rope if each else none for each in rotated],
+        positions=rope if any(rotated) else none,  # the longest row is told by these
         ffn=gated_ffn(hub, "swiglu"),
         norm=rms_norm(hub, "pre"),
     )
