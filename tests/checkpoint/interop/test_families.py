@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxformer.checkpoint.interop.checkpoint_files import leaf_of
+from jaxformer.checkpoint.interop.decoder import root
 from jaxformer.checkpoint.interop.families import FAMILIES
 from jaxformer.checkpoint.interop.fitting import fit
 from jaxformer.checkpoint.interop.table import Table
@@ -123,6 +124,27 @@ def test_windows_of_layers_are_the_shortest_pattern() -> None:
     assert [layer.mixer.window for layer in table_of("qwen2").model.pattern] == [None, None, 5]
 
 
+def test_positions_of_layers_are_a_part_of_the_pattern() -> None:
+    kinds = [entry.positions.kind for entry in table_of("smollm3").model.pattern]
+    assert kinds == ["rope", "none"]
+    gemma3 = table_of("gemma3_text").model
+    assert [entry.positions.base for entry in gemma3.pattern] == [10000.0, 1000000.0]
+    assert gemma3.positions.base == 10000.0
+
+
+def test_a_family_without_multipliers_names_the_first_that_a_model_has() -> None:
+    _, differences = fit(FAMILIES["llama"], table_of("granite").model)
+    assert "logit_scale is 0.16666666666666666, where this family has 1.0" in differences
+    assert "residual.multiplier is 0.22, where this family has 1.0" in differences
+
+
+def test_a_whole_number_comes_back_from_its_power() -> None:
+    for power in (-1, -0.5):
+        for number in range(1, 300):
+            assert root(number**power, power) == number
+    assert root(3.0, -1) == 1 / 3
+
+
 def test_recurrent_gemma_scales_embeddings_by_a_root_in_bfloat16() -> None:
     def scale(d_model: int) -> bool | float:
         options = {**MODELS["recurrent_gemma"], "hidden_size": d_model}
@@ -135,6 +157,19 @@ def test_recurrent_gemma_scales_embeddings_by_a_root_in_bfloat16() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
+        ("gemma3_text", {"rope_parameters": {"rope_theta": 7.0}}, "rope_parameters has options"),
+        ("olmo3", {"rope_theta": 7.0}, "layers with full attention alone, and 500000 for those"),
+        ("olmo3", {"rope_scaling": {"factor": 2.0}}, "rope_scaling has factor, but no rope_type"),
+        ("olmo3", {"rope_scaling": LONGROPE}, "rope_scaling has type"),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "one for each of the 3 layers"),
+        ("smollm3", {"no_rope_layers": [1, 0, 2]}, "no_rope_layers [1, 0, 2]; allowed"),
+        ("granite", {"residual_multiplier": 0}, "residual_multiplier 0; allowed: a positive"),
+        ("granitemoe", {"num_experts_per_tok": 5}, "num_experts_per_tok 5, more than"),
+        ("ministral", {"layer_types": TYPES[:2]}, "2 layer_types, not one for each layer"),
+        ("phi3", {"lm_head_bias": True}, "lm_head_bias True"),
+        ("phi3", {"interpolate_factor": 2}, "interpolate_factor 2"),
         ("mamba", {"use_bias": True}, "use_bias True"),
         ("mamba2", {"num_heads": 3}, "num_heads 3 of head_dim 8"),
         ("mamba2", {"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon 1e-06"),
