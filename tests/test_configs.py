@@ -7,6 +7,7 @@ import jsonschema
 import pytest
 import yaml
 
+from jaxformer.checkpoint.interop.families import choose_family
 from jaxformer.config.json_schema import json_schema
 from jaxformer.config.loading import load_config
 from jaxformer.model.accounting import abstract_parameters, count_active, count_parameters
@@ -33,7 +34,13 @@ PUBLISHED = {
     "qwen3-0.6b": 596_049_920,
     "mistral-7b": 7_241_732_096,
     "gemma-2b": 2_506_172_416,
+    "gemma3-1b": 999_885_952,
     "smollm2-135m": 134_515_008,
+    "smollm3-3b": 3_075_098_624,
+    "olmo3-7b": 7_298_011_136,
+    "granite-3.0-2b": 2_533_531_648,
+    "phi4-mini": 3_836_021_760,
+    "ministral-8b": 8_019_808_256,
     "mamba-130m": 129_135_360,
     "mamba2-130m": 128_989_632,
     "recurrentgemma-2b": 2_682_862_080,
@@ -45,6 +52,7 @@ PUBLISHED = {
     "mixtral-8x7b": 46_702_792_704,
     "qwen3-30b-a3b": 30_532_122_624,
     "olmoe-1b-7b": 6_919_161_856,
+    "granite-3.0-1b-a400m": 1_334_628_352,
     "deepseek-v2-lite": 15_706_484_224,
     "deepseek-v3": 671_026_404_352 + 58 * 256,  # and a bias for every expert
     "gpt-oss-20b": 20_914_757_184,
@@ -59,6 +67,7 @@ ACTIVE = {
     "mixtral-8x7b": (12_879_925_248, 12_748_853_248),
     "qwen3-30b-a3b": (3_353_032_704, 3_041_867_776),
     "olmoe-1b-7b": (1_282_017_280, 1_178_994_688),
+    "granite-3.0-1b-a400m": (428_658_688, 378_323_968),
     "deepseek-v2-lite": (2_661_150_208, 2_451_435_008),
     "deepseek-v3": (37_552_282_624 + 58 * 256, 36_625_603_584 + 58 * 256),
     "gpt-oss-20b": (4_187_440_704, 3_608_307_264),
@@ -76,6 +85,17 @@ CLOSE = {
     "gated-deltanet-h2-1.3b": 1_352_959_464,
     "rwkv7-0.1b": 191_034_624,
     "rwkv7-1.5b": 1_527_404_544,
+}
+
+# Models whose mechanisms only one family of transformers has.
+OWN_FAMILY = {
+    "gemma3-1b": "gemma3_text",
+    "olmo3-7b": "olmo3",
+    "smollm3-3b": "smollm3",
+    "granite-3.0-2b": "granite",
+    "granite-3.0-1b-a400m": "granitemoe",
+    "phi4-mini": "phi3",
+    "ministral-8b": "ministral",
 }
 
 
@@ -99,6 +119,12 @@ def test_a_token_meets_exactly_the_published_parameters(name):
     active = count_active(build_model(config))
     assert (active, active - config.vocab_size * config.d_model) == ACTIVE[name]
     assert f"{active:,} of them active per token" in file.read_text()
+
+
+@pytest.mark.parametrize("name", OWN_FAMILY)
+def test_a_model_can_be_exported_as_the_published_one(name):
+    model = load_config(CONFIGS / "models" / f"{name}.yaml").model
+    assert choose_family(model)[0].model_type == OWN_FAMILY[name]
 
 
 @pytest.mark.parametrize("name", CLOSE)

@@ -60,6 +60,9 @@ class ModelConfig(Schema):
         False,
         description="true multiplies embeddings by √d_model (Gemma); a number, by that number",
     )
+    logit_scale: PositiveFloat = Field(
+        1.0, description="multiplies the logits, before they are capped (Granite)"
+    )
     logit_softcap: PositiveFloat | None = Field(
         None, description="c in c · tanh(logits / c); null for none"
     )

@@ -20,7 +20,7 @@ from jaxformer.model.lora import LoRAConfig, adapted
 from jaxformer.model.mixers import Cache
 from jaxformer.model.norms import Norm
 from jaxformer.model.outputs import OUTPUTS
-from jaxformer.model.residuals import build_residual
+from jaxformer.model.residuals import build_residual, scaled
 from jaxformer.model.rows import Exits, LayerAux, RowInfo
 from jaxformer.ops.attention import Order
 from jaxformer.ops.cross_entropy import LossSums
@@ -294,8 +294,10 @@ class LanguageModel(nn.Module):
         return constrain_tokens(x, "d_model"), cache, aux  # no longer split over `tensor`
 
     def normed(self, x: jax.Array) -> jax.Array:
-        """The outputs' input, of the last layer's output [..., d_model]."""
-        return x if self.config.norm.placement == "post" else self.final_norm(x)
+        """The outputs' input, of the last layer's output [..., d_model]. Whatever scales it scales
+        every logit, and it is smaller than they are."""
+        normed = x if self.config.norm.placement == "post" else self.final_norm(x)
+        return scaled(normed, self.config.logit_scale)
 
     def predict_further(
         self, x: jax.Array, ahead: Sequence[tuple[jax.Array, RowInfo]]

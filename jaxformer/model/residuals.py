@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
+from pydantic import Field, PositiveFloat
 
 from jaxformer.model.norms import Norm, NormConfig
 from jaxformer.parallel.stream import constrain_stream, gather_tokens, scatter_tokens
@@ -52,10 +54,16 @@ class PlainConfig(ResidualConfig):
     """A sub-layer's output is added to the stream; `model.norm.placement` says where norms are."""
 
     kind: Literal["plain"] = "plain"
+    multiplier: PositiveFloat = Field(
+        1.0, description="multiplies what every sub-layer adds to the stream (Granite)"
+    )
 
 
 class Plain(Residual):
-    """x + f(norm(x)) for a sub-layer f, or another placement of the norm, as in `NormConfig`."""
+    """x + m · f(norm(x)) for a sub-layer f and a multiplier m, or another placement of the norm, as
+    in `NormConfig`."""
+
+    config: PlainConfig
 
     def start(self, x: jax.Array) -> jax.Array:
         return x
@@ -66,16 +74,16 @@ class Plain(Residual):
         return gather_tokens(stream)
 
     def write(self, stream: jax.Array, y: jax.Array, sublayer: str) -> jax.Array:
-        y = scatter_tokens(y)
+        y, m = scatter_tokens(y), self.config.multiplier
         match self.norm.placement:
             case "pre":
-                stream = stream + y
+                stream = stream + scaled(y, m)
             case "post":
-                stream = self._normalised(stream + y, f"{sublayer}_norm")
+                stream = self._normalised(stream + scaled(y, m), f"{sublayer}_norm")
             case "sandwich":
-                stream = stream + self._normalised(y, f"{sublayer}_norm_after")
+                stream = stream + scaled(self._normalised(y, f"{sublayer}_norm_after"), m)
             case "after":
-                stream = stream + self._normalised(y, f"{sublayer}_norm")
+                stream = stream + scaled(self._normalised(y, f"{sublayer}_norm"), m)
         return constrain_stream(stream)
 
     def finish(self, stream: jax.Array) -> jax.Array:
@@ -83,6 +91,14 @@ class Plain(Residual):
 
     def _normalised(self, x: jax.Array, name: str) -> jax.Array:
         return Norm(self.norm, name=name)(x)
+
+
+def scaled(x: jax.Array, factor: float) -> jax.Array:
+    """factor · x, computed in float32 or wider and returned in x's type."""
+    if factor == 1.0:
+        return x
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (wide * factor).astype(x.dtype)
 
 
 RESIDUALS |= {

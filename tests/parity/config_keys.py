@@ -104,6 +104,35 @@ MAMBA: Json = {
     "pad_token_id": 7,
 }
 
+GEMMA3: Json = {
+    **GEMMA,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 20,
+    "sliding_window": 9,
+    "final_logit_softcapping": 20.0,
+}
+ROPES: Json = {
+    "full_attention": {**YARN, "rope_theta": 7000.0},
+    "sliding_attention": {**LINEAR, "rope_theta": 300.0},
+}
+SMOLLM3: Json = {
+    **LLAMA,
+    "tie_word_embeddings": False,
+    "attention_bias": True,
+    "mlp_bias": True,
+    "use_sliding_window": True,
+    "sliding_window": 9,
+    "max_window_layers": 28,
+    "pretraining_tp": 2,
+}
+GRANITE: Json = {
+    **{key: value for key, value in LLAMA.items() if key != "head_dim"},
+    "attention_bias": True,
+    "embedding_multiplier": 12.0,
+    "attention_multiplier": 0.1,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 6.0,
+}
 EXPERTS = {
     "num_experts": 5,
     "num_experts_per_tok": 3,
@@ -199,7 +228,39 @@ CONFIGS: dict[str, Json] = {
         "layer_types": WINDOW_FIRST,
         "rope_parameters": {**THETA, "rope_type": "default"},
     },
+    "gemma3_text": {
+        **GEMMA3,
+        "rope_scaling": LINEAR,
+        "rope_local_base_freq": 300.0,
+        "sliding_window_pattern": 3,
+        "cache_implementation": "hybrid",
+    },
+    "gemma3_text_new": {**GEMMA3, "layer_types": WINDOW_LAST, "rope_parameters": ROPES},
     "olmo2": {**SIZES, **THETA, "hidden_act": "silu", "attention_bias": True},
+    "olmo3": {
+        **SIZES,
+        **THETA,
+        "hidden_act": "silu",
+        "attention_bias": True,
+        "sliding_window": 9,
+        "rope_scaling": YARN,
+    },
+    "olmo3_new": {
+        **SIZES,
+        "sliding_window": 9,
+        "layer_types": WINDOW_LAST,
+        "rope_parameters": ROPES,
+    },
+    "smollm3": {**SMOLLM3, "no_rope_layer_interval": 2, "rope_scaling": LINEAR},
+    "smollm3_lists": {
+        **SMOLLM3,
+        "no_rope_layers": [0, 1, 1, 0],
+        "layer_types": WINDOW_LAST,
+    },
+    "granite": {**GRANITE, "mlp_bias": True, "rope_scaling": LLAMA3},
+    "granitemoe": {**GRANITE, "num_local_experts": 5, "num_experts_per_tok": 3},
+    "ministral": {**LLAMA, "sliding_window": 9, "layer_types": WINDOW_LAST},
+    "ministral_new": {**LLAMA, "sliding_window": 9, "rope_parameters": {**LINEAR, **THETA}},
     "mixtral": {**LLAMA, "sliding_window": 9, "num_local_experts": 5, "num_experts_per_tok": 3},
     "qwen2_moe": {**QWEN, **EXPERTS, "shared_expert_intermediate_size": 40, "qkv_bias": False},
     "qwen3_moe": {**SIZES, **THETA, **EXPERTS, "attention_bias": True, "mlp_only_layers": [1]},
@@ -329,6 +390,18 @@ CONFIGS: dict[str, Json] = {
         "partial_rotary_factor": 0.75,
         "rope_scaling": {**LONGROPE, "original_max_position_embeddings": 32},
     },
+    "phi3_of_phi4_mini": {
+        **PHI3,
+        "original_max_position_embeddings": 64,
+        "partial_rotary_factor": 0.75,
+        "rope_scaling": {key: LONGROPE[key] for key in ("short_factor", "long_factor")}
+        | {"type": "longrope"},
+        "attention_bias": False,
+        "full_attn_mod": 1,
+        "interpolate_factor": 1,
+        "lm_head_bias": False,
+        "mlp_bias": False,
+    },
     "phi3_new": {
         **PHI3,
         "original_max_position_embeddings": 64,
@@ -438,10 +511,14 @@ def model_type(name: str) -> str:
 
 def keys(name: str) -> list[tuple[str, ...]]:
     """Every key of a name above, those of its sections among them, as paths."""
-    config = CONFIGS[name]
+    return _paths(CONFIGS[name])
+
+
+def _paths(section: Json) -> list[tuple[str, ...]]:
     inner = [
-        (section, key)
-        for section in ("rope_scaling", "rope_parameters", "linear_attn_config")
-        for key in config.get(section) or {}
+        (key, *path)
+        for key, value in section.items()
+        if isinstance(value, dict)
+        for path in _paths(value)
     ]
-    return [(key,) for key in config] + inner
+    return [(key,) for key in section] + inner

@@ -71,6 +71,13 @@ KIMI = {
     "num_experts_per_tok": 3,
     "moe_intermediate_size": 24,
 }
+MULTIPLIERS = {
+    "embedding_multiplier": 12.0,
+    "attention_multiplier": 0.1,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 0.7,
+}
+
 MODELS = {
     "llama": llama(),
     "llama_biases": llama(attention_bias=True, mlp_bias=True, head_dim=8),
@@ -124,6 +131,23 @@ MODELS = {
         layer_types=["full_attention", "full_attention", "sliding_attention"],
         attn_logit_softcapping=None,
         final_logit_softcapping=None,
+        tie_word_embeddings=False,
+    ),
+    "gemma3_text": transformers.Gemma3TextConfig(
+        **{**SIZES, "num_hidden_layers": 4},
+        head_dim=24,
+        sliding_window=9,
+        query_pre_attn_scalar=20,
+        sliding_window_pattern=3,
+        rope_scaling={"rope_type": "linear", "factor": 8.0},
+        rope_local_base_freq=100.0,
+    ),
+    "gemma3_text_capped": transformers.Gemma3TextConfig(
+        **SIZES,
+        head_dim=16,
+        sliding_window=9,
+        layer_types=["full_attention", "sliding_attention"],
+        final_logit_softcapping=20.0,
         tie_word_embeddings=False,
     ),
     "mixtral": transformers.MixtralConfig(**SIZES, num_local_experts=6, sliding_window=9),
@@ -232,6 +256,41 @@ MODELS = {
         tie_word_embeddings=True,
     ),
     "olmo2": transformers.Olmo2Config(**SIZES),
+    "olmo3": transformers.Olmo3Config(**{**SIZES, "num_hidden_layers": 4}, sliding_window=9),
+    "olmo3_yarn": transformers.Olmo3Config(
+        **{**SIZES, "num_hidden_layers": 5},
+        sliding_window=9,
+        rope_scaling={
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "original_max_position_embeddings": 32,
+            "attention_factor": 1.2,
+        },
+    ),
+    "smollm3": transformers.SmolLM3Config(**{**SIZES, "num_hidden_layers": 5}),
+    "smollm3_windows": transformers.SmolLM3Config(
+        **{**SIZES, "num_hidden_layers": 3},
+        no_rope_layers=[0, 1, 1],
+        use_sliding_window=True,
+        sliding_window=9,
+        mlp_bias=True,
+    ),
+    "granite": transformers.GraniteConfig(**SIZES, **MULTIPLIERS, tie_word_embeddings=True),
+    "granite_biases": transformers.GraniteConfig(**SIZES, attention_bias=True, mlp_bias=True),
+    "granitemoe": transformers.GraniteMoeConfig(
+        **{**SIZES, "intermediate_size": 24},
+        **MULTIPLIERS,
+        num_local_experts=6,
+        num_experts_per_tok=3,
+        tie_word_embeddings=True,
+    ),
+    "ministral": transformers.MinistralConfig(
+        **{**SIZES, "num_hidden_layers": 4},
+        head_dim=8,
+        sliding_window=9,
+        layer_types=["full_attention"] + 3 * ["sliding_attention"],
+    ),
+    "ministral_all_windows": transformers.MinistralConfig(**SIZES, head_dim=16, sliding_window=9),
     "phi3": transformers.Phi3Config(**SIZES, sliding_window=9, tie_word_embeddings=True),
     "phi3_longrope": transformers.Phi3Config(
         **SIZES,

@@ -16,7 +16,8 @@ from jaxformer.errors import UserError
 from jaxformer.model.config import ModelConfig
 
 Json = dict[str, Any]
-OLDER = {"rope_theta", "rope_scaling", "partial_rotary_factor"}  # now a part of rope_parameters
+# Now a part of rope_parameters.
+OLDER = {"rope_theta", "rope_local_base_freq", "rope_scaling", "partial_rotary_factor"}
 CASES = [(name, path) for name in CONFIGS for path in keys(name)]
 IDS = [f"{name}-{'.'.join(path)}" for name, path in CASES]
 

@@ -44,9 +44,8 @@ def attention_rules(mixer: AttentionConfig, norm: Transform = VECTOR) -> list[Ru
             rules += linear_rules(ATTENTION[ours], ours, mixer.qkv_bias)
     rules += linear_rules(ATTENTION["output"], "output", mixer.output_bias, inputs=2)
     rules += [row("sinks", "sink_logit")] if mixer.sink_logit else []
-    return rules + (
-        norm_rules({"q_norm": "query_norm", "k_norm": "key_norm"}, norm) if mixer.qk_norm else []
-    )
+    norms = {"q_norm": "query_norm", "k_norm": "key_norm"} if mixer.qk_norm else {}
+    return rules + norm_rules(norms, norm)
 
 
 def gated_ffn_rules(layer: Layer) -> list[Rule]:
@@ -65,7 +64,7 @@ def layer_rules(
     """Attention and a gated FFN."""
     return [
         *norm_rules(norms, norm),
-        *within("self_attn", "mixer", attention_rules(attention_of(layer))),
+        *within("self_attn", "mixer", attention_rules(attention_of(layer), norm)),
         *within("mlp", "ffn", gated_ffn_rules(layer)),
     ]
 
@@ -155,10 +154,15 @@ def windows(hub: HubConfig, window: int | None, default: list[str]) -> list[int 
 
 
 def model_section(
-    hub: HubConfig, *, mixers: Sequence[Json], ffns: Sequence[Json] | None = None, **parts: Any
+    hub: HubConfig,
+    *,
+    mixers: Sequence[Json],
+    ffns: Sequence[Json] | None = None,
+    layer_positions: Sequence[Json] | None = None,
+    **parts: Any,
 ) -> Json:
-    """Our `model:` section, with a mixer, and an FFN if they differ, for every layer, and a
-    family's own `parts`.
+    """Our `model:` section, with a mixer, and an FFN and positions if they differ, for every layer,
+    and a family's own `parts`.
 
     Families whose classes have no `initializer_range` get that of most others.
     """
@@ -168,16 +172,22 @@ def model_section(
         "vocab_size": hub.count("vocab_size"),
         "tie_embeddings": hub.flag("tie_word_embeddings"),
         "init": {"std": hub.number("initializer_range", 0.02), "output": "plain"},
-        **layers_section(mixers, ffns),
+        **layers_section(mixers, ffns, layer_positions),
         **parts,
     }
 
 
-def layers_section(mixers: Sequence[Json], ffns: Sequence[Json] | None = None) -> Json:
-    """The shortest pattern that repeats to `mixers`, one for every layer, and `ffns`, likewise."""
+def layers_section(
+    mixers: Sequence[Json],
+    ffns: Sequence[Json] | None = None,
+    positions: Sequence[Json] | None = None,
+) -> Json:
+    """The shortest pattern that repeats to `mixers`, one for every layer, and `ffns` and
+    `positions`, likewise."""
     layers = [{"mixer": mixer} for mixer in mixers]
-    if ffns is not None:
-        layers = [{**layers[at % len(layers)], "ffn": ffn} for at, ffn in enumerate(ffns)]
+    for key, parts in (("ffn", ffns), ("positions", positions)):
+        if parts is not None:
+            layers = [{**layers[at % len(layers)], key: part} for at, part in enumerate(parts)]
     period = next(
         period
         for period in range(1, len(layers) + 1)
@@ -222,8 +232,12 @@ def window_options(model: ModelConfig) -> Json:
     """The keys for layers of which some have a window."""
     found = [attention_of(layer).window for layer in model.layers()]
     window = next((window for window in found if window is not None), None)
-    types = ["full_attention" if each is None else "sliding_attention" for each in found]
-    return {"sliding_window": window, "layer_types": types}
+    return {"sliding_window": window, "layer_types": [layer_type(each) for each in found]}
+
+
+def layer_type(window: int | None) -> str:
+    """What `layer_types` calls a layer with such a window."""
+    return "full_attention" if window is None else "sliding_attention"
 
 
 def first_layer(model: ModelConfig) -> Layer:
@@ -274,3 +288,13 @@ def ffn_of(layer: Layer) -> DenseConfig:
 def usual_scale(head_dim: int) -> float:
     """The scale of attention logits, if none is given."""
     return 1 / math.sqrt(head_dim)
+
+
+def root(value: float, power: float) -> float:
+    """x with x ** power = value: the nearest whole number, if rounding is all that it differs by.
+
+    Files have whole numbers where we have a power of them.
+    """
+    found = value ** (1 / power)
+    nearest = max(round(found), 1)
+    return nearest if nearest**power == found**power else found

@@ -1,6 +1,8 @@
 """What families with a mixture of experts share."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from jaxformer.checkpoint.interop.decoder import (
     GATED_FFN,
@@ -13,7 +15,7 @@ from jaxformer.checkpoint.interop.decoder import (
 )
 from jaxformer.checkpoint.interop.family import Json
 from jaxformer.checkpoint.interop.hub_config import HubConfig
-from jaxformer.checkpoint.interop.rules import Rule, row, within
+from jaxformer.checkpoint.interop.rules import Rule, Shape, row, within
 from jaxformer.errors import UserError
 from jaxformer.model.channel_mixers.moe import MoEConfig
 from jaxformer.model.channel_mixers.router import SELECTION_BIAS
@@ -101,6 +103,26 @@ def ffn_rules(layer: Layer, names: dict[str, str] = GATED_FFN, router: str = "ga
     if isinstance(layer.ffn, MoEConfig):
         return expert_rules(layer.ffn, names, router=router)
     return gated_ffn_rules(layer)
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """torch's [experts, outputs, inputs], of all experts in one tensor."""
+
+    def to_ours(self, theirs: np.ndarray, shape: Shape) -> np.ndarray:
+        return theirs.swapaxes(1, 2)
+
+    def to_theirs(self, ours: np.ndarray) -> np.ndarray:
+        return ours.swapaxes(1, 2)
+
+
+def stacked_expert_rules(gate_and_in: str, out: str) -> list[Rule]:
+    """The matrices of all experts, gate and input as one, by their names."""
+    together = ("experts_gate/kernel", "experts_in/kernel")
+    return [
+        Rule(gate_and_in, together, Stacked(), axis=1),
+        row(out, "experts_out/kernel", Stacked()),
+    ]
 
 
 def layer_rules(layer: Layer, place: str = "mlp", names: dict[str, str] = GATED_FFN) -> list[Rule]:

@@ -47,14 +47,27 @@ def to_rope(
     Raises:
         UserError: a scaling, or an option of one, that we do not have.
     """
-    hub.need("rope_interleaved", False)
     old, new = hub.section("rope_scaling"), hub.section("rope_parameters")
-    section = old or new or default or {}
-    theta, fraction = hub.number("rope_theta"), _fraction(hub, hub)
+    name, section = ("rope_scaling", old) if old else ("rope_parameters", new or default or {})
+    return rope_section(hub, name, section, head_dim, hub.number("rope_theta"), kinds)
+
+
+def rope_section(
+    hub: HubConfig,
+    name: str,
+    section: Json,
+    head_dim: int,
+    theta: float,
+    kinds: Collection[str] | None = None,
+) -> Json:
+    """Our `positions:` of the keys in `section`, which `hub` has as `name`, and of a base for a
+    section without one; for `kinds` and what is refused see `to_rope`."""
+    hub.need("rope_interleaved", False)
+    fraction = _fraction(hub, hub)
     longest = hub.count("max_position_embeddings", None, most=LARGEST)
     options = HubConfig(
         section,
-        f"{hub.name}: {'rope_scaling' if old else 'rope_parameters'}",
+        f"{hub.name}: {name}",
         defaults={
             "rope_type": "default",
             "type": "default",  # its earlier name

@@ -19,8 +19,10 @@ WIDE: Json = {"vocab_size": 40, "hidden_size": 64, "num_hidden_layers": 2}
 ATTENTION: Json = {**WIDE, "intermediate_size": 96, "num_attention_heads": 32}
 MINIMAL: dict[str, Json] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "olmo2", "phi3"), ATTENTION),
+    **dict.fromkeys(("ministral", "smollm3", "olmo3", "granite", "granitemoe"), ATTENTION),
     "gemma": {**ATTENTION, "num_attention_heads": 16},
     "gemma2": {**ATTENTION, "num_attention_heads": 16},
+    "gemma3_text": {**ATTENTION, "num_attention_heads": 16},
     "gpt2": {"vocab_size": 40, "n_embd": 64, "n_layer": 2, "n_head": 4},
     "mamba": WIDE,
     "mamba2": {**WIDE, "hidden_size": 4096},
@@ -53,7 +55,26 @@ SAID: list[tuple[str, Json, Json]] = [
         {"attn_logit_softcapping": None, "final_logit_softcapping": None},
         {MIXER + "logit_softcap": None, "logit_softcap": None},
     ),
+    ("gemma3_text", {}, {MIXER + "window": 4096, MIXER + "qk_norm": True, "logit_softcap": None}),
+    ("gemma3_text", {}, {MIXER + "scale": 1 / 16, POSITIONS + "base": 10000.0}),
+    (
+        "gemma3_text",
+        {"sliding_window_pattern": 2},
+        {"layers.1.mixer.window": None, "layers.1.positions.base": 1000000.0},
+    ),
     ("olmo2", {}, {"norm.eps": 1e-5, MIXER + "qk_norm_eps": 1e-5, "tie_embeddings": False}),
+    ("olmo3", {}, {MIXER + "window": 4096, POSITIONS + "base": 500000.0, "norm.eps": 1e-5}),
+    ("olmo3", {"num_hidden_layers": 4}, {"layers.2.mixer.window": 4096}),
+    ("olmo3", {"num_hidden_layers": 4}, {"layers.3.mixer.window": None}),
+    ("smollm3", {}, {MIXER + "num_kv_heads": 4, POSITIONS + "base": 2000000.0}),
+    ("smollm3", {"num_hidden_layers": 4}, {"layers.3.positions.kind": "none"}),
+    ("smollm3", {"num_key_value_heads": None}, {MIXER + "num_kv_heads": 32}),
+    ("granite", {}, {MIXER + "scale": 1.0, "scale_embeddings": False, "logit_scale": 1.0}),
+    ("granite", {"logits_scaling": 8}, {"logit_scale": 0.125, "residual.multiplier": 1.0}),
+    ("granitemoe", {}, {"layers.0.ffn.num_experts": 8, "layers.0.ffn.experts_per_token": 2}),
+    ("granitemoe", {}, {"layers.0.ffn.normalize": True, "layers.0.ffn.d_hidden": 96}),
+    ("ministral", {}, {MIXER + "num_kv_heads": 8, "layers.1.mixer.window": 4096}),
+    ("ministral", {"sliding_window": None}, {MIXER + "window": None}),
     ("phi3", {}, {"norm.eps": 1e-5, MIXER + "window": None, POSITIONS + "fraction": 1.0}),
     ("gpt2", {}, {"layers.0.ffn.d_hidden": 256, POSITIONS + "max_length": 1024}),
     ("mamba", {}, {MIXER + "state_size": 16, MIXER + "dt_rank": 4, "tie_embeddings": True}),
@@ -107,6 +128,31 @@ def test_a_window_of_qwen_counts_where_it_is_used_and_in_the_layers_above(family
         windows(family, sliding_window=9, layer_types=["full_attention", "sliding_attention"])
 
 
+def test_smollm3_has_a_window_where_it_has_no_positions_or_as_its_file_says() -> None:
+    used = {"use_sliding_window": True, "sliding_window": 9, "no_rope_layer_interval": 2}
+    assert windows("smollm3", **used) == [None, 9]
+    assert windows("smollm3", **used | {"use_sliding_window": False}) == [None, None]
+    types = ["sliding_attention", "full_attention"]
+    assert windows("smollm3", **used, layer_types=types) == [9, None]
+
+
+def test_the_longest_row_of_smollm3_does_not_depend_on_which_layers_have_positions() -> None:
+    for layers in ([0, 1], [1, 0], [1, 1]):
+        assert read("smollm3", no_rope_layers=layers).longest_row == 32768
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "olmo3"])
+def test_an_older_files_scaling_is_that_of_layers_with_full_attention(family: str) -> None:
+    types = ["full_attention", "sliding_attention"]
+    for options in (
+        {"rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+        {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0}}},
+    ):
+        found = described(read(family, layer_types=types, **options))
+        assert found["layers.0.positions.scaling.factor"] == 8.0
+        assert found["layers.1.positions.scaling"] is None
+
+
 def test_a_length_of_phi3_beside_its_scaling_goes_before_the_one_in_it() -> None:
     scaling = {
         "type": "longrope",
@@ -128,6 +174,11 @@ def test_a_length_of_phi3_beside_its_scaling_goes_before_the_one_in_it() -> None
         ("mistral", "num_key_value_heads"),
         ("qwen3", "head_dim"),
         ("gemma2", "query_pre_attn_scalar"),
+        ("gemma3_text", "rope_local_base_freq"),
+        ("olmo3", "rope_theta"),
+        ("smollm3", "no_rope_layer_interval"),
+        ("granite", "logits_scaling"),
+        ("granitemoe", "num_local_experts"),
         ("phi3", "original_max_position_embeddings"),
         ("gpt2", "n_positions"),
         ("mamba", "time_step_rank"),

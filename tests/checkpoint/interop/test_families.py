@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxformer.checkpoint.interop.checkpoint_files import leaf_of
+from jaxformer.checkpoint.interop.decoder import root
 from jaxformer.checkpoint.interop.families import FAMILIES
 from jaxformer.checkpoint.interop.fitting import fit
 from jaxformer.checkpoint.interop.source import TensorInfo
@@ -74,6 +75,13 @@ LATENT = {
 }
 MSCALE = {**YARN, "mscale": 0.8, "mscale_all_dim": 0.707}
 TWICE = {"full_attn_layers": [2, 5], "kda_layers": [1, 2, 3, 4]}
+TYPES = ["full_attention", "sliding_attention", "sliding_attention"]
+GRANITE = {
+    "embedding_multiplier": 12.0,
+    "attention_multiplier": 0.125,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 6.0,
+}
 MODELS: dict[str, dict[str, Any]] = {
     "llama": SIZES,
     "llama ": {**SIZES, "attention_bias": True, "mlp_bias": True, "rope_scaling": YARN},
@@ -82,7 +90,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3": {**SIZES, "tie_word_embeddings": True},
     "gemma": {**SIZES, "hidden_act": "gelu"},
     "gemma2": {**SIZES, "sliding_window": 5, "attn_logit_softcapping": 50.0},
+    "gemma3_text": {**SIZES, "sliding_window": 5, "sliding_window_pattern": 2},
     "olmo2": {**SIZES, "rope_theta": 500000},
+    "olmo3": {**SIZES, "sliding_window": 5, "rope_scaling": YARN, "layer_types": TYPES},
+    "smollm3": {**SIZES, "no_rope_layer_interval": 2, "attention_bias": True},
+    "granite": {**SIZES, **GRANITE, "mlp_bias": True},
+    "granitemoe": {**SIZES, **GRANITE, "num_local_experts": 4, "tie_word_embeddings": True},
+    "ministral": {**SIZES, "sliding_window": 5, "layer_types": TYPES},
     "mixtral": {**SIZES, "num_local_experts": 4},
     "qwen2_moe": {**SIZES, **EXPERTS, "shared_expert_intermediate_size": 20},
     "qwen3_moe": {**SIZES, **EXPERTS, "mlp_only_layers": [0], "norm_topk_prob": True},
@@ -201,6 +215,27 @@ def test_windows_of_layers_are_the_shortest_pattern() -> None:
     assert [layer.mixer.window for layer in table_of("qwen2").model.pattern] == [None, None, 5]
 
 
+def test_positions_of_layers_are_a_part_of_the_pattern() -> None:
+    kinds = [entry.positions.kind for entry in table_of("smollm3").model.pattern]
+    assert kinds == ["rope", "none"]
+    gemma3 = table_of("gemma3_text").model
+    assert [entry.positions.base for entry in gemma3.pattern] == [10000.0, 1000000.0]
+    assert gemma3.positions.base == 10000.0
+
+
+def test_a_family_without_multipliers_names_the_first_that_a_model_has() -> None:
+    _, differences = fit(FAMILIES["llama"], table_of("granite").model)
+    assert "logit_scale is 0.16666666666666666, where this family has 1.0" in differences
+    assert "residual.multiplier is 0.22, where this family has 1.0" in differences
+
+
+def test_a_whole_number_comes_back_from_its_power() -> None:
+    for power in (-1, -0.5):
+        for number in range(1, 300):
+            assert root(number**power, power) == number
+    assert root(3.0, -1) == 1 / 3
+
+
 def test_recurrent_gemma_scales_embeddings_by_a_root_in_bfloat16() -> None:
     def scale(d_model: int) -> bool | float:
         options = {**MODELS["recurrent_gemma"], "hidden_size": d_model}
@@ -238,6 +273,19 @@ def test_a_dense_layer_of_kimi_linear_has_the_name_of_the_authors_or_of_transfor
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
+        ("gemma3_text", {"rope_parameters": {"rope_theta": 7.0}}, "rope_parameters has options"),
+        ("olmo3", {"rope_theta": 7.0}, "layers with full attention alone, and 500000 for those"),
+        ("olmo3", {"rope_scaling": {"factor": 2.0}}, "rope_scaling has factor, but no rope_type"),
+        ("olmo3", {"rope_scaling": LONGROPE}, "rope_scaling has type"),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "one for each of the 3 layers"),
+        ("smollm3", {"no_rope_layers": [1, 0, 2]}, "no_rope_layers [1, 0, 2]; allowed"),
+        ("granite", {"residual_multiplier": 0}, "residual_multiplier 0; allowed: a positive"),
+        ("granitemoe", {"num_experts_per_tok": 5}, "num_experts_per_tok 5, more than"),
+        ("ministral", {"layer_types": TYPES[:2]}, "2 layer_types, not one for each layer"),
+        ("phi3", {"lm_head_bias": True}, "lm_head_bias True"),
+        ("phi3", {"interpolate_factor": 2}, "interpolate_factor 2"),
         ("mamba", {"use_bias": True}, "use_bias True"),
         ("mamba2", {"num_heads": 3}, "num_heads 3 of head_dim 8"),
         ("mamba2", {"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon 1e-06"),

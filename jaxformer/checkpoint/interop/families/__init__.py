@@ -2,22 +2,28 @@
 
 from jaxformer.checkpoint.interop.families.deepseek import DEEPSEEK2, DEEPSEEK3
 from jaxformer.checkpoint.interop.families.gemma import GEMMA, GEMMA2
+from jaxformer.checkpoint.interop.families.gemma3 import GEMMA3_TEXT
 from jaxformer.checkpoint.interop.families.gpt2 import GPT2
 from jaxformer.checkpoint.interop.families.gpt_oss import GPT_OSS
+from jaxformer.checkpoint.interop.families.granite import GRANITE
+from jaxformer.checkpoint.interop.families.granitemoe import GRANITEMOE
 from jaxformer.checkpoint.interop.families.jamba import JAMBA
 from jaxformer.checkpoint.interop.families.kimi_linear import KIMI_LINEAR
 from jaxformer.checkpoint.interop.families.llama import LLAMA
 from jaxformer.checkpoint.interop.families.mamba import MAMBA
 from jaxformer.checkpoint.interop.families.mamba2 import MAMBA2
+from jaxformer.checkpoint.interop.families.ministral import MINISTRAL
 from jaxformer.checkpoint.interop.families.mistral import MISTRAL
 from jaxformer.checkpoint.interop.families.mixtral import MIXTRAL
 from jaxformer.checkpoint.interop.families.olmo2 import OLMO2
+from jaxformer.checkpoint.interop.families.olmo3 import OLMO3
 from jaxformer.checkpoint.interop.families.olmoe import OLMOE
 from jaxformer.checkpoint.interop.families.phi3 import PHI3
 from jaxformer.checkpoint.interop.families.qwen import QWEN2, QWEN3
 from jaxformer.checkpoint.interop.families.qwen3_next import QWEN3_NEXT
 from jaxformer.checkpoint.interop.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
 from jaxformer.checkpoint.interop.families.recurrent_gemma import RECURRENT_GEMMA
+from jaxformer.checkpoint.interop.families.smollm3 import SMOLLM3
 from jaxformer.checkpoint.interop.families.xlstm import XLSTM
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.fitting import fit
@@ -27,8 +33,9 @@ from jaxformer.errors import UserError, did_you_mean
 from jaxformer.model.config import ModelConfig
 
 TABLE = (
-    *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, OLMO2, PHI3, GPT2),
-    *(MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, GPT_OSS, DEEPSEEK2, DEEPSEEK3),
+    *(LLAMA, MISTRAL, MINISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3_TEXT),
+    *(OLMO2, OLMO3, SMOLLM3, GRANITE, PHI3, GPT2),
+    *(MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, GRANITEMOE, GPT_OSS, DEEPSEEK2, DEEPSEEK3),
     *(MAMBA, MAMBA2, RECURRENT_GEMMA, XLSTM),
     *(QWEN3_NEXT, KIMI_LINEAR, JAMBA),
 )

@@ -12,6 +12,7 @@ from jaxformer.checkpoint.interop.decoder import (
     model_rules,
     model_section,
     rms_norm,
+    root,
     sizes,
     usual_scale,
     window_options,
@@ -122,15 +123,10 @@ def from_gemma2(model: ModelConfig) -> Json:
         **window_options(model),
         "hidden_activation": TANH_GELU,
         "attention_bias": mixer.qkv_bias,
-        "query_pre_attn_scalar": _whole(scale**-2),
+        "query_pre_attn_scalar": root(scale, -0.5),
         "attn_logit_softcapping": mixer.logit_softcap,
         "final_logit_softcapping": model.logit_softcap,
     }
-
-
-def _whole(number: float) -> float:
-    """The nearest whole number, if rounding is the only difference, or else `number`."""
-    return round(number) if round(number) ** -0.5 == number**-0.5 else number
 
 
 def rules(model: ModelConfig) -> list[Rule]:

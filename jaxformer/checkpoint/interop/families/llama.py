@@ -3,6 +3,8 @@
 Supports every scaling of RoPE, with or without biases and tied embeddings.
 """
 
+from typing import Any
+
 from jaxformer.checkpoint.interop.decoder import (
     attention_of,
     ffn_of,
@@ -48,14 +50,17 @@ def section(
     ffn: Json | None = None,
     norm: Json | None = None,
     positions: Json | None = None,
+    **parts: Any,
 ) -> Json:
-    """The model section of a model whose layers are all alike, as Llama's are."""
+    """The model section of a model whose layers are all alike, as Llama's are, with a family's own
+    `parts`."""
     return model_section(
         hub,
         mixers=[mixer],
         ffn=ffn or gated_ffn(hub, "swiglu"),
         norm=norm or rms_norm(hub, "pre"),
         positions=positions or to_rope(hub, mixer["head_dim"]),
+        **parts,
     )
 
 

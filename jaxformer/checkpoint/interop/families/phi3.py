@@ -1,5 +1,6 @@
-"""Phi-3 (Abdin et al., 2024, arXiv:2404.14219): Llama with queries, keys and values as one matrix,
-and gate and input of the FFN as one, perhaps with a window, LongRoPE and partial RoPE."""
+"""Phi-3 (Abdin et al., 2024, arXiv:2404.14219) and Phi-4-mini (2025, arXiv:2503.01743): Llama with
+queries, keys and values as one matrix, and gate and input of the FFN as one, perhaps with a window,
+LongRoPE and partial RoPE."""
 
 from jaxformer.checkpoint.interop.decoder import (
     PRE_NORMS,
@@ -30,6 +31,8 @@ LAYER = [
 ]
 
 
+# Phi-4-mini's file has these, which transformers does not read, at the values of what it does.
+UNUSED = {"interpolate_factor": 1, "full_attn_mod": 1, "lm_head_bias": False}
 ROPE_TYPES = ("default", "longrope", "su")
 DEFAULTS: Json = {
     **ROPE_DEFAULTS,
@@ -48,6 +51,8 @@ DEFAULTS: Json = {
 def to_config(hub: HubConfig) -> Json:
     hub.need("hidden_act", "silu")
     hub.need("attention_bias", False)
+    for key, unused in UNUSED.items():
+        hub.need(key, unused)
     mixer = {**heads(hub), "window": hub.count("sliding_window", None, most=LARGEST)}
     return section(hub, mixer, positions=to_rope(hub, mixer["head_dim"], kinds=ROPE_TYPES))
 
