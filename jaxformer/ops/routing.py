@@ -190,6 +190,8 @@ RAGGED_ROWS = jax.lax.RaggedDotDimensionNumbers(
 
 def ragged_outer_product(x: jax.Array, y: jax.Array, counts: jax.Array) -> jax.Array:
     """`grouped_outer_product` by XLA's `ragged_dot`."""
+    beyond = (jnp.arange(len(y)) >= jnp.sum(counts))[:, None]
+    x, y = (jnp.where(beyond, 0, each) for each in (x, y))  # what is there may be infinite
     return jax.lax.ragged_dot_general(x, y, counts, RAGGED_ROWS)
 
 
@@ -272,8 +274,10 @@ def outer_product_of_blocks(x: jax.Array, y: jax.Array, counts: jax.Array) -> ja
             start = jnp.minimum(first, rows - size)  # overlaps with the block before, at the end
             place = start + jnp.arange(size)
             own = (place >= first) & (place < first + count)
-            left = jnp.where(own[:, None], jax.lax.dynamic_slice_in_dim(x, start, size), 0)
-            right = jax.lax.dynamic_slice_in_dim(y, start, size)
+            left, right = (  # both: what is beyond may be infinite
+                jnp.where(own[:, None], jax.lax.dynamic_slice_in_dim(each, start, size), 0)
+                for each in (x, y)
+            )
             return jax.lax.dot_general(
                 left, right, (((0,), (0,)), ((), ())), preferred_element_type=sums.dtype
             )

@@ -10,13 +10,14 @@ from contracts.products import product_flops
 from flax.core import meta
 from pydantic import ValidationError
 
-from jaxformer.model.channel_mixers import build_channel_mixer
+from jaxformer.model.channel_mixers import build_channel_mixer, moe
 from jaxformer.model.channel_mixers.dense import ACTIVATIONS, Dense, DenseConfig
 from jaxformer.model.channel_mixers.moe import MoE, MoEConfig
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.dims import Dims, InitConfig
 from jaxformer.model.language_model import build_model
 from jaxformer.model.rows import LayerAux, RowInfo
+from jaxformer.ops.routing import grouped_product
 
 WIDTH, HIDDEN, EXPERTS = 6, 5, 8
 SEGMENTS = jnp.asarray([[1, 1, 2, 2, 2], [1, 2, 2, 0, 0]])
@@ -268,6 +269,34 @@ def test_with_a_capacity_documents_in_a_row_compete_and_what_is_dropped_is_count
     every = alone(layer, params)
     assert any(np.any(np.abs(y[places] - own) > 1e-3) for own, _, places in every)
     assert "depends on the rest of its row" in MoEConfig.model_fields["capacity_factor"].description
+
+
+def test_what_a_product_leaves_in_rows_of_nobody_reaches_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Kernels leave them unwritten, forward and backward: here they are infinite."""
+
+    def poisoned(x: jax.Array, matrices: jax.Array, counts: jax.Array) -> jax.Array:
+        nobody = (jnp.arange(len(x)) >= jnp.sum(counts))[:, None]
+
+        @jax.custom_vjp
+        def unwritten(y: jax.Array) -> jax.Array:
+            return jnp.where(nobody, jnp.inf, y)
+
+        unwritten.defvjp(lambda y: (unwritten(y), None), lambda _, dy: (unwritten(dy),))
+        return unwritten(grouped_product(unwritten(x), matrices, counts))
+
+    layer = layer_of(config_of(bias=True, activation="quick_geglu"))
+    params = parameters(layer)
+
+    def loss(params: dict, x: jax.Array) -> jax.Array:
+        y, _ = layer.apply({"params": params}, x, rows_of(SEGMENTS))
+        return jnp.sum(WEIGHTS * y)
+
+    expected = jax.value_and_grad(loss, (0, 1))(params, jnp.asarray(X))
+    monkeypatch.setattr(moe, "grouped_product", poisoned)
+    found = jax.value_and_grad(loss, (0, 1))(params, jnp.asarray(X))
+    assert_trees_close({"all": found}, {"all": expected})
 
 
 def test_jitter_is_in_training_alone() -> None:
