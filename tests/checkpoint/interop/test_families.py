@@ -161,6 +161,7 @@ def test_recurrent_gemma_scales_embeddings_by_a_root_in_bfloat16() -> None:
         ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
         ("gemma3_text", {"rope_parameters": {"rope_theta": 7.0}}, "rope_parameters has options"),
         ("olmo3", {"rope_theta": 7.0}, "layers with full attention alone, and 500000 for those"),
+        ("olmo3", {"rope_parameters": {"sliding_attention": 7}}, "7; allowed: keys with values"),
         ("olmo3", {"rope_scaling": {"factor": 2.0}}, "rope_scaling has factor, but no rope_type"),
         ("olmo3", {"rope_scaling": LONGROPE}, "rope_scaling has type"),
         ("smollm3", {"no_rope_layers": [1, 0]}, "one for each of the 3 layers"),
