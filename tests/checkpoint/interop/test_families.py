@@ -277,6 +277,7 @@ def test_a_dense_layer_of_kimi_linear_has_the_name_of_the_authors_or_of_transfor
         ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
         ("gemma3_text", {"rope_parameters": {"rope_theta": 7.0}}, "rope_parameters has options"),
         ("olmo3", {"rope_theta": 7.0}, "layers with full attention alone, and 500000 for those"),
+        ("olmo3", {"rope_parameters": {"sliding_attention": 7}}, "7; allowed: keys with values"),
         ("olmo3", {"rope_scaling": {"factor": 2.0}}, "rope_scaling has factor, but no rope_type"),
         ("olmo3", {"rope_scaling": LONGROPE}, "rope_scaling has type"),
         ("smollm3", {"no_rope_layers": [1, 0]}, "one for each of the 3 layers"),

@@ -52,7 +52,8 @@ def _thetas(hub: HubConfig) -> dict[str, float]:
         UserError: the file has one for both that is not the default.
     """
     theta = hub.number("rope_theta")
-    own = hub.section("rope_parameters").get("sliding_attention") or {}
+    sections = HubConfig(hub.section("rope_parameters"), f"{hub.name}: rope_parameters")
+    own = sections.section("sliding_attention")
     if theta != THETA and "rope_theta" not in own:
         raise UserError(
             f"{hub.name} has rope_theta {shown(theta)}, which transformers reads for layers with "
