@@ -149,16 +149,15 @@ def dequantised(source: Source) -> Source:
     config = {key: value for key, value in source.config.items() if key != KEY}
     if method == "mxfp4":
         return Dequantised(source, config, MXFP4())
-    block = given.get("weight_block_size")
-    if not _is_block(block):
-        raise UserError(
-            f"{source.name}: {KEY} has weight_block_size {shown(block)}; allowed: two positive "
-            f"whole numbers, as in [128, 128]"
-        )
-    return Dequantised(source, config, FP8((block[0], block[1])))
+    return Dequantised(source, config, FP8(_block(given.get("weight_block_size"), source.name)))
 
 
-def _is_block(block: Any) -> bool:
-    return (
-        isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)
+def _block(given: Any, name: str) -> tuple[int, int]:
+    if isinstance(given, list) and len(given) == 2:
+        rows, columns = given
+        if type(rows) is int and type(columns) is int and min(rows, columns) > 0:
+            return rows, columns
+    raise UserError(
+        f"{name}: {KEY} has weight_block_size {shown(given)}; allowed: two positive whole numbers, "
+        f"as in [128, 128]"
     )
