@@ -345,12 +345,12 @@ class Config(Schema):
     def _objective_suits_the_model(self) -> "Config":
         objective = self.train.objective
         objective.check(self.model)
-        if objective.is_causal and not all(ffn.is_causal for ffn in self.model.ffns()):
+        if not objective.sees_whole_rows and not all(ffn.is_causal for ffn in self.model.ffns()):
             raise ValueError(
-                f"model.ffn has routing expert_choice, where what a token gets depends on later "
-                f"ones, but train.objective {objective.kind} predicts tokens from those before "
-                f"them; give model.ffn.predictor_weight, such as 0.01, for what predicts the "
-                f"choice in evaluation and decoding, or use token_choice"
+                f"model.ffn has routing expert_choice, where what a token gets depends on all of "
+                f"its row, but predictions of train.objective {objective.kind} must not; give "
+                f"model.ffn.predictor_weight, such as 0.01, for what predicts the choice in "
+                f"evaluation and decoding, or use token_choice"
             )
         for key, length in self._row_lengths():
             if length < objective.shortest_row:

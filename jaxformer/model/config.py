@@ -107,6 +107,11 @@ class ModelConfig(Schema):
             )
         self.depth.check(self.num_layers, self.pattern_layers())
         self._check_hashes()
+        if self.norm.placement == "post" and getattr(self.further, "own_norms", False):
+            raise ValueError(
+                "further.own_norms is given with norm.placement post, where there is no final norm "
+                "that modules could read; leave it out"
+            )
         return self
 
     def _check_hashes(self) -> None:

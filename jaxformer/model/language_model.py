@@ -296,8 +296,10 @@ class LanguageModel(nn.Module):
     def normed(self, x: jax.Array) -> jax.Array:
         """The outputs' input, of the last layer's output [..., d_model]. Whatever scales it scales
         every logit, and it is smaller than they are."""
-        normed = x if self.config.norm.placement == "post" else self.final_norm(x)
-        return scaled(normed, self.config.logit_scale)
+        return scaled(self.bare_normed(x), self.config.logit_scale)
+
+    def bare_normed(self, x: jax.Array) -> jax.Array:
+        return x if self.config.norm.placement == "post" else self.final_norm(x)
 
     def predict_further(
         self, x: jax.Array, ahead: Sequence[tuple[jax.Array, RowInfo]]
@@ -310,11 +312,11 @@ class LanguageModel(nn.Module):
 
     def further_input(self, x: jax.Array) -> jax.Array:
         """What further predictions read of the last layer's output [..., d_model]."""
-        return self.normed(x) if self.further.own_norms else x
+        return self.bare_normed(x) if self.further.own_norms else x
 
     def further_normed(self, y: jax.Array) -> jax.Array:
         """The outputs' input, of what a further prediction made."""
-        return y if self.further.own_norms else self.normed(y)
+        return scaled(y, self.config.logit_scale) if self.further.own_norms else self.normed(y)
 
     def embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """What the layers read of tokens [batch, length] where inputs see one at a time."""

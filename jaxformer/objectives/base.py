@@ -62,6 +62,8 @@ class ObjectiveConfig(Kind):
     # Whether p(token | all before it) is what the model gives in one causal pass, which decoding
     # one token after another and scores of continuations take it for.
     is_causal: ClassVar[bool] = True
+    # Whether every prediction may depend on all tokens of its row.
+    sees_whole_rows: ClassVar[bool] = False
     # Whether training gives `rows.order`, which attention's kernels do not support.
     gives_order: ClassVar[bool] = False
     # Tokens that the layers read for each token of a batch.

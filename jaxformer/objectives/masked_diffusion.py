@@ -31,6 +31,7 @@ class MaskedDiffusionConfig(DenoisingConfig):
 
     kind: Literal["masked_diffusion"] = "masked_diffusion"
     decoder = "some tokens of the whole text per pass, the likeliest first"
+    sees_whole_rows = True
 
     def noised(self, loss_of: LossOfRows, batch: Batch, noise: Noise) -> tuple[LossSums, LayerAux]:
         rates = LOWEST_RATE + (1 - LOWEST_RATE) * noise.offsets

@@ -79,6 +79,37 @@ def _collect_backward(dispatch: Dispatch, gradient: jax.Array) -> tuple[jax.Arra
 collect.defvjp(lambda y, dispatch: (collect(y, dispatch), dispatch), _collect_backward)
 
 
+@jax.custom_vjp
+def take_places(x: jax.Array, places: jax.Array) -> jax.Array:
+    """The tokens that experts chose: x [batch, length, d] at places [batch, experts, slots], zero
+    where they are negative. Its gradient is `put_places`."""
+    return jax.vmap(take_rows)(x, places)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def put_places(y: jax.Array, places: jax.Array, length: int) -> jax.Array:
+    """The sum over all slots of a token: y [batch, experts, slots, d] → [batch, length, d], added
+    up in float32 at least. Its gradient is `take_places`."""
+
+    def of_row(places: jax.Array, y: jax.Array) -> jax.Array:
+        wide = jnp.promote_types(y.dtype, jnp.float32)
+        place = jnp.where(places < 0, length, places)
+        sums = jnp.zeros((length, y.shape[-1]), wide).at[place].add(y.astype(wide), mode="drop")
+        return sums.astype(y.dtype)
+
+    return jax.vmap(of_row)(places, y)
+
+
+take_places.defvjp(
+    lambda x, places: (take_places(x, places), (places, x.shape[1])),
+    lambda kept, gradient: (put_places(gradient, *kept), None),
+)
+put_places.defvjp(
+    lambda y, places, length: (put_places(y, places, length), places),
+    lambda length, places, gradient: (take_places(gradient, places), None),
+)
+
+
 def experts_of_rows(counts: jax.Array, rows: int) -> jax.Array:
     """The expert of every row, for rows in the order of the experts; `len(counts)` beyond them."""
     return jnp.searchsorted(jnp.cumsum(counts), jnp.arange(rows), side="right").astype(jnp.int32)

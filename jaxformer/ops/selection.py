@@ -6,6 +6,7 @@ the devices share the work whatever tokens are picked, and the result is that of
 """
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,13 +28,16 @@ def best_of(scores: jax.Array, candidates: jax.Array, share: float) -> jax.Array
     """The ⌈share · length⌉ candidates of each row with the highest scores, or all of them if there
     are fewer: booleans [batch, length], like `candidates`; of equal scores, the first."""
 
-    def of_rows(scores: jax.Array, candidates: jax.Array) -> jax.Array:
-        ranked = jnp.where(candidates, scores, -jnp.inf)
-        _, best = jax.lax.top_k(ranked, room(share, scores.shape[1]))
-        mark = jax.vmap(lambda row, places: row.at[places].set(True, unique_indices=True))
-        return mark(jnp.zeros_like(candidates), best) & candidates
+    best = partial(best_of_whole, share=share)
+    return shards.of_whole(best, jax.lax.stop_gradient(scores), candidates)
 
-    return shards.of_whole(of_rows, jax.lax.stop_gradient(scores), candidates)
+
+def best_of_whole(scores: jax.Array, candidates: jax.Array, share: float) -> jax.Array:
+    """`best_of` of rows that are not cut."""
+    ranked = jnp.where(candidates, scores, -jnp.inf)
+    _, best = jax.lax.top_k(ranked, room(share, scores.shape[1]))
+    mark = jax.vmap(lambda row, places: row.at[places].set(True, unique_indices=True))
+    return mark(jnp.zeros_like(candidates), best) & candidates
 
 
 class Selection(NamedTuple):

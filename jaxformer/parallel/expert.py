@@ -14,9 +14,10 @@ from jaxformer.ops.routing import (
     Dispatch,
     collect,
     experts_of_rows,
+    put_places,
     send,
     sort_by_expert,
-    take_rows,
+    take_places,
 )
 from jaxformer.parallel.mesh import DATA_AXES
 from jaxformer.parallel.own_tokens import gather
@@ -64,7 +65,7 @@ def visit_experts(
     `expert` by experts, and like those of other layers over `fsdp`, where they are gathered, and
     `tensor`, where the parts of the result are added up. For the exchange over `expert`, see
     `exchange`: `all_to_all` sends rows twice, there and back, and reserves room for all tokens of a
-    device at every other one.
+    device at every other one. Where experts choose, the rows that they take are sent so.
 
     Args:
         weights: of all experts, arrays that begin with [experts].
@@ -106,16 +107,20 @@ def _way(tokens: Tokens | Picks, devices: int) -> Callable[..., jax.Array]:
     return ways[exchange(devices, tokens.experts.shape[1])]
 
 
-def of_own_tokens(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """`function` of arrays [tokens, ...], which every device computes of its own tokens: XLA would
-    gather them all to sort them."""
-    split = _split_axes(len(x), DATA_AXES)
+def of_own_tokens(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """`function` of arrays [tokens, ...], or [rows, ...], of which every device computes its own:
+    XLA would gather them all to sort them."""
+    split = _split_axes(len(arrays[0]), DATA_AXES)
     if not split:
-        return function(x)
+        return function(*arrays)
     rows = _rows_over(split)
     return jax.shard_map(
-        function, in_specs=rows, out_specs=rows, axis_names=_own_axes(), check_vma=False
-    )(x)
+        function,
+        in_specs=(rows,) * len(arrays),
+        out_specs=rows,
+        axis_names=_own_axes(),
+        check_vma=False,
+    )(*arrays)
 
 
 def _own_axes() -> set[str]:
@@ -196,7 +201,7 @@ def _of_picks(of_rows: OfOwnRows, picks: Picks, num_experts: int) -> jax.Array:
     length, width = x.shape[1:]
     mesh = jax.sharding.get_abstract_mesh()
     devices = mesh.shape.get(AXIS, 1) if AXIS in mesh.manual_axes else 1
-    rows = jax.vmap(take_rows)(x, places).swapaxes(0, 1)  # [experts, batch, slots, d_model]
+    rows = take_places(x, places).swapaxes(0, 1)  # [experts, batch, slots, d_model]
     if devices > 1:
         rows = jax.lax.all_to_all(rows, AXIS, split_axis=0, concat_axis=1, tiled=True)
         rows = checkpoint_name(rows, "projection")
@@ -204,14 +209,9 @@ def _of_picks(of_rows: OfOwnRows, picks: Picks, num_experts: int) -> jax.Array:
     y = of_rows(rows.reshape(-1, width), counts).reshape(rows.shape)
     if devices > 1:
         y = jax.lax.all_to_all(y, AXIS, split_axis=1, concat_axis=0, tiled=True)
+    y = checkpoint_name(y, "projection")  # the gates' gradient needs it
     weights = jnp.take_along_axis(gates, jnp.maximum(places, 0), axis=2)
-    y = jnp.where(places < 0, 0, weights)[..., None] * y.swapaxes(0, 1)
-
-    def of_row(places: jax.Array, y: jax.Array) -> jax.Array:
-        place = jnp.where(places < 0, length, places)
-        return jnp.zeros((length, width), y.dtype).at[place].add(y, mode="drop")
-
-    return jax.vmap(of_row)(places, y)
+    return put_places(weights[..., None] * y.swapaxes(0, 1), places, length)
 
 
 def _weigh(y: jax.Array, dispatch: Dispatch, gates: jax.Array) -> jax.Array:

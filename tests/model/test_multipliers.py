@@ -30,6 +30,7 @@ MODEL = {
 SCALE = 0.3
 EXITS = {"depth": {"kind": "exits"}}
 FURTHER = {"further": {"kind": "heads", "count": 2}}
+OWN_NORMS = {"further": {"kind": "modules", "count": 2, "own_norms": True}}
 
 
 def model_of(**options: object) -> LanguageModel:
@@ -72,8 +73,9 @@ def ahead(model: LanguageModel, params: dict) -> object:
         (of_method("loss", TARGETS, POSITIONS, ONES, MASK, 1e-2), {}),
         (of_method("loss", TARGETS, POSITIONS, ONES, MASK, 1e-2), EXITS),
         (ahead, FURTHER),
+        (ahead, OWN_NORMS),
     ],
-    ids=["call", "step", "predict", "scores", "loss", "loss of exits", "losses ahead"],
+    ids=["call", "step", "predict", "scores", "loss", "loss of exits", "ahead", "own norms"],
 )
 def test_the_scale_of_logits_is_one_of_the_head_however_it_is_read(
     reads: Callable, options: dict

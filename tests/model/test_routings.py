@@ -172,6 +172,7 @@ CHOICE = {"routing": "expert_choice"}
         (CHOICE | {"balance": {"bias_rate": 0.1}}, "balance is given with routing expert_choice"),
         ({"routing": "hash", "balance": {"auxiliary": 0.1}}, "balance is given with routing hash"),
         (CHOICE | {"groups": 2}, "groups is given with routing expert_choice"),
+        (CHOICE | {"capacity_factor": 2.5}, "more tokens than a row has; allowed: up to num_exp"),
         (CHOICE | {"balance": {"z_loss": 0.1}}, "z_loss is given with routing expert_choice"),
     ],
 )
@@ -187,12 +188,16 @@ def config_with(ffn: dict, **model: object) -> dict:
 
 
 def test_a_causal_model_needs_a_predictor_of_what_experts_choose() -> None:
-    with pytest.raises(ValidationError, match="next_token predicts tokens from those before them"):
+    with pytest.raises(ValidationError, match="predictions of train.objective next_token must not"):
         Config.model_validate(config_with(CHOICE))
     assert Config.model_validate(config_with(CHOICE | {"predictor_weight": 0.1})).keys == ("depth",)
     denoised = config_with(CHOICE, inputs={"kind": "tokens", "mask": True})
-    denoised |= {"train": {"objective": {"kind": "masked_diffusion"}}}
+    denoised["train"] = {"objective": {"kind": "masked_diffusion"}}
     assert not Config.model_validate(denoised).model.ffns()[0].is_causal
+    for kind in ("block_diffusion", "any_order"):  # which may not see all of a row at once
+        denoised["train"] = {"objective": {"kind": kind}}
+        with pytest.raises(ValidationError, match=f"train.objective {kind} must not"):
+            Config.model_validate(denoised)
 
 
 @pytest.mark.parametrize(

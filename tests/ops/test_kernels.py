@@ -72,7 +72,7 @@ def test_splash_equals_attend(parts, interpreted, monkeypatch):
     length, window, softcap, heads = (201, None, None, (2, 1)) if parts else (256, 70, 2.0, (4, 2))
     options = {"visibility": Visibility(window), "scale": 0.4, "logit_softcap": softcap}
     rows = inputs(length, *heads, head_dim=8, value_dim=4)
-    sink = None if parts else jnp.linspace(-1.0, 3.0, heads[0])
+    sink = jnp.linspace(-1.0, 3.0, heads[0])
     assert_same(splash.attend, *rows, make_documents(length), sink, **options)
 
 

@@ -290,6 +290,12 @@ def usual_scale(head_dim: int) -> float:
     return 1 / math.sqrt(head_dim)
 
 
+def embedding_scale(model: ModelConfig) -> float:
+    """What embeddings are multiplied by."""
+    scale = model.scale_embeddings
+    return math.sqrt(model.d_model) if scale is True else scale or 1.0
+
+
 def root(value: float, power: float) -> float:
     """x with x ** power = value: the nearest whole number, if rounding is all that it differs by.
 

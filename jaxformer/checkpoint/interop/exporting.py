@@ -20,7 +20,7 @@ from jaxformer.checkpoint.interop.source import TensorInfo
 from jaxformer.checkpoint.interop.table import Table
 from jaxformer.checkpoint.interop.tokenizer_folder import write_tokenizer_folder
 from jaxformer.checkpoint.manifest import differences
-from jaxformer.checkpoint.weights import find_weights
+from jaxformer.checkpoint.weights import Weights, find_weights
 from jaxformer.data.tokenizers import load_tokenizer
 from jaxformer.errors import UserError
 from jaxformer.model.accounting import FURTHER_PATH
@@ -99,7 +99,8 @@ def export_model(
             longest = max(stage.sequence_length for stage in config.data.of_stages)
             options.setdefault("max_position_embeddings", longest)
         ends: Json = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-        if tokenizer.vocab_size <= vocab_size:  # else it stands in for a missing one
+        stands_in = tokenizer.vocab_size > vocab_size or _has_none(weights)
+        if not stands_in:
             ends |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
             _write_json(building / "generation_config.json", ends)
             write_tokenizer_folder(tokenizer, building)
@@ -111,6 +112,11 @@ def export_model(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return options
+
+
+def _has_none(weights: Weights) -> bool:
+    """Whether the model was imported without a tokenizer, for which bytes stand in."""
+    return "imported" in weights.manifest and weights.config.data.tokenizer == "bytes"
 
 
 def _with_family(model: ModelConfig, first: str | None) -> tuple[ModelConfig, Family, Json]:

@@ -27,6 +27,7 @@ class Family:
     prefix: what tensor names may lack in files without a head, such as `model.`.
     unused: a pattern for the names of tensors that are not read, most of which hold no parameters.
     aliases: parts of tensor names, each with what some files have instead.
+    copies: patterns for names of tensors that are stored again, each with the name of the first.
     as_stored: config.json and the names of the tensors → config.json with what these alone tell.
     """
 
@@ -40,6 +41,7 @@ class Family:
     prefix: str = "model."
     unused: str = INVERSE_FREQUENCIES
     aliases: tuple[tuple[str, str], ...] = ()
+    copies: tuple[tuple[str, str], ...] = ()
     as_stored: Callable[[Json, Collection[str]], Json] = lambda config, tensors: config
 
     def read(self, config: Json, name: str = "config.json") -> Json:

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from jaxformer.checkpoint.interop.decoder import usual_scale
+from jaxformer.checkpoint.interop.decoder import embedding_scale, usual_scale
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.run_directory import flat
 from jaxformer.errors import UserError
@@ -42,6 +42,7 @@ def described(model: ModelConfig) -> dict[str, Any]:
         },
         **model.model_dump(exclude={"mixer", "ffn", "first", "pattern", "positions", "init"}),
     }
+    whole["scale_embeddings"] = embedding_scale(model)
     return flat(whole)
 
 

@@ -1,6 +1,7 @@
 """Import of a pretrained model as a run, which everything that loads runs can load."""
 
 import hashlib
+import json
 import math
 import shutil
 import time
@@ -25,6 +26,7 @@ from jaxformer.config import Config
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.errors import UserError
 from jaxformer.paths import is_remote, nearest_existing
+from jaxformer.reading import read_json_object
 from jaxformer.run_files import TOKENIZER
 from jaxformer.schema.explanations import explain
 from jaxformer.terminal import progress, say
@@ -74,7 +76,7 @@ def import_model(source: Source, out: Path) -> Config:
         tokenizer = _tokenizer(config, building, source.name)
         table = Table(family, config.model)
         rules = table.rules_of(source.tensors, source.name)
-        _check_tied(source, table)
+        _check_copies(source, table)
         checkpoint = building / "checkpoints" / "0"
         hashes = _write_parameters(source, table, rules, checkpoint / "params")
         known = {f"params/{name}": digest for name, digest in hashes.items()}
@@ -111,10 +113,31 @@ def _config(model: dict[str, Any], out: Path, has_tokenizer: bool, name: str) ->
 def _tokenizer(config: Config, building: Path, source: str) -> Tokenizer:
     """The run's tokenizer, from where it lies now."""
     name = config.data.tokenizer
+    if name != "bytes":
+        _leave_out_beyond(building / TOKENIZER / "tokenizer.json", config.model.vocab_size or 0)
     tokenizer = load_tokenizer(name if name == "bytes" else str(building / TOKENIZER))
     if name != "bytes":
         _check_vocabulary(tokenizer, config.model.vocab_size or 0, source)
     return tokenizer
+
+
+def _leave_out_beyond(file: Path, vocab_size: int) -> None:
+    """Take special tokens without a row in the embedding out of a tokenizer.json, such as Gemma 3's
+    for images. If others have none either, all stay, to be refused."""
+    content = read_json_object(file.read_bytes(), str(file))
+    added = content.get("added_tokens") or []
+    beyond = [token for token in added if token["id"] >= vocab_size]
+    names = {token["content"] for token in beyond}
+    vocab = content["model"].get("vocab")
+    if not isinstance(vocab, dict) or not all(token.get("special") for token in beyond):
+        return
+    kept = {token: at for token, at in vocab.items() if token not in names}
+    if not beyond or max(kept.values(), default=0) >= vocab_size:
+        return
+    content["model"]["vocab"] = kept
+    content["added_tokens"] = [token for token in added if token not in beyond]
+    file.write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+    say(f"leaving out special tokens without a row in the embedding: {', '.join(sorted(names))}")
 
 
 def _check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: str) -> None:
@@ -191,15 +214,19 @@ def _manifest(source: str, config: Config, tokenizer: Tokenizer, table: Table) -
     }
 
 
-def _check_tied(source: Source, table: Table) -> None:
-    """Refuse a head that differs from its tied embedding; an equal one is left out."""
-    names = table.tied(source.tensors)
-    if names is not None:
-        embedding, head = (
+def _check_copies(source: Source, table: Table) -> None:
+    """Refuse a tensor that should be a copy and differs, such as a head from its tied embedding; an
+    equal one is left out."""
+    for names in table.copies(source.tensors):
+        copy, original = (
             hashlib.sha256(source.read(name).view(np.uint8).data).digest() for name in names
         )
-        if embedding != head:
-            raise UserError(
-                f"{source.name} has tie_word_embeddings true, but {names[1]} differs from "
-                f"{names[0]}; set it to false in config.json, or remove the tensor"
-            )
+        if copy == original:
+            continue
+        mend = "this file is of another kind of model"
+        if names[0] == "lm_head.weight":
+            mend = "set tie_word_embeddings to false in config.json, or remove the tensor"
+        raise UserError(
+            f"{source.name}: {names[0]} differs from {names[1]}, of which it should be a copy; "
+            f"{mend}"
+        )

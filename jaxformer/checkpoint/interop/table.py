@@ -47,10 +47,11 @@ class Table:
             for name in found
             if name not in tensors
         ]
+        known = {*found, *(name for name, _ in self.copies(tensors))}
         faults += [
             f"left over {name} {list(info.shape)}"
             for name, info in tensors.items()
-            if name not in found and not self._is_unused(name)
+            if name not in known and re.fullmatch(self.family.unused, name) is None
         ]
         for name, rule in found.items():
             if name in tensors:
@@ -63,12 +64,17 @@ class Table:
             )
         return {name: found[name] for name in tensors if name in found}
 
-    def tied(self, tensors: Mapping[str, TensorInfo]) -> tuple[str, str] | None:
-        """The names of the embedding and of the head, if a tied model's file has both."""
-        if self.model.tie_embeddings and "lm_head.weight" in tensors:
-            rule = next(rule for rule in self.rules if rule.ours == ("embedding",))
-            return self.name(rule.theirs, tensors), "lm_head.weight"
-        return None
+    def copies(self, tensors: Mapping[str, TensorInfo]) -> list[tuple[str, str]]:
+        """The names of tensors that must be copies, each with that of the original: a tied model's
+        head, and what the family stores again."""
+        rule = next(rule for rule in self.rules if rule.ours == ("embedding",))
+        embedding = self.name(rule.theirs, tensors)
+        is_tied = self.model.tie_embeddings
+        found = [("lm_head.weight", embedding)] if is_tied and "lm_head.weight" in tensors else []
+        for pattern, original in self.family.copies:
+            original = embedding if is_tied else self.name(original, tensors)
+            found += [(name, original) for name in tensors if re.fullmatch(pattern, name)]
+        return found
 
     def name(self, name: str, tensors: Mapping[str, TensorInfo]) -> str:
         """What the tensor `name` of theirs is called among `tensors`."""
@@ -80,10 +86,6 @@ class Table:
         if name == "lm_head.weight" and not self.model.tie_embeddings:
             return " (tie_word_embeddings is false in config.json, or left out)"
         return ""
-
-    def _is_unused(self, name: str) -> bool:
-        tied = self.model.tie_embeddings and name == "lm_head.weight"
-        return tied or re.fullmatch(self.family.unused, name) is not None
 
     def _differences(self, name: str, info: TensorInfo, rule: Rule) -> list[str]:
         shape = rule.shape(self.shapes(rule))

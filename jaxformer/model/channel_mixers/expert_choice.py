@@ -1,17 +1,17 @@
 """Experts that choose tokens: all experts are equally busy, and tokens get more or fewer of them
 (Zhou et al., 2022, arXiv:2202.09368)."""
 
-from typing import Any
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxformer.model.channel_mixers.router import Router, Routing
+from jaxformer.model.channel_mixers.router import HIGHEST, Router, Routing, entropy, shares_of
 from jaxformer.model.rows import RowInfo
 from jaxformer.ops import shards
-from jaxformer.ops.selection import best_of, room
-from jaxformer.parallel.expert import Picks, Tokens
+from jaxformer.ops.selection import best_of_whole, room
+from jaxformer.parallel.expert import Picks, Tokens, of_own_tokens
 
 MOST = 2  # so many times `experts_per_token` are the most that a token visits by prediction
 
@@ -28,7 +28,7 @@ class ExpertChoice(Router):
         predictor_weight · Σ mean_e BCE(σ(p_e(x)), taken by e)
 
     over tokens; its gradient reaches V and c alone. Statistics: `unvisited`, tokens that no expert
-    took, and `predicted`, the share of the experts that the predictor was right about.
+    took, and `predicted_experts`, the share of the experts that the predictor was right about.
     """
 
     share: float
@@ -45,16 +45,15 @@ class ExpertChoice(Router):
                 return self._as_predicted(x, scores, predicted, rows)
 
         shape = (*real.shape, count)
-        by_expert = jnp.moveaxis(scores.reshape(shape), 2, 0)  # [experts, batch, length]
-        taken = jax.vmap(lambda each: best_of(each, real, self.share))(by_expert)
-        flat = jnp.moveaxis(taken, 0, 2).reshape(scores.shape)  # [tokens, experts]
-        gates = self._gates(scores, flat)
-        length = real.shape[1]
-        slots = min(length, room(self.share, shards.count() * length))
-        places = jnp.sort(jnp.where(taken, jnp.arange(length), length), axis=2)[..., :slots]
+        best = partial(of_own_tokens, partial(_taken, share=self.share))
+        scored = jax.lax.stop_gradient(scores).reshape(shape)
+        taken = shards.of_whole(best, scored, real)  # [batch, length, experts]
+        flat = taken.reshape(scores.shape)
+        gates = self.gates(scores, flat)
+        slots = min(real.shape[1], room(self.share, shards.count() * real.shape[1]))
         picks = Picks(
             x.reshape(*real.shape, -1),
-            jnp.moveaxis(jnp.where(places < length, places, -1), 0, 1),
+            of_own_tokens(partial(_places, slots=slots), taken),
             jnp.moveaxis(gates.reshape(shape), 2, 1).astype(x.dtype),
         )
         stats = self._stats(scores, flat, real.reshape(-1))
@@ -62,7 +61,7 @@ class ExpertChoice(Router):
             return Routing(picks, None, stats)
         losses = jnp.mean(jax.nn.softplus(predicted) - flat * predicted, axis=1)
         right = jnp.mean((predicted > 0) == flat, axis=1, dtype=jnp.float32)
-        stats["predicted"] = jnp.sum(jnp.where(real.reshape(-1), right, 0.0))
+        stats["predicted_experts"] = jnp.sum(jnp.where(real.reshape(-1), right, 0.0))
         loss = options.predictor_weight * jnp.sum(jnp.where(real.reshape(-1), losses, 0.0))
         return Routing(picks, loss, stats)
 
@@ -71,7 +70,8 @@ class ExpertChoice(Router):
         named, wide = nn.with_logical_partitioning, jnp.promote_types(x.dtype, jnp.float32)
         shape, start = (x.shape[-1], self.options.num_experts), nn.initializers.lecun_normal()
         kernel = self.param("predictor", named(start, ("d_model", "choices")), shape, jnp.float32)
-        return x.astype(wide) @ kernel.astype(wide) + self._biases("predictor_bias")
+        predicted = jnp.dot(x.astype(wide), kernel.astype(wide), precision=HIGHEST)
+        return predicted + self.biases("predictor_bias")
 
     def _as_predicted(
         self, x: jax.Array, scores: jax.Array, predicted: jax.Array, rows: RowInfo
@@ -80,24 +80,30 @@ class ExpertChoice(Router):
         best, experts = jax.lax.top_k(predicted, min(count, MOST * self.options.experts_per_token))
         visits = (best > 0) & real[:, None]
         chosen = jnp.any(jax.nn.one_hot(experts, count, dtype=bool) & visits[..., None], axis=1)
-        gates = jnp.take_along_axis(self._gates(scores, chosen), experts, axis=1)
+        gates = jnp.take_along_axis(self.gates(scores, chosen), experts, axis=1)
         experts = jnp.where(visits, experts, count).astype(jnp.int32)
         tokens = Tokens(x, experts, gates.astype(x.dtype))
         return Routing(tokens, None, self._stats(scores, chosen, real))
 
-    def _gates(self, scores: jax.Array, taken: jax.Array) -> jax.Array:
-        """[tokens, experts], 0 where an expert did not take the token."""
-        gates = jnp.where(taken, scores, 0.0)
-        if self.options.normalize:
-            gates /= jnp.sum(gates, axis=1, keepdims=True) + 1e-20
-        return self.options.scale * gates
-
-    def _stats(self, scores: jax.Array, taken: jax.Array, real: jax.Array) -> dict[str, Any]:
-        shares = scores / (jnp.sum(scores, axis=1, keepdims=True) + 1e-20)
-        entropy = -jnp.sum(jax.scipy.special.xlogy(shares, shares), axis=1)
+    def _stats(self, scores: jax.Array, taken: jax.Array, real: jax.Array) -> dict[str, jax.Array]:
         alone = real & ~jnp.any(taken, axis=1)
         return {
             "expert_load": jnp.sum(taken, axis=0, dtype=scores.dtype),
-            "router_entropy": jnp.sum(jnp.where(real, entropy, 0.0)),
+            "router_entropy": jnp.sum(jnp.where(real, entropy(shares_of(scores)), 0.0)),
             "unvisited": jnp.sum(alone, dtype=jnp.float32),
         }
+
+
+def _taken(scores: jax.Array, real: jax.Array, share: float) -> jax.Array:
+    """Which experts take which tokens: [batch, length, experts], like `scores`."""
+    best = partial(best_of_whole, share=share)
+    return jax.vmap(best, in_axes=(2, None), out_axes=2)(scores, real)
+
+
+def _places(taken: jax.Array, slots: int) -> jax.Array:
+    """[batch, length, experts] → the places of each expert's tokens [batch, experts, slots], −1 in
+    empty slots."""
+    length = taken.shape[1]
+    places = jnp.where(taken.swapaxes(1, 2), jnp.arange(length), length)
+    first = jnp.sort(places, axis=2)[..., :slots]
+    return jnp.where(first < length, first, -1)

@@ -35,7 +35,8 @@ class SharedConfig(Schema):
 
 
 class MoEConfig(RouterOptions, ChannelMixerConfig):
-    """A mixture of experts. Nothing is dropped unless `capacity_factor` says so."""
+    """A mixture of experts. Where tokens choose, nothing is dropped unless `capacity_factor` says
+    so."""
 
     kind: Literal["moe"] = "moe"
     d_hidden: PositiveInt = Field(description="the width between the matrices of an expert")
@@ -68,7 +69,7 @@ class MoEConfig(RouterOptions, ChannelMixerConfig):
     def taken(self) -> float:
         """The share of a row's tokens that each expert takes, with expert_choice."""
         equal = self.experts_per_token / self.num_experts
-        return min(1.0, equal * (self.capacity_factor or 1.0))
+        return equal * (self.capacity_factor or 1.0)
 
     @property
     def is_causal(self) -> bool:
@@ -134,6 +135,12 @@ class MoEConfig(RouterOptions, ChannelMixerConfig):
                     f"{'balance' if balanced else 'groups'} is given with routing {self.routing}, "
                     f"where tokens do not choose; leave it out, or use token_choice"
                 )
+        if self.routing == "expert_choice" and self.taken > 1:
+            raise ValueError(
+                f"capacity_factor is {self.capacity_factor:g} with routing expert_choice, so that "
+                f"each expert would take more tokens than a row has; allowed: up to num_experts / "
+                f"experts_per_token, {self.num_experts / self.experts_per_token:g}"
+            )
         if self.routing == "expert_choice" and self.balance.z_loss:
             raise ValueError("balance.z_loss is given with routing expert_choice; leave it out")
         return self

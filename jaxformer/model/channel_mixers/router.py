@@ -18,6 +18,7 @@ from jaxformer.schema.base import Schema
 
 SELECTION_BIAS = "selection_bias"  # a parameter that no gradient reaches: see `train.balance`
 
+HIGHEST = jax.lax.Precision.HIGHEST  # float32 products, also where there are faster ones
 FAR = -30.0  # below, softplus(x) is e^x in float32, and soon 0, where a root has no gradient
 
 
@@ -89,7 +90,7 @@ class RouterOptions(Schema):
 
 
 class Routing(NamedTuple):
-    """Which experts compute which tokens, and what follows for the loss; float32."""
+    """Which experts compute which tokens, and what follows for the loss, in float32."""
 
     visits: Tokens | Picks  # for padding, nobody
     loss: jax.Array | None  # [], weighted sum over tokens
@@ -125,13 +126,11 @@ class Router(nn.Module):
             experts = hashed_experts(ids, options.num_experts, options.experts_per_token)
         else:
             experts = of_own_tokens(partial(_choose, options=options), self._preferred(scores))
-        gates = jnp.take_along_axis(scores, experts, axis=1)
-        if options.normalize:
-            gates /= jnp.sum(gates, axis=1, keepdims=True) + 1e-20
+        gates = self.gates(jnp.take_along_axis(scores, experts, axis=1))
         real = rows.segment_ids.reshape(-1) != 0
         experts = jnp.where(real[:, None], experts.astype(jnp.int32), options.num_experts)
         loss, stats = self._balance(logits, scores, experts, rows.segment_ids)
-        return Routing(Tokens(x, experts, (options.scale * gates).astype(x.dtype)), loss, stats)
+        return Routing(Tokens(x, experts, gates.astype(x.dtype)), loss, stats)
 
     def scores(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """x [tokens, d_model] → (logits, scores), each [tokens, experts]."""
@@ -147,18 +146,25 @@ class Router(nn.Module):
             (x.shape[-1], options.num_experts),
             jnp.float32,
         )
-        logits = jnp.dot(x, kernel.astype(wide), precision=jax.lax.Precision.HIGHEST)
+        logits = jnp.dot(x, kernel.astype(wide), precision=HIGHEST)
         if options.router_bias:
-            logits += self._biases("bias")
+            logits += self.biases("bias")
         return logits, SCORES[options.score](logits)
 
     def _preferred(self, scores: jax.Array) -> jax.Array:
         preferred = jax.lax.stop_gradient(scores)
         if self.options.balance.bias_rate is not None:
-            preferred += jax.lax.stop_gradient(self._biases(SELECTION_BIAS))
+            preferred += jax.lax.stop_gradient(self.biases(SELECTION_BIAS))
         return preferred
 
-    def _biases(self, name: str) -> jax.Array:
+    def gates(self, scores: jax.Array, chosen: jax.Array | bool = True) -> jax.Array:
+        """Of scores [tokens, n] that are `chosen`, 0 elsewhere."""
+        gates = jnp.where(chosen, scores, 0.0)
+        if self.options.normalize:
+            gates /= jnp.sum(gates, axis=1, keepdims=True) + 1e-20
+        return self.options.scale * gates
+
+    def biases(self, name: str) -> jax.Array:
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("choices",))
         return self.param(name, zeros, (self.options.num_experts,), jnp.float32)
 
@@ -171,10 +177,9 @@ class Router(nn.Module):
         def total(values: jax.Array) -> jax.Array:
             return jnp.sum(jnp.where(real, values, 0.0))
 
-        shares = scores / (jnp.sum(scores, axis=1, keepdims=True) + 1e-20)
+        shares = shares_of(scores)
         load = jnp.sum(jax.nn.one_hot(experts, count, dtype=shares.dtype), axis=(0, 1))
-        entropy = -jnp.sum(jax.scipy.special.xlogy(shares, shares), axis=1)
-        stats = {"expert_load": load, "router_entropy": total(entropy)}
+        stats = {"expert_load": load, "router_entropy": total(entropy(shares))}
         losses = []
         if balance.auxiliary:
             each = total(balance_losses(shares, experts, segment_ids, balance.scope))
@@ -185,6 +190,16 @@ class Router(nn.Module):
             stats["router_z"] = each
             losses.append(balance.z_loss * each)
         return (sum(losses[1:], losses[0]) if losses else None), stats
+
+
+def shares_of(scores: jax.Array) -> jax.Array:
+    """Scores [tokens, experts] that sum to 1."""
+    return scores / (jnp.sum(scores, axis=1, keepdims=True) + 1e-20)
+
+
+def entropy(shares: jax.Array) -> jax.Array:
+    """In nats: [tokens, experts] → [tokens]."""
+    return -jnp.sum(jax.scipy.special.xlogy(shares, shares), axis=1)
 
 
 def _choose(preferred: jax.Array, options: RouterOptions) -> jax.Array:

@@ -281,7 +281,9 @@ class Attention(Mixer):
 
     def _slots(self, max_length: int) -> int:
         window, sinks = self.config.window, self.config.sinks
-        return max_length if window is None else window + sinks + self.dims.taken_back
+        if window is None:
+            return max_length
+        return sinks + min(max_length, window + self.dims.taken_back)
 
     def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> KVCache:
         slots = self._slots(max_length)

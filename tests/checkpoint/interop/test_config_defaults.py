@@ -69,7 +69,7 @@ SAID: list[tuple[str, Json, Json]] = [
     ("smollm3", {}, {MIXER + "num_kv_heads": 4, POSITIONS + "base": 2000000.0}),
     ("smollm3", {"num_hidden_layers": 4}, {"layers.3.positions.kind": "none"}),
     ("smollm3", {"num_key_value_heads": None}, {MIXER + "num_kv_heads": 32}),
-    ("granite", {}, {MIXER + "scale": 1.0, "scale_embeddings": False, "logit_scale": 1.0}),
+    ("granite", {}, {MIXER + "scale": 1.0, "scale_embeddings": 1.0, "logit_scale": 1.0}),
     ("granite", {"logits_scaling": 8}, {"logit_scale": 0.125, "residual.multiplier": 1.0}),
     ("granitemoe", {}, {"layers.0.ffn.num_experts": 8, "layers.0.ffn.experts_per_token": 2}),
     ("granitemoe", {}, {"layers.0.ffn.normalize": True, "layers.0.ffn.d_hidden": 96}),

@@ -233,3 +233,14 @@ def test_a_trained_tokenizer_is_exported_with_the_ends_that_training_had(tmp_pat
         assert written.encode("the 🎉").ids == [tokenizer.eos_id, *tokenizer.encode("the 🎉")]
         settings = json.loads((tmp_path / name / "tokenizer_config.json").read_text())
         assert settings["eos_token"] == "<|endoftext|>"
+
+
+def test_bytes_that_stand_in_for_a_missing_tokenizer_are_not_exported(tmp_path: Path) -> None:
+    source = write_model(tmp_path / "model")  # of 300 ids, more than bytes
+    (source / "tokenizer.json").unlink()
+    import_model(HuggingFaceFolder(source), tmp_path / "run")
+    export_model(tmp_path / "run", tmp_path / "out")
+    written = {file.name for file in (tmp_path / "out").iterdir()}
+    assert written == {"config.json", "model.safetensors"}
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["eos_token_id"] is None

@@ -204,7 +204,7 @@ def test_a_family_says_in_what_a_model_is_another_one() -> None:
     model = table_of("gemma2").model
     _, differences = fit(FAMILIES["llama"], model)
     assert "norm.placement is sandwich, where this family has pre" in differences
-    assert "scale_embeddings is True, where this family has False" in differences
+    assert "scale_embeddings is 4.0, where this family has 1.0" in differences
     assert "layers.0.mixer.logit_softcap is 50.0, where this family has None" in differences
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 
 import jaxformer as jf
 from jaxformer.checkpoint.interop import checkpoint_files
@@ -223,3 +224,20 @@ def test_the_command_refuses_what_is_not_there(tmp_path: Path, capsys) -> None:
     (tmp_path / "file").write_text("")
     assert main(["import", str(tmp_path / "file"), str(tmp_path / "run")]) == 2
     assert "is a file" in capsys.readouterr().err
+
+
+def test_special_tokens_without_a_row_are_left_out_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """As in Gemma 3, whose tokenizer has one for images beyond the embedding."""
+    source = write_model(tmp_path / "model")
+    tokenizer = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json"))
+    tokenizer.add_tokens([chr(1000 + index) for index in range(VOCAB - 27)])
+    tokenizer.add_special_tokens(["<image>"])
+    assert tokenizer.token_to_id("<image>") == VOCAB
+    tokenizer.save(str(source / "tokenizer.json"))
+    import_model(HuggingFaceFolder(source), tmp_path / "run")
+    assert "without a row in the embedding: <image>" in capsys.readouterr().err
+    kept = jf.load(tmp_path / "run").tokenizer
+    assert kept.vocab_size == VOCAB
+    assert kept.encode("abc") == [0, 1, 2]

@@ -25,7 +25,7 @@ from jaxformer.checkpoint.interop.experts import (
     experts_section,
     groups_section,
 )
-from jaxformer.checkpoint.interop.family import INVERSE_FREQUENCIES, Family, Json
+from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.hub_config import HubConfig
 from jaxformer.checkpoint.interop.latent import (
     Neighbours,
@@ -91,8 +91,10 @@ DEFAULTS3: Json = {
 }
 NULLABLE = ("num_key_value_heads", "q_lora_rank")
 FURTHER = "num_nextn_predict_layers"  # and in transformers, num_mtp_layers
-# A further module's own copies of the model's embedding and head.
-COPIES = r"model\.layers\.\d+\.(embed_tokens|shared_head\.head)\.weight"
+COPIES = (  # that further modules have
+    (r"model\.layers\.\d+\.embed_tokens\.weight", "model.embed_tokens.weight"),
+    (r"model\.layers\.\d+\.shared_head\.head\.weight", "lm_head.weight"),
+)
 MODULE_NORMS = {"enorm": "embedding_norm", "hnorm": "hidden_norm", "shared_head.norm": "norm"}
 
 
@@ -192,7 +194,7 @@ def _options(model: ModelConfig) -> Json:
         "n_routed_experts": moe.num_experts,
         "num_experts_per_tok": moe.experts_per_token,
         "moe_intermediate_size": moe.d_hidden,
-        "n_shared_experts": moe.shared and moe.shared.count,
+        "n_shared_experts": moe.shared_width // moe.d_hidden,
         "routed_scaling_factor": moe.scale,
         "n_group": moe.groups,
         "topk_group": moe.kept_groups,
@@ -273,6 +275,6 @@ DEEPSEEK3 = Family(
     rules,
     DEFAULTS3,
     NULLABLE,
-    unused=f"{COPIES}|{INVERSE_FREQUENCIES}",
+    copies=COPIES,
     as_stored=as_stored,
 )

@@ -1,9 +1,14 @@
 """Granite 3 (IBM, 2024): Llama with multipliers of embeddings, attention logits, what sub-layers
 add, and logits."""
 
-import math
-
-from jaxformer.checkpoint.interop.decoder import attention_of, first_layer, heads, root, usual_scale
+from jaxformer.checkpoint.interop.decoder import (
+    attention_of,
+    embedding_scale,
+    first_layer,
+    heads,
+    root,
+    usual_scale,
+)
 from jaxformer.checkpoint.interop.families.llama import DEFAULTS as LLAMA_DEFAULTS
 from jaxformer.checkpoint.interop.families.llama import from_config as from_llama
 from jaxformer.checkpoint.interop.families.llama import rules, section
@@ -58,9 +63,9 @@ def multiplier_options(model: ModelConfig) -> Json:
     """
     if not isinstance(model.residual, PlainConfig):
         raise UserError(f"a residual '{model.residual.kind}', where this family has plain")
-    mixer, embeddings = attention_of(first_layer(model)), model.scale_embeddings
+    mixer = attention_of(first_layer(model))
     return {
-        "embedding_multiplier": math.sqrt(model.d_model) if embeddings is True else embeddings or 1,
+        "embedding_multiplier": embedding_scale(model),
         "attention_multiplier": mixer.scale or usual_scale(mixer.head_size(model.d_model)),
         "residual_multiplier": model.residual.multiplier,
         "logits_scaling": root(model.logit_scale, -1),
