@@ -10,18 +10,36 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from jaxformer.ops.routing import Dispatch, collect, experts_of_rows, send, sort_by_expert
+from jaxformer.ops.routing import (
+    Dispatch,
+    collect,
+    combine,
+    experts_of_rows,
+    in_slots,
+    send,
+    sort_by_expert,
+)
 from jaxformer.parallel.mesh import DATA_AXES
 from jaxformer.parallel.own_tokens import gather
+from jaxformer.parallel.rules import rows_before_lanes
 
 AXIS = "expert"
 PLACES = {"experts": AXIS, "d_model": "fsdp", "d_hidden": "tensor"}
 
 PyTree = Any
 
-# (the experts' weights, rows [rows, d_model] in their order, how many each has) → [rows, d_model]
-OfRows = Callable[[PyTree, jax.Array, jax.Array], jax.Array]
-OfOwnRows = Callable[[jax.Array, jax.Array], jax.Array]  # the same, of a device's own weights
+
+class Rows(NamedTuple):
+    """Rows in the order of the experts, and how many each expert has."""
+
+    x: jax.Array  # [rows, d_model]
+    gates: jax.Array  # [rows]
+    counts: jax.Array  # [experts] int32
+
+
+# (the experts' weights, rows) → gate · E(x) [rows, d_model]
+OfRows = Callable[[PyTree, Rows], jax.Array]
+OfOwnRows = Callable[[Rows], jax.Array]  # the same, of a device's own weights
 
 
 class Tokens(NamedTuple):
@@ -62,23 +80,25 @@ def visit_experts(
     if not split:
         return _of_own(partial(of_rows, weights), tokens, num_experts)
 
+    def place(names: PartitionSpec, weight: jax.Array) -> PartitionSpec:
+        found = (PLACES.get(name) for name in names)
+        spec = PartitionSpec(*(axis if axis in split else None for axis in found))
+        return rows_before_lanes(names, spec, weight.shape, split)
+
+    places = jax.tree.map(place, axes, weights, is_leaf=_is_spec)
+
     def of_shard(weights: PyTree, tokens: Tokens) -> jax.Array:
-        if "fsdp" in split:
-            whole = partial(_whole, dtype=tokens.x.dtype)
-            weights = jax.tree.map(whole, weights, axes, is_leaf=_is_spec)
+        whole = partial(_whole, dtype=tokens.x.dtype)
+        weights = jax.tree.map(whole, weights, places, is_leaf=_is_spec)
         of_shards = {"none": _of_own, "ring": _of_ring, "all_to_all": _of_exchanged}
         how = of_shards[exchange(split.get(AXIS, 1), tokens.experts.shape[1])]
         y = how(partial(of_rows, weights), tokens, num_experts)
         return jax.lax.psum(y, "tensor") if "tensor" in split else y
 
-    def place(names: PartitionSpec) -> PartitionSpec:
-        found = (PLACES.get(name) for name in names)
-        return PartitionSpec(*(axis if axis in split else None for axis in found))
-
     rows = _rows_over(split)
     return jax.shard_map(
         of_shard,
-        in_specs=(jax.tree.map(place, axes, is_leaf=_is_spec), rows),
+        in_specs=(places, rows),
         out_specs=rows,
         axis_names=_own_axes(),
         check_vma=False,
@@ -119,7 +139,8 @@ def _rows_over(split: Mapping[str, int]) -> PartitionSpec:
 
 def _of_own(of_rows: OfOwnRows, tokens: Tokens, num_experts: int) -> jax.Array:
     dispatch, counts = sort_by_expert(tokens.experts, num_experts)
-    return _weigh(of_rows(send(tokens.x, dispatch), counts), dispatch, tokens.gates)
+    rows = Rows(send(tokens.x, dispatch), in_slots(tokens.gates, dispatch), counts)
+    return checkpoint_name(combine(of_rows(rows), dispatch), "projection")
 
 
 def _of_ring(of_rows: OfOwnRows, tokens: Tokens, num_experts: int) -> jax.Array:
@@ -147,10 +168,12 @@ def _of_exchanged(of_rows: OfOwnRows, tokens: Tokens, num_experts: int) -> jax.A
 
     # [devices · room, d_model], kept where products are, or gradients would send it again.
     received = checkpoint_name(swapped(send(x, pieces)), "projection")
+    weights = swapped(in_slots(gates, pieces))
     of_slot = jax.vmap(partial(experts_of_rows, rows=room))(swapped(counts))
     here, counts = sort_by_expert(of_slot.reshape(-1, 1), own)
-    y = of_rows(send(received, here), counts)
-    return _weigh(swapped(collect(y, here)[:, 0]), pieces, gates)
+    y = of_rows(Rows(send(received, here), in_slots(weights[:, None], here), counts))
+    returned = combine(swapped(collect(y, here)[:, 0]), pieces)
+    return checkpoint_name(returned, "projection")
 
 
 def _in_pieces(dispatch: Dispatch, device: jax.Array, sent: jax.Array, room: int) -> Dispatch:
@@ -169,17 +192,12 @@ def _in_pieces(dispatch: Dispatch, device: jax.Array, sent: jax.Array, room: int
     return Dispatch(source.reshape(-1), jnp.where(dispatch.slot < 0, -1, slot))
 
 
-def _weigh(y: jax.Array, dispatch: Dispatch, gates: jax.Array) -> jax.Array:
-    """Σ_j gate_tj y_tj, of rows in slots."""
-    collected = checkpoint_name(collect(y, dispatch), "projection")  # the gates' gradient needs it
-    return jnp.einsum("tkd,tk->td", collected, gates.astype(y.dtype))
-
-
-def _whole(weight: jax.Array, names: PartitionSpec, dtype: Any) -> jax.Array:
+def _whole(weight: jax.Array, places: PartitionSpec, dtype: Any) -> jax.Array:
     """A weight's part, gathered over `fsdp` in the activations' type."""
-    if "d_model" not in names:
-        return weight
-    return gather(weight.astype(dtype), tuple(names).index("d_model"))
+    for axis, place in enumerate(places):
+        if "fsdp" in (place if isinstance(place, tuple) else (place,)):
+            return gather(weight.astype(dtype), axis)
+    return weight
 
 
 def _is_spec(leaf: Any) -> bool:

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -128,7 +128,8 @@ def parameter_shardings(mesh: Mesh, boxed: PyTree, rules: Rules = RULES) -> PyTr
 
     def place(leaf: Any, names: PartitionSpec) -> NamedSharding:
         uneven = "vocab" in names and leaf.shape[tuple(names).index("vocab")] % vocabulary
-        return nn.logical_to_mesh_sharding(names, mesh, without if uneven else rules)
+        spec = nn.logical_to_mesh_axes(names, without if uneven else rules)
+        return NamedSharding(mesh, rows_before_lanes(names, spec, leaf.shape, mesh.shape))
 
     shardings = jax.tree.map(place, meta.unbox(boxed), logical_axes(boxed))
     faults = []
@@ -141,6 +142,22 @@ def parameter_shardings(mesh: Mesh, boxed: PyTree, rules: Rules = RULES) -> PyTr
             + "\n  ".join(faults)
         )
     return shardings
+
+
+def rows_before_lanes(
+    names: PartitionSpec, spec: PartitionSpec, shape: Sequence[int], sizes: Mapping[str, int]
+) -> PartitionSpec:
+    """`spec`, but for experts' output matrices [..., d_hidden, d_model]: rather than the last axis,
+    `fsdp` cuts the one before, if it divides it. TPUs pad the last axis of every part to 128, and
+    what is gathered along it they write twice."""
+    if "experts" not in names or tuple(names)[-2:] != ("d_hidden", "d_model"):
+        return spec
+    *others, before, last = spec
+    axes = ((before,) if isinstance(before, str) else before or ()) + ("fsdp",)
+    parts = math.prod(sizes.get(axis, 1) for axis in axes)
+    if last != "fsdp" or shape[-2] % parts:
+        return spec
+    return PartitionSpec(*others, axes if len(axes) > 1 else "fsdp", None)
 
 
 def _uneven(name: str, leaf: Any, sharding: NamedSharding) -> list[str]:

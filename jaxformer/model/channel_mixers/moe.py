@@ -19,7 +19,7 @@ from jaxformer.model.channel_mixers.router import Router, RouterOptions, within_
 from jaxformer.model.projections import Projection
 from jaxformer.model.rows import LayerAux, RowInfo
 from jaxformer.ops.routing import experts_of_rows, grouped_product, take_rows
-from jaxformer.parallel.expert import Tokens, exchange, once, visit_experts
+from jaxformer.parallel.expert import Rows, Tokens, exchange, once, visit_experts
 from jaxformer.schema.base import Schema
 
 
@@ -157,7 +157,7 @@ class MoE(ChannelMixer):
             self._of_rows,
             {name: matrix() for name, matrix in matrices.items()},
             {name: matrix.axes for name, matrix in matrices.items()},
-            Tokens(x, experts, routing.gates.astype(x.dtype)),
+            Tokens(x, experts, routing.gates),
             config.num_experts,
         )
         if config.shared is not None:
@@ -182,11 +182,13 @@ class MoE(ChannelMixer):
             for name, start in starts.items()
         }
 
-    def _of_rows(
-        self, weights: dict[str, dict[str, jax.Array]], rows: jax.Array, counts: jax.Array
-    ) -> jax.Array:
-        """Every row's own expert: rows [rows, d_model] in the order of the experts."""
-        expert = experts_of_rows(counts, len(rows))
+    def _of_rows(self, weights: dict[str, dict[str, jax.Array]], rows: Rows) -> jax.Array:
+        """What every row's own expert gives, times the row's gate.
+
+        The gate multiplies what the last matrix takes: its gradient then needs no product again.
+        """
+        x, gates, counts = rows
+        expert = experts_of_rows(counts, len(x))
         expert = jnp.where(expert < len(counts), expert, -1)
 
         def project(name: str, x: jax.Array) -> jax.Array:
@@ -197,12 +199,17 @@ class MoE(ChannelMixer):
             if "bias" not in weights[name]:
                 return y
             bias = weights[name]["bias"].astype(x.dtype)
-            return y + take_rows(once(bias) if name == "out" else bias, expert)
+            if name == "out":
+                return y + weighted(take_rows(once(bias), expert))
+            return y + take_rows(bias, expert)
 
-        hidden, activation = project("in", rows), ACTIVATIONS[self.config.activation]
+        def weighted(y: jax.Array) -> jax.Array:
+            return (y * gates[:, None]).astype(y.dtype)
+
+        hidden, activation = project("in", x), ACTIVATIONS[self.config.activation]
         gated = "gate" in weights
-        hidden = activation(project("gate", rows)) * hidden if gated else activation(hidden)
-        return project("out", hidden)
+        hidden = activation(project("gate", x)) * hidden if gated else activation(hidden)
+        return project("out", weighted(hidden))
 
     def _shared(self, x: jax.Array, rows: RowInfo, shared: SharedConfig) -> jax.Array:
         config = self.config
