@@ -173,7 +173,7 @@ def tpu_product(
     inputs, outputs = x.shape[1], matrices.shape[1 if transposed else 2]
     blocks = None
     if _serves(x, inputs, outputs):
-        blocks = grouped.product_blocks(len(x), inputs, outputs, len(matrices), x.dtype.itemsize)
+        blocks = grouped.product_blocks(inputs, outputs, x.dtype.itemsize)
     if blocks is None:
         return ragged_product(x, matrices, counts, transposed)
     return grouped.grouped_product(x, matrices, counts, blocks, transposed=transposed)

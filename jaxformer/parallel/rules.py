@@ -31,6 +31,7 @@ RULES: Rules = (
     ("experts", "expert"),
     ("choices", None),  # a router's outputs
     ("d_model", "fsdp"),
+    ("latent", "fsdp"),  # of latent attention, where it is a matrix's input
     ("vector", None),  # d_model of a scale: it would save little memory for its collectives
     ("head_dim", None),
     ("width", None),
@@ -44,6 +45,9 @@ RULES: Rules = (
     ("gates", None),
     ("layers", "stage"),
 )
+
+# What their mesh axes do not divide stays whole on every device.
+OR_WHOLE = ("vocab", "latent")
 
 PyTree = Any
 
@@ -93,8 +97,8 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def vocabulary_shards(sizes: Mapping[str, int], axes: MeshAxes) -> int:
-    """Into how many parts the mesh axes `axes` split a vocabulary."""
+def parts_of(sizes: Mapping[str, int], axes: MeshAxes) -> int:
+    """Into how many parts the mesh axes `axes` split an array's axis."""
     axes = (axes,) if isinstance(axes, str) else axes or ()
     return math.prod(sizes.get(axis, 1) for axis in axes)
 
@@ -105,7 +109,7 @@ def pad_vocabulary(head: jax.Array) -> jax.Array:
     """
     sizes = jax.sharding.get_abstract_mesh().shape
     (axes,) = mesh_axes("vocab")
-    missing = -head.shape[1] % vocabulary_shards(sizes, axes)
+    missing = -head.shape[1] % parts_of(sizes, axes)
     if not missing:
         return head
     # The gradient is brought together here, once, and not in every array of the optimizer.
@@ -117,18 +121,19 @@ def pad_vocabulary(head: jax.Array) -> jax.Array:
 def parameter_shardings(mesh: Mesh, boxed: PyTree, rules: Rules = RULES) -> PyTree:
     """The sharding of every parameter, for the (abstract) parameters as `init` returns them.
 
-    A vocabulary that its mesh axes do not divide stays whole, see `pad_vocabulary`: a checkpoint
-    has the same arrays whatever the mesh.
+    What is in `OR_WHOLE` stays whole where its mesh axes do not divide it, see `pad_vocabulary`: a
+    checkpoint has the same arrays whatever the mesh.
 
     Raises:
         DoesNotFit: dimensions that their mesh axes do not divide, all of them listed.
     """
-    vocabulary = vocabulary_shards(mesh.shape, dict(rules)["vocab"])
-    without = tuple((name, None if name == "vocab" else axes) for name, axes in rules)
+    parts = {name: parts_of(mesh.shape, axes) for name, axes in rules if name in OR_WHOLE}
 
     def place(leaf: Any, names: PartitionSpec) -> NamedSharding:
-        uneven = "vocab" in names and leaf.shape[tuple(names).index("vocab")] % vocabulary
-        spec = nn.logical_to_mesh_axes(names, without if uneven else rules)
+        sizes = dict(zip(names, leaf.shape, strict=True))
+        uneven = {name for name in parts.keys() & sizes.keys() if sizes[name] % parts[name]}
+        table = tuple((name, None if name in uneven else axes) for name, axes in rules)
+        spec = nn.logical_to_mesh_axes(names, table)
         return NamedSharding(mesh, rows_before_lanes(names, spec, leaf.shape, mesh.shape))
 
     shardings = jax.tree.map(place, meta.unbox(boxed), logical_axes(boxed))

@@ -6,10 +6,12 @@ others wrote. So the time goes with the rows, whoever has how many (MegaBlocks, 
 arXiv:2211.15841).
 
 Blocks take the whole contraction: a matrix is read once for all rows of its expert, and what the
-matrix units add up stays with them. Few rows a block: all but one of the experts have up to one
-block more than their rows fill.
+matrix units add up stays with them. All experts but one may have a block more than their rows fill,
+so blocks of the product have few rows. Those of the outer product, which adds what it makes to sums
+in memory, have twice as many where experts have many rows.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -42,7 +44,7 @@ def visits_of(counts: jax.Array, rows: int, size: int, *, empty: bool) -> Visits
     blocks = jnp.where(counts > 0, (ends - 1) // size - starts // size + 1, int(empty))
     before = jnp.cumsum(blocks)
     total = before[-1]
-    number = jnp.minimum(jnp.arange(rows // size + len(counts)), jnp.maximum(total - 1, 0))
+    number = jnp.minimum(jnp.arange(rows // size + len(counts) - 1), jnp.maximum(total - 1, 0))
     expert = jnp.minimum(jnp.searchsorted(before, number, side="right"), len(counts) - 1)
     block = starts[expert] // size + number - (before - blocks)[expert]
     block = jnp.clip(block, 0, rows // size - 1)
@@ -50,29 +52,27 @@ def visits_of(counts: jax.Array, rows: int, size: int, *, empty: bool) -> Visits
     return Visits(*(part.astype(jnp.int32) for part in parts))
 
 
-def rows_of_block(rows: int, experts: int) -> int:
-    """Twice the least where experts have many rows, so that few of a block's are another's."""
+def rows_of_sums(rows: int, experts: int) -> int:
+    """Rows of a block of `grouped_outer_product`."""
     large = rows % (2 * LANES) == 0 and rows >= 16 * LANES * experts
     return 2 * LANES if large else LANES
 
 
-def width_of_block(width: int, tiles: int = 2) -> int:
-    """The width of a multiple of `tiles` blocks, which two cores share, each of up to `WIDEST`."""
-    count = tiles * -(-width // (tiles * WIDEST))
+def width_of_block(width: int, tiles: int, widest: int) -> int:
+    """The width of a multiple of `tiles` blocks, each of up to `widest`; two cores share an even
+    number."""
+    count = tiles * -(-width // (tiles * widest))
     return min(-(-width // (count * LANES)) * LANES, width)
 
 
-def product_blocks(
-    rows: int, inputs: int, outputs: int, experts: int, itemsize: int
-) -> tuple[int, int] | None:
+def product_blocks(inputs: int, outputs: int, itemsize: int) -> tuple[int, int] | None:
     """Rows and columns of a block of `grouped_product`; None where none fits the memory."""
-    size = rows_of_block(rows, experts)
     tiles = 2
     while True:
-        width = width_of_block(outputs, tiles)
-        needed = 2 * itemsize * (size * inputs + inputs * width + size * width) + 4 * size * width
-        if needed <= FOR_BLOCKS:
-            return size, width
+        width = width_of_block(outputs, tiles, WIDEST)
+        twice = LANES * inputs + inputs * width + LANES * width  # one is used, one is on its way
+        if 2 * itemsize * twice + 4 * LANES * width <= FOR_BLOCKS:
+            return LANES, width
         if width <= LANES:
             return None
         tiles *= 2
@@ -131,7 +131,7 @@ def grouped_product(
         ),
         jax.ShapeDtypeStruct((rows, outputs), x.dtype),
         [],
-        2 * rows * inputs * outputs,
+        size * inputs * width,
         interpret,
     )(x, matrices)
 
@@ -141,8 +141,8 @@ def grouped_outer_product(
 ) -> jax.Array:
     """Σ x_m y_mᵀ over the rows of each expert: [rows, n], [rows, m] → [experts, n, m]."""
     (rows, inputs), outputs, experts = x.shape, y.shape[1], len(counts)
-    size = rows_of_block(rows, experts)
-    height, width = width_of_block(inputs, 1), width_of_block(outputs)
+    size = rows_of_sums(rows, experts)
+    height, width = width_of_block(inputs, 1, 2 * WIDEST), width_of_block(outputs, 2, WIDEST)
     visits = visits_of(counts, rows, size, empty=True)
     last = len(visits.expert) - 1
 
@@ -202,7 +202,7 @@ def grouped_outer_product(
         ),
         jax.ShapeDtypeStruct((experts, inputs, outputs), x.dtype),
         [pltpu.VMEM((height, width), jnp.float32)],
-        2 * rows * inputs * outputs,
+        size * height * width,
         interpret,
     )(x, y)
 
@@ -222,10 +222,11 @@ def _call(
     out_specs: pl.BlockSpec,
     out_shape: jax.ShapeDtypeStruct,
     scratch: list,
-    flops: int,
+    multiplied: int,
     interpret: bool,
 ) -> Callable[..., jax.Array]:
-    """The kernel over the grid; cores share its first axis."""
+    """The kernel over the grid; cores share its first axis. `multiplied`: numbers in a step."""
+    flops = 2 * multiplied * math.prod(grid)
 
     def call(*operands: jax.Array) -> jax.Array:
         moved = sum(each.size * each.dtype.itemsize for each in (*operands, out_shape))
