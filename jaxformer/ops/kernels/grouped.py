@@ -23,7 +23,14 @@ from jax.experimental.pallas import tpu as pltpu
 LANES = 128  # of a TPU: sizes of blocks are multiples
 WIDEST = 1024  # columns of a block
 MEMORY = 64 * 2**20  # bytes of a core's vector memory that a kernel may use
-FOR_BLOCKS = 3 * MEMORY // 4  # the rest is for what the compiler keeps between
+MEMORY_OF = {"TPU v4": 14 * 2**20}  # of cores with less
+
+
+def memory() -> int:
+    """Bytes of vector memory that a kernel may use on the chips that it is compiled for."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    kind = device.device_kind if device else jax.devices()[0].device_kind
+    return MEMORY_OF.get(kind, MEMORY)
 
 
 class Visits(NamedTuple):
@@ -71,7 +78,8 @@ def product_blocks(inputs: int, outputs: int, itemsize: int) -> tuple[int, int] 
     while True:
         width = width_of_block(outputs, tiles, WIDEST)
         twice = LANES * inputs + inputs * width + LANES * width  # one is used, one is on its way
-        if 2 * itemsize * twice + 4 * LANES * width <= FOR_BLOCKS:
+        # A quarter is left for what the compiler keeps between.
+        if 2 * itemsize * twice + 4 * LANES * width <= 3 * memory() // 4:
             return LANES, width
         if width <= LANES:
             return None
@@ -142,7 +150,10 @@ def grouped_outer_product(
     """Σ x_m y_mᵀ over the rows of each expert: [rows, n], [rows, m] → [experts, n, m]."""
     (rows, inputs), outputs, experts = x.shape, y.shape[1], len(counts)
     size = rows_of_sums(rows, experts)
-    height, width = width_of_block(inputs, 1, 2 * WIDEST), width_of_block(outputs, 2, WIDEST)
+    highest, widest = 2 * WIDEST, WIDEST
+    if memory() < MEMORY:
+        highest = widest = 2 * WIDEST // x.dtype.itemsize
+    height, width = width_of_block(inputs, 1, highest), width_of_block(outputs, 2, widest)
     visits = visits_of(counts, rows, size, empty=True)
     last = len(visits.expert) - 1
 
@@ -242,7 +253,7 @@ def _call(
             ),
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", *["arbitrary"] * (len(grid) - 1)),
-                vmem_limit_bytes=MEMORY,
+                vmem_limit_bytes=memory(),
             ),
             cost_estimate=pl.CostEstimate(flops=flops, bytes_accessed=moved, transcendentals=0),
             interpret=interpret,
