@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
 
-LANES = 128  # of a TPU: the kernel wants whole ones
+from jaxformer.ops.kernels import grouped
+
 UNITS, SMALLEST_UNIT, LARGEST_UNIT = 8, 16, 64  # of the sizes of blocks, see `block_sizes`
 
 
@@ -52,7 +52,7 @@ def take_rows(x: jax.Array, index: jax.Array) -> jax.Array:
 def send(x: jax.Array, dispatch: Dispatch) -> jax.Array:
     """The token of every slot: x [tokens, d] → [slots, d]; empty slots are zero.
 
-    Its gradient collects from the slots again, which needs no scatter.
+    Its gradient is `combine`, which needs no scatter.
     """
     k = dispatch.slot.shape[1]
     token = jnp.where(dispatch.source < 0, -1, dispatch.source // k)
@@ -60,10 +60,39 @@ def send(x: jax.Array, dispatch: Dispatch) -> jax.Array:
 
 
 def _send_backward(dispatch: Dispatch, gradient: jax.Array) -> tuple[jax.Array, None]:
-    return jnp.sum(collect(gradient, dispatch), axis=1), None
+    return combine(gradient, dispatch), None
 
 
 send.defvjp(lambda x, dispatch: (send(x, dispatch), dispatch), _send_backward)
+
+
+@jax.custom_vjp
+def combine(y: jax.Array, dispatch: Dispatch) -> jax.Array:
+    """The sum of every token's slots: y [slots, d] → [tokens, d]. Its gradient is `send`."""
+    wide = jnp.promote_types(y.dtype, jnp.float32)
+    # One array for all, [k, tokens, d], a TPU adds up seven times slower.
+    chosen = (take_rows(y, slots).astype(wide) for slots in dispatch.slot.T)
+    return sum(chosen, jnp.zeros((), wide)).astype(y.dtype)
+
+
+def _combine_backward(dispatch: Dispatch, gradient: jax.Array) -> tuple[jax.Array, None]:
+    return send(gradient, dispatch), None
+
+
+combine.defvjp(lambda y, dispatch: (combine(y, dispatch), dispatch), _combine_backward)
+
+
+@jax.custom_vjp
+def in_slots(choices: jax.Array, dispatch: Dispatch) -> jax.Array:
+    """The number of every slot's assignment: [tokens, k] → [slots]; zero for empty slots."""
+    return take_rows(choices.reshape(-1), dispatch.source)
+
+
+def _in_slots_backward(dispatch: Dispatch, gradient: jax.Array) -> tuple[jax.Array, None]:
+    return take_rows(gradient, dispatch.slot), None
+
+
+in_slots.defvjp(lambda x, dispatch: (in_slots(x, dispatch), dispatch), _in_slots_backward)
 
 
 @jax.custom_vjp
@@ -121,7 +150,7 @@ def grouped_product(
 ) -> jax.Array:
     """y_m = x_m W_e(m), for rows in the order of the experts.
 
-    On a TPU, it is the kernel `gmm` that JAX has, or XLA's `ragged_dot` where that cannot serve.
+    On a TPU, it is a Pallas kernel, or XLA's `ragged_dot` where that cannot serve.
     Elsewhere XLA multiplies every row with every matrix, so blocks of rows are multiplied one after
     another, as many as the experts need.
 
@@ -171,36 +200,29 @@ def grouped_outer_product(x: jax.Array, y: jax.Array, counts: jax.Array) -> jax.
 def tpu_product(
     x: jax.Array, matrices: jax.Array, counts: jax.Array, transposed: bool
 ) -> jax.Array:
-    """`grouped_product` by the kernel of MegaBlox (Gale et al., 2022, arXiv:2211.15841)."""
+    """`grouped_product` by the kernel of `jaxformer.ops.kernels.grouped`."""
     inputs, outputs = x.shape[1], matrices.shape[1 if transposed else 2]
-    tiling = _tiling(len(x), inputs, outputs, x.dtype)
-    if tiling is None:
+    blocks = None
+    if _serves(x, inputs, outputs):
+        blocks = grouped.product_blocks(inputs, outputs, x.dtype.itemsize)
+    if blocks is None:
         return ragged_product(x, matrices, counts, transposed)
-    return gmm(x, matrices, counts, x.dtype, tiling, transpose_rhs=transposed)
+    return grouped.grouped_product(x, matrices, counts, blocks, transposed=transposed)
 
 
 def tpu_outer_product(x: jax.Array, y: jax.Array, counts: jax.Array) -> jax.Array:
-    """`grouped_outer_product` by the kernel of MegaBlox."""
-    tiling = _tiling(len(x), x.shape[1], y.shape[1], x.dtype)
-    if tiling is None:
+    """`grouped_outer_product` by the kernel of `jaxformer.ops.kernels.grouped`."""
+    if not _serves(x, x.shape[1], y.shape[1]):
         return ragged_outer_product(x, y, counts)
-    return tgmm(x.T, y, counts, x.dtype, tiling)
+    return grouped.grouped_outer_product(x, y, counts)
 
 
-def _tiling(rows: int, inputs: int, outputs: int, dtype: jnp.dtype) -> tuple[int, int, int] | None:
-    """The kernel's block sizes; None where it cannot serve, as where several devices share rows."""
+def _serves(x: jax.Array, inputs: int, outputs: int) -> bool:
+    """Whether the kernels can: not where several devices share rows, nor for a few numbers."""
     mesh = jax.sharding.get_abstract_mesh()
     shared = any(mesh.shape[axis] > 1 for axis in set(mesh.axis_names) - set(mesh.manual_axes))
-    fits = rows % LANES == 0 and min(inputs, outputs) >= LANES
-    if shared or not fits or dtype not in (jnp.bfloat16, jnp.float32):
-        return None
-    return _block(rows, 512), _block(inputs, 1024), _block(outputs, 1024)
-
-
-def _block(size: int, most: int) -> int:
-    """The largest multiple of LANES up to `most` that divides `size`, or else one that does not."""
-    fitting = [each for each in range(LANES, most + 1, LANES) if size % each == 0]
-    return max(fitting, default=min(most, size // LANES * LANES))
+    large = len(x) % grouped.LANES == 0 and min(inputs, outputs) >= grouped.LANES
+    return not shared and large and x.dtype in (jnp.bfloat16, jnp.float32)
 
 
 def ragged_product(

@@ -13,7 +13,9 @@ from jax.sharding import PartitionSpec
 from jaxformer.ops.routing import (
     Dispatch,
     collect,
+    combine,
     experts_of_rows,
+    in_slots,
     put_places,
     send,
     sort_by_expert,
@@ -21,15 +23,25 @@ from jaxformer.ops.routing import (
 )
 from jaxformer.parallel.mesh import DATA_AXES
 from jaxformer.parallel.own_tokens import gather
+from jaxformer.parallel.rules import rows_before_lanes
 
 AXIS = "expert"
 PLACES = {"experts": AXIS, "d_model": "fsdp", "d_hidden": "tensor"}
 
 PyTree = Any
 
-# (the experts' weights, rows [rows, d_model] in their order, how many each has) → [rows, d_model]
-OfRows = Callable[[PyTree, jax.Array, jax.Array], jax.Array]
-OfOwnRows = Callable[[jax.Array, jax.Array], jax.Array]  # the same, of a device's own weights
+
+class Rows(NamedTuple):
+    """Rows in the order of the experts, and how many each expert has."""
+
+    x: jax.Array  # [rows, d_model]
+    gates: jax.Array  # [rows]
+    counts: jax.Array  # [experts] int32
+
+
+# (the experts' weights, rows) → gate · E(x) [rows, d_model]
+OfRows = Callable[[PyTree, Rows], jax.Array]
+OfOwnRows = Callable[[Rows], jax.Array]  # the same, of a device's own weights
 
 
 class Tokens(NamedTuple):
@@ -79,21 +91,23 @@ def visit_experts(
     if not split:
         return visit(partial(of_rows, weights), tokens, num_experts)
 
+    def place(names: PartitionSpec, weight: jax.Array) -> PartitionSpec:
+        found = (PLACES.get(name) for name in names)
+        spec = PartitionSpec(*(axis if axis in split else None for axis in found))
+        return rows_before_lanes(names, spec, weight.shape, split)
+
+    places = jax.tree.map(place, axes, weights, is_leaf=_is_spec)
+
     def of_shard(weights: PyTree, tokens: Tokens | Picks) -> jax.Array:
-        if "fsdp" in split:
-            whole = partial(_whole, dtype=tokens.x.dtype)
-            weights = jax.tree.map(whole, weights, axes, is_leaf=_is_spec)
+        whole = partial(_whole, dtype=tokens.x.dtype)
+        weights = jax.tree.map(whole, weights, places, is_leaf=_is_spec)
         y = visit(partial(of_rows, weights), tokens, num_experts)
         return jax.lax.psum(y, "tensor") if "tensor" in split else y
-
-    def place(names: PartitionSpec) -> PartitionSpec:
-        found = (PLACES.get(name) for name in names)
-        return PartitionSpec(*(axis if axis in split else None for axis in found))
 
     rows = _rows_over(split)
     return jax.shard_map(
         of_shard,
-        in_specs=(jax.tree.map(place, axes, is_leaf=_is_spec), rows),
+        in_specs=(places, rows),
         out_specs=rows,
         axis_names=_own_axes(),
         check_vma=False,
@@ -145,7 +159,8 @@ def _rows_over(split: Mapping[str, int]) -> PartitionSpec:
 
 def _of_own(of_rows: OfOwnRows, tokens: Tokens, num_experts: int) -> jax.Array:
     dispatch, counts = sort_by_expert(tokens.experts, num_experts)
-    return _weigh(of_rows(send(tokens.x, dispatch), counts), dispatch, tokens.gates)
+    rows = Rows(send(tokens.x, dispatch), in_slots(tokens.gates, dispatch), counts)
+    return checkpoint_name(combine(of_rows(rows), dispatch), "projection")
 
 
 def _of_ring(of_rows: OfOwnRows, tokens: Tokens, num_experts: int) -> jax.Array:
@@ -173,10 +188,12 @@ def _of_exchanged(of_rows: OfOwnRows, tokens: Tokens, num_experts: int) -> jax.A
 
     # [devices · room, d_model], kept where products are, or gradients would send it again.
     received = checkpoint_name(swapped(send(x, pieces)), "projection")
+    weights = swapped(in_slots(gates, pieces))
     of_slot = jax.vmap(partial(experts_of_rows, rows=room))(swapped(counts))
     here, counts = sort_by_expert(of_slot.reshape(-1, 1), own)
-    y = of_rows(send(received, here), counts)
-    return _weigh(swapped(collect(y, here)[:, 0]), pieces, gates)
+    y = of_rows(Rows(send(received, here), in_slots(weights[:, None], here), counts))
+    returned = combine(swapped(collect(y, here)[:, 0]), pieces)
+    return checkpoint_name(returned, "projection")
 
 
 def _in_pieces(dispatch: Dispatch, device: jax.Array, sent: jax.Array, room: int) -> Dispatch:
@@ -201,30 +218,30 @@ def _of_picks(of_rows: OfOwnRows, picks: Picks, num_experts: int) -> jax.Array:
     length, width = x.shape[1:]
     mesh = jax.sharding.get_abstract_mesh()
     devices = mesh.shape.get(AXIS, 1) if AXIS in mesh.manual_axes else 1
-    rows = take_places(x, places).swapaxes(0, 1)  # [experts, batch, slots, d_model]
-    if devices > 1:
-        rows = jax.lax.all_to_all(rows, AXIS, split_axis=0, concat_axis=1, tiled=True)
-        rows = checkpoint_name(rows, "projection")
-    counts = jnp.full(len(rows), rows[0].size // width, jnp.int32)
-    y = of_rows(rows.reshape(-1, width), counts).reshape(rows.shape)
-    if devices > 1:
-        y = jax.lax.all_to_all(y, AXIS, split_axis=1, concat_axis=0, tiled=True)
-    y = checkpoint_name(y, "projection")  # the gates' gradient needs it
+
+    def swapped(rows: jax.Array, there: bool) -> jax.Array:
+        if devices == 1:
+            return rows
+        split, joined = (0, 1) if there else (1, 0)
+        return jax.lax.all_to_all(rows, AXIS, split_axis=split, concat_axis=joined, tiled=True)
+
+    # [experts, batch, slots, d_model], kept where products are, or gradients would send it again.
+    rows = swapped(take_places(x, places).swapaxes(0, 1), there=True)
+    rows = checkpoint_name(rows, "projection")
     weights = jnp.take_along_axis(gates, jnp.maximum(places, 0), axis=2)
-    return put_places(weights[..., None] * y.swapaxes(0, 1), places, length)
+    weights = swapped(jnp.where(places < 0, 0.0, weights).swapaxes(0, 1), there=True)
+    counts = jnp.full(len(rows), rows[0].size // width, jnp.int32)
+    y = of_rows(Rows(rows.reshape(-1, width), weights.reshape(-1), counts))
+    returned = swapped(y.reshape(rows.shape), there=False).swapaxes(0, 1)
+    return checkpoint_name(put_places(returned, places, length), "projection")
 
 
-def _weigh(y: jax.Array, dispatch: Dispatch, gates: jax.Array) -> jax.Array:
-    """Σ_j gate_tj y_tj, of rows in slots."""
-    collected = checkpoint_name(collect(y, dispatch), "projection")  # the gates' gradient needs it
-    return jnp.einsum("tkd,tk->td", collected, gates.astype(y.dtype))
-
-
-def _whole(weight: jax.Array, names: PartitionSpec, dtype: Any) -> jax.Array:
+def _whole(weight: jax.Array, places: PartitionSpec, dtype: Any) -> jax.Array:
     """A weight's part, gathered over `fsdp` in the activations' type."""
-    if "d_model" not in names:
-        return weight
-    return gather(weight.astype(dtype), tuple(names).index("d_model"))
+    for axis, place in enumerate(places):
+        if "fsdp" in (place if isinstance(place, tuple) else (place,)):
+            return gather(weight.astype(dtype), axis)
+    return weight
 
 
 def _is_spec(leaf: Any) -> bool:

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -31,6 +31,7 @@ RULES: Rules = (
     ("experts", "expert"),
     ("choices", None),  # a router's outputs
     ("d_model", "fsdp"),
+    ("latent", "fsdp"),  # of latent attention, where it is a matrix's input
     ("vector", None),  # d_model of a scale: it would save little memory for its collectives
     ("head_dim", None),
     ("width", None),
@@ -44,6 +45,9 @@ RULES: Rules = (
     ("gates", None),
     ("layers", "stage"),
 )
+
+# What their mesh axes do not divide stays whole on every device.
+OR_WHOLE = ("vocab", "latent")
 
 PyTree = Any
 
@@ -93,8 +97,8 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def vocabulary_shards(sizes: Mapping[str, int], axes: MeshAxes) -> int:
-    """Into how many parts the mesh axes `axes` split a vocabulary."""
+def parts_of(sizes: Mapping[str, int], axes: MeshAxes) -> int:
+    """Into how many parts the mesh axes `axes` split an array's axis."""
     axes = (axes,) if isinstance(axes, str) else axes or ()
     return math.prod(sizes.get(axis, 1) for axis in axes)
 
@@ -105,7 +109,7 @@ def pad_vocabulary(head: jax.Array) -> jax.Array:
     """
     sizes = jax.sharding.get_abstract_mesh().shape
     (axes,) = mesh_axes("vocab")
-    missing = -head.shape[1] % vocabulary_shards(sizes, axes)
+    missing = -head.shape[1] % parts_of(sizes, axes)
     if not missing:
         return head
     # The gradient is brought together here, once, and not in every array of the optimizer.
@@ -117,18 +121,20 @@ def pad_vocabulary(head: jax.Array) -> jax.Array:
 def parameter_shardings(mesh: Mesh, boxed: PyTree, rules: Rules = RULES) -> PyTree:
     """The sharding of every parameter, for the (abstract) parameters as `init` returns them.
 
-    A vocabulary that its mesh axes do not divide stays whole, see `pad_vocabulary`: a checkpoint
-    has the same arrays whatever the mesh.
+    What is in `OR_WHOLE` stays whole where its mesh axes do not divide it, see `pad_vocabulary`: a
+    checkpoint has the same arrays whatever the mesh.
 
     Raises:
         DoesNotFit: dimensions that their mesh axes do not divide, all of them listed.
     """
-    vocabulary = vocabulary_shards(mesh.shape, dict(rules)["vocab"])
-    without = tuple((name, None if name == "vocab" else axes) for name, axes in rules)
+    parts = {name: parts_of(mesh.shape, axes) for name, axes in rules if name in OR_WHOLE}
 
     def place(leaf: Any, names: PartitionSpec) -> NamedSharding:
-        uneven = "vocab" in names and leaf.shape[tuple(names).index("vocab")] % vocabulary
-        return nn.logical_to_mesh_sharding(names, mesh, without if uneven else rules)
+        sizes = dict(zip(names, leaf.shape, strict=True))
+        uneven = {name for name in parts.keys() & sizes.keys() if sizes[name] % parts[name]}
+        table = tuple((name, None if name in uneven else axes) for name, axes in rules)
+        spec = nn.logical_to_mesh_axes(names, table)
+        return NamedSharding(mesh, rows_before_lanes(names, spec, leaf.shape, mesh.shape))
 
     shardings = jax.tree.map(place, meta.unbox(boxed), logical_axes(boxed))
     faults = []
@@ -141,6 +147,22 @@ def parameter_shardings(mesh: Mesh, boxed: PyTree, rules: Rules = RULES) -> PyTr
             + "\n  ".join(faults)
         )
     return shardings
+
+
+def rows_before_lanes(
+    names: PartitionSpec, spec: PartitionSpec, shape: Sequence[int], sizes: Mapping[str, int]
+) -> PartitionSpec:
+    """`spec`, but for experts' output matrices [..., d_hidden, d_model]: rather than the last axis,
+    `fsdp` cuts the one before, if it divides it. TPUs pad the last axis of every part to 128, and
+    what is gathered along it they write twice."""
+    if "experts" not in names or tuple(names)[-2:] != ("d_hidden", "d_model"):
+        return spec
+    *others, before, last = spec
+    axes = ((before,) if isinstance(before, str) else before or ()) + ("fsdp",)
+    parts = math.prod(sizes.get(axis, 1) for axis in axes)
+    if last != "fsdp" or shape[-2] % parts:
+        return spec
+    return PartitionSpec(*others, axes if len(axes) > 1 else "fsdp", None)
 
 
 def _uneven(name: str, leaf: Any, sharding: NamedSharding) -> list[str]:

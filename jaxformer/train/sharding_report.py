@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from jaxformer.parallel.rules import Rules, bytes_per_device, path_name, vocabulary_shards
+from jaxformer.parallel.rules import Rules, bytes_per_device, parts_of, path_name
 from jaxformer.terminal import in_bytes
 
 LARGE = 64 * 2**20  # bytes of a parameter that should not lie whole on every device
@@ -38,7 +38,7 @@ def sharding_report(params: PyTree, vocab_size: int, rules: Rules) -> str:
             "mesh.rules, splits them"
         )
     axes = dict(rules)["vocab"]
-    parts = vocabulary_shards(leaves[0][1].sharding.mesh.shape, axes)
+    parts = parts_of(leaves[0][1].sharding.mesh.shape, axes)
     if vocab_size % parts:
         named = axes if isinstance(axes, str) else " × ".join(axes or ())
         padded = -(-vocab_size // parts) * parts

@@ -11,6 +11,7 @@ from jax.experimental import topologies
 from jaxformer.config import Config
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.plan.cost import read_cost
+from jaxformer.plan.estimate import kernel_flops
 from jaxformer.plan.topology import compile_only_devices, parse_slice
 from jaxformer.train.program import Program, make_program
 
@@ -186,3 +187,20 @@ def test_experts_exchange_rows_and_gather_none(chips):
     moved = re.findall(r"= (\S+) (all-to-all|all-gather)(?:-start)?\(.*/ffn/", lines)
     rows = [(shape, kind) for shape, kind in moved if "bf16" in shape and "384,128" in shape]
     assert [kind for _, kind in rows] == ["all-to-all"] * 4, moved
+
+
+def test_experts_compute_little_more_than_a_token_needs(chips):
+    """Products and the blocks that kernels visit, against the model's FLOPs: all experts for all
+    tokens would be four times those."""
+    ffn = MOE | {"d_hidden": 1024, "bias": False}
+    mixer = {"kind": "attention", "num_heads": 2}
+    model = {"d_model": 256, "mixer": mixer, "ffn": ffn}
+    program = make_program_on(chips, {"fsdp": 4}, length=4096, **model)
+    cost = read_cost(program.compile(None).train_step.as_text())
+    experts = [kernel for kernel in cost.kernels if "grouped" in kernel.name]
+    assert (
+        sum(cost.kernels[kernel] for kernel in experts) == 9
+    )  # three matrices, two gradients each
+    kernels = sum(times * kernel_flops(kernel) for kernel, times in cost.kernels.items())
+    needed = program.flops_per_step / len(chips)
+    assert needed < cost.flops + kernels < 1.3 * needed

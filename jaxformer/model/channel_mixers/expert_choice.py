@@ -54,7 +54,7 @@ class ExpertChoice(Router):
         picks = Picks(
             x.reshape(*real.shape, -1),
             of_own_tokens(partial(_places, slots=slots), taken),
-            jnp.moveaxis(gates.reshape(shape), 2, 1).astype(x.dtype),
+            jnp.moveaxis(gates.reshape(shape), 2, 1),
         )
         stats = self._stats(scores, flat, real.reshape(-1))
         if predicted is None or options.predictor_weight is None:
@@ -82,7 +82,7 @@ class ExpertChoice(Router):
         chosen = jnp.any(jax.nn.one_hot(experts, count, dtype=bool) & visits[..., None], axis=1)
         gates = jnp.take_along_axis(self.gates(scores, chosen), experts, axis=1)
         experts = jnp.where(visits, experts, count).astype(jnp.int32)
-        tokens = Tokens(x, experts, gates.astype(x.dtype))
+        tokens = Tokens(x, experts, gates)
         return Routing(tokens, None, self._stats(scores, chosen, real))
 
     def _stats(self, scores: jax.Array, taken: jax.Array, real: jax.Array) -> dict[str, jax.Array]:

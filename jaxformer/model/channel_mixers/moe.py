@@ -20,7 +20,7 @@ from jaxformer.model.channel_mixers.router import Router, RouterOptions, within_
 from jaxformer.model.projections import Projection
 from jaxformer.model.rows import LayerAux, RowInfo
 from jaxformer.ops.routing import experts_of_rows, grouped_product, take_rows
-from jaxformer.parallel.expert import exchange, once, visit_experts
+from jaxformer.parallel.expert import Rows, exchange, once, visit_experts
 from jaxformer.schema.base import Schema
 
 
@@ -234,11 +234,13 @@ class MoE(ChannelMixer):
             for name, start in starts.items()
         }
 
-    def _of_rows(
-        self, weights: dict[str, dict[str, jax.Array]], rows: jax.Array, counts: jax.Array
-    ) -> jax.Array:
-        """Every row's own expert: rows [rows, d_model] in the order of the experts."""
-        expert = experts_of_rows(counts, len(rows))
+    def _of_rows(self, weights: dict[str, dict[str, jax.Array]], rows: Rows) -> jax.Array:
+        """What every row's own expert gives, times the row's gate.
+
+        The gate multiplies what the last matrix takes: its gradient then needs no product again.
+        """
+        x, gates, counts = rows
+        expert = experts_of_rows(counts, len(x))
         expert = jnp.where(expert < len(counts), expert, -1)
 
         def project(name: str, x: jax.Array) -> jax.Array:
@@ -249,11 +251,16 @@ class MoE(ChannelMixer):
             if "bias" not in weights[name]:
                 return y
             bias = weights[name]["bias"].astype(x.dtype)
-            return y + take_rows(once(bias) if name == "out" else bias, expert)
+            if name == "out":
+                return y + weighted(take_rows(once(bias), expert))
+            return y + take_rows(bias, expert)
 
-        gate = project("gate", rows) if "gate" in weights else None
-        config = self.config
-        return project("out", activate(config.activation, project("in", rows), gate, config.clamp))
+        def weighted(y: jax.Array) -> jax.Array:
+            return (y * gates[:, None]).astype(y.dtype)
+
+        config, gate = self.config, project("gate", x) if "gate" in weights else None
+        hidden = activate(config.activation, project("in", x), gate, config.clamp)
+        return project("out", weighted(hidden))
 
     def _shared(self, x: jax.Array, rows: RowInfo, shared: SharedConfig) -> jax.Array:
         config = self.config

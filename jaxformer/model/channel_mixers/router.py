@@ -130,7 +130,7 @@ class Router(nn.Module):
         real = rows.segment_ids.reshape(-1) != 0
         experts = jnp.where(real[:, None], experts.astype(jnp.int32), options.num_experts)
         loss, stats = self._balance(logits, scores, experts, rows.segment_ids)
-        return Routing(Tokens(x, experts, gates.astype(x.dtype)), loss, stats)
+        return Routing(Tokens(x, experts, gates), loss, stats)
 
     def scores(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """x [tokens, d_model] → (logits, scores), each [tokens, experts]."""

@@ -117,7 +117,7 @@ class LatentAttention(Mixer):
 
         expand = Projection(
             (heads, config.head_dim + config.value_dim),
-            ("rank", "heads", "head_dim"),
+            ("latent", "heads", "head_dim"),
             init.matrix(config.kv_rank),
             name="expand",
         )
@@ -178,7 +178,7 @@ class LatentAttention(Mixer):
             return project_heads(x, self.dims, "query", config.num_heads, size)
         return Projection(
             (config.num_heads, size),
-            ("rank", "heads", "head_dim"),
+            ("latent", "heads", "head_dim"),
             self.dims.init.matrix(config.query_rank),
             name="query",
         )(self._latent(x, "query_latent", config.query_rank))
