@@ -13,7 +13,7 @@ in memory, have twice as many where experts have many rows.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -238,9 +238,11 @@ def _call(
 ) -> Callable[..., jax.Array]:
     """The kernel over the grid; cores share its first axis. `multiplied`: numbers in a step."""
     flops = 2 * multiplied * math.prod(grid)
+    one_after_another: list[Literal["arbitrary"]] = ["arbitrary"] * (len(grid) - 1)
 
     def call(*operands: jax.Array) -> jax.Array:
-        moved = sum(each.size * each.dtype.itemsize for each in (*operands, out_shape))
+        moved = sum(operand.nbytes for operand in operands)
+        moved += out_shape.size * out_shape.dtype.itemsize
         return pl.pallas_call(
             kernel,
             out_shape=out_shape,
@@ -252,7 +254,7 @@ def _call(
                 scratch_shapes=scratch,
             ),
             compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("parallel", *["arbitrary"] * (len(grid) - 1)),
+                dimension_semantics=("parallel", *one_after_another),
                 vmem_limit_bytes=memory(),
             ),
             cost_estimate=pl.CostEstimate(flops=flops, bytes_accessed=moved, transcendentals=0),
