@@ -198,13 +198,7 @@ def test_experts_compute_little_more_than_a_token_needs(chips):
     program = make_program_on(chips, {"fsdp": 4}, length=4096, **model)
     cost = read_cost(program.compile(None).train_step.as_text())
     experts = [kernel for kernel in cost.kernels if "grouped" in kernel.name]
-<<<<<<< HEAD
-    assert (
-        sum(cost.kernels[kernel] for kernel in experts) == 9
-    )  # three matrices, two gradients each
-=======
     assert sum(cost.kernels[kernel] for kernel in experts) == 9  # with gradients, of three matrices
->>>>>>> tpu
     kernels = sum(times * kernel_flops(kernel) for kernel, times in cost.kernels.items())
     needed = program.flops_per_step / len(chips)
     assert needed < cost.flops + kernels < 1.3 * needed
