@@ -33,10 +33,12 @@ def _add_import(commands: Any) -> None:
 def _import(arguments: argparse.Namespace) -> int:
     from jaxformer.checkpoint.interop.importing import import_model
     from jaxformer.checkpoint.interop.opening import open_source
+    from jaxformer.model.accounting import count_parameters
+    from jaxformer.model.language_model import build_model
 
-    import_model(open_source(arguments.source), arguments.out)
+    config = import_model(open_source(arguments.source), arguments.out)
     print(
-        f"wrote {arguments.out}\n"
+        f"wrote {arguments.out}, {count_parameters(build_model(config.model)):,} parameters\n"
         f"  generate: jaxformer generate {arguments.out} --prompt 'Once upon a time'\n"
         f"  evaluate: jaxformer eval {arguments.out} data.validation_source='text:FILES'"
     )

@@ -349,7 +349,7 @@ class Config(Schema):
             raise ValueError(
                 f"model.ffn has routing expert_choice, where what a token gets depends on all of "
                 f"its row, but predictions of train.objective {objective.kind} must not; give "
-                f"model.ffn.predictor_weight, such as 0.01, for what predicts the choice in "
+                f"model.ffn.predictor_weight=0.01, which trains a predictor of the choice for "
                 f"evaluation and decoding, or use token_choice"
             )
         for key, length in self._row_lengths():

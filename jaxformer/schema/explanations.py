@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from jaxformer.errors import did_you_mean, shorten
+from jaxformer.schema.kinds import Kind
 from jaxformer.schema.tree import (
     all_kinds,
     alternatives,
@@ -119,7 +120,19 @@ def _allowed_keys(owner: type[BaseModel], key: str) -> str:
     if key.partition(":")[0] in keys:
         return "In YAML, a space follows the colon of a key."
     whose = f" for kind {kinds[0]}" if len(kinds) == 1 else ""
-    return f"Allowed{whose}: {', '.join(keys)}.{did_you_mean(key, keys)}"
+    hint = _whose_key(owner, key) or did_you_mean(key, keys)
+    return f"Allowed{whose}: {', '.join(keys)}.{hint}"
+
+
+def _whose_key(owner: type[BaseModel], key: str) -> str:
+    """Where a key belongs that its section does not have: deeper, or in another kind."""
+    for name, field in fields_of(owner).items():
+        if any(key in fields_of(each) for each in section_classes(field.annotation)):
+            return f" Did you mean '{name}.{key}'?"
+    bases = [base for base in owner.__mro__ if issubclass(base, Kind) and base.registered()]
+    siblings = bases[0].registered() if bases else ()
+    found = [kind for each in siblings if key in fields_of(each) for kind in kinds_of(each)]
+    return f" It is a key of kind {' or '.join(found)}." if found else ""
 
 
 def _hint(value: Any, place: _Place) -> str:

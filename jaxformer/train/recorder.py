@@ -19,7 +19,7 @@ from jaxformer.train.stages import Course
 from jaxformer.train.step import Metrics
 from jaxformer.train.trackers.follower import Follower, close_all
 
-MANY = 100  # tokens per step that an expert should have
+MANY = 32  # tokens per step of an equal share, with which chance leaves no expert idle
 
 
 class Recorder:
@@ -169,10 +169,11 @@ class Recorder:
         if idle and not self._idled and self._equal_share >= MANY:
             self._idled = True
             self.display.say(
-                f"step {step:,}  warning: {idle:.1f} experts per layer took no token, where an "
-                f"equal share is {self._equal_share:,.0f}: they learn nothing. This is told once; "
-                f"metrics.jsonl has layers/idle_experts at every row. model.ffn.balance has what "
-                f"spreads tokens: auxiliary, and bias_rate"
+                f"step {step:,}  warning: {idle:.1f} experts per layer, on average, took no token "
+                f"in this step, where equal shares are {self._equal_share:,.0f} tokens; an expert "
+                f"without tokens learns nothing. Larger model.ffn.balance.auxiliary or "
+                f"balance.bias_rate spread tokens. This warning comes once; metrics.jsonl goes on "
+                f"with layers/idle_experts"
             )
 
     def _write(self, row: Row) -> None:

@@ -51,5 +51,11 @@ def _check_targets(targets: tuple[str, ...], paths: set[str]) -> None:
     adapted = {f"{path.removesuffix(A)}kernel" for path in paths if path.endswith(f"/{A}")}
     kernels = {path for path in paths if path.endswith("/kernel")}
     for target in targets:
-        if not matches(target, adapted):  # other matches are not kernels of projections
-            raise unmatched(target, kernels - matches(target, kernels), "lora.targets")
+        if matches(target, adapted):
+            continue
+        if found := matches(target, kernels):
+            raise UserError(
+                f"lora.targets: '{target}' matches only what cannot have adapters, such as "
+                f"{min(found)}; allowed: the kernels of projections and of experts"
+            )
+        raise unmatched(target, kernels, "lora.targets")

@@ -15,23 +15,42 @@ from jaxformer.model.mixers.attention import AttentionConfig
 from jaxformer.model.mixers.gated_delta import GatedDeltaConfig
 from jaxformer.model.mixers.latent_attention import LatentAttentionConfig
 from jaxformer.model.mixers.mamba import MambaConfig
+from jaxformer.schema.explanations import show
 
 
 def fit(family: Family, model: ModelConfig) -> tuple[Json, list[str]]:
     """The config.json of `model` as one of `family`, and how that would differ from `model`."""
     try:
         options = {"model_type": family.model_type, **family.from_config(model)}
+        if not isinstance(options.get("initializer_range"), float):
+            options.pop("initializer_range", None)  # a way to start that transformers does not have
         read = ModelConfig.model_validate(family.read(options))
     except UserError as error:
         return {}, [str(error)]
     except ValidationError as error:
         return {}, [detail["msg"] for detail in error.errors()]
-    wanted, found = described(model), described(read)
-    return options, [
-        f"{key} is {wanted.get(key)}, where this family has {found.get(key)}"
-        for key in wanted.keys() | found.keys()
-        if wanted.get(key) != found.get(key)
-    ]
+    return options, differences(described(model), described(read), model.num_layers)
+
+
+def differences(wanted: Json, found: Json, num_layers: int) -> list[str]:
+    """In what a family's model `found` is not the one `wanted`; layers alike are one line."""
+    layers: dict[str, list[str]] = {}
+    for key in sorted(wanted.keys() | found.keys(), key=lambda key: [len(key), key]):
+        if wanted.get(key) == found.get(key):
+            continue
+        number, name = "", key
+        if key.startswith("layers."):
+            _, number, name = key.split(".", 2)
+            name += " of {}"
+        values = f"is {show(wanted.get(key))}, where this family has {show(found.get(key))}"
+        layers.setdefault(f"{name} {values}", []).append(number)
+    return [line.format(_named(numbers, num_layers)) for line, numbers in layers.items()]
+
+
+def _named(numbers: list[str], num_layers: int) -> str:
+    if len(numbers) == num_layers:
+        return "every layer"
+    return f"layer{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
 
 
 def described(model: ModelConfig) -> dict[str, Any]:
@@ -66,7 +85,7 @@ def _layer(layer: Layer, d_model: int) -> Json:
     ffn = {} if layer.ffn is None else layer.ffn.model_dump()
     if isinstance(layer.ffn, MoEConfig):  # what is of training alone left out
         ffn.pop("jitter")
-        ffn["balance"] = {"has_biases": layer.ffn.balance.bias_rate is not None}
+        ffn["balance"] = {"bias_rate": None if layer.ffn.balance.bias_rate is None else "given"}
         if layer.ffn.groups == 1:
             ffn.pop("group_score")
         if layer.ffn.shared is not None:

@@ -59,7 +59,7 @@ class RouterOptions(Schema):
 
     num_experts: PositiveInt = Field(description="experts per layer")
     experts_per_token: PositiveInt = Field(
-        description="experts that each token visits, with expert_choice on average"
+        description="experts that each token visits; on average, where experts choose"
     )
     routing: Literal["token_choice", "expert_choice", "hash"] = Field(
         "token_choice",
@@ -68,9 +68,9 @@ class RouterOptions(Schema):
     )
     predictor_weight: PositiveFloat | None = Field(
         None,
-        description="of the loss of what predicts the choice of experts, which depends on later "
-        "tokens, for evaluation and decoding; with expert_choice alone, where a model that "
-        "predicts the next token needs it",
+        description="with expert_choice, trains a predictor of what experts choose, used in "
+        "evaluation and decoding, where later tokens are not known; the weight of its loss. Models "
+        "that predict the next token need it",
     )
     score: Literal["softmax", "sigmoid", "sqrt_softplus"] = Field(
         "softmax", description="what makes scores of the router's logits"

@@ -188,7 +188,9 @@ def test_a_model_that_no_family_has_is_refused_with_what_is_in_the_way(tmp_path:
     run = make_run(tmp_path, mixer=mixer)
     with pytest.raises(UserError, match="no family of transformers known here") as error:
         export_model(run, tmp_path / "out")
-    assert "layers.0.mixer.output_gate is True, where this family has False" in str(error.value)
+    assert "mixer.output_gate of every layer is true, where this family has false" in str(
+        error.value
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -203,9 +203,10 @@ def test_a_model_at_its_published_size_belongs_to_its_family(file: str, family: 
 def test_a_family_says_in_what_a_model_is_another_one() -> None:
     model = table_of("gemma2").model
     _, differences = fit(FAMILIES["llama"], model)
-    assert "norm.placement is sandwich, where this family has pre" in differences
+    assert "norm.placement is 'sandwich', where this family has 'pre'" in differences
     assert "scale_embeddings is 4.0, where this family has 1.0" in differences
-    assert "layers.0.mixer.logit_softcap is 50.0, where this family has None" in differences
+    assert "mixer.logit_softcap of every layer is 50.0, where this family has null" in differences
+    assert "mixer.window of layers 0, 2 is 5, where this family has null" in differences
 
 
 def test_windows_of_layers_are_the_shortest_pattern() -> None:

@@ -73,6 +73,7 @@ def choose_family(model: ModelConfig, first: str | None = None) -> tuple[Family,
         tried.append((not options, len(differences), family.model_type, differences))
     *_, nearest, differences = min(tried)
     raise UserError(
-        f"no family of transformers known here fits this model ({', '.join(FAMILIES)}); the "
-        f"nearest is {nearest}, but:\n  " + "\n  ".join(differences)
+        f"no family of transformers known here fits this model; the nearest is {nearest}, but:\n  "
+        + "\n  ".join(differences)
+        + f"\nfamilies: {', '.join(FAMILIES)}"
     )
