@@ -3,6 +3,7 @@ arXiv:1811.06965), as one program for all devices (GSPMD: Xu et al., 2021, arXiv
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,7 +19,8 @@ MOST_OF_STAGE = 4  # micro-batches per stage that are chosen: the bubble is then
 
 PyTree = Any
 
-OfLayers = Callable[[PyTree, PyTree, jax.Array], tuple[PyTree, PyTree]]
+Keys = dict[str, jax.Array]
+OfLayers = Callable[[PyTree, PyTree, Keys], tuple[PyTree, PyTree]]
 
 
 class Pipeline(NamedTuple):
@@ -107,9 +109,9 @@ def check_repetitions(stages: int, num_layers: int, pattern_length: int, first: 
 
 
 def run_stages(
-    of_layers: OfLayers, params: PyTree, rows: PyTree, pipeline: Pipeline
+    of_layers: OfLayers, params: PyTree, rows: PyTree, pipeline: Pipeline, keys: Keys
 ) -> tuple[PyTree, PyTree]:
-    """`of_layers(params, rows, call)` over all layers, which are stacked along the leading axis of
+    """`of_layers(params, rows, keys)` over all layers, which are stacked along the leading axis of
     `params`; every stage holds its own.
 
     Every stage stores a part of the micro-batches. In a turn, the first stage takes the next one
@@ -120,10 +122,10 @@ def run_stages(
     last one is thrown away.
 
     Args:
-        of_layers: (layers [n, ...], rows, call) → (rows, sums): rows of the same shapes, and per
-            layer [n, ...] what is to be added up over the micro-batches. `call` is a different
-            number for every stage and micro-batch, to make random keys from.
+        of_layers: (layers [n, ...], rows, keys) → (rows, sums): rows of the same shapes, and per
+            layer [n, ...] what is to be added up over the micro-batches.
         rows: each [rows, ...].
+        keys: random keys by name, of which every stage and micro-batch gets others.
     """
     stages, turns = pipeline.stages, pipeline.turns
     each = pipeline.micro_batches // stages
@@ -140,7 +142,11 @@ def run_stages(
         )
         calls = number * stages + jnp.arange(stages)
         given = jax.tree.map(_with_first, made, stored)
-        made, sums = _all_stages(of_layers)(layers, given, calls)
+        # Made here: layers may not use a key that belongs to another mesh than that of stages.
+        own = {
+            name: jax.vmap(partial(jax.random.fold_in, key))(calls) for name, key in keys.items()
+        }
+        made, sums = _all_stages(of_layers)(layers, given, own)
         onward = jax.tree.map(lambda old, new: _with_last(_to_previous(old), new), stored, made)
         store = jax.tree.map(
             lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, place, axis=1), store, onward
@@ -160,12 +166,12 @@ def run_stages(
 
 def _all_stages(of_layers: OfLayers) -> OfLayers:
     """`of_layers` of every stage at once: layers [stages, n, ...], rows [stages, rows, ...] and
-    calls [stages]."""
+    keys [stages]."""
 
-    def of_stage(layers: PyTree, rows: PyTree, call: jax.Array) -> tuple[PyTree, PyTree]:
+    def of_stage(layers: PyTree, rows: PyTree, keys: Keys) -> tuple[PyTree, PyTree]:
         rules = [("batch", ROWS_OF_STAGE), *nn.get_logical_axis_rules()]
         with nn.logical_axis_rules(rules):
-            return of_layers(layers, rows, call)
+            return of_layers(layers, rows, keys)
 
     def of_own_stage(*stacked: PyTree) -> tuple[PyTree, PyTree]:
         made = of_stage(*jax.tree.map(lambda x: x[0], stacked))

@@ -75,7 +75,7 @@ MESHES = {
         "expert": {"fsdp": 2, "expert": 4},
         "tensor": {"expert": 2, "tensor": 2, "data": 2},
         "context": {"expert": 4, "context": 2},
-        "stages": {"stage": 2, "expert": 2, "data": 2},
+        "stages": {"stage": 2, "expert": 2, "context": 2},
     },
     "uncut": {
         "one": {"data": 1},

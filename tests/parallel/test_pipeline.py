@@ -20,7 +20,7 @@ WIDTH = 3
 
 
 def of_layers(
-    weights: jax.Array, rows: tuple[jax.Array, ...], call: jax.Array
+    weights: jax.Array, rows: tuple[jax.Array, ...], keys: dict[str, jax.Array]
 ) -> tuple[tuple[jax.Array, ...], jax.Array]:
     """x ← x + tanh(W x), scaled by a number that each row brings along; and Σ x² per layer."""
     x, scale = rows
@@ -47,23 +47,26 @@ def test_stages_give_what_the_layers_give_one_after_another(stages, micro_batche
         (y, _), squares = run(weights, rows)
         return jnp.sum(y * target), (y, squares)
 
-    piped = partial(run_stages, of_layers, pipeline=Pipeline(stages, micro_batches))
+    piped = partial(run_stages, of_layers, pipeline=Pipeline(stages, micro_batches), keys={})
     with use_mesh(make_mesh({}, devices=jax.devices()[:1])):
         measured = [
             jax.jit(jax.value_and_grad(partial(loss, run), (0, 1), has_aux=True))(weights, rows)
-            for run in (piped, partial(of_layers, call=jnp.int32(0)))
+            for run in (piped, partial(of_layers, keys={}))
         ]
     for ours, theirs in zip(*map(jax.tree.leaves, measured), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_every_stage_has_another_number_for_every_micro_batch():
-    def note(weights: jax.Array, seen: jax.Array, call: jax.Array) -> tuple[jax.Array, tuple[()]]:
-        return jnp.roll(seen, 1, axis=-1).at[:, 0].set(call), ()
+def test_every_stage_has_another_key_for_every_micro_batch():
+    def note(
+        weights: jax.Array, seen: jax.Array, keys: dict[str, jax.Array]
+    ) -> tuple[jax.Array, tuple[()]]:
+        return jnp.roll(seen, 1, axis=-1).at[:, 0].set(jax.random.bits(keys["dropout"])), ()
 
+    keys = {"dropout": jax.random.key(0)}
     with use_mesh(make_mesh({}, devices=jax.devices()[:1])):
-        piped = jax.jit(partial(run_stages, note, pipeline=Pipeline(3, 6)))
-        seen, _ = piped(jnp.zeros((3, 1)), jnp.full((12, 3), -1))  # [rows, stages]
+        piped = jax.jit(partial(run_stages, note, pipeline=Pipeline(3, 6), keys=keys))
+        seen, _ = piped(jnp.zeros((3, 1)), jnp.zeros((12, 3), jnp.uint32))  # [rows, stages]
     assert len(np.unique(seen)) == 3 * 6
     _, rows = np.unique(seen, axis=0, return_counts=True)
     assert rows.tolist() == [2] * 6  # of each micro-batch

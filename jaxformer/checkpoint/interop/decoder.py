@@ -20,6 +20,7 @@ ATTENTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o
 GATED_FFN = {"gate": "gate_proj", "in": "up_proj", "out": "down_proj"}
 VECTOR = Vector()
 MOST_LAYERS = 10_000
+UNUSED_WINDOW = 4096
 PRE_NORMS = {"input_layernorm": "mixer_norm", "post_attention_layernorm": "ffn_norm"}
 
 
@@ -177,6 +178,17 @@ def model_section(
     }
 
 
+def need_parts(hub: HubConfig, parts: Sequence[Json], *kinds: str) -> None:
+    """Raises UserError unless some layer has a part of each of our `kinds`: without one, the model
+    is another family's, and could not be exported as this one."""
+    for kind in kinds:
+        if all(part["kind"] != kind for part in parts):
+            raise UserError(
+                f"{hub.name} has no layer with {kind}, as its number of layers and their kinds "
+                f"come out; a model of this family has {', '.join(kinds)}"
+            )
+
+
 def layers_section(
     mixers: Sequence[Json],
     ffns: Sequence[Json] | None = None,
@@ -229,9 +241,10 @@ def sizes(
 
 
 def window_options(model: ModelConfig) -> Json:
-    """The keys for layers of which some have a window."""
+    """The keys for layers of which some may have a window; if none has, a number stands in that
+    transformers wants all the same."""
     found = [attention_of(layer).window for layer in model.layers()]
-    window = next((window for window in found if window is not None), None)
+    window = next((window for window in found if window is not None), UNUSED_WINDOW)
     return {"sliding_window": window, "layer_types": [layer_type(each) for each in found]}
 
 

@@ -80,6 +80,8 @@ class FP8:
     def shape(self, numbers: TensorInfo, scales: TensorInfo) -> tuple[int, ...] | None:
         if len(numbers.shape) != 2 or not numbers.dtype.startswith("float8"):
             return None
+        if scales.dtype not in ("float32", "bfloat16", "float16"):
+            return None
         blocks = tuple(-(-size // of) for size, of in zip(numbers.shape, self._block, strict=True))
         return numbers.shape if scales.shape == blocks else None
 
@@ -131,8 +133,11 @@ class Dequantised:
                     f"{of_scales}, {scales.dtype} {list(scales.shape)}, which do not fit; fetch "
                     f"them again"
                 )
-            self._parts[stem + self._form.suffix] = Parts(name, stem + of_scales)
-            found[stem + self._form.suffix] = TensorInfo(shape, "float32")
+            made = stem + self._form.suffix
+            if made != name and made in stored:
+                raise UserError(f"{self.name} has {made} as well as {name}; keep one of them")
+            self._parts[made] = Parts(name, stem + of_scales)
+            found[made] = TensorInfo(shape, "float32")
         return found
 
 

@@ -13,7 +13,7 @@ from jaxformer.ops import shards
 from jaxformer.ops.selection import best_of_whole, room
 from jaxformer.parallel.expert import Picks, Tokens, of_own_tokens
 
-MOST = 2  # so many times `experts_per_token` are the most that a token visits by prediction
+MOST = 2  # so many times the mean are the most experts that a token visits by prediction
 
 
 class ExpertChoice(Router):
@@ -22,8 +22,8 @@ class ExpertChoice(Router):
 
     What a token gets so depends on later tokens. Where `options.predictor_weight` is given, experts
     choose in training alone, where there is a random key `depth`. Everywhere else a token visits
-    the experts with p(x) > 0, at most 2 · experts_per_token of them, with p = V x + c, which learns
-    what the experts chose from
+    the experts with p(x) > 0, at most 2 · share · num_experts of them, with p = V x + c, which
+    learns what the experts chose from
 
         predictor_weight · Σ mean_e BCE(σ(p_e(x)), taken by e)
 
@@ -77,7 +77,7 @@ class ExpertChoice(Router):
         self, x: jax.Array, scores: jax.Array, predicted: jax.Array, rows: RowInfo
     ) -> Routing:
         count, real = self.options.num_experts, rows.segment_ids.reshape(-1) != 0
-        best, experts = jax.lax.top_k(predicted, min(count, MOST * self.options.experts_per_token))
+        best, experts = jax.lax.top_k(predicted, min(count, room(MOST * self.share, count)))
         visits = (best > 0) & real[:, None]
         chosen = jnp.any(jax.nn.one_hot(experts, count, dtype=bool) & visits[..., None], axis=1)
         gates = jnp.take_along_axis(self.gates(scores, chosen), experts, axis=1)

@@ -101,14 +101,13 @@ class Stack(Depth):
         stage = self._repeated(layers, repetitions // pipeline.stages, parent=None)
         keys = {name: self.make_rng(name) for name in KEYS if self.has_rng(name)}
 
-        def of_layers(params: dict, rows: tuple, call: jax.Array) -> tuple:
+        def of_layers(params: dict, rows: tuple, keys: dict[str, jax.Array]) -> tuple:
             stream, info = rows
-            rngs = {name: jax.random.fold_in(key, call) for name, key in keys.items()}
-            stream, (_, aux) = stage.apply({"params": params}, stream, None, info, rngs=rngs)
+            stream, (_, aux) = stage.apply({"params": params}, stream, None, info, rngs=keys)
             return (stream, info), aux
 
         params = self.get_variable("params", name)
-        (stream, _), aux = run_stages(of_layers, params, (stream, rows), pipeline)
+        (stream, _), aux = run_stages(of_layers, params, (stream, rows), pipeline, keys)
         return stream, aux
 
     @property

@@ -103,11 +103,16 @@ def test_blocks_of_eight_bits_are_multiplied_by_their_scales(tmp_path: Path) -> 
         ({}, in_eight_bits((2, 3)), "down_proj.weight, float8_e4m3fn [16, 24], and model"),
         (
             {},
+            in_eight_bits() | {f"{MATRIX}_scale_inv": np.full((2, 2), 127, np.uint8)},
+            "down_proj.weight_scale_inv, uint8 [2, 2], which do not fit",
+        ),
+        (
+            {},
             llama_tensors() | {f"{MATRIX[:-7]}s.weight_scale_inv": np.ones((1, 1), np.float32)},
             "down_projs.weight_scale_inv, but no model.layers.1.mlp.down_projs.weight",
         ),
     ],
-    ids=["another method", "no blocks", "scales of other blocks", "scales alone"],
+    ids=["another method", "no blocks", "other blocks", "bytes as scales", "scales alone"],
 )
 def test_what_cannot_be_read_is_refused(
     tmp_path: Path, changes: dict, tensors: dict, message: str
@@ -118,3 +123,14 @@ def test_what_cannot_be_read_is_refused(
         import_model(HuggingFaceFolder(folder), tmp_path / "run")
     assert message in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tensor_in_both_forms_is_refused(tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.experts.down_proj"
+    packed = {
+        f"{name}_blocks": np.zeros((3, 32, 2, 16), np.uint8),
+        f"{name}_scales": np.zeros((3, 32, 2), np.uint8),
+    }
+    folder = write_model(tmp_path / "model", GPT_OSS, tensors_of(GPT_OSS) | packed)
+    with pytest.raises(UserError, match="has .*down_proj as well as .*down_proj_blocks; keep one"):
+        import_model(HuggingFaceFolder(folder), tmp_path / "run")

@@ -12,6 +12,7 @@ from jaxformer.checkpoint.interop.decoder import (
     layers_of,
     model_rules,
     model_section,
+    need_parts,
     norm_rules,
 )
 from jaxformer.checkpoint.interop.experts import experts_section, ffn_rules
@@ -82,9 +83,11 @@ def to_config(hub: HubConfig) -> Json:
         "inner_norms": True,
     }
     attention, dense, moe = heads(hub), gated_ffn(hub, "swiglu"), _experts(hub)
+    mixers = [attention if chosen else mamba for chosen in _chosen(hub, "attn")]
+    need_parts(hub, mixers, "mamba", "attention")
     return model_section(
         hub,
-        mixers=[attention if chosen else mamba for chosen in _chosen(hub, "attn")],
+        mixers=mixers,
         ffns=[moe or dense if chosen else dense for chosen in _chosen(hub, "expert")],
         norm={"eps": hub.need("rms_norm_eps", EPSILON)},
         positions={"kind": "none"},

@@ -19,6 +19,7 @@ from jaxformer.checkpoint.interop.decoder import (
     mixer_of,
     model_rules,
     model_section,
+    need_parts,
     norm_rules,
     rms_norm,
 )
@@ -107,10 +108,12 @@ def to_config(hub: HubConfig) -> Json:
     mixers = {LINEAR: kda, FULL: latent_attention(hub)}
     kinds = layer_types(hub, _default_kinds(delta, layers_of(hub)), (LINEAR, FULL))
     delta.finish()
+    of_layers, ffns = [mixers[kind] for kind in kinds], _ffns(hub)
+    need_parts(hub, [*of_layers, *ffns], "kda", "latent_attention", "moe")
     return model_section(
         hub,
-        mixers=[mixers[kind] for kind in kinds],
-        ffns=_ffns(hub),
+        mixers=of_layers,
+        ffns=ffns,
         norm=rms_norm(hub, "pre"),
         positions={"kind": "none"},
     )

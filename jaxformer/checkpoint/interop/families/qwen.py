@@ -76,7 +76,7 @@ def from_qwen2(model: ModelConfig) -> Json:
         **sizes(model),
         **from_rope(layer.positions),
         **options,
-        "use_sliding_window": options["sliding_window"] is not None,
+        "use_sliding_window": "sliding_attention" in options["layer_types"],
         "max_window_layers": options["layer_types"].count("full_attention"),
         "hidden_act": "silu",
     }

@@ -15,6 +15,7 @@ from jaxformer.checkpoint.interop.decoder import (
     linear_rules,
     model_rules,
     model_section,
+    need_parts,
     norm_rules,
     rms_norm,
 )
@@ -72,10 +73,13 @@ def to_config(hub: HubConfig) -> Json:
     mixers = {LINEAR: _gated_delta(hub), FULL: attention}
     every = hub.count("full_attention_interval", 4)
     kinds = [LINEAR if (layer + 1) % every else FULL for layer in range(layers_of(hub))]
+    of_layers = [mixers[kind] for kind in layer_types(hub, kinds, (LINEAR, FULL))]
+    ffns = sparse_ffns(hub, shared_experts(hub))
+    need_parts(hub, [*of_layers, *ffns], "gated_delta", "attention", "moe")
     return model_section(
         hub,
-        mixers=[mixers[kind] for kind in layer_types(hub, kinds, (LINEAR, FULL))],
-        ffns=sparse_ffns(hub, shared_experts(hub)),
+        mixers=of_layers,
+        ffns=ffns,
         norm=rms_norm(hub, "pre"),
         positions=to_rope(hub, attention["head_dim"]),
     )

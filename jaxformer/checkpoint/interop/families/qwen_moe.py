@@ -127,7 +127,7 @@ def from_qwen2(model: ModelConfig) -> Json:
         **windowed,
         "num_experts": experts_of(model).num_experts,
         "qkv_bias": attention_of(first_layer(model)).qkv_bias,
-        "use_sliding_window": windowed["sliding_window"] is not None,
+        "use_sliding_window": "sliding_attention" in windowed["layer_types"],
         "shared_expert_intermediate_size": experts_of(model).shared_width,
     }
 

@@ -87,7 +87,7 @@ def from_config(model: ModelConfig) -> Json:
         **sizes(model),
         **(from_rope(positions[0]) if positions else {}),
         **options,
-        "use_sliding_window": options["sliding_window"] is not None,
+        "use_sliding_window": "sliding_attention" in options["layer_types"],
         "no_rope_layers": [int(layer.positions.kind != "none") for layer in layers],
         "hidden_act": "silu",
         "attention_bias": attention_of(first).qkv_bias,
