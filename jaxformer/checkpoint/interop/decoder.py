@@ -227,13 +227,20 @@ def sizes(
     layer = first_layer(model)
     mixer = mixer or attention_of(layer)
     return {
-        "vocab_size": model.vocab_size,
-        "hidden_size": model.d_model,
-        "intermediate_size": d_hidden or ffn_of(layer).d_hidden,
-        "num_hidden_layers": model.num_layers,
+        **sizes_of_any(model, d_hidden or ffn_of(layer).d_hidden),
         "num_attention_heads": mixer.num_heads,
         "num_key_value_heads": mixer.kv_heads,
         "head_dim": mixer.head_size(model.d_model),
+    }
+
+
+def sizes_of_any(model: ModelConfig, d_hidden: int) -> Json:
+    """The keys that families share whatever their mixers are."""
+    return {
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.d_model,
+        "intermediate_size": d_hidden,
+        "num_hidden_layers": model.num_layers,
         "initializer_range": model.init.std,
         "rms_norm_eps": model.norm.eps,
         "tie_word_embeddings": model.tie_embeddings,

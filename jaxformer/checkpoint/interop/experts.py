@@ -17,6 +17,7 @@ from jaxformer.checkpoint.interop.family import Json
 from jaxformer.checkpoint.interop.hub_config import HubConfig
 from jaxformer.checkpoint.interop.rules import Rule, Shape, row, within
 from jaxformer.errors import UserError
+from jaxformer.model.channel_mixers.dense import DenseConfig
 from jaxformer.model.channel_mixers.moe import MoEConfig
 from jaxformer.model.channel_mixers.router import SELECTION_BIAS
 from jaxformer.model.config import ModelConfig
@@ -35,6 +36,14 @@ def experts_of(model: ModelConfig) -> MoEConfig:
         if isinstance(layer.ffn, MoEConfig):
             return layer.ffn
     raise UserError("no layer with experts, where this family has some")
+
+
+def dense_layers(model: ModelConfig) -> tuple[list[int], int]:
+    """The numbers of the layers without experts, and the width of their FFN, or that of an expert
+    if there are none."""
+    layers = enumerate(model.layers())
+    dense = {index: layer.ffn for index, layer in layers if isinstance(layer.ffn, DenseConfig)}
+    return list(dense), next(iter(dense.values()), experts_of(model)).d_hidden
 
 
 def experts_section(

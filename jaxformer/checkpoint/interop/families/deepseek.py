@@ -18,8 +18,10 @@ from jaxformer.checkpoint.interop.decoder import (
     model_section,
     norm_rules,
     rms_norm,
+    sizes_of_any,
 )
 from jaxformer.checkpoint.interop.experts import (
+    dense_layers,
     expert_rules,
     experts_of,
     experts_section,
@@ -38,7 +40,6 @@ from jaxformer.checkpoint.interop.latent import (
 from jaxformer.checkpoint.interop.rope import ROPE_DEFAULTS, from_rope, to_rope
 from jaxformer.checkpoint.interop.rules import Linear, Rule, Shape, row, within
 from jaxformer.errors import UserError
-from jaxformer.model.channel_mixers.dense import DenseConfig
 from jaxformer.model.channel_mixers.moe import MoEConfig
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.further.modules import ModulesConfig
@@ -174,19 +175,13 @@ def as_stored(config: Json, tensors: Collection[str]) -> Json:
 
 def _options(model: ModelConfig) -> Json:
     moe, last = experts_of(model), model.layers()[-1]
-    dense = [layer.ffn.d_hidden for layer in model.layers() if isinstance(layer.ffn, DenseConfig)]
+    dense, width = dense_layers(model)
     mixer, rope = _mixer(last), from_rope(last.positions)
     scaling = rope["rope_parameters"]
     if scaling["rope_type"] == "yarn" and mixer.scale is not None:
         scaling["mscale_all_dim"] = mscale_all_dim(mixer, scaling["factor"])
     return {
-        "vocab_size": model.vocab_size,
-        "hidden_size": model.d_model,
-        "intermediate_size": dense[0] if dense else moe.d_hidden,
-        "num_hidden_layers": model.num_layers,
-        "initializer_range": model.init.std,
-        "rms_norm_eps": model.norm.eps,
-        "tie_word_embeddings": model.tie_embeddings,
+        **sizes_of_any(model, width),
         **latent_sizes(mixer),
         **rope,
         "hidden_act": "silu",

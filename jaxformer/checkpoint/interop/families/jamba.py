@@ -14,6 +14,7 @@ from jaxformer.checkpoint.interop.decoder import (
     model_section,
     need_parts,
     norm_rules,
+    sizes,
 )
 from jaxformer.checkpoint.interop.experts import experts_section, ffn_rules
 from jaxformer.checkpoint.interop.families.mamba import MIXER
@@ -133,16 +134,7 @@ def from_config(model: ModelConfig) -> Json:
         )
     experts = {} if moe is None else {"num_experts_per_tok": moe.experts_per_token}
     return {
-        "vocab_size": model.vocab_size,
-        "hidden_size": model.d_model,
-        "intermediate_size": widths.pop(),
-        "num_hidden_layers": model.num_layers,
-        "num_attention_heads": attention.num_heads,
-        "num_key_value_heads": attention.kv_heads,
-        "head_dim": attention.head_size(model.d_model),
-        "initializer_range": model.init.std,
-        "rms_norm_eps": model.norm.eps,
-        "tie_word_embeddings": model.tie_embeddings,
+        **sizes(model, widths.pop(), attention),
         "hidden_act": "silu",
         "num_experts": 1 if moe is None else moe.num_experts,
         **experts,

@@ -22,8 +22,10 @@ from jaxformer.checkpoint.interop.decoder import (
     need_parts,
     norm_rules,
     rms_norm,
+    sizes_of_any,
 )
 from jaxformer.checkpoint.interop.experts import (
+    dense_layers,
     expert_rules,
     experts_of,
     experts_section,
@@ -34,7 +36,6 @@ from jaxformer.checkpoint.interop.hub_config import HubConfig
 from jaxformer.checkpoint.interop.latent import latent_attention, latent_rules, latent_sizes
 from jaxformer.checkpoint.interop.rules import Linear, Rule, Shape, row, within
 from jaxformer.errors import UserError
-from jaxformer.model.channel_mixers.dense import DenseConfig
 from jaxformer.model.channel_mixers.moe import MoEConfig
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.layer import Layer
@@ -183,16 +184,10 @@ def _key(hub: HubConfig, published: str) -> str:
 def from_config(model: ModelConfig) -> Json:
     moe, layers = experts_of(model), model.layers()
     kda, latent = first_mixer(model, KDAConfig), first_mixer(model, LatentAttentionConfig)
-    dense = [layer.ffn.d_hidden for layer in layers if isinstance(layer.ffn, DenseConfig)]
+    dense, width = dense_layers(model)
     kinds = [isinstance(layer.mixer, LatentAttentionConfig) for layer in layers]
     return {
-        "vocab_size": model.vocab_size,
-        "hidden_size": model.d_model,
-        "intermediate_size": dense[0] if dense else moe.d_hidden,
-        "num_hidden_layers": model.num_layers,
-        "initializer_range": model.init.std,
-        "rms_norm_eps": model.norm.eps,
-        "tie_word_embeddings": model.tie_embeddings,
+        **sizes_of_any(model, width),
         "hidden_act": "silu",
         **latent_sizes(latent),
         "mla_use_nope": True,

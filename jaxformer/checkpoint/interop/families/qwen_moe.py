@@ -4,7 +4,6 @@ both, some layers may be dense."""
 
 from jaxformer.checkpoint.interop.decoder import (
     attention_of,
-    ffn_of,
     first_layer,
     gated_ffn,
     heads,
@@ -16,13 +15,17 @@ from jaxformer.checkpoint.interop.decoder import (
     window_options,
     windows,
 )
-from jaxformer.checkpoint.interop.experts import experts_of, experts_section, layer_rules
+from jaxformer.checkpoint.interop.experts import (
+    dense_layers,
+    experts_of,
+    experts_section,
+    layer_rules,
+)
 from jaxformer.checkpoint.interop.families.qwen import DEFAULTS2 as QWEN_DEFAULTS
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.hub_config import LARGEST, HubConfig
 from jaxformer.checkpoint.interop.rope import from_rope, to_rope
 from jaxformer.checkpoint.interop.rules import Rule
-from jaxformer.model.channel_mixers.dense import DenseConfig
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.mixers.attention import AttentionConfig
 
@@ -142,9 +145,7 @@ def from_qwen3(model: ModelConfig) -> Json:
 
 def options(model: ModelConfig, mixer: AttentionConfig | None = None) -> Json:
     """The keys that these families share; for `mixer` see `sizes`."""
-    moe, layers = experts_of(model), model.layers()
-    dense = [index for index, layer in enumerate(layers) if isinstance(layer.ffn, DenseConfig)]
-    width = ffn_of(layers[dense[0]]).d_hidden if dense else moe.d_hidden
+    moe, (dense, width) = experts_of(model), dense_layers(model)
     return {
         **sizes(model, width, mixer),
         **from_rope(first_layer(model).positions),
