@@ -89,15 +89,17 @@ def attend_by(
         place: the mesh axes of rows and of key-value heads.
     """
     attend = partial(KERNELS["attention"][name].call, **options)
+    given = (q, k, v, positions, segment_ids) + (() if sink_logit is None else (sink_logit,))
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return attend(q, k, v, positions, segment_ids, sink_logit)
+        return attend(*given)
     rows, heads = place
     of_heads, of_tokens = PartitionSpec(rows, None, heads), PartitionSpec(rows)
+    every = (of_heads, of_heads, of_heads, of_tokens, of_tokens, PartitionSpec(heads))
     return jax.shard_map(
         attend,
-        in_specs=(of_heads, of_heads, of_heads, of_tokens, of_tokens, PartitionSpec(heads)),
+        in_specs=every[: len(given)],
         out_specs=of_heads,
         axis_names=set(mesh.axis_names) - set(mesh.manual_axes),
         check_vma=False,
-    )(q, k, v, positions, segment_ids, sink_logit)
+    )(*given)

@@ -23,7 +23,8 @@ class Kernel(NamedTuple):
 
 
 # For `attention`: obstacle(q, v, visibility, logit_softcap), and call(q, k, v, positions,
-# segment_ids, sink_logit, **options) of whole rows to themselves, as `ops.attention.attend` has it.
+# segment_ids, **options) of whole rows to themselves, as `ops.attention.attend` has it, with
+# sink_logit after segment_ids where there is one.
 KERNELS: dict[str, dict[str, Kernel]] = {
     "attention": {
         "splash": Kernel("tpu", splash.obstacle, splash.attend, takes_sink_logit=True),
