@@ -68,7 +68,7 @@ def visited(layer: MoE, params: dict, x: jax.Array, visits: list[set[int]]) -> j
 
 
 def taken(scores: np.ndarray, most: int) -> list[set[int]]:
-    """Of every token, the experts that take it: of each row, each takes its `most` best."""
+    """The experts that take each token: each expert takes the `most` best tokens per row."""
     visits: list[set[int]] = [set() for _ in scores]
     for row in range(2):
         places = [row * LENGTH + t for t in range(LENGTH) if REAL[row * LENGTH + t]]

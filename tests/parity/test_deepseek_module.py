@@ -28,7 +28,7 @@ LENGTH = 12
 
 
 def logits_of_module(model: torch.nn.Module, module: MtpModel, tokens: np.ndarray) -> np.ndarray:
-    """Of the token two places further, for every token but the last."""
+    """The logits of the token two places further, per token but the last."""
     with torch.no_grad():
         ids = torch.tensor(tokens)
         states = model.model(ids, use_cache=False).last_hidden_state[:, :-1]
@@ -42,7 +42,7 @@ def logits_of_module(model: torch.nn.Module, module: MtpModel, tokens: np.ndarra
 
 
 def write(folder: Path, model: torch.nn.Module, module: MtpModel) -> None:
-    """As DeepSeek stores it: with the module's own copies of embedding and head."""
+    """A checkpoint as DeepSeek stores it, with the module's own copies of embedding and head."""
     model.save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")
     part = folder.with_name("module")

@@ -33,7 +33,7 @@ def fit(family: Family, model: ModelConfig) -> tuple[Json, list[str]]:
 
 
 def differences(wanted: Json, found: Json, num_layers: int) -> list[str]:
-    """In what a family's model `found` is not the one `wanted`; layers alike are one line."""
+    """Names each option that differs between `wanted` and `found`; layers alike share a line."""
     layers: dict[str, list[str]] = {}
     for key in sorted(wanted.keys() | found.keys(), key=lambda key: [len(key), key]):
         if wanted.get(key) == found.get(key):

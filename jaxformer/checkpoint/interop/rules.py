@@ -140,7 +140,7 @@ class Rule:
         return (self.transform,) * len(self.ours)
 
     def _grouped(self, array: np.ndarray) -> np.ndarray:
-        """Of theirs, or a part of it: `axis` as two dimensions, the groups and what is in one."""
+        """Theirs, or a part of it, with `axis` as two dimensions: groups, and what is in one."""
         before, (size, *after) = array.shape[: self.axis], array.shape[self.axis :]
         return array.reshape(*before, self.groups, size // self.groups, *after)
 
@@ -152,7 +152,7 @@ class Rule:
         return tuple(whole)
 
     def _shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
-        """Of the parts of theirs, from those of ours."""
+        """The shapes of the parts of theirs, one per array of ours."""
         nothing = [np.broadcast_to(np.float32(0), shape) for shape in shapes]
         each = zip(self._transforms(), nothing, strict=True)
         return [transform.to_theirs(array).shape for transform, array in each]

@@ -158,7 +158,7 @@ class Router(nn.Module):
         return preferred
 
     def gates(self, scores: jax.Array, chosen: jax.Array | bool = True) -> jax.Array:
-        """Of scores [tokens, n] that are `chosen`, 0 elsewhere."""
+        """The gates of the scores [tokens, n] that are `chosen`; 0 elsewhere."""
         gates = jnp.where(chosen, scores, 0.0)
         if self.options.normalize:
             gates /= jnp.sum(gates, axis=1, keepdims=True) + 1e-20
@@ -198,7 +198,7 @@ def shares_of(scores: jax.Array) -> jax.Array:
 
 
 def entropy(shares: jax.Array) -> jax.Array:
-    """In nats: [tokens, experts] → [tokens]."""
+    """The entropy of each token's choice in nats, [tokens, experts] → [tokens]."""
     return -jnp.sum(jax.scipy.special.xlogy(shares, shares), axis=1)
 
 

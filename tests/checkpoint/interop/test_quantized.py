@@ -76,7 +76,7 @@ def test_experts_of_four_bits_are_imported(tmp_path: Path) -> None:
 
 
 def in_eight_bits(scale_shape: tuple[int, int] = (2, 2)) -> dict[str, np.ndarray]:
-    """Of a Llama, with one matrix in float8."""
+    """The tensors of a Llama, with one matrix in float8."""
     tensors = llama_tensors()
     tensors[MATRIX] = (100 * tensors[MATRIX]).astype(ml_dtypes.float8_e4m3fn)
     scales = np.arange(1, 1 + np.prod(scale_shape), dtype=np.float32).reshape(scale_shape) / 3

@@ -164,7 +164,7 @@ def _section(hub: HubConfig, moe: Json) -> Json:
 
 
 def as_stored(config: Json, tensors: Collection[str]) -> Json:
-    """With as many further modules as there are in the files: transformers leaves them out."""
+    """`config` with as many further modules as the files hold: transformers leaves them out."""
     layer = r"model\.layers\.(\d+)\.eh_proj\.weight"
     stored = sum(re.fullmatch(layer, name) is not None for name in tensors)
     return {**config, FURTHER: stored}

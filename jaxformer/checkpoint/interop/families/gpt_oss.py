@@ -102,7 +102,7 @@ def _layer_rules(layer: Layer) -> list[Rule]:
 
 
 def _expert_rules(layer: Layer) -> list[Rule]:
-    """Of all experts at once; columns of gate and input alternate."""
+    """Each tensor holds all experts; columns of gate and input alternate."""
     assert isinstance(layer.ffn, MoEConfig)
     pairs, together = layer.ffn.d_hidden, ("experts_gate/{}", "experts_in/{}")
     kernels, biases = (tuple(path.format(part) for path in together) for part in ("kernel", "bias"))
