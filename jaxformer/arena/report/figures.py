@@ -15,6 +15,8 @@ from jaxformer.arena.statistics import Interval, interval
 
 Entries = dict[tuple[str, str], Entry]
 Point = tuple[float, float, float | None, float | None]  # x, mean, low, high
+# x, from a result, a contestant, tokens and steps
+Place = Callable[[dict[str, Any], str, float, float], float]
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ def _curves(arena: ArenaConfig, matched: Matched, found: Entries, task: str) -> 
     def seconds(result: dict[str, Any], contestant: str, tokens: float, steps: float) -> float:
         return steps * result["step_seconds"]
 
-    axes: list[tuple[str, Callable[[dict[str, Any], str, float, float], float]]] = [
-        ("tokens", lambda result, contestant, tokens, steps: tokens),
+    axes: list[tuple[str, Place]] = [
+        ("tokens", _tokens),
         ("FLOPs", flops),
         ("seconds", seconds),
     ]
@@ -99,9 +101,11 @@ def _curves(arena: ArenaConfig, matched: Matched, found: Entries, task: str) -> 
     ]
 
 
-def _curve(
-    entry: Entry, key: str, name: str, place: Callable[[dict[str, Any], str, float, float], float]
-) -> tuple[Point, ...]:
+def _tokens(result: dict[str, Any], contestant: str, tokens: float, steps: float) -> float:
+    return tokens
+
+
+def _curve(entry: Entry, key: str, name: str, place: Place) -> tuple[Point, ...]:
     whole = [result for result in entry.results if result["failed"] is None]
     points: list[Point] = []
     for rows in zip(*(result.get(key, ()) for result in whole), strict=False):
@@ -115,9 +119,7 @@ def _curve(
 def _loads(arena: ArenaConfig, found: Entries, task: str) -> Figure:
     """How unequally busy experts are; empty if no contestant has any."""
     series = tuple(
-        Series(
-            name, _curve(found[task, name], "load_curve", name, lambda _, __, tokens, ___: tokens)
-        )
+        Series(name, _curve(found[task, name], "load_curve", name, _tokens))
         for name in arena.contestants
     )
     title = f"{task}: how much more than the mean the busiest expert has"
