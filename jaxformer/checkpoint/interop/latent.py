@@ -8,6 +8,7 @@ import numpy as np
 from jaxformer.checkpoint.interop.decoder import linear_rules, norm_rules
 from jaxformer.checkpoint.interop.family import Json
 from jaxformer.checkpoint.interop.hub_config import HubConfig
+from jaxformer.checkpoint.interop.rope import yarn_factor
 from jaxformer.checkpoint.interop.rules import Linear, Rule, Shape, Transform, row
 from jaxformer.model.mixers.latent_attention import LatentAttentionConfig
 
@@ -98,7 +99,7 @@ def yarn_scale(hub: HubConfig, mixer: Json) -> float | None:
     factor = yarn.number("factor")
     if all_dim is None or factor <= 1:
         return None
-    times = 0.1 * all_dim * math.log(factor) + 1.0
+    times = yarn_factor(all_dim, factor)
     return (mixer["head_dim"] + mixer["rope_dim"]) ** -0.5 * times * times
 
 

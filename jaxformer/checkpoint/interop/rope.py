@@ -135,7 +135,7 @@ def _yarn(options: HubConfig, sizes: Sizes) -> Json:
     attention = options.number("attention_factor", None)
     parts = [options.number(key, None) for key in ("mscale", "mscale_all_dim")]
     if attention is None and all(parts):
-        one, all_dim = (0.1 * part * math.log(max(factor, 1)) + 1 for part in parts)
+        one, all_dim = (yarn_factor(part, factor) for part in parts)
         attention = one / all_dim
     return {
         "kind": "yarn",
@@ -146,6 +146,11 @@ def _yarn(options: HubConfig, sizes: Sizes) -> Json:
         "attention_factor": attention,
         "truncate": options.flag("truncate"),
     }
+
+
+def yarn_factor(mscale: float, factor: float) -> float:
+    """What YaRN multiplies queries and keys by: 0.1 · mscale · ln(max(factor, 1)) + 1."""
+    return 0.1 * mscale * math.log(max(factor, 1)) + 1
 
 
 def _llama3(options: HubConfig, sizes: Sizes) -> Json:
