@@ -107,10 +107,15 @@ def expert_rules(
     return rules
 
 
-def ffn_rules(layer: Layer, names: dict[str, str] = GATED_FFN, router: str = "gate") -> list[Rule]:
+def ffn_rules(
+    layer: Layer,
+    names: dict[str, str] = GATED_FFN,
+    shared: str = "shared_expert",
+    router: str = "gate",
+) -> list[Rule]:
     """Experts, see `expert_rules`, or a dense FFN."""
     if isinstance(layer.ffn, MoEConfig):
-        return expert_rules(layer.ffn, names, router=router)
+        return expert_rules(layer.ffn, names, shared, router)
     return gated_ffn_rules(layer)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 from jaxformer.checkpoint.interop.decoder import (
     PRE_NORMS,
     gated_ffn,
-    gated_ffn_rules,
     layers_of,
     mixer_of,
     model_rules,
@@ -22,9 +21,9 @@ from jaxformer.checkpoint.interop.decoder import (
 )
 from jaxformer.checkpoint.interop.experts import (
     dense_layers,
-    expert_rules,
     experts_of,
     experts_section,
+    ffn_rules,
     groups_section,
 )
 from jaxformer.checkpoint.interop.family import Family, Json
@@ -40,7 +39,6 @@ from jaxformer.checkpoint.interop.latent import (
 from jaxformer.checkpoint.interop.rope import ROPE_DEFAULTS, from_rope, to_rope
 from jaxformer.checkpoint.interop.rules import Linear, Rule, Shape, row, within
 from jaxformer.errors import UserError
-from jaxformer.model.channel_mixers.moe import MoEConfig
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.further.modules import ModulesConfig
 from jaxformer.model.layer import Layer
@@ -244,12 +242,10 @@ def _mixer(layer: Layer) -> LatentAttentionConfig:
 
 def _layer_rules(layer: Layer) -> list[Rule]:
     mixer = _mixer(layer)
-    moe = layer.ffn if isinstance(layer.ffn, MoEConfig) else None
-    ffn = gated_ffn_rules(layer) if moe is None else expert_rules(moe, shared="shared_experts")
     return [
         *norm_rules(PRE_NORMS),
         *within("self_attn", "mixer", latent_rules(mixer, Neighbours(mixer.rope_dim))),
-        *within("mlp", "ffn", ffn),
+        *within("mlp", "ffn", ffn_rules(layer, shared="shared_experts")),
     ]
 
 
