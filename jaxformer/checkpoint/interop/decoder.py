@@ -125,15 +125,17 @@ def layers_of(hub: HubConfig, key: str = "num_hidden_layers") -> int:
 
 
 def layer_types(
-    hub: HubConfig, default: list[str], allowed: Sequence[str], key: str = "layer_types"
+    hub: HubConfig, default: Sequence[str], allowed: Sequence[str], key: str = "layer_types"
 ) -> list[str]:
-    """The kind of every layer; `default` stands in for `key` if the file has none.
+    """The kind of every layer; `default`, repeated bottom up, stands in for `key` if the file has
+    none.
 
     Raises:
         UserError: it is no list of one allowed kind for each layer.
     """
-    types = hub.listed(key, default)
-    if len(types) != layers_of(hub):
+    num_layers = layers_of(hub)
+    types = hub.listed(key, [default[layer % len(default)] for layer in range(num_layers)])
+    if len(types) != num_layers:
         raise UserError(f"{hub.name} has {len(types)} {key}, not one for each layer")
     for kind in types:
         if kind not in allowed:
@@ -143,8 +145,9 @@ def layer_types(
     return types
 
 
-def windows(hub: HubConfig, window: int | None, default: list[str]) -> list[int | None]:
-    """The window of every layer; `default` stands in for `layer_types` if the file has none."""
+def windows(hub: HubConfig, window: int | None, default: Sequence[str]) -> list[int | None]:
+    """The window of every layer; `default`, repeated bottom up, stands in for `layer_types` if the
+    file has none."""
     switch = " with use_sliding_window true" if "use_sliding_window" in hub.defaults else ""
     types = layer_types(hub, default, ("full_attention", "sliding_attention"))
     if window is None and "sliding_attention" in types:

@@ -8,7 +8,6 @@ from jaxformer.checkpoint.interop.decoder import (
     gated_ffn,
     heads,
     layer_rules,
-    layers_of,
     model_rules,
     model_section,
     rms_norm,
@@ -84,8 +83,7 @@ def to_gemma2(hub: HubConfig) -> Json:
             f"{hub.name} has sliding_window_size {shown(twin)}, but sliding_window {window}; "
             f"transformers reads sliding_window alone: make them equal, or remove the other"
         )
-    kinds = ["sliding_attention", "full_attention"]
-    types = [kinds[index % 2] for index in range(layers_of(hub))]
+    types = ["sliding_attention", "full_attention"]
     return model_section(
         hub,
         mixers=[{**mixer, "window": window} for window in windows(hub, window, types)],

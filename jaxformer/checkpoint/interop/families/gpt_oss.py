@@ -7,7 +7,6 @@ from jaxformer.checkpoint.interop.decoder import (
     attention_rules,
     first_layer,
     heads,
-    layers_of,
     linear_rules,
     model_rules,
     model_section,
@@ -62,8 +61,7 @@ def to_config(hub: HubConfig) -> Json:
     bias = hub.flag("attention_bias")
     mixer = {**heads(hub), "qkv_bias": bias, "output_bias": bias, "sink_logit": True}
     window = hub.count("sliding_window", None, most=LARGEST)
-    kinds = ["sliding_attention", "full_attention"]
-    types = [kinds[index % 2] for index in range(layers_of(hub))]
+    types = ["sliding_attention", "full_attention"]
     moe = experts_section(hub, "num_local_experts", "intermediate_size", normalize=True)
     activation = {"activation": "quick_geglu", "clamp": hub.number("swiglu_limit")}
     return model_section(

@@ -4,7 +4,6 @@ from jaxformer.checkpoint.interop.decoder import (
     gated_ffn,
     heads,
     layer_type,
-    layers_of,
     model_section,
     rms_norm,
     window_options,
@@ -24,7 +23,7 @@ def to_config(hub: HubConfig) -> Json:
     hub.need("hidden_act", "silu")
     hub.need("attention_bias", False)
     mixer, window = heads(hub), hub.count("sliding_window", None, most=LARGEST)
-    found = windows(hub, window, [layer_type(window)] * layers_of(hub))
+    found = windows(hub, window, [layer_type(window)])
     return model_section(
         hub,
         mixers=[{**mixer, "window": each} for each in found],

@@ -5,7 +5,6 @@ from jaxformer.checkpoint.interop.decoder import (
     attention_of,
     first_layer,
     gated_ffn,
-    layers_of,
     model_section,
     rms_norm,
     sizes,
@@ -34,8 +33,7 @@ def to_config(hub: HubConfig) -> Json:
     hub.need("hidden_act", "silu")
     mixer = attention(hub)
     window = hub.count("sliding_window", None, most=LARGEST)
-    kinds = ["sliding_attention"] * 3 + ["full_attention"]
-    found = windows(hub, window, [kinds[layer % 4] for layer in range(layers_of(hub))])
+    found = windows(hub, window, ["sliding_attention"] * 3 + ["full_attention"])
     return model_section(
         hub,
         mixers=[{**mixer, "window": each} for each in found],
