@@ -113,16 +113,23 @@ def from_gemma(model: ModelConfig) -> Json:
 
 def from_gemma2(model: ModelConfig) -> Json:
     layer = first_layer(model)
-    mixer = attention_of(layer)
+    return {
+        **windowed_options(model),
+        **from_rope(layer.positions),
+        "attn_logit_softcapping": attention_of(layer).logit_softcap,
+    }
+
+
+def windowed_options(model: ModelConfig) -> Json:
+    """The keys that Gemma 2 and 3 share."""
+    mixer = attention_of(first_layer(model))
     scale = mixer.scale or usual_scale(mixer.head_size(model.d_model))
     return {
         **sizes(model),
-        **from_rope(layer.positions),
         **window_options(model),
         "hidden_activation": TANH_GELU,
         "attention_bias": mixer.qkv_bias,
         "query_pre_attn_scalar": root(scale, -0.5),
-        "attn_logit_softcapping": mixer.logit_softcap,
         "final_logit_softcapping": model.logit_softcap,
     }
 

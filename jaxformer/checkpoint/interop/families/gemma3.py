@@ -2,20 +2,14 @@
 soft-caps, and in five of six layers a window and positions of another base."""
 
 from jaxformer.checkpoint.interop.decoder import (
-    attention_of,
-    first_layer,
     gated_ffn,
     heads,
     layers_of,
     model_section,
     rms_norm,
-    root,
-    sizes,
-    usual_scale,
-    window_options,
     windows,
 )
-from jaxformer.checkpoint.interop.families.gemma import TANH_GELU, rules
+from jaxformer.checkpoint.interop.families.gemma import TANH_GELU, rules, windowed_options
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.hub_config import LARGEST, HubConfig
 from jaxformer.checkpoint.interop.rope import ROPE_DEFAULTS
@@ -81,17 +75,7 @@ def _windows(hub: HubConfig) -> list[int | None]:
 
 
 def from_config(model: ModelConfig) -> Json:
-    mixer = attention_of(first_layer(model))
-    scale = mixer.scale or usual_scale(mixer.head_size(model.d_model))
-    return {
-        **sizes(model),
-        **window_options(model),
-        **from_ropes(model),
-        "hidden_activation": TANH_GELU,
-        "attention_bias": mixer.qkv_bias,
-        "query_pre_attn_scalar": root(scale, -0.5),
-        "final_logit_softcapping": model.logit_softcap,
-    }
+    return {**windowed_options(model), **from_ropes(model)}
 
 
 GEMMA3_TEXT = Family(
