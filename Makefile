@@ -40,7 +40,7 @@ faults: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/faults --kills 50 $(ARGS)
 
 parity: $(VENV)/.installed-parity
-	$(BIN)/python -m pytest tests/parity tests/evaluate/test_harness.py $(ARGS)
+	$(BIN)/python -m pytest -n 2 tests/parity tests/evaluate/test_harness.py $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -101,8 +101,15 @@ def loss(params: dict, inputs: jax.Array, targets: jax.Array, sizes: Sizes) -> j
 def train_step(
     params: dict, moments: tuple[dict, dict], step: jax.Array, inputs: jax.Array, targets: jax.Array
 ) -> tuple[dict, tuple[dict, dict], jax.Array]:
-    """AdamW (0.9, 0.95, ε 1e-8, decay 0.1 of matrices) at 1e-3, gradients clipped to norm 1."""
+    """A step of `adamw` on the loss of a batch."""
     value, gradients = jax.value_and_grad(loss)(params, inputs, targets, Sizes())
+    return (*adamw(params, moments, step, gradients), value)
+
+
+def adamw(
+    params: dict, moments: tuple[dict, dict], step: jax.Array, gradients: dict
+) -> tuple[dict, tuple[dict, dict]]:
+    """AdamW (0.9, 0.95, ε 1e-8, decay 0.1 of matrices) at 1e-3, gradients clipped to norm 1."""
     norm = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(gradients)))
     clip = jnp.minimum(1.0, 1.0 / norm)
     count = step + 1
@@ -118,4 +125,4 @@ def train_step(
     params, first, second = jax.tree.transpose(
         jax.tree.structure(params), jax.tree.structure((0, 0, 0)), updated
     )
-    return params, (first, second), value
+    return params, (first, second)

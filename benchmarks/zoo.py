@@ -6,7 +6,8 @@ from jaxformer.model.mixers import MIXERS
 from jaxformer.schema.tree import all_kinds
 
 D_MODEL, D_HIDDEN, VOCAB = 256, 688, 256
-KINDS = all_kinds(list(MIXERS))
+ENCODERS = ("bidirectional", "scanned")  # of models that are not causal
+KINDS = [kind for kind in all_kinds(list(MIXERS)) if kind not in ENCODERS]
 
 HEADS = {"num_heads": 4}
 

@@ -42,11 +42,12 @@ def mixer_rows() -> list[tuple[str, ...]]:
     """A header row, and one for each mixer: kind, paper, form in training, kernel, how compute and
     state grow with the length, and its state's bytes after 4,096 tokens at width 1,024 in bfloat16.
     """
-    from jaxformer.model.dims import Dims, InitConfig
+    from jaxformer.model.dims import Dims, InitConfig, SourceDims
     from jaxformer.model.mixers import MIXERS, build_mixer
     from jaxformer.model.positions import RoPEConfig
 
-    dims = Dims(D_MODEL, 1, InitConfig(), "bfloat16")
+    of_source = SourceDims(D_MODEL, SHORT)  # whatever the length of the decoder's rows
+    dims = Dims(D_MODEL, 1, InitConfig(), "bfloat16", source=of_source)
     rows: list[tuple[str, ...]] = [
         ("kind", "source", "training", "kernel", "compute", "state", f"bytes at {SHORT:,}")
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax.numpy as jnp
+import numpy as np
 from flax.core import meta
 from jax.sharding import Mesh
 
@@ -14,12 +15,15 @@ from jaxformer.config import Config
 from jaxformer.data.chat_template import load_chat_template
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.errors import UserError, did_you_mean
+from jaxformer.generate.beam_search import BeamSearch
 from jaxformer.generate.decode import Decoder
 from jaxformer.generate.decoders import check_left_to_right, check_takes_back, decoder_for
 from jaxformer.generate.drafts import Draft, FirstLayers, FurtherPredictions, NGram, OtherModel
 from jaxformer.generate.early_exit import Exit, ExitingDecoder
+from jaxformer.generate.embedding import embed_texts
 from jaxformer.generate.speculative import SpeculativeDecoder
 from jaxformer.generate.text import generate_text
+from jaxformer.generate.translation import translate
 from jaxformer.model.accounting import abstract_parameters
 from jaxformer.model.language_model import LanguageModel, build_model
 from jaxformer.parallel.mesh import make_mesh
@@ -27,6 +31,7 @@ from jaxformer.parallel.rules import parameter_shardings
 from jaxformer.paths import is_remote, locate_path
 
 PyTree = Any
+BEAM_SEARCH = BeamSearch()
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,15 @@ class Run:
             rule = Exit(exit_confidence, exit_by or "margin")
             decoder = ExitingDecoder.from_decoder(self.decoder, rule)
         return generate_text(decoder, self.tokenizer, prompt, **options)
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """A vector of length 1 for each text, [texts, d_model]; see `embed_texts`."""
+        return embed_texts(self.model, self.params, self.tokenizer, texts, self.mesh)
+
+    def translate(self, texts: Sequence[str], search: BeamSearch = BEAM_SEARCH) -> list[str]:
+        """What the decoder writes of each text that its encoder reads; see `translate`."""
+        given = (self.model, self.params, self.config, self.tokenizer)
+        return translate(*given, texts, self.mesh, search)
 
     def chat(self, prompt: str | Sequence[str], **options: Any) -> str | list[str]:
         """Answer a user's message, or several in one batch, with the tokenizer's chat template.

@@ -22,6 +22,8 @@ TOKENIZER = "tokenizer"
 BASE = "base"
 TEACHER = "teacher"
 DEFINITION = "tokenizer.json"
+CLASSES = "classes.json"
+CHARACTERS = "characters.json"
 PROFILE = "profile"  # of its folders, one per profile:
 PROGRAM = "program.txt.gz"
 TRACES = "plugins/profile/steps"
@@ -47,14 +49,14 @@ def is_run(folder: Path) -> bool:
 
 
 def needs_no_files(tokenizer: str) -> bool:
-    return tokenizer == "bytes" or tokenizer.startswith("ids:")
+    return tokenizer == "bytes" or tokenizer.startswith(("ids:", "classes:"))
 
 
 def own_tokenizer(folder: Path, name: object) -> Path | None:
     """The run's copy of the tokenizer `name`; None if it needs none, or has none yet."""
     if not isinstance(name, str) or needs_no_files(name):
         return None
-    if (folder / TOKENIZER / DEFINITION).is_file():
+    if any((folder / TOKENIZER / file).is_file() for file in (DEFINITION, CLASSES, CHARACTERS)):
         return folder / TOKENIZER
     # Where `import` once put it, before `tokenizer/` existed.
     beside = folder / DEFINITION

@@ -52,7 +52,8 @@ def make_config(folder: Path, **sections: dict[str, Any]) -> Config:
             "z_loss": 1e-4,
         },
         "optimizer": {"kind": "adamw", "schedule": {"warmup_steps": 3}},
-        "eval": {"every": 4, "batches": 2},
+        # A sample at the end would compile as much again as the training.
+        "eval": {"every": 4, "batches": 2, "sample_tokens": 0},
         "checkpoint": {"every": 4},
         "run": {"dir": str(folder / "run")},
     }

@@ -118,7 +118,7 @@ BAD_MODELS = {
     "learned positions of one layer": (
         "model.pattern=[{}, {positions: {kind: learned, max_length: 512}}]",
         "model: pattern entry 1 has positions learned, which are added to the embeddings, below "
-        "all layers; give model.positions. Allowed in an entry: rope, alibi, none",
+        "all layers; give model.positions. Allowed in an entry: rope, axial_rope, alibi, none",
     ),
     "sinusoidal positions of one layer": (
         "model.pattern=[{positions: {kind: sinusoidal}}]",

@@ -61,6 +61,20 @@ PUBLISHED = {
     "kimi-linear-48b-a3b": 49_122_675_072 + 26 * 256,
     "jamba-mini": 51_570_323_328,
     "jamba-like": 1_364_275_392,
+    "bert-base": 109_514_298,
+    "t5-small": 60_506_624,
+    "transformer-base": 63_045_632,
+    "transformer-big": 214_171_648,
+    "vit-ti16": 5_717_416,
+    "vit-s16": 22_050_664,
+    "vit-b16": 86_567_656,
+    "vit-l16": 304_326_632,
+    "clip-b32": 151_277_313,
+    "siglip-b16": 203_155_970,
+    "modernbert-base": 149_655_232,
+    # Without an embedding of hidden places, and a length for each place of weight norm.
+    "wav2vec2-base": 94_396_320 - 768 - 128,
+    "hubert-large": 315_471_520 - 1024 - 128,
 }
 # Of these, the parameters that a token meets: with the embedding's table, and without it.
 ACTIVE = {
@@ -96,6 +110,8 @@ OWN_FAMILY = {
     "granite-3.0-1b-a400m": "granitemoe",
     "phi4-mini": "phi3",
     "ministral-8b": "ministral",
+    "clip-b32": "clip",
+    "siglip-b16": "siglip",
 }
 
 

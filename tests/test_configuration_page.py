@@ -36,7 +36,10 @@ def test_every_key_has_a_description() -> None:
 
 def test_a_row_has_the_key_what_it_allows_its_default_and_its_meaning() -> None:
     rows = configuration_page().splitlines()
-    assert "| `sequence_length` | a whole number of at least 2 | `256` | tokens per row |" in rows
+    patches = "patches that the model makes of a picture"
+    text = "tokens per row, or of a text beside a picture"
+    tokens = f"{text}; {patches}, or places of the longest recording"
+    assert f"| `sequence_length` | a whole number of at least 2 | `256` | {tokens} |" in rows
     assert "| `from` | text or null | `null` | a run, or RUN/checkpoints/STEP |" in rows
     norm = (
         "| `norm` | a section [model.norm](#modelnorm) | `{kind: rms}` | the norms of all layers |"

@@ -173,7 +173,7 @@ class Biased(Linear):
         matrix, bias = weights
         return super().logits(matrix, x, num_tokens) + bias
 
-    def loss(self, weights, x, targets, loss_mask, z_loss):
+    def loss(self, weights, x, targets, loss_mask, z_loss, label_smoothing=0.0):
         log_probs = jax.nn.log_softmax(self.logits(weights, x))
         picked = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
         tokens = jnp.sum(loss_mask, dtype=jnp.float32)

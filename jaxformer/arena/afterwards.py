@@ -53,10 +53,11 @@ def _efficiency(arena: ArenaConfig, matched: Matched) -> list[Measured]:
 
 
 def _best_of_text(cells: Sequence[Cell]) -> dict[str, dict[str, str]]:
-    """The directory of the run with the lowest loss, by task and contestant."""
+    """The directory of the run with the lowest loss, by task and contestant, of those that can
+    continue a text."""
     best: dict[tuple[str, str], tuple[float, Cell]] = {}
     for cell in cells:
-        if cell.config.data.task is None:
+        if cell.config.data.task is None and cell.config.instead is None:
             loss = value_of(cell.result() or {"tests": []}, "loss", 1)
             key = cell.task, cell.contestant
             if math.isfinite(loss) and loss < best.get(key, (math.inf, cell))[0]:

@@ -14,16 +14,21 @@ CELL_SECONDS = 2.0  # to start, save and measure
 
 
 def describe_match(arena: ArenaConfig, matched: Matched) -> str:
-    """A table of every contestant's sizes on every task, and their distance from the baseline's."""
+    """A table of every contestant's sizes on every task, and their distance from the baseline's,
+    without the state if the baseline is an encoder, which has none."""
     context = (arena.match or MatchConfig()).context
-    columns = ("parameters", "training_flops", "state_bytes")
-    titles = ("parameters", "FLOPs/token", f"state at {context:,}")
+    titles = {
+        "parameters": "parameters",
+        "training_flops": "FLOPs/token",
+        "state_bytes": f"state at {context:,}",
+    }
     lines = [_matching(arena)]
     width = max(len(name) for name in arena.contestants) + 2
     for task in arena.tasks:
         baseline = matched.sizes[task, arena.baseline]
         lines.append(f"{task}:")
-        heading = "".join(f"{title:>24}" for title in titles)
+        columns = [column for column in titles if baseline.of(column)]
+        heading = "".join(f"{titles[column]:>24}" for column in columns)
         lines.append(f"  {'':<{width}}{heading}  chosen")
         for contestant in arena.contestants:
             own, chosen = matched.sizes[task, contestant], matched.solved[task, contestant]

@@ -24,7 +24,7 @@ from jaxformer.paths import local_path, replace_text
 from jaxformer.reading import read_json_object
 from jaxformer.terminal import in_time, progress, say
 
-DONE, FAILED, STOPPED = 0, 1, 75
+DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 NAMED = 5  # cells in a message
 DECIDE_CELLS = {"baseline", "base", "contestants", "tasks", "match"}  # keys of an arena's file
 
@@ -96,25 +96,33 @@ def _run(every: Sequence[Cell], command: Sequence[str], workers: int) -> int:
 def arenas(folder: str, overrides: Sequence[str], out: Path, *, dry_run: bool, workers: int) -> int:
     """Run every arena of a folder in turn, and write a page on which findings were reproduced.
 
+    Arenas that are refused, such as those whose data are not there, are left out, and it is said
+    why.
+
     Returns:
-        The exit code of `arena`; the first that is not 0 ends the series.
+        The exit code of `arena`; the first that is not 0 ends the series. 2 if some were refused.
 
     Raises:
-        UserError: as `arena`, or the folder has no file.
+        UserError: the folder has no file.
     """
     files = sorted(local_path(folder).glob("*.yaml"))
     if not files:
         raise UserError(f"{folder} has no .yaml file; give a folder of arenas")
+    ended = []
     for file in files:
         print(f"== {file}", flush=True)
-        code = arena(str(file), overrides, dry_run=dry_run, workers=workers)
+        try:
+            code = arena(str(file), overrides, dry_run=dry_run, workers=workers)
+        except UserError as error:
+            say(f"{file} is left out: {error}")
+            continue
         if code != DONE:
             return code
-    if not dry_run:
-        ended = [(file, load_arena(file, list(overrides))) for file in files]
+        ended.append((file, load_arena(file, list(overrides))))
+    if ended and not dry_run:
         replace_text(out, findings_page(ended))
         print(f"wrote {out}")
-    return DONE
+    return DONE if len(ended) == len(files) else BAD_INPUT
 
 
 def work(path: str, overrides: Sequence[str], worker: int, workers: int) -> int:

@@ -75,7 +75,9 @@ class Check(Schema):
     """
 
     task: str
-    metric: Literal["loss", "bits_per_byte", "accuracy", "turns"]
+    metric: Literal[
+        "loss", "bits_per_byte", "accuracy", "batch_accuracy", "label_error_rate", "turns"
+    ]
     better: str
     than: str | float
     by: float = 0.0
@@ -185,7 +187,27 @@ class ArenaConfig(Schema):
                 f"{config.train.objective.kind}, which has no accuracy, and a synthetic task is "
                 f"compared by it; compare it on text"
             )
+        if config.data.kind != "text":
+            self._check_rows(task, config.data.kind)
         return config
+
+    def _check_rows(self, task: str, kind: str) -> None:
+        """Refuse what takes rows of other lengths than those of pictures or recordings.
+
+        Raises:
+            UserError: lengths or efficiency ask for them.
+        """
+        lengths = self.tasks[task].lengths
+        if lengths != (1,):
+            raise UserError(
+                f"tasks.{task}.lengths is {list(lengths)}, but data.kind is {kind}, whose rows "
+                f"have one size; leave it out"
+            )
+        if self.efficiency is not None and self.efficiency.task == task:
+            raise UserError(
+                f"efficiency.task is {task}, but data.kind is {kind}, and speed is measured by the "
+                f"length of rows of text; give a task of text, or leave efficiency out"
+            )
 
 
 def load_arena(path: str | Path, overrides: list[str]) -> ArenaConfig:

@@ -15,7 +15,7 @@ from flax.core import meta
 from jaxformer.config import Config
 from jaxformer.data.loader import train_batches
 from jaxformer.data.stores import Stores
-from jaxformer.data.tokenizers import load_tokenizer
+from jaxformer.data.vocabulary import tokenizer_of
 from jaxformer.generate.decode import Decoder, Stats
 from jaxformer.generate.sampling import Sampling
 from jaxformer.model.accounting import cache_bytes
@@ -77,7 +77,7 @@ def _trainer(config: Config, length: int) -> tuple[Callable[[], float], Measured
             "train": config.train.model_copy(update={"batch_size": max(1, tokens // length)}),
         }
     )
-    tokenizer = load_tokenizer(config.data.tokenizer, config.data.add_bos)
+    tokenizer = tokenizer_of(config.data)
     mesh = make_mesh(config.mesh.sizes, config.mesh.preset)
     program = make_program(config, mesh, tokenizer.vocab_size)
     began = time.perf_counter()
@@ -105,7 +105,7 @@ def _trainer(config: Config, length: int) -> tuple[Callable[[], float], Measured
 
 def _decoder(config: Config, context: int) -> tuple[Callable[[], float], Measured]:
     """A function that decodes after a prompt of `context` tokens and gives tokens per second."""
-    vocab_size = load_tokenizer(config.data.tokenizer).vocab_size
+    vocab_size = tokenizer_of(config.data).vocab_size
     model = build_model(config.model, vocab_size=vocab_size)
     tokens = jnp.zeros((1, 2), jnp.int32)
     params = meta.unbox(jax.jit(model.init)(jax.random.key(0), tokens)["params"])

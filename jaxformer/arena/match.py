@@ -8,7 +8,7 @@ import jax
 
 from jaxformer.arena.config import ArenaConfig, MatchConfig
 from jaxformer.config import Config
-from jaxformer.data.tokenizers import load_tokenizer
+from jaxformer.data.vocabulary import tokenizer_of
 from jaxformer.errors import UserError
 from jaxformer.model.accounting import (
     abstract_parameters,
@@ -37,7 +37,7 @@ class Sizes:
 
 def sizes(config: Config, context: int) -> Sizes:
     """Parameters, FLOPs and state of a configuration; nothing is allocated."""
-    vocab_size = load_tokenizer(config.data.tokenizer).vocab_size
+    vocab_size = tokenizer_of(config.data).vocab_size
     model = build_model(config.model, vocab_size=vocab_size)
     shapes = abstract_parameters(model)
     outside = {name: tree for name, tree in shapes.items() if name in OUTSIDE}

@@ -14,8 +14,8 @@ from jaxformer.arena.match import Matched
 from jaxformer.arena.scaling import Ladder
 from jaxformer.arena.statistics import Comparison, Interval, against, interval
 
-METRICS = ("loss", "bits_per_byte", "accuracy", "row_accuracy")
-HIGHER_IS_BETTER = ("accuracy", "row_accuracy")
+HIGHER_IS_BETTER = ("accuracy", "row_accuracy", "batch_accuracy")
+METRICS = ("loss", "bits_per_byte", *HIGHER_IS_BETTER, "label_error_rate")
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ def entries(arena: ArenaConfig, cells: Sequence[Cell]) -> dict[tuple[str, str], 
 
 
 def main_metric(arena: ArenaConfig, task: str) -> str:
-    """Accuracy for a synthetic task, bits per byte for text."""
+    """Accuracy for a synthetic task, and else the objective's figure: bits per byte of text."""
     config = arena.config(task, arena.baseline, {})
-    return "bits_per_byte" if config.data.task is None else "accuracy"
+    return config.train.objective.figure if config.data.task is None else "accuracy"
 
 
 def comparisons(
@@ -93,8 +93,8 @@ class Grid(NamedTuple):
 
 
 def accuracies(arena: ArenaConfig, task: str, found: dict[tuple[str, str], Entry]) -> Grid | None:
-    """Accuracies by length and difficulty; None for text, and for tasks that are tested only as
-    they were trained."""
+    """Accuracies by length and difficulty; None for data that has none, and for tasks that are
+    tested only as they were trained."""
     entry = arena.tasks[task]
     places: list[tuple[int, float | None]] = [(multiple, None) for multiple in entry.lengths]
     heads = [f"{multiple}×" for multiple in entry.lengths]
@@ -148,5 +148,5 @@ def table(cells: Sequence[Cell]) -> pa.Table:
         }
         columns = ("multiple", "level", "length", *METRICS)
         tests = result["tests"] or [dict.fromkeys(columns)]
-        rows += [own | {key: test[key] for key in columns} for test in tests]
+        rows += [own | {key: test.get(key) for key in columns} for test in tests]
     return pa.Table.from_pylist(rows)

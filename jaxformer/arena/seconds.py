@@ -7,7 +7,7 @@ import jax
 from jaxformer.config import Config
 from jaxformer.data.loader import train_batches
 from jaxformer.data.stores import Stores
-from jaxformer.data.tokenizers import load_tokenizer
+from jaxformer.data.vocabulary import tokenizer_of
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.parallel.rules import batch_sharding, put_batch
 from jaxformer.train.program import make_program
@@ -17,7 +17,7 @@ STEPS = 10
 
 def seconds_per_step(config: Config) -> float:
     """The median of ten steps after the first one, on the first batch."""
-    tokenizer = load_tokenizer(config.data.tokenizer, config.data.add_bos)
+    tokenizer = tokenizer_of(config.data)
     mesh = make_mesh(config.mesh.sizes, config.mesh.preset)
     program = make_program(config, mesh, tokenizer.vocab_size)
     train_step = program.compile(None).train_step

@@ -17,11 +17,21 @@ from typing import NamedTuple
 from jaxformer.checkpoint import integrity
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.checkpoint.weights import Weights
+from jaxformer.data.character_tokenizer import CharacterTokenizer
+from jaxformer.data.class_names import ClassNames
 from jaxformer.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.errors import UserError
 from jaxformer.paths import is_remote, locate_path, remove_tree, same_place
-from jaxformer.run_files import BASE, CHECKPOINTS, DEFINITION, own_tokenizer
+from jaxformer.run_files import (
+    BASE,
+    CHARACTERS,
+    CHECKPOINTS,
+    CLASSES,
+    DEFINITION,
+    needs_no_files,
+    own_tokenizer,
+)
 from jaxformer.terminal import progress
 
 # The last two are a model's: they may name the end of text where a tokenizer's own files do not.
@@ -56,12 +66,17 @@ def keep_copies(
 
 
 def keep_tokenizer(directory: RunDirectory, tokenizer: Tokenizer) -> None:
-    """Copy the tokenizer's files into the run, unless it has them.
+    """Copy the tokenizer's files, the names of the classes, or the characters, into the run, unless
+    it has them.
 
     Raises:
         UserError: the files have changed since they were read.
     """
     folder = directory.tokenizer
+    if isinstance(tokenizer, ClassNames):
+        _keep_json(folder / CLASSES, tokenizer)
+    if isinstance(tokenizer, CharacterTokenizer):
+        _keep_json(folder / CHARACTERS, tokenizer)
     if not isinstance(tokenizer, HuggingFaceTokenizer):
         return
 
@@ -79,6 +94,16 @@ def keep_tokenizer(directory: RunDirectory, tokenizer: Tokenizer) -> None:
         raise UserError(
             f"data.tokenizer '{tokenizer.name}' changed while the run started; start it again"
         )
+
+
+def _keep_json(file: Path, tokenizer: ClassNames | CharacterTokenizer) -> None:
+    if needs_no_files(tokenizer.name) or (
+        file.is_file()
+        and type(tokenizer).from_file(str(file), file).fingerprint == tokenizer.fingerprint
+    ):
+        return
+    with _whole(file.parent) as building:
+        (building / file.name).write_text(tokenizer.as_json() + "\n", encoding="utf-8")
 
 
 def _files_of(tokenizer: HuggingFaceTokenizer) -> dict[str, Path]:
@@ -201,7 +226,7 @@ def _describe(weights: Weights, folder: Path) -> None:
     if tokenizer is not None:
         copy.tokenizer.mkdir()
         there = tokenizer if tokenizer.is_dir() else tokenizer.parent
-        for name in TOKENIZER_FILES:
+        for name in (*TOKENIZER_FILES, CLASSES, CHARACTERS):
             if (there / name).is_file():
                 (copy.tokenizer / name).write_bytes((there / name).read_bytes())
     if origin.manifest.exists():

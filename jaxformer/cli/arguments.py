@@ -4,11 +4,14 @@ import argparse
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jaxformer.errors import UserError, did_you_mean, shorten
 from jaxformer.paths import locate_path
 from jaxformer.schema.base import Schema
+
+if TYPE_CHECKING:
+    from jaxformer.generate.beam_search import BeamSearch
 
 DONE, FAILED = 0, 1
 
@@ -73,6 +76,31 @@ def takes_draft(parser: Any) -> None:
         "predictions (model.further); ngram, what followed the last tokens earlier in the text; or "
         "another run with the same tokenizer",
     )
+
+
+def takes_beams(parser: Any) -> None:
+    group = parser.add_argument_group("decoders with an encoder")
+    group.add_argument(
+        "--beams",
+        type=whole_number(1),
+        default=4,
+        metavar="N",
+        help="hypotheses that are followed; 1 is greedy decoding (default: 4)",
+    )
+    group.add_argument(
+        "--length-penalty",
+        type=float,
+        default=0.6,
+        metavar="A",
+        help="more than 0 favours longer texts (default: 0.6)",
+    )
+
+
+def search_of(arguments: argparse.Namespace) -> "BeamSearch":
+    """What `takes_beams` was given."""
+    from jaxformer.generate.beam_search import BeamSearch
+
+    return BeamSearch(arguments.beams, arguments.length_penalty)
 
 
 def takes_processes(parser: Parser) -> None:

@@ -37,10 +37,17 @@ def _import(arguments: argparse.Namespace) -> int:
     from jaxformer.model.language_model import build_model
 
     config = import_model(open_source(arguments.source), arguments.out)
+    use, source = f"generate: jaxformer generate {arguments.out} --prompt 'Once upon'", "text:FILES"
+    if config.data.kind == "images":
+        use, source = f"classify: jaxformer predict {arguments.out} FILES", "imagefolder:FOLDER"
+    elif config.data.kind == "audio":
+        use, source = f"transcribe: jaxformer predict {arguments.out} FILES", "audiofolder:FOLDER"
+    elif config.model.order == "full":
+        use = f"embed:    in Python, jaxformer.load('{arguments.out}').embed(['Once upon a time'])"
     print(
         f"wrote {arguments.out}, {count_parameters(build_model(config.model)):,} parameters\n"
-        f"  generate: jaxformer generate {arguments.out} --prompt 'Once upon a time'\n"
-        f"  evaluate: jaxformer eval {arguments.out} data.validation_source='text:FILES'"
+        f"  {use}\n"
+        f"  evaluate: jaxformer eval {arguments.out} data.validation_source='{source}'"
     )
     return DONE
 
@@ -68,8 +75,9 @@ def _export(arguments: argparse.Namespace) -> int:
     from jaxformer.checkpoint.interop.exporting import export_model
 
     options = export_model(arguments.run, arguments.out, arguments.dtype, arguments.overrides)
+    [architecture] = options["architectures"]
     print(
         f"wrote {arguments.out}, a {options['model_type']}\n"
-        f"  load: transformers.AutoModelForCausalLM.from_pretrained({str(arguments.out)!r})"
+        f"  load: transformers.{architecture}.from_pretrained({str(arguments.out)!r})"
     )
     return DONE

@@ -1,4 +1,4 @@
-"""`jaxformer eval`, `generate` and `plot`: the commands that use a trained model."""
+"""`jaxformer eval`, `generate`, `predict` and `plot`: the commands that use a trained model."""
 
 import argparse
 from typing import Any
@@ -7,6 +7,8 @@ from jaxformer.cli.arguments import (
     DONE,
     add_command,
     joined_processes,
+    search_of,
+    takes_beams,
     takes_draft,
     takes_overrides,
     takes_processes,
@@ -20,6 +22,7 @@ from jaxformer.paths import local_path, locate_path
 def add(commands: Any) -> None:
     _add_eval(commands)
     _add_generate(commands)
+    _add_predict(commands)
     _add_plot(commands)
 
 
@@ -27,7 +30,8 @@ def _add_eval(commands: Any) -> None:
     parser = add_command(
         commands,
         "eval",
-        "Measure the loss, perplexity and bits per byte of a run, or run benchmark suites.",
+        "Measure the loss and bits per byte of a run's text, the accuracy of its classes, the word "
+        "errors of its recordings or what its pictures' texts find, or run benchmark suites.",
         _eval,
         "jaxformer eval runs/quickstart --suite lm_eval:hellaswag,arc_easy --limit 100 --json",
     )
@@ -51,14 +55,14 @@ def _add_eval(commands: Any) -> None:
         "--num-fewshot", type=int, metavar="N", help="put N solved examples before each sample"
     )
     takes_draft(group)
+    takes_beams(parser)
     takes_processes(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def _eval(arguments: argparse.Namespace) -> int:
     with joined_processes(arguments):
-        from jaxformer.evaluate.commands import evaluate_suites
-        from jaxformer.evaluate.perplexity import evaluate_run
+        from jaxformer.evaluate.commands import evaluate_run, evaluate_suites
         from jaxformer.evaluate.suite import Options
 
         options = Options(
@@ -67,7 +71,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         run, overrides = arguments.run, arguments.overrides
         if arguments.suite is None:
             options.refuse()
-            return evaluate_run(run, overrides, json=arguments.json)
+            return evaluate_run(run, overrides, search_of(arguments), json=arguments.json)
         return evaluate_suites(run, overrides, arguments.suite, options, json=arguments.json)
 
 
@@ -197,6 +201,59 @@ def _generate(arguments: argparse.Namespace) -> int:
         stats=arguments.stats,
     )
     return DONE
+
+
+def _add_predict(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "predict",
+        "Classify pictures or recordings, transcribe recordings, translate sentences, or compare "
+        "pictures with texts, with a trained model.",
+        _predict,
+        "jaxformer predict runs/vit_fashion shoe.png coat.jpg --top 3",
+    )
+    takes_run(parser)
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="FILE",
+        help="a picture, a recording, or a text with a sentence per line, or several; a "
+        "key.path=value that is no file overrides a key of the configuration",
+    )
+    parser.add_argument(
+        "--text",
+        action="append",
+        type=text,
+        default=[],
+        help="a sentence to translate, or a class in words that pictures are compared with; repeat "
+        "the option for several",
+    )
+    parser.add_argument(
+        "--top",
+        type=whole_number(1),
+        default=5,
+        metavar="N",
+        help="print the N likeliest classes (default: 5)",
+    )
+    parser.add_argument(
+        "--template",
+        default="{}",
+        metavar="TEMPLATE",
+        help="what every TEXT is put into where pictures are compared with them, as 'a photo of a "
+        "{}'",
+    )
+    takes_beams(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from jaxformer.evaluate.predict import Texts, predict_files
+
+    files = {word: local_path(word) for word in arguments.words}
+    overrides = [word for word, file in files.items() if "=" in word and not file.exists()]
+    given = [file for word, file in files.items() if word not in overrides]
+    texts = Texts(arguments.text, arguments.template, search_of(arguments))
+    return predict_files(arguments.run, overrides, given, arguments.top, texts, json=arguments.json)
 
 
 def _add_plot(commands: Any) -> None:

@@ -30,6 +30,7 @@ from jaxformer.config.stages import Stage, stages_of
 from jaxformer.config.trackers import TrackerName
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.dims import AUTOMATIC, KernelsConfig
+from jaxformer.model.inputs import PatchesConfig, RecordingsConfig
 from jaxformer.model.lora import LoRAConfig
 from jaxformer.objectives import NextTokenConfig, ObjectiveConfig
 from jaxformer.schema.base import Schema
@@ -179,7 +180,9 @@ class EvalConfig(Schema):
     )
     tasks_dir: LocalPlace | None = Field(None, description="a folder of task YAMLs for lm_eval")
     sample_tokens: NonNegativeInt = Field(
-        256, description="the length of the sample at the end of a run; 0 for none"
+        256,
+        description="the length of the sample at the end of a run, which of pictures and "
+        "recordings are a few of those to validate on; 0 for none",
     )
 
     @model_validator(mode="after")
@@ -333,6 +336,86 @@ class Config(Schema):
         return self
 
     @model_validator(mode="after")
+    def _inputs_read_the_data(self) -> "Config":
+        data, encoder = self.data, self.model.encoder
+        inputs, part = self.model.inputs, "model.inputs"
+        if encoder is not None:
+            inputs, part = encoder.inputs, "model.encoder.inputs"
+        if data.kind == "pairs" and encoder is None:
+            raise ValueError(
+                "data.kind is pairs, but model.encoder, which reads their sources, is null; give "
+                f"model.encoder={{length: {data.source_length}, d_model: ..., num_layers: ..., "
+                f"...}}, or data.kind=text"
+            )
+        if data.kind != (reads := self.model.reads):
+            raise ValueError(
+                f"data.kind is {data.kind}, but {part} {inputs.kind} reads {reads}; "
+                f"give data.kind={reads}, or other inputs"
+            )
+        if data.kind == "pairs" and self.train.objective.kind != "next_token":
+            raise ValueError(
+                f"data.kind is pairs, whose targets train.objective next_token learns, but "
+                f"train.objective is {self.train.objective.kind}; leave it out"
+            )
+        if data.pairs is not None and encoder is not None and encoder.length != data.source_length:
+            raise ValueError(
+                f"model.encoder.length is {encoder.length}, but rows of data.pairs have "
+                f"{data.source_length} places for sources; make them the same"
+            )
+        if isinstance(inputs, PatchesConfig) and data.images is not None:
+            shape = (*inputs.size, inputs.channels)
+            if data.images.shape != shape:
+                raise ValueError(
+                    f"data.images has pictures of [height, width, channels] "
+                    f"{list(data.images.shape)}, but {part} reads {list(shape)}; make size "
+                    f"and channels the same in both"
+                )
+            if encoder is None and data.sequence_length != inputs.length:
+                raise ValueError(
+                    f"data.sequence_length is {data.sequence_length}, but model.inputs cuts a "
+                    f"picture into {inputs.length} patches; give "
+                    f"data.sequence_length={inputs.length}"
+                )
+        if data.images is not None and encoder is None and data.images.text is not None:
+            raise ValueError(
+                f"data.images.text is {data.images.text}, but model.encoder is null, and what "
+                f"reads pictures beside their texts is an encoder; give model.encoder and "
+                f"model.outputs={{kind: contrastive, ...}}, or leave it out"
+            )
+        if data.images is not None and encoder is not None and data.images.text is None:
+            raise ValueError(
+                "model.encoder reads pictures and the model texts, but data.images.text is null; "
+                "give the column of the texts, such as data.images.text=caption"
+            )
+        if isinstance(inputs, RecordingsConfig) and data.audio is not None:
+            audio = data.audio
+            for key, given, own in (
+                ("sample_rate", audio.sample_rate, inputs.sample_rate),
+                ("samples_per_place", audio.samples_per_place, inputs.samples),
+            ):
+                if given != own:
+                    raise ValueError(
+                        f"data.audio.{key} is {given}, and that of model.inputs {inputs.kind} is "
+                        f"{own}; give data.audio.{key}={own}"
+                    )
+            if audio.pack:
+                inputs.check_packed(self.model.positions)
+            if audio.pack and self.train.objective.of_rows:
+                raise ValueError(
+                    f"data.audio.pack is true, but train.objective {self.train.objective.kind} "
+                    f"gives every row one class; leave it out"
+                )
+            key, _ = audio.target
+            needed, objective = {"text": "ctc", "label": "classes"}[key], self.train.objective.kind
+            if objective != needed and not self.train.objective.of_numbers:
+                raise ValueError(
+                    f"data.audio.{key} is given, which train.objective {needed} learns, but "
+                    f"train.objective is {objective}; give train.objective={{kind: {needed}}}, or "
+                    f"the other of data.audio.text and data.audio.label"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _experts_are_there(self) -> "Config":
         if self.mesh.expert in (None, 1) or any(mixer.experts for mixer in self.model.ffns()):
             return self
@@ -345,6 +428,42 @@ class Config(Schema):
     def _objective_suits_the_model(self) -> "Config":
         objective = self.train.objective
         objective.check(self.model)
+        if self.model.order == "causal" and "causal" not in objective.orders:
+            raise ValueError(
+                f"model.order is causal, but train.objective {objective.kind} predicts from both "
+                f"sides; give model.order=full"
+            )
+        if self.model.order not in objective.orders:
+            raise ValueError(
+                f"model.order is {self.model.order}, where tokens see those behind them, but "
+                f"train.objective {objective.kind} predicts these; give model.order=causal, or "
+                f"another objective, such as classes"
+            )
+        if self.model.outputs.of_rows and not objective.of_rows:
+            raise ValueError(
+                f"model.outputs {self.model.outputs.kind} gives every row one output, but "
+                f"train.objective {objective.kind} needs one per token; give "
+                f"train.objective={{kind: classes}}"
+            )
+        if self.model.outputs.reads_source and not objective.compares_rows:
+            raise ValueError(
+                f"model.outputs is {self.model.outputs.kind}, which compares both sides of pairs, "
+                f"but train.objective is {objective.kind}; give "
+                f"train.objective={{kind: contrastive}}"
+            )
+        if objective.compares_rows:
+            self._check_comparison()
+        if self.model.outputs.of_numbers and not objective.of_numbers:
+            raise ValueError(
+                f"model.outputs {self.model.outputs.kind} predicts what stands at hidden places, "
+                f"but train.objective {objective.kind} needs logits; give another output, or "
+                f"train.objective={{kind: masked_patches}} or masked_frames"
+            )
+        if self.train.z_loss and objective.of_numbers:
+            raise ValueError(
+                f"train.z_loss is {self.train.z_loss:g}, but train.objective {objective.kind} has "
+                f"no logits, and so no Z; leave it out"
+            )
         if not objective.sees_whole_rows and not all(ffn.is_causal for ffn in self.model.ffns()):
             raise ValueError(
                 f"model.ffn has routing expert_choice, where what a token gets depends on all of "
@@ -360,12 +479,37 @@ class Config(Schema):
                 )
         return self
 
+    def _check_comparison(self) -> None:
+        """Refuse options that have no meaning where the rows of a batch are compared."""
+        kind, train = self.train.objective.kind, self.train
+        if train.accumulation > 1:
+            raise ValueError(
+                f"train.accumulation is {train.accumulation}, but train.objective {kind} compares "
+                f"all rows of a batch, and micro-batches have fewer of them; leave it at 1. "
+                f"train.remat=full and more devices save memory, too"
+            )
+        if train.z_loss:
+            raise ValueError(
+                f"train.z_loss is {train.z_loss:g}, but the logits of train.objective {kind} are "
+                f"of no vocabulary; leave it out"
+            )
+
+    @property
+    def instead(self) -> str | None:
+        """The command that uses a run which continues no text, without `jaxformer`."""
+        if self.data.kind == "pairs":
+            return 'predict RUN --text "..."'
+        return self.train.objective.instead
+
     @property
     def keys(self) -> tuple[str, ...]:
         """The random keys that training draws from besides the order of the data."""
         dropout = ("dropout",) if self.lora is not None and self.lora.dropout else ()
         of_ffns = (key for ffn in self.model.ffns() for key in ffn.keys)
-        every = (*dropout, *of_ffns, *self.model.depth.keys, *self.train.objective.keys)
+        trunks = filter(None, (self.model, self.model.encoder))
+        of_trunks = (part for t in trunks for part in (t.residual, t.depth, t.inputs))
+        parts = (*of_trunks, self.train.objective)
+        every = (*dropout, *of_ffns, *(key for part in parts for key in part.keys))
         return tuple(dict.fromkeys(every))
 
     def _row_lengths(self) -> list[tuple[str, int]]:

@@ -1,10 +1,28 @@
-"""Where a run's text comes from."""
+"""Where a run's data comes from."""
 
 import math
 from typing import Annotated, Any, Literal
 
+import jax
+import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from jaxformer.batch import Batch, Pair, Source
+from jaxformer.config.audio import AudioConfig
+from jaxformer.config.data_kinds import (
+    AUDIO_SOURCES,
+    IMAGE_SOURCES,
+    MEDIA,
+    PAIR_SOURCES,
+    WITH_COLUMNS,
+    DataKind,
+    fault_of_media,
+    fault_of_pairs,
+    fault_of_text,
+    with_defaults,
+)
+from jaxformer.config.images import ImagesConfig
+from jaxformer.config.pairs import PairsConfig
 from jaxformer.config.places import AnyPlace, LocalPlace, StoragePlace
 from jaxformer.paths import fault_of_local_place
 from jaxformer.schema.base import Schema
@@ -17,10 +35,6 @@ RowLength = Annotated[int, Field(ge=2)]
 ColumnPair = Annotated[tuple[str, ...], Field(min_length=2, max_length=2, strict=False)]
 WITHOUT_COLUMNS = ("builtin", "text")
 FILES = ("text", "jsonl", "parquet", "arrayrecord", "webdataset")
-WITH_COLUMNS = (
-    "jsonl:GLOB, parquet:GLOB, arrayrecord:GLOB, webdataset:GLOB, "
-    "hf:NAME[/CONFIG][@REVISION][:SPLIT]"
-)
 SOURCES = f"builtin:python, text:GLOB, {WITH_COLUMNS}, store:PLACE"
 COLUMNS: dict[str, str | tuple[str, ...]] = {
     "text": "text",
@@ -95,35 +109,59 @@ class StageConfig(Schema):
 
 
 class DataConfig(Schema):
-    """Where text comes from and how it becomes rows of `sequence_length` tokens.
+    """Where data comes from and how it becomes rows of `sequence_length` tokens.
 
     For `messages`, only the assistant's answers are in the loss; for `completion`, only what
-    follows the prompt.
+    follows the prompt. For `images`, a row is one picture with its class or text. For `audio`, a
+    row is one recording, and its text or class is in the loss. For `pairs`, a row has several pairs
+    of texts, and the second text of each is.
     """
 
     byte_counts = frozenset({"cache_bytes"})
 
+    kind: DataKind = Field(
+        "text",
+        description="text, pictures with a class or a text each, recordings with a text or a class "
+        "each, or pairs of texts, for model.encoder",
+    )
+    images: ImagesConfig | None = Field(
+        None, description="for kind images, what pictures are brought to; null for others"
+    )
+    audio: AudioConfig | None = Field(
+        None, description="for kind audio, what recordings are brought to; null for others"
+    )
+    pairs: PairsConfig | None = Field(
+        None, description="for kind pairs, where the two texts are; null for others"
+    )
     task: TaskUnion | None = Field(None, description="train on a synthetic task instead of text")
 
     source: str | Annotated[tuple[SourceConfig, ...], Field(min_length=1, strict=False)] = Field(
         "builtin:python",
         description=f"{SOURCES}, or a list of them with weights; a GLOB may begin with gs://, "
-        "s3:// or https://",
+        f"s3:// or https://. For images: {IMAGE_SOURCES}. "
+        f"For audio: {AUDIO_SOURCES}. For pairs: {PAIR_SOURCES}",
     )
     validation_source: str | None = Field(None, description="a source of its own for validation")
     validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.05,
-        description="the share at the end of every source that is held out, if there is no "
-        "validation_source",
+        description="the share of every source that is held out, if there is no "
+        "validation_source: its end, or pictures, recordings or pairs from all over it",
     )
     tokenizer: AnyPlace = Field(
-        "bytes", description="bytes, ids:N for a task, a tokenizer.json file, or a Hub name"
+        "bytes",
+        description="bytes, ids:N for a task, a tokenizer.json file, or a Hub name; for classes, "
+        "classes (the default), classes:N for labels from 0 to N - 1, or a classes.json file; for "
+        "texts of recordings, characters as well, those that the sources have",
     )
     add_bos: bool | Literal["auto"] = Field(
         "auto",
         description="put BOS before every text; auto: if the tokenizer's files say so",
     )
-    sequence_length: RowLength = Field(256, description="tokens per row")
+    sequence_length: RowLength = Field(
+        256,
+        description="tokens per row, or of a text beside a picture; patches that the model makes "
+        "of a picture, or places of the longest recording",
+    )
     format: Format = Field(
         "text", description="what a row holds; text: and builtin: sources hold text only"
     )
@@ -143,7 +181,8 @@ class DataConfig(Schema):
     bad_rows: Literal["error", "skip"] = Field(
         "error",
         description="what happens to rows that are not JSON, are not objects, or hold something "
-        "other than text in the column; a damaged file is always an error",
+        "other than text in the column, and to pictures and recordings that cannot be decoded or "
+        "have no class or text; a damaged file is always an error",
     )
     min_chars: Annotated[int, Field(ge=1)] | None = Field(
         None, description="leaves out documents with fewer characters"
@@ -156,13 +195,12 @@ class DataConfig(Schema):
     )
     store_dir: Annotated[StoragePlace, Field(min_length=1)] | None = Field(
         None,
-        description="where token stores are kept, such as gs://BUCKET/FOLDER; data.cache_dir if "
-        "null",
+        description="where stores are kept, such as gs://BUCKET/FOLDER; data.cache_dir if null",
     )
     cache_dir: LocalPlace = Field(
         "~/.cache/jaxformer",
-        description="a folder on this machine, for token stores, and for what has been read of "
-        "stores in a bucket",
+        description="a folder on this machine, for stores, and for what has been read of stores in "
+        "a bucket",
     )
     cache_bytes: Annotated[int, Field(ge=0)] = Field(
         16 << 30, description="how much of stores in a bucket is kept in data.cache_dir; 0: nothing"
@@ -172,9 +210,19 @@ class DataConfig(Schema):
     )
     stages: Annotated[tuple[StageConfig, ...], Field(min_length=1, strict=False)] | None = Field(
         None,
-        description="other text, rows of another length or other batches from certain steps on; "
+        description="other data, rows of another length or other batches from certain steps on; "
         "null for the same in the whole run",
     )
+
+    @model_validator(mode="after")
+    def _keys_are_of_their_kind(self) -> "DataConfig":
+        if self.is_media:
+            fault = fault_of_media(self)
+        else:
+            fault = fault_of_text(self) if self.kind == "text" else fault_of_pairs(self)
+        if fault is not None:
+            raise ValueError(fault)
+        return self
 
     @model_validator(mode="after")
     def _task_fits_its_rows(self) -> "DataConfig":
@@ -215,9 +263,62 @@ class DataConfig(Schema):
         """What the run trains on, a section for every stage."""
         return tuple(self.of_stage(stage) for stage in self.stages or (StageConfig(),))
 
+    def spec(self, rows: int) -> Batch:
+        """The shapes and types of the arrays of a batch, as `jax.ShapeDtypeStruct`s."""
+
+        def array(*shape: int, dtype: type = np.int32) -> Any:
+            return jax.ShapeDtypeStruct((rows, *shape), dtype)
+
+        tokens = answers = array(self.sequence_length)
+        inputs: Any = tokens
+        if self.images is not None:
+            inputs, answers = array(*self.images.shape, dtype=np.uint8), array(1)
+            if self.images.text is not None:
+                inputs = Pair(tokens, Source(inputs))
+        elif self.audio is not None:
+            samples = self.sequence_length * self.audio.samples_per_place
+            inputs, answers = array(samples, dtype=np.int16), array(self.num_labels)
+        elif self.pairs is not None:
+            inputs = Pair(tokens, Source(*[array(self.source_length)] * 3))
+        mask = array(*answers.shape[1:], dtype=np.bool_)
+        return Batch(inputs, answers, tokens, tokens, mask)
+
+    @property
+    def source_length(self) -> int:
+        """How many tokens of sources a row of `pairs` has."""
+        assert self.pairs is not None
+        return self.pairs.source_length or self.sequence_length
+
+    @property
+    def is_media(self) -> bool:
+        """Whether rows are pictures or recordings, and no texts in token stores."""
+        return self.kind in MEDIA
+
+    @property
+    def num_labels(self) -> int:
+        """How many targets a row of `audio` has."""
+        assert self.audio is not None
+        return 1 if self.audio.text is None else self.audio.max_labels or self.sequence_length
+
+    @property
+    def of_shapes(self) -> "DataConfig":
+        """The part that `spec` depends on; everything else has its default."""
+        images, audio, pairs = self.images, self.audio, self.pairs
+        if images is not None:
+            images = ImagesConfig(size=images.size, channels=images.channels, text=images.text)
+        if audio is not None:
+            keys = {"sample_rate", "samples_per_place", "text", "label", "max_labels"}
+            audio = AudioConfig(**audio.model_dump(include=keys))
+        if pairs is not None:
+            keys = {"source", "target", "source_length"}
+            pairs = PairsConfig(**pairs.model_dump(include=keys))
+        defaults = DataConfig(sequence_length=self.sequence_length)
+        own = {"kind": self.kind, "images": images, "audio": audio, "pairs": pairs}
+        return defaults.model_copy(update=own)
+
     @property
     def sources(self) -> tuple[SourceConfig, ...]:
-        """The training sources, each with its format and column."""
+        """The training sources, each with its format and column if it is text."""
         if isinstance(self.source, str):
             return (self._whole(SourceConfig(source=self.source)),)
         return tuple(self._whole(entry) for entry in self.source)
@@ -254,14 +355,19 @@ class DataConfig(Schema):
         return self.held_out if against is None else self._whole(SourceConfig(source=against))
 
     def _whole(self, entry: SourceConfig) -> SourceConfig:
+        if self.kind != "text":
+            return entry
         kind = entry.format or self.format
         column = self.column if kind == self.format else COLUMNS[kind]
         return entry.model_copy(update={"format": kind, "column": entry.column or column})
 
     @model_validator(mode="before")
     @classmethod
-    def _column_of_the_format(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "column" not in data:
+    def _defaults_of_kind_and_format(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        data = with_defaults(data)
+        if "column" not in data:
             return {**data, "column": COLUMNS.get(str(data.get("format")), "text")}
         return data
 
@@ -285,6 +391,8 @@ class DataConfig(Schema):
 
     @model_validator(mode="after")
     def _formats_fit_their_sources(self) -> "DataConfig":
+        if self.kind != "text":
+            return self
         for entry in (*self.sources, *([self.held_out] if self.held_out else [])):
             is_pair = not isinstance(entry.column, str)
             if is_pair != (entry.format == "completion"):
@@ -302,6 +410,8 @@ class DataConfig(Schema):
 
     @model_validator(mode="after")
     def _columns_are_read(self) -> "DataConfig":
+        if self.kind != "text":
+            return self
         given = [] if isinstance(self.source, str) else list(self.source)
         for entry in given:
             if entry.column is not None and not _has_columns(entry.source):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from jaxformer.config import Config, SourceConfig
 from jaxformer.config.data import FILES, DeduplicateConfig
+from jaxformer.config.data_kinds import CHARACTERS, names_classes
 from jaxformer.config.named_runs import named_runs, with_named_runs
 from jaxformer.run_files import needs_no_files
 from jaxformer.storage import is_url
@@ -51,7 +52,8 @@ def _changed(config: Config, change: Change) -> Config:
 
 
 def _tokenizer(name: str, change: Change) -> str:
-    return change(name) if not needs_no_files(name) and _is_there(name) else name
+    is_word = needs_no_files(name) or names_classes(name) or name == CHARACTERS
+    return name if is_word or not _is_there(name) else change(name)
 
 
 def _sources(given: str | tuple[SourceConfig, ...], change: Change) -> object:
@@ -69,7 +71,7 @@ def _against(config: DeduplicateConfig, change: Change) -> DeduplicateConfig:
 
 def _source(name: str, change: Change) -> str:
     kind, colon, where = name.partition(":")
-    files = kind in (*FILES, "store") and not is_url(where)
+    files = kind in (*FILES, "store", "imagefolder", "audiofolder") and not is_url(where)
     folder = kind == "hf" and (_is_there(where) or _is_there(where.partition(":")[0]))
     return f"{kind}{colon}{change(where)}" if files or folder else name
 

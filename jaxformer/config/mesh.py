@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from jaxformer.parallel.mesh import AXES
-from jaxformer.parallel.rules import Rules, overridden
+from jaxformer.parallel.rules import FULLY, Rules, overridden
 from jaxformer.schema.base import Schema
 
 AxisSize = int | None
@@ -21,7 +21,11 @@ class RulesConfig(Schema):
     heads: Axes = Field("tensor", description="attention heads, and heads of other mixers")
     kv_heads: Axes = Field("tensor", description="heads of keys and values")
     d_hidden: Axes = Field("tensor", description="the hidden width of feed-forward networks")
-    d_model: Axes = Field("fsdp", description="the width of the residual stream")
+    d_model: Axes = Field(
+        FULLY,
+        description="the width of the residual stream; over expert, that of weights outside of "
+        "experts",
+    )
     head_dim: Axes = Field(None, description="features of a head")
     state: Axes = Field(None, description="states of state-space models")
     layers: Axes = Field("stage", description="the repetitions of the pattern")
@@ -48,7 +52,9 @@ class MeshConfig(Schema):
         None, description="devices that split parameters, optimizer state and rows"
     )
     expert: AxisSize = Field(
-        None, description="devices that split experts; must be 1 for a model without experts"
+        None,
+        description="devices that split experts, and rows and other weights as fsdp does; must be "
+        "1 for a model without experts",
     )
     tensor: AxisSize = Field(None, description="devices that split heads and hidden widths")
     context: AxisSize = Field(None, description="devices that split each row by tokens")

@@ -219,7 +219,7 @@ def _find_columns(
             paths.append(found)
             continue
         if found is None:
-            raise _not_there(fields, column.name, place)
+            raise _not_there(fields, column, column.name, place)
         paths.append(found)
         kind = _type_at(fields, found)
         value = kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -229,7 +229,7 @@ def _find_columns(
         if not (_is_text(value) if column.holds is str else is_list):
             raise UserError(
                 f"{place}: column '{column.name}' holds {kind}, not {holds(column)}; choose "
-                f"data.column"
+                f"{column.key}"
             )
     return paths
 
@@ -260,19 +260,19 @@ def _fields_of(kind: "pa.DataType") -> dict[str, "pa.DataType"]:
 
 
 def _not_there(
-    fields: dict[str, "pa.DataType"], column: str, place: str, inside: str = ""
+    fields: dict[str, "pa.DataType"], column: Column, sought: str, place: str, inside: str = ""
 ) -> UserError:
     """Names the columns at the level at which a column is not found."""
-    for name, rest in splits(column):
+    for name, rest in splits(sought):
         if name in fields:
             level = f"{inside}.{name}".lstrip(".")
             if within := _fields_of(fields[name]):
-                return _not_there(within, rest, place, level)
+                return _not_there(within, column, rest, place, level)
             return UserError(
                 f"{place}: column '{level}' holds {fields[name]}, not an object with a field "
-                f"'{rest}'; choose data.column"
+                f"'{rest}'; choose {column.key}"
             )
-    return wrong_column(place, column, fields, inside)
+    return wrong_column(place, column.key, sought, fields, inside)
 
 
 def _is_text(kind: "pa.DataType") -> bool:

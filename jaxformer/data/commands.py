@@ -9,11 +9,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxformer.config import Config, DataConfig
-from jaxformer.data.documents import Lengths, TextFormat, read_documents
+from jaxformer.data.documents import (
+    Lengths,
+    PairFormat,
+    TextFormat,
+    read_documents,
+    sides_of,
+    words_of,
+)
 from jaxformer.data.manifest import INDEX, UnusableStoreError
+from jaxformer.data.media_commands import inspect_media, prepare_media
 from jaxformer.data.merging import announce, finished, merge
 from jaxformer.data.overlap import warn_of_overlap
 from jaxformer.data.packing import PackedRows
+from jaxformer.data.pairs import PairRows
 from jaxformer.data.plans import SHARD_BYTES, Plan, plan_of, source_named
 from jaxformer.data.prepare import write_units
 from jaxformer.data.recipe import store_of_source, stores_folder
@@ -30,6 +39,7 @@ from jaxformer.terminal import progress, say
 if TYPE_CHECKING:
     from rich.table import Table
 
+Packed = PackedRows | PairRows  # rows of a token store
 LEFT_OUT = {
     "not_utf8": "not UTF-8",
     "missing": "null or missing",
@@ -47,7 +57,10 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def prepare(config: Config, shard_bytes: int = SHARD_BYTES) -> None:
-    """Makes every token store that the configuration needs, and says what is there."""
+    """Makes every store that the configuration needs, and says what is there."""
+    if config.data.is_media:
+        prepare_media(config.data)
+        return
     if _needs_no_text(config.data):
         return
     tokenizer = load_tokenizer(config.data.tokenizer, config.data.add_bos)
@@ -55,8 +68,8 @@ def prepare(config: Config, shard_bytes: int = SHARD_BYTES) -> None:
     warn_of_overlap(config.data, tokenizer)
     for purpose, parts in made.items():
         for part in parts:
-            share = _share(part, PURPOSES[purpose])
-            say(f"{part.store.manifest.source}: {share} ({part.store.place})")
+            words = f"{part.words} {PURPOSES[purpose]}"
+            say(f"{part.store.manifest.source}: {words} ({part.store.place})")
 
 
 def prepare_part(
@@ -113,6 +126,7 @@ def _needs_no_text(data: DataConfig) -> bool:
 def _plans(config: Config, shard_bytes: int) -> list[Plan]:
     """A plan for each source that is not a store already."""
     data = config.data
+    _check_text(data, "data prepare in parts is")
     if _needs_no_text(data):
         return []
     tokenizer = load_tokenizer(data.tokenizer, data.add_bos)
@@ -128,6 +142,14 @@ def _plans(config: Config, shard_bytes: int) -> list[Plan]:
     return list(plans.values())
 
 
+def _check_text(data: DataConfig, what: str) -> None:
+    if data.is_media:
+        raise UserError(
+            f"{what} for text, and data.kind is {data.kind}; jaxformer data prepare CONFIG, "
+            f"without parts, makes stores of all kinds"
+        )
+
+
 def inspect(config: Config) -> None:
     """Prints a table of each store, and the beginning of a packed row, or an example where it
     holds instructions.
@@ -137,6 +159,9 @@ def inspect(config: Config) -> None:
     """
     from rich.console import Console
 
+    if config.data.is_media:
+        inspect_media(config.data)
+        return
     console = Console()
     tokenizer = load_tokenizer(config.data.tokenizer, config.data.add_bos)
     stores = Stores(config.data, tokenizer)
@@ -168,6 +193,7 @@ def train_tokenizer(data: DataConfig, out: Path, vocab_size: int) -> None:
     from tokenizers import Tokenizer as Definition
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
+    _check_text(data, "data train-tokenizer is")
     file = out if out.suffix == ".json" else out / "tokenizer.json"
     if file.exists():
         raise UserError(f"'{file}' exists; choose another place, runs may use this one")
@@ -207,41 +233,42 @@ def train_tokenizer(data: DataConfig, out: Path, vocab_size: int) -> None:
 def _texts(data: DataConfig) -> Iterator[str]:
     read = 0
     for entry in data.all_sources:
-        if not isinstance(entry.column, str) or entry.format != "text":
+        form: TextFormat | PairFormat
+        if data.pairs is not None:
+            form = PairFormat(data.pairs.source, data.pairs.target)
+        elif isinstance(entry.column, str) and entry.format == "text":
+            form = TextFormat(entry.column)
+        else:
             raise UserError(
                 f"data source '{entry.source}': its format is {entry.format}, and a tokenizer is "
                 f"trained on text; give data.format=text and a column of text as data.column"
             )
         source, lengths = source_named(entry.source, data), Lengths(data.min_chars, data.max_chars)
         with progress(f"reading {source.name} to train a tokenizer", source.size) as report:
-            for document in read_documents(source, TextFormat(entry.column), lengths):
+            for document in read_documents(source, form, lengths):
                 report(document.done)
                 if document.text:
                     read += 1
-                    yield str(document.text)
+                    yield from sides_of(document) if document.answers else [str(document.text)]
     if not read:
         names = ", ".join(entry.source for entry in data.all_sources)
         raise UserError(f"data source '{names}' holds no text to train a tokenizer on")
     say("merging pairs ...")
 
 
-def _share(part: PackedRows, purpose: str) -> str:
-    return f"{part.end - part.begin:,} tokens, {len(part):,} rows of {part.length} {purpose}"
+def _packed(parts: Sequence[Part]) -> list[Packed]:
+    return [part for part in parts if isinstance(part, Packed)]
 
 
-def _packed(parts: Sequence[Part]) -> list[PackedRows]:
-    return [part for part in parts if isinstance(part, PackedRows)]
-
-
-def _by_purpose(stores: Stores) -> dict[str, list[PackedRows]]:
+def _by_purpose(stores: Stores) -> dict[str, list[Packed]]:
     """The rows to train on in any stage, each once, and those to validate on."""
     stages = [stores.for_stage(data) for data in stores.data.of_stages]
     training = _packed([part for stage in stages for part in stage.training])
-    once = {(part.store.place, part.end, part.length): part for part in training}
+    once = {(part.store.place, part.words): part for part in training}
     return {"training": [*once.values()], "validation": _packed(stores.validation)}
 
 
-def _one_of_each_store(stores: Stores) -> list[PackedRows]:
+def _one_of_each_store(stores: Stores) -> list[Packed]:
     training, validation = _by_purpose(stores).values()
     return list({part.store.place: part for part in (*validation, *training)}.values())
 
@@ -254,7 +281,7 @@ def _task_row(rows: Part, tokenizer: Tokenizer) -> str:
     return f"row 0: {tokenizer.decode(row.inputs[0])}\nanswers: {answers}"
 
 
-def _table(part: PackedRows, stores: Stores) -> "Table":
+def _table(part: Packed, stores: Stores) -> "Table":
     from rich.table import Table
 
     store, manifest = part.store, part.store.manifest
@@ -262,11 +289,11 @@ def _table(part: PackedRows, stores: Stores) -> "Table":
     quantiles = np.quantile(lengths, QUANTILES).round().astype(int)
     table = Table(title=manifest.source, show_header=False, title_justify="left")
     learnt = manifest.learnt_tokens
-    empty, text = ("empty", "text") if learnt is None else ("without an answer", "answers")
+    called = words_of(manifest.instructions)
     rows = {
-        "documents": f"{manifest.documents:,}",
+        called.all: f"{manifest.documents:,}",
         "left out": ", ".join(
-            f"{count:,} {empty if reason == EMPTY else LEFT_OUT.get(reason, reason)}"
+            f"{count:,} {called.empty if reason == EMPTY else LEFT_OUT.get(reason, reason)}"
             for reason, count in manifest.left_out.items()
         )
         or "nothing",
@@ -276,9 +303,9 @@ def _table(part: PackedRows, stores: Stores) -> "Table":
             if learnt is None
             else {"in the loss": f"{learnt:,} ({learnt / manifest.tokens:.1%})"}
         ),
-        f"bytes of {text}": f"{manifest.text_bytes:,}",
+        f"bytes of {called.learnt}": f"{manifest.text_bytes:,}",
         "bytes per token": f"{manifest.text_bytes / (learnt or manifest.tokens):.3f}",
-        "tokens per document": " ".join(f"{value:,}" for value in quantiles)
+        f"tokens per {called.all.removesuffix('s')}": " ".join(f"{value:,}" for value in quantiles)
         + " (quantiles "
         + " ".join(f"{q:g}" for q in QUANTILES)
         + ")",
@@ -287,7 +314,7 @@ def _table(part: PackedRows, stores: Stores) -> "Table":
         "folder": str(store.place),
     }
     for purpose, parts in _by_purpose(stores).items():
-        here = [_share(other, "").rstrip() for other in parts if other.store.place == store.place]
+        here = [other.words for other in parts if other.store.place == store.place]
         if here:
             rows[purpose] = "; ".join(here)
     table.add_column(no_wrap=True)
@@ -297,7 +324,7 @@ def _table(part: PackedRows, stores: Stores) -> "Table":
     return table
 
 
-def _sample(part: PackedRows, tokenizer: Tokenizer) -> str:
+def _sample(part: Packed, tokenizer: Tokenizer) -> str:
     """The first lines of the first row, and how many of its targets are in the loss."""
     row = part.pack(np.asarray([0]))
     text = tokenizer.decode(row.inputs[0])
@@ -307,7 +334,7 @@ def _sample(part: PackedRows, tokenizer: Tokenizer) -> str:
     return "\n".join([head, *(f"  | {line}" for line in lines), ""])
 
 
-def _example(part: PackedRows, tokenizer: Tokenizer) -> str:
+def _example(part: Packed, tokenizer: Tokenizer) -> str:
     """The first document as the model reads it, with the tokens in the loss between ⟦ and ⟧."""
     store = part.store
     _, end = store.document_at(0)

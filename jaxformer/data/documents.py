@@ -1,26 +1,29 @@
-"""What a row stands for: a text, a conversation, or a prompt and its completion.
+"""What a row stands for: a text, a conversation, a prompt and its completion, or a pair of texts.
 
-The loss covers every token of a text, only the assistant's answers in a conversation, and only the
-completion of a prompt. A token that holds any character of an answer is in the loss.
+The loss covers every token of a text, only the assistant's answers in a conversation, only the
+completion of a prompt, and only the second text of a pair. A token that holds any character of an
+answer is in the loss.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from jaxformer.config import SourceConfig
+from jaxformer.config import DataConfig, SourceConfig
 from jaxformer.data.chat_template import ChatTemplate, Span, load_chat_template
 from jaxformer.data.conversations import TOOLS, is_answered, read_messages, read_tools
 from jaxformer.data.long_text import Text, utf8_bytes
 from jaxformer.data.plain_tokenizers import byte_offsets
 from jaxformer.data.rows import Column, LeftOut, Row
 from jaxformer.data.sources import Source
-from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.data.tokenizers import Tokenizer, source_ids
 from jaxformer.data.units import Unit
 from jaxformer.schema.base import Schema
+
+PAIRS = "pairs"
 
 
 class Document(NamedTuple):
@@ -83,6 +86,26 @@ class Instructions(Schema):
     format: str
     columns: tuple[str, ...]
     template: str | None = None  # its SHA-256
+
+
+class Words(NamedTuple):
+    """What documents are called: all of them, those with nothing to learn, and what is learnt; and
+    what a source lacks where all are such as `are` says."""
+
+    all: str
+    empty: str
+    learnt: str
+    lacks: str
+    are: str
+
+
+def words_of(instructions: Instructions | None) -> Words:
+    """The words for documents made with these instructions."""
+    if instructions is None:
+        return Words("documents", "empty ones", "text", "text", "documents are empty")
+    if instructions.format == PAIRS:
+        return Words("pairs", "with an empty side", "targets", "pair", "rows have an empty side")
+    return Words("documents", "without an answer", "answers", "answer to learn", "rows have none")
 
 
 class Format(Protocol):
@@ -150,13 +173,7 @@ class CompletionFormat:
         return Instructions(format="completion", columns=(self.prompt, self.completion))
 
     def documents(self, rows: Iterable[Row]) -> Iterator[Document]:
-        for row in rows:
-            if row.values is None:
-                yield Document(None, row.done, left_out=row.left_out)
-            else:
-                prompt, completion = row.values
-                text = prompt + completion if completion else ""
-                yield Document(text, row.done, ((len(prompt), len(text)),))
+        return _of_two_texts(rows, lambda prompt, completion: bool(completion))
 
     def encode(self, texts: Sequence[Document], tokenizer: Tokenizer) -> Iterator[Encoded]:
         prefix = len(tokenizer.prefix_ids)
@@ -202,12 +219,65 @@ class MessagesFormat:
             yield Encoded(ids, mask, size)
 
 
-def format_of(source: SourceConfig, tokenizer: Tokenizer) -> Format:
-    """The format of a source whose `format` and `column` are given.
+@dataclass(frozen=True)
+class PairFormat:
+    """Two texts, as [bos] tokens eos tokens eos, of which what follows the first eos is in the loss
+    and a decoder's; what comes before is its encoder's, see `source_ids`.
+
+    A pair of which a side is empty, or only spaces, is left out.
+    """
+
+    source: str
+    target: str
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return (
+            Column(self.source, str, "data.pairs.source"),
+            Column(self.target, str, "data.pairs.target"),
+        )
+
+    @property
+    def instructions(self) -> Instructions:
+        return Instructions(format=PAIRS, columns=(self.source, self.target))
+
+    def documents(self, rows: Iterable[Row]) -> Iterator[Document]:
+        return _of_two_texts(rows, lambda *sides: all(map(str.strip, sides)))
+
+    def encode(self, texts: Sequence[Document], tokenizer: Tokenizer) -> Iterator[Encoded]:
+        sides = [sides_of(document) for document in texts]
+        sources = source_ids(tokenizer, [source for source, _ in sides])
+        targets = tokenizer.encode_documents([target for _, target in sides])
+        for source, target, (_, text) in zip(sources, targets, sides, strict=True):
+            ids = np.concatenate([source, target, [tokenizer.eos_id]]).astype(np.uint32)
+            yield Encoded(ids, np.arange(len(ids)) >= len(source), utf8_bytes(text))
+
+
+def sides_of(pair: Document) -> tuple[str, str]:
+    """The two texts of a pair."""
+    text, [(begin, _)] = str(pair.text), pair.answers
+    return text[:begin], text[begin:]
+
+
+def _of_two_texts(rows: Iterable[Row], is_whole: Callable[[str, str], bool]) -> Iterator[Document]:
+    """Documents of one text and an answer; empty ones where these are not whole."""
+    for row in rows:
+        if row.values is None:
+            yield Document(None, row.done, left_out=row.left_out)
+        else:
+            first, second = row.values
+            text = first + second if is_whole(first, second) else ""
+            yield Document(text, row.done, ((len(first), len(text)),))
+
+
+def format_of(source: SourceConfig, data: DataConfig, tokenizer: Tokenizer) -> Format:
+    """The format of a source whose `format` and `column` are given, if it is not one of pairs.
 
     Raises:
         UserError: the format is messages, and the tokenizer has no chat template.
     """
+    if data.pairs is not None:
+        return PairFormat(data.pairs.source, data.pairs.target)
     match source.format, source.column:
         case "messages", str(column):
             return MessagesFormat(column, load_chat_template(tokenizer))

@@ -123,7 +123,7 @@ class HubSource:
 
     @cached_property
     def _content(self) -> FileSource | Table:
-        return self._streamed() or Table(self._downloaded(), self.name, self.policies)
+        return self._streamed() or Table(self._load(), self.name, self.policies)
 
     def _streamed(self) -> FileSource | None:
         """The files of the split, if all are of a kind that is read as a stream."""
@@ -150,11 +150,15 @@ class HubSource:
         known = _pinned(self.__dict__.get("commit"))  # if another process has sent it
         return self._ask(datasets.load_dataset_builder, revision=known or self.revision)
 
-    def _downloaded(self) -> Any:
+    def stream(self) -> Any:
+        """The split as a `datasets.IterableDataset`, of which nothing is kept on the disk."""
+        return self._load(streaming=True)
+
+    def _load(self, **options: Any) -> Any:
         import datasets
 
         revision = _pinned(self.commit) or self.revision  # the branch may have moved since
-        return self._ask(datasets.load_dataset, revision=revision, split=self.split)
+        return self._ask(datasets.load_dataset, revision=revision, split=self.split, **options)
 
     def _ask(self, load: Any, **options: Any) -> Any:
         from datasets.exceptions import DatasetsError

@@ -1,4 +1,4 @@
-"""Batches of packed rows: an endless training order, and the validation text once.
+"""Batches of rows: an endless training order, and what is validated on once.
 
 The training batch is a pure function of (seed, step): every source is shuffled anew each epoch,
 sources are mixed by weight in a fixed pattern, and rows are batched across epochs. A run that
@@ -9,8 +9,10 @@ counts batches from the beginning of each, and says from where in each source it
 import math
 from collections import deque
 from collections.abc import Generator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, overload
 
+import jax
 import numpy as np
 
 from jaxformer.batch import Batch
@@ -55,7 +57,7 @@ def train_batches(
     """
     import grain
 
-    from jaxformer.data.order import HeldRows, ShuffledRows
+    from jaxformer.data.order import Draw, HeldRows, ShuffledRows
 
     training, weights = stores.training, list(stores.weights)
     mixture = Mixture(training)
@@ -68,7 +70,12 @@ def train_batches(
     size = batch_size
     if held is not None and len(held) < batch_size:
         order, size = HeldRows(order, batch_size, held), len(held)
-    return order.batch(size, drop_remainder=True, batch_fn=mixture.pack)
+
+    def pack(draws: Sequence[Draw]) -> Batch:
+        rows, keys = zip(*draws, strict=True)
+        return mixture.pack(rows, np.asarray(keys, np.uint64))
+
+    return order.batch(size, drop_remainder=True, batch_fn=pack)
 
 
 def rows_per_source(weights: Sequence[float], rows: int) -> list[int]:
@@ -135,9 +142,9 @@ class BatchesInHand:
 
 
 class ValidationBatches(Sequence[Batch]):
-    """The validation text once, in order; the last rows are padding, segment 0.
+    """The rows to validate on once, in order; the last ones are padding, 0 in all arrays.
 
-    `loss_tokens` and `bytes_per_token` cover the whole text: bits per byte are
+    `loss_tokens` and `bytes_per_token` cover all of them: bits per byte are
     nats per loss token / (ln 2 · bytes_per_token).
     """
 
@@ -172,7 +179,11 @@ class ValidationBatches(Sequence[Batch]):
         there = rows[rows < len(self._mixture)]
         batch = self._mixture.pack(there)
         missing = len(rows) - len(there)
-        return Batch(*(np.pad(array, ((0, missing), (0, 0))) for array in batch))
+        return jax.tree.map(partial(_with_empty_rows, missing=missing), batch)
+
+
+def _with_empty_rows(array: np.ndarray, missing: int) -> np.ndarray:
+    return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
 
 
 def validation_batches(
@@ -210,16 +221,21 @@ class Mixture:
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def pack(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        """The rows with these numbers, in this order."""
+    def pack(self, rows: Sequence[int] | np.ndarray, keys: np.ndarray | None = None) -> Batch:
+        """The rows with these numbers, in this order.
+
+        Args:
+            keys: uint64 [rows], from which the augmentation of each row is drawn; None for none.
+        """
         numbers = np.asarray(rows, np.int64)
         if len(self._parts) == 1:
-            return self._parts[0].pack(numbers)
+            return self._parts[0].pack(numbers, keys)
         part_of = np.searchsorted(self._ends, numbers, side="right")
         pieces, places = [], []
         for number, part in enumerate(self._parts):
             place = np.flatnonzero(part_of == number)
-            pieces.append(part.pack(numbers[place] - self.firsts[number]))
+            of_part = None if keys is None else keys[place]
+            pieces.append(part.pack(numbers[place] - self.firsts[number], of_part))
             places.append(place)
         back = np.argsort(np.concatenate(places))
-        return Batch(*(np.concatenate(arrays)[back] for arrays in zip(*pieces, strict=True)))
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[back], *pieces)

@@ -1,4 +1,4 @@
-"""Where shards lie until they are finished, and what keeps processes out of each other's way."""
+"""Where unfinished files of stores lie, and what keeps processes out of each other's way."""
 
 import errno
 import shutil
@@ -10,27 +10,25 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from jaxformer.config import DataConfig
-from jaxformer.data.plans import Plan
 from jaxformer.errors import RunFailed, UserError
 from jaxformer.paths import local_path
 from jaxformer.storage import Place
 from jaxformer.terminal import say
 
 SAID_AFTER_SECONDS = 2.0
-MAKING = "making"  # folders of shards that are not finished
+MAKING = "making"  # folders of files that are not finished
 LOCK = ".lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 @contextmanager
-def making_folder(plan: Plan) -> Iterator[Path]:
-    """A folder of this process for shards that are not finished, on the disk of a store that is on
-    a disk; what dead processes of this machine have left there is removed.
+def making_folder(place: Place, data: DataConfig) -> Iterator[Path]:
+    """A folder of this process for files that are not finished, on the disk of the store at `place`
+    if that is on a disk; what dead processes of this machine have left there is removed.
 
     Raises:
         UserError: it cannot be written.
     """
-    place, data = plan.recipe.place, plan.data
     beside = local_path(data.cache_dir).absolute() if place.is_remote else place.path
     in_cache = place.is_remote or data.store_dir is None
     key = "data.cache_dir" if in_cache else "data.store_dir"
@@ -90,7 +88,7 @@ def locked(place: Place, data: DataConfig) -> Iterator[None]:
     try:
         lock.acquire(timeout=SAID_AFTER_SECONDS)
     except Timeout:
-        say(f"waiting for another process that makes this token store ({file})")
+        say(f"waiting for another process that makes this store ({file})")
         lock.acquire()
     try:
         yield

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxformer.data.deduplicate import documents_to_keep, signatures_of, without_others
+from jaxformer.data.documents import words_of
 from jaxformer.data.making import making_folder
 from jaxformer.data.manifest import (
     FORMAT,
@@ -110,7 +111,7 @@ def _without_duplicates(plan: Plan, manifest: Manifest) -> Manifest:
     shards: list[Shard] = []
     first = 0
     title = f"leaving duplicates out of {recipe.source.name}"
-    with making_folder(plan) as folder, progress(title, len(keep)) as report:
+    with making_folder(recipe.place, plan.data) as folder, progress(title, len(keep)) as report:
         for number, shard in enumerate(manifest.shards):
             kept = keep[first : first + shard.documents]
             first += shard.documents
@@ -148,12 +149,11 @@ def _manifest(plan: Plan, records: list[ShardRecord]) -> Manifest:
     shards = [record.shard for record in records if record.shard.tokens]
     left_out = sum((Counter(record.left_out) for record in records), Counter())
     if not shards:
-        kind = "rows have none" if instructions else "documents are empty"
+        called = words_of(instructions)
         others = [f"{left_out[key]:,} {words}" for key, words in REASONS.items() if left_out[key]]
         raise UserError(
-            f"data source '{recipe.source.name}' holds no "
-            f"{'answer to learn' if instructions else 'text'}: "
-            f"{', '.join([f'{left_out[EMPTY]:,} {kind}', *others])}"
+            f"data source '{recipe.source.name}' holds no {called.lacks}: "
+            f"{', '.join([f'{left_out[EMPTY]:,} {called.are}', *others])}"
         )
     return Manifest(
         format=FORMAT,
@@ -194,15 +194,15 @@ def _what_is_missing(plan: Plan, missing: list[int], beside: Collection[str]) ->
 def announce(manifest: Manifest, place: Place, seconds: float | None = None) -> None:
     """Say what a store holds."""
     left_out = learnt = took = ""
+    called = words_of(manifest.instructions)
     for reason, count in manifest.left_out.items():
-        kind = "without an answer" if manifest.instructions else "empty ones"
-        words = f"{kind} left out" if reason == EMPTY else REASONS.get(reason, reason)
+        words = f"{called.empty} left out" if reason == EMPTY else REASONS.get(reason, reason)
         left_out += f", {count:,} {words}"
     if manifest.learnt_tokens is not None:
         learnt = f" ({manifest.learnt_tokens / manifest.tokens:.1%} in the loss)"
     if seconds is not None:
         took = f" in {in_time(seconds)}"
     say(
-        f"token store of {manifest.source}: {manifest.documents:,} documents{left_out}, "
+        f"token store of {manifest.source}: {manifest.documents:,} {called.all}{left_out}, "
         f"{manifest.tokens:,} tokens{learnt}{took} ({place})"
     )

@@ -52,7 +52,7 @@ def _row(value: Any, place: str, done: int, columns: Sequence[Column], policies:
             raise (
                 wrong_value(place, column, None)
                 if found is None
-                else _not_there(value, column.name, place)
+                else _not_there(value, column, column.name, place)
             )
         if not isinstance(found, (str, bytes) if column.holds is str else column.holds):
             raise wrong_value(place, column, found)
@@ -86,9 +86,9 @@ def _field(value: dict, column: str, place: str) -> Any:
     return _NOT_THERE
 
 
-def _not_there(value: dict, column: str, place: str, inside: str = "") -> UserError:
+def _not_there(value: dict, column: Column, sought: str, place: str, inside: str = "") -> UserError:
     """Names the columns at the level at which a column is not found."""
-    for name, rest in splits(column):
+    for name, rest in splits(sought):
         if name in value:
-            return _not_there(value[name], rest, place, f"{inside}.{name}".lstrip("."))
-    return wrong_column(place, column, value, inside)
+            return _not_there(value[name], column, rest, place, f"{inside}.{name}".lstrip("."))
+    return wrong_column(place, column.key, sought, value, inside)

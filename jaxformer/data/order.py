@@ -6,6 +6,7 @@ The shuffle of grain 0.2 takes from 20 µs (a million rows) to 20 ms (two rows) 
 
 import sys
 from functools import lru_cache
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -17,8 +18,16 @@ ODD = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: a product with it depends on ev
 WORD = (1 << 64) - 1
 
 
-class ShuffledRows(grain.MapDataset[int]):
-    """Item i is a number in [first, first + rows): each once per epoch of `rows` items. The first
+class Draw(NamedTuple):
+    """The number of a row, and a number in [0, 2^64) from which its augmentation is drawn: it
+    differs between seeds, sources and epochs, and between nothing else."""
+
+    row: int
+    key: int
+
+
+class ShuffledRows(grain.MapDataset[Draw]):
+    """The row of item i is in [first, first + rows): each once per epoch of `rows` items. The first
     `start` items are left out.
 
     The permutation of an epoch is a Feistel network over the smallest power of two that holds
@@ -46,13 +55,13 @@ class ShuffledRows(grain.MapDataset[int]):
         if isinstance(index, slice):
             return self.slice(index)
         epoch, place = divmod(self._start + index, self._rows)
-        keys = self._keys(epoch)
+        *keys, key = self._keys(epoch)
         place = self._permute(place, keys)
         while place >= self._rows:
             place = self._permute(place, keys)
-        return self._first + place
+        return Draw(self._first + place, key)
 
-    def _permute(self, place: int, keys: tuple[int, ...]) -> int:
+    def _permute(self, place: int, keys: list[int]) -> int:
         left_bits, right_bits = self._left_bits, self._right_bits
         left, right = place >> right_bits, place & ((1 << right_bits) - 1)
         for key in keys:
@@ -63,10 +72,10 @@ class ShuffledRows(grain.MapDataset[int]):
         return left << right_bits | right
 
 
-class HeldRows(grain.MapDataset[int]):
+class HeldRows(grain.MapDataset[Draw]):
     """The items at the places `held` of every batch of `batch_size` items of `order`."""
 
-    def __init__(self, order: grain.MapDataset[int], batch_size: int, held: np.ndarray) -> None:
+    def __init__(self, order: grain.MapDataset[Draw], batch_size: int, held: np.ndarray) -> None:
         super().__init__(order)
         self._batch_size, self._held = batch_size, held.tolist()
 
@@ -81,5 +90,6 @@ class HeldRows(grain.MapDataset[int]):
 
 
 def _round_keys(seed: int, source: int, epoch: int) -> tuple[int, ...]:
-    state = np.random.SeedSequence([seed, source, epoch]).generate_state(ROUNDS, np.uint64)
+    """The keys of the rounds, and after them that of the draws of the epoch."""
+    state = np.random.SeedSequence([seed, source, epoch]).generate_state(ROUNDS + 1, np.uint64)
     return tuple(int(key) for key in state)

@@ -33,6 +33,10 @@ class PackedRows:
     def tokens(self) -> int:
         return self.end - self.begin
 
+    @property
+    def words(self) -> str:
+        return f"{self.tokens:,} tokens, {len(self):,} rows of {self.length}"
+
     def manifest(self) -> dict[str, Any]:
         """What identifies the rows: the same text and tokens, wherever they are kept."""
         manifest = self.store.manifest
@@ -66,8 +70,8 @@ class PackedRows:
     def __len__(self) -> int:
         return max(0, -(-(self.end - self.begin - 1) // self.length))
 
-    def pack(self, rows: np.ndarray) -> Batch:
-        """The rows with these numbers, [rows, length].
+    def pack(self, rows: np.ndarray, keys: np.ndarray | None = None) -> Batch:
+        """The rows with these numbers, [rows, length]; nothing about them is drawn from `keys`.
 
         Raises:
             UserError: a shard is missing, cut short or altered.

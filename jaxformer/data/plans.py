@@ -52,14 +52,14 @@ def plan_of(
         UserError: the source is wrong, or the tokenizer has no chat template for its messages.
     """
     opened = source_named(source.source, data)
-    form = format_of(source, tokenizer)
+    form = format_of(source, data, tokenizer)
     lengths = Lengths(data.min_chars, data.max_chars)
     recipe = Recipe(opened, tokenizer, form, lengths, data.row_options, stores_folder(data))
     if data.deduplicate is not None and _unweighted(source) != data.held_out:
         recipe = replace(recipe, deduplicate=data.deduplicate)
         if data.reference is not None:
             reference = source_named(data.reference.source, data)
-            form = format_of(data.reference, tokenizer)
+            form = format_of(data.reference, data, tokenizer)
             recipe = replace(recipe, reference=Reference(reference, form))
     return Plan(recipe, source, data.model_copy(update={"tokenizer": tokenizer.name}), shard_bytes)
 

@@ -88,13 +88,17 @@ def write_units(plan: Plan, numbers: Sequence[int], cores: int | None = None) ->
     Raises:
         UserError: a row is wrong, or the source changed meanwhile.
     """
-    source, units = plan.recipe.source, plan.units
+    recipe, data = plan.recipe, plan.data
+    source, units = recipe.source, plan.units
     found = records_by_unit(plan, numbers)
     missing = [number for number, records in found.items() if not is_end(records)]
     total = sum(units[number].size for number in missing)
     cores = cores or len(os.sched_getaffinity(0))
     workers = min(cores, len(missing), len(missing) * plan.shard_bytes // LEAST_PER_WORKER)
-    with making_folder(plan) as folder, progress(f"tokenising {source.name}", total) as report:
+    with (
+        making_folder(recipe.place, data) as folder,
+        progress(f"tokenising {source.name}", total) as report,
+    ):
         if workers > 1:
             write_in_workers(plan, missing, workers, cores, report)
         else:

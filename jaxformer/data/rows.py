@@ -25,10 +25,12 @@ class Policies(NamedTuple):
 
 class Column(NamedTuple):
     """A column to read, and what its values are: texts, lists, or (None) anything, in a column that
-    may be missing. `a.b` is the field b of the column a, unless a column has that very name."""
+    may be missing. `a.b` is the field b of the column a, unless a column has that very name. `key`
+    names it in the configuration."""
 
     name: str
     holds: type[str] | type[list] | None
+    key: str = "data.column"
 
 
 class Row(NamedTuple):
@@ -99,19 +101,17 @@ def decode_utf8(
         ) from None
 
 
-def wrong_column(place: str, column: str, columns: Any, inside: str = "") -> UserError:
+def wrong_column(place: str, key: str, column: str, columns: Any, inside: str = "") -> UserError:
     """The error for a column that is not among `columns`, or a field that is not among those of the
-    column `inside`."""
+    column `inside`; `key` named it."""
     names = [str(name) for name in columns]
     listed = ", ".join(names) or "none"
     if not inside:
         what = f"no column '{column}'; columns: {listed}"
-        return UserError(
-            f"{place}: {what}. Set data.column to one of them.{did_you_mean(column, names)}"
-        )
+        return UserError(f"{place}: {what}. Set {key} to one of them.{did_you_mean(column, names)}")
     full = [f"{inside}.{name}" for name in names]
     return UserError(
-        f"{place}: column '{inside}' has no field '{column}'; fields: {listed}. Set data.column to "
+        f"{place}: column '{inside}' has no field '{column}'; fields: {listed}. Set {key} to "
         f"one of them, as in {inside}.{names[0] if names else 'NAME'}."
         f"{did_you_mean(f'{inside}.{column}', full)}"
     )

@@ -84,6 +84,10 @@ class SavedSource:
     def _table(self) -> Table:
         return Table(self._load(), self.name, self.policies)
 
+    def stream(self) -> Any:
+        """The `datasets.Dataset`, which is not copied."""
+        return self._load()
+
     def _load(self) -> Any:
         import datasets
 

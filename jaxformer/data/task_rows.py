@@ -46,8 +46,9 @@ class TaskRows:
     def __len__(self) -> int:
         return TRAINING_ROWS if self.split == "train" else VALIDATION_ROWS
 
-    def pack(self, rows: np.ndarray) -> Batch:
-        """The rows with these numbers, [rows, length]: one document each."""
+    def pack(self, rows: np.ndarray, keys: np.ndarray | None = None) -> Batch:
+        """The rows with these numbers, [rows, length]: one document each. They are the same in
+        every epoch, whatever the `keys`."""
         stream = ("train", "validation").index(self.split)
         examples = [
             self.sample(np.random.default_rng([stream, int(row)]), self.length) for row in rows

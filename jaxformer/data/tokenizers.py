@@ -2,11 +2,14 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxformer.data.character_tokenizer import CharacterTokenizer
+from jaxformer.data.class_names import ClassNames
 from jaxformer.data.huggingface_tokenizer import (
     HuggingFaceTokenizer,
     file_of,
@@ -18,6 +21,7 @@ from jaxformer.data.plain_tokenizers import ByteTokenizer, IdsTokenizer
 from jaxformer.data.text_ends import AddBos, read_settings
 from jaxformer.errors import UserError, did_you_mean
 from jaxformer.paths import locate_path
+from jaxformer.run_files import CHARACTERS, CLASSES
 
 MOST_IDS = 2**31 - 1  # ids are int32 on devices
 
@@ -90,7 +94,9 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(name: str, add_bos: AddBos = "auto") -> Tokenizer:
-    """`bytes`, `ids:N`, a tokenizer.json file, a folder that holds one, or a name on the Hub.
+    """`bytes`, `ids:N`, a tokenizer.json file, a folder that holds one, or a name on the Hub; for
+    classes, `classes:N`, a classes.json file or a folder that holds one; for texts of recordings, a
+    characters.json file as well.
 
     Args:
         add_bos: whether a beginning of text stands before every text; `auto` is what the
@@ -106,7 +112,13 @@ def load_tokenizer(name: str, add_bos: AddBos = "auto") -> Tokenizer:
         if count > MOST_IDS:
             raise UserError(f"data.tokenizer '{name}': allowed are ids:1 to ids:{MOST_IDS}")
         return IdsTokenizer(count, add_bos is not False)
+    if re.fullmatch(r"classes:[1-9]\d*", name):
+        return ClassNames.numbered(int(name.removeprefix("classes:")[:9]))
     path = locate_path(name)
+    if (file := _named(path, CLASSES)) is not None:
+        return ClassNames.from_file(name, file)
+    if (file := _named(path, CHARACTERS)) is not None:
+        return CharacterTokenizer.from_file(name, file)
     if path.is_dir():
         path = path / "tokenizer.json"
     elif not path.exists() and is_hub_name(name):
@@ -123,12 +135,26 @@ def load_tokenizer(name: str, add_bos: AddBos = "auto") -> Tokenizer:
     return HuggingFaceTokenizer(name, path.read_bytes(), settings, add_bos)
 
 
+def _named(path: Path, name: str) -> Path | None:
+    """The file of this name that a path is, or that is in the folder there."""
+    file = path if path.name == name else path / name
+    return file if file.is_file() else None
+
+
 def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """The ids of a text that a model is to continue: the tokenizer's prefix, unless the text
     begins with it already, and then the text. Only a document has an end of text."""
     ids = tokenizer.encode(text).tolist()
     prefix = list(tokenizer.prefix_ids)
     return ids if ids[: len(prefix)] == prefix else prefix + ids
+
+
+def source_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+    """What an encoder reads of each text, int32 [length]: [bos] tokens eos, with bos where the
+    tokenizer adds one. Special tokens in a text are plain text."""
+    prefix, eos = np.array(tokenizer.prefix_ids, np.int32), np.array([tokenizer.eos_id], np.int32)
+    encoded = tokenizer.encode_documents(texts)
+    return [np.concatenate([prefix, ids.astype(np.int32), eos]) for ids in encoded]
 
 
 def start_id(tokenizer: Tokenizer) -> int:

@@ -20,7 +20,7 @@ def main() -> None:
         plan = plan_of(source, data, tokenizer, spec["shard_bytes"])
         if plan.key != spec["key"]:
             raise UserError(f"data source '{source.source}' changed while it was read; run again")
-        with making_folder(plan) as folder:
+        with making_folder(plan.recipe.place, plan.data) as folder:
             for line in sys.stdin:
                 plan.write(int(line), folder, lambda done: _answer(done=done))
                 _answer(unit=int(line))

@@ -24,12 +24,14 @@ PyTree = Any
 
 class PositionSums(NamedTuple):
     """Sums over rows, float32 [length]; `rows`, a scalar, counts rows with every answer right.
-    `layers` is what layers say of themselves per token, averaged over those that do."""
+    `figures` are further sums that the objective evaluates. `layers` is what layers say of
+    themselves per token, averaged over those that do."""
 
     loss: jax.Array
     correct: jax.Array
     tokens: jax.Array
     rows: jax.Array
+    figures: dict[str, jax.Array]
     layers: dict[str, jax.Array]
 
 
@@ -46,6 +48,7 @@ def position_sums(
         (scores.greedy * mask).sum(0),
         mask.sum(0),
         whole.sum(dtype=jnp.float32),
+        {},
         _per_token(aux, batch),
     )
 
@@ -54,11 +57,11 @@ def position_sums(
 def loss_sums(
     objective: ObjectiveConfig, model: LanguageModel, params: PyTree, batch: Batch
 ) -> PositionSums:
-    """The loss that the objective evaluates, as if rows had one position."""
-    sums, aux = objective.evaluate(model, params, batch)
+    """What the objective evaluates, as if rows had one position."""
+    sums, aux, figures = objective.evaluate(model, params, batch)
     nothing = jnp.zeros(())
     layers = _per_token(aux, batch)
-    return PositionSums(sums.loss[None], nothing[None], sums.tokens[None], nothing, layers)
+    return PositionSums(sums.loss[None], nothing[None], sums.tokens[None], nothing, figures, layers)
 
 
 def _per_token(aux: LayerAux, batch: Batch) -> dict[str, jax.Array]:
@@ -72,22 +75,23 @@ def measure(run: Run, batches: Iterable[Batch], bytes_per_token: float) -> dict[
     row, null where a part has no target), `layers` (what layers say of themselves, per token, by
     the name of the statistic), and `rows`, their number.
 
-    The loss of a model that does not read from left to right is what its objective evaluates, and
-    accuracies and `by_position` are null.
+    The loss of a model that does not read from left to right is what its objective evaluates, with
+    the figures of the objective beside it: `accuracy` and `top5_accuracy` of classes, or
+    `label_error_rate`. Other accuracies and `by_position` are null.
     """
     objective = run.config.train.objective
     measured = position_sums if objective.is_causal else loss_sums
-    totals: list[np.ndarray] | None = None
+    totals: PositionSums | None = None
     said: list[dict[str, np.ndarray]] = []
     num_rows = 0
     for batch in batches:
-        found = measured(objective, run.model, run.params, batch)
-        said.append(jax.device_get(found.layers))
-        sums = [np.asarray(part, np.float64) for part in found[:-1]]
-        totals = sums if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
+        found = jax.device_get(measured(objective, run.model, run.params, batch))
+        said.append(found.layers)
+        sums = jax.tree.map(_wide, found._replace(layers={}))
+        totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
         num_rows += int(batch.loss_mask.any(axis=1).sum())
     assert totals is not None
-    loss, correct, tokens, rows = totals
+    loss, correct, tokens, rows, figures, _ = totals
     parts = np.array_split(np.arange(len(loss)), min(POSITION_BINS, len(loss)))
     mean = float(loss.sum() / tokens.sum())
     result: dict[str, Any] = {
@@ -102,6 +106,7 @@ def measure(run: Run, batches: Iterable[Batch], bytes_per_token: float) -> dict[
             for name in (said[0] if said else ())
         },
     }
+    result |= {name: float(figure / tokens.sum()) for name, figure in figures.items()}
     if objective.is_causal:
         result["accuracy"] = float(correct.sum() / tokens.sum())
         result["row_accuracy"] = float(rows / num_rows)
@@ -110,6 +115,10 @@ def measure(run: Run, batches: Iterable[Batch], bytes_per_token: float) -> dict[
             for part in parts
         ]
     return result
+
+
+def _wide(array: np.ndarray) -> np.ndarray:
+    return np.asarray(array, np.float64)
 
 
 def measure_on(run: Run, data: DataConfig) -> dict[str, Any]:

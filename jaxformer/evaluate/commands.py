@@ -1,4 +1,4 @@
-"""`jaxformer eval --suite`: results of a run, printed as a table or as JSON."""
+"""`jaxformer eval`: results of a run, printed as tables or as JSON."""
 
 import json as json_format
 from collections.abc import Sequence
@@ -7,9 +7,41 @@ from pathlib import Path
 from typing import Any
 
 from jaxformer.checkpoint.manifest import versions
+from jaxformer.evaluate import classification, perplexity, retrieval, speech, translation
 from jaxformer.evaluate.suite import Options, Result
 from jaxformer.evaluate.suites import find_suite
-from jaxformer.run import Run, load
+from jaxformer.generate.beam_search import BeamSearch
+from jaxformer.objectives import CTCConfig
+from jaxformer.run import BEAM_SEARCH, Run, load
+
+
+def evaluate_run(
+    path: Path, overrides: Sequence[str], search: BeamSearch = BEAM_SEARCH, *, json: bool
+) -> int:
+    """Evaluate a run's newest checkpoint, or the one named, on its validation data, and print.
+
+    Overrides go on top of the run's configuration: `data.validation_source` gives other data,
+    `eval.batch_size` another batch size, `eval.batches` a part of the data instead of all of them.
+    `search` is how a decoder with an encoder writes.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        UserError: no such run, nothing to validate on, or overrides that do not fit it.
+    """
+    run = load(path, ["eval.batches=null", *overrides])
+    if run.config.train.objective.compares_rows:
+        retrieval.tell(run, path, json=json)
+    elif run.config.model.outputs.of_rows:
+        classification.tell(run, path, json=json)
+    elif run.config.data.kind == "pairs":
+        translation.tell(run, path, search, json=json)
+    elif isinstance(run.config.train.objective, CTCConfig):
+        speech.tell(run, path, json=json)
+    else:
+        perplexity.tell(run, path, json=json)
+    return 0
 
 
 def evaluate_suites(

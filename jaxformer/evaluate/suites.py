@@ -20,7 +20,7 @@ def _validation(what: str, options: Options) -> Suite:
 
 
 def _validate(run: Run, check: Check) -> dict[str, Result]:
-    found = validate(run, check)._asdict()
+    found = validate(run, check).record()
     facts = {name: found.pop(name) for name in ("tokens", "tokens_per_second")}
     metrics = found.pop("layers") | found
     return {"validation": Result(metrics, facts=facts)}

@@ -16,7 +16,7 @@ class AskingModel(LanguageModel):
     """Predicts the next token by MASK in the place of the newest one, which the cache already has,
     as `AnyOrderConfig` trains it."""
 
-    def step(
+    def step(  # type: ignore[override]  # it has no source
         self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array, cache: Cache
     ) -> tuple[jax.Array, Cache]:
         _, cache = super().step(tokens, positions, segment_ids, cache)

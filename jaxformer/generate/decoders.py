@@ -50,7 +50,21 @@ def decoder_for(
     objective: ObjectiveConfig, model: LanguageModel, params: Any, eos_id: int, mesh: Mesh | None
 ) -> Decoder:
     """See `Decoder.of`; objectives that know no decoder of their own are decoded one token after
-    another."""
+    another.
+
+    Raises:
+        UserError: the model continues no text.
+    """
+    if objective.instead is not None:
+        raise UserError(
+            f"the run was trained with {objective.kind}, which continues no text; use it with "
+            f"jaxformer {objective.instead}"
+        )
+    if model.config.encoder is not None:
+        raise UserError(
+            "the run reads a source for each text that it writes; give it with jaxformer predict "
+            'RUN --text "..."'
+        )
     match objective:
         case MaskedDiffusionConfig():
             return MaskedDiffusionDecoder.of(model, params, eos_id, mesh)

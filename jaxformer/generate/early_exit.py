@@ -143,6 +143,7 @@ def step(
     read = partial(model.apply, {"params": params})
     x = read(tokens, positions, method="embed")
     rows = RowInfo(positions, jnp.ones_like(tokens), tokens=tokens)
+    rows = read(rows, method="rows_of_layers")
     depth = model.depth(parent=None)
     assert isinstance(depth, Stack)  # as `from_decoder` has checked
     stream = depth.residual.start(x)

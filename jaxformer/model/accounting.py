@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import jax
-import jax.numpy as jnp
 from flax.core import meta
 
 from jaxformer.model.channel_mixers import build_channel_mixer
@@ -12,14 +12,16 @@ from jaxformer.model.config import ModelConfig
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.model.lora import adapter_paths
 from jaxformer.model.parameter_paths import by_path
+from jaxformer.model.trunk_config import TrunkConfig
 
 FURTHER_PATH = "further/"  # of the parameters of `model.further`
+ENCODER_PATH = "encoder/"  # and of `model.encoder`
 
 
+@lru_cache(maxsize=8)  # a run asks several times, which takes a second for a large model
 def abstract_parameters(model: LanguageModel) -> dict:
     """The parameter tree as shapes and types with their logical axes, without allocating them."""
-    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    return jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+    return jax.eval_shape(model.init, jax.random.key(0), model.config.example)["params"]
 
 
 def count_parameters(model: LanguageModel) -> int:
@@ -34,13 +36,15 @@ def count_active(model: LanguageModel) -> int:
     return round(sum(shares[path] * math.prod(leaf.shape) for path, leaf in leaves.items()))
 
 
-def active_share(config: ModelConfig, path: str) -> float:
+def active_share(config: TrunkConfig, path: str) -> float:
     """The share of a parameter that a token meets."""
     if "/ffn/experts_" not in path:
         return 1.0
+    if isinstance(config, ModelConfig) and config.encoder and path.startswith(ENCODER_PATH):
+        return active_share(config.encoder, path.removeprefix(ENCODER_PATH))
     if found := config.layers_of_path(path):
         layers = config.layers()[found[0] : found[0] + 1]
-    elif path.startswith(FURTHER_PATH):
+    elif isinstance(config, ModelConfig) and path.startswith(FURTHER_PATH):
         layers = (config.further_layer(),)
     else:
         layers = config.inputs.own_layers
@@ -56,6 +60,20 @@ def flops_per_token(model: LanguageModel, length: int, tokens_read: float = 1.0)
     share = model.input_part(parent=None).share.mean
     layers = model.depth(parent=None).flops
     return _flops(model, length, share, lambda seen: tokens_read * layers(seen))
+
+
+def _encoder_flops(model: LanguageModel, length: int) -> float:
+    """Forward FLOPs of the encoder per token of a decoder's rows of `length` tokens."""
+    if model.config.encoder is None:
+        return 0.0
+    encoder, places = (
+        model.encoder_part(model.config.encoder, parent=None),
+        model.config.encoder.length,
+    )
+    inputs = encoder.input_part(parent=None)
+    share = inputs.share.mean
+    layers = share * encoder.depth(parent=None).flops(max(1, math.ceil(share * places)))
+    return (layers + inputs.own_flops(places)) * places / length
 
 
 def most_flops_per_token(model: LanguageModel, length: int) -> float:
@@ -79,9 +97,11 @@ def _flops(
 ) -> float:
     """Forward FLOPs per token of the whole model, whose layers see `share` of the tokens."""
     layers = share * of_layers(max(1, math.ceil(share * length)))
-    head = 2.0 * model.config.d_model * model.vocab_size
+    head = model.config.outputs.flops(model.dims, model.output_size, length)
+    if model.config.outputs.of_rows:
+        head /= length
     inputs = model.input_part(parent=None).own_flops(length)
-    return layers + inputs + head + 2.0 * _adapters(model, share)
+    return layers + inputs + head + _encoder_flops(model, length) + 2.0 * _adapters(model, share)
 
 
 def _adapters(model: LanguageModel, share: float = 1.0, *, of_further: bool = False) -> float:
@@ -111,6 +131,9 @@ def kernels(model: LanguageModel, length: int) -> tuple[str, ...]:
     chosen = [text for mixer in inputs.own_mixers() for text in mixer.kernels(length)]
     for mixer in model.depth(parent=None).mixers():
         chosen += mixer.kernels(places)
+    if (config := model.config.encoder) is not None:
+        for mixer in model.encoder_part(config, parent=None).depth(parent=None).mixers():
+            chosen += mixer.kernels(config.length)
     for ffn in model.config.ffns():
         chosen += build_channel_mixer(ffn, model.dims, parent=None).kernels()
     return tuple(dict.fromkeys(chosen))

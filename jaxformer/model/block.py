@@ -36,7 +36,7 @@ class Block(nn.Module):
         stream = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stream)
         if layer.mixer is not None:
             mixer = build_mixer(layer.mixer, self.dims, layer.positions, name="mixer")
-            x = residual.read(stream, "mixer")
+            x = residual.read(stream, "mixer") if layer.mixer_norm else residual.bare(stream)
             y, cache = mix(mixer, x.reshape(*shape, -1), rows, cache)
             stream = residual.write(stream, y.reshape(x.shape), "mixer")
         if layer.ffn is not None:

@@ -1,112 +1,86 @@
 """What a model is made of: the `model:` section of a configuration."""
 
-import math
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Any
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from jaxformer.batch import Pair, Source
 from jaxformer.model.channel_mixers import ChannelMixerConfig
-from jaxformer.model.depth import DepthConfig, FixedConfig
-from jaxformer.model.dims import InitConfig
+from jaxformer.model.contrastive import ContrastiveConfig
 from jaxformer.model.further import FurtherConfig
-from jaxformer.model.inputs import InputsConfig, TokensConfig
-from jaxformer.model.layer import Layer, LayerConfig
-from jaxformer.model.mixers import MixerConfig
-from jaxformer.model.norms import NormConfig
+from jaxformer.model.inputs import SharedTokensConfig
+from jaxformer.model.layer import Layer
 from jaxformer.model.outputs import LinearConfig, OutputsConfig
-from jaxformer.model.positions import ALiBiConfig, PositionsUnion, RoPEConfig
-from jaxformer.model.residuals import PlainConfig, ResidualConfig
-from jaxformer.schema.base import Schema
-
-ADDED_TO_EMBEDDINGS = ("learned", "sinusoidal")
+from jaxformer.model.trunk_config import HASHES, EncoderConfig, TrunkConfig
 
 
-class ModelConfig(Schema):
-    """A decoder language model.
+class ModelConfig(TrunkConfig):
+    """A model of text or, with other inputs and outputs, of pictures or sound.
 
     `pattern` repeats over the depth, above the layers of `first`. If its length does not divide the
     layers that remain, the last repetition stops early. A pattern of `num_layers` entries is an
-    explicit list of layers.
+    explicit list of layers. With an `encoder` it is a decoder, in which layers whose mixer is
+    `cross_attention` read what the encoder makes of the source.
     """
 
-    d_model: Annotated[int, Field(ge=1, le=1 << 24)] = Field(
-        description="the width of the residual stream"
-    )
-    num_layers: Annotated[int, Field(ge=1, le=10_000)] = Field(description="the number of layers")
     vocab_size: PositiveInt | None = Field(
         None, description="ids in the embedding and the head; the tokenizer's if null"
     )
-    mixer: MixerConfig = Field(
-        description="the token mixer of every layer, unless the pattern says otherwise"
-    )
-    ffn: ChannelMixerConfig | None = Field(
-        description="the feed-forward network of every layer; null for none, as in Mamba"
-    )
-    pattern: tuple[LayerConfig, ...] = Field(
-        (LayerConfig(),),
-        min_length=1,
-        strict=False,
-        description="layers that repeat over the depth",
-    )
-    first: tuple[LayerConfig, ...] = Field(
-        (), strict=False, description="the lowest layers, below those of the pattern"
-    )
-    norm: NormConfig = Field(NormConfig(), description="the norms of all layers")
-    positions: PositionsUnion = Field(RoPEConfig(), description="how tokens know their positions")
-    init: InitConfig = Field(InitConfig(), description="how weight matrices start")
     tie_embeddings: bool = Field(True, description="uses the embedding as the output head")
-    scale_embeddings: bool | PositiveFloat = Field(
-        False,
-        description="true multiplies embeddings by √d_model (Gemma); a number, by that number",
-    )
     logit_scale: PositiveFloat = Field(
         1.0, description="multiplies the logits, before they are capped (Granite)"
     )
     logit_softcap: PositiveFloat | None = Field(
         None, description="c in c · tanh(logits / c); null for none"
     )
-    inputs: InputsConfig = Field(
-        TokensConfig(), description="what turns a batch into the first activations"
-    )
     outputs: OutputsConfig = Field(
         LinearConfig(), description="what turns the last activations into logits"
     )
-    residual: ResidualConfig = Field(
-        PlainConfig(), description="how the outputs of sub-layers are added"
-    )
-    depth: DepthConfig = Field(
-        FixedConfig(), description="which layers a token passes, and how often"
+    encoder: EncoderConfig | None = Field(
+        None, description="what reads the source of a decoder; null for a model without one"
     )
     further: FurtherConfig | None = Field(
         None, description="what predicts the tokens after the next one; null for nothing"
     )
 
     @model_validator(mode="after")
-    def _layers_fit(self) -> "ModelConfig":
-        if len(self.first) + len(self.pattern) > self.num_layers:
-            first = f"first has {len(self.first)} entries and " if self.first else ""
+    def _ends_fit(self) -> "ModelConfig":
+        if self.tie_embeddings and not (self.inputs.has_table and self.outputs.can_be_tied):
+            part = "outputs" if self.inputs.has_table else "inputs"
             raise ValueError(
-                f"{first}pattern has {len(self.pattern)} entries for num_layers "
-                f"{self.num_layers}; shorten the pattern or deepen the model"
+                f"tie_embeddings is true, but {part} {getattr(self, part).kind} have no table of "
+                f"embeddings to share; give tie_embeddings: false"
             )
-        if self.first and not self.depth.has_first:
+        if self.outputs.of_numbers and self.inputs.numbers is None:
             raise ValueError(
-                f"first is given with depth {self.depth.kind}, which is of layers that repeat "
-                f"alone; leave it out, or use depth fixed"
+                f"outputs are {self.outputs.kind}, but at a place of inputs {self.inputs.kind} "
+                f"stand no numbers to predict; allowed inputs: patches, frames"
             )
-        for layer in (*self.distinct_layers(), self.further_layer()):
-            if layer.mixer is not None:
-                layer.mixer.check(self.d_model, layer.positions)
-        self.inputs.check(self.d_model)
+        if isinstance(self.outputs, ContrastiveConfig):
+            for key, unset in (("logit_softcap", None), ("logit_scale", 1.0)):
+                if (value := getattr(self, key)) != unset:
+                    raise ValueError(
+                        f"{key} is {value:g}, but outputs are contrastive, whose logits have a "
+                        f"scale and a bias of their own; leave it out"
+                    )
         if self.depth.weighs_losses and not self.inputs.shows_tokens:
             raise ValueError(
                 f"depth {self.depth.kind} has exits for tokens, but with inputs "
                 f"{self.inputs.kind} the layers do not see every token; give another depth, or "
                 f"inputs of kind tokens"
             )
-        self.depth.check(self.num_layers, self.pattern_layers())
-        self._check_hashes()
+        if self.further is not None:
+            layer = self.further_layer()
+            if layer.mixer is not None:
+                layer.mixer.check(self.d_model, layer.positions)
+            if layer.ffn is not None and layer.ffn.reads_tokens:
+                raise ValueError(HASHES)
+            if layer.uses_positions and layer.positions.kind == "relative":
+                raise ValueError(
+                    "further has the model's positions, relative, whose table is of the model's "
+                    "layers alone; give further.layer.positions. Allowed: rope, alibi, none"
+                )
         if self.norm.placement == "post" and getattr(self.further, "own_norms", False):
             raise ValueError(
                 "further.own_norms is given with norm.placement post, where there is no final norm "
@@ -114,99 +88,73 @@ class ModelConfig(Schema):
             )
         return self
 
-    def _check_hashes(self) -> None:
-        """Refuse channel mixers that read tokens where layers do not see them."""
-        hidden = [layer.ffn for layer in self.inputs.own_layers]
-        hidden += [] if self.further is None else [self.further_layer().ffn]
-        if not self.inputs.shows_tokens:
-            hidden += [layer.ffn for layer in self.distinct_layers()]
-        if any(ffn is not None and ffn.reads_tokens for ffn in hidden):
-            raise ValueError(
-                "ffn has routing hash, which goes by the tokens' ids, in layers that do not see "
-                "them, as in inputs of kind chunks and in further; allowed: in the layers of a "
-                "model whose inputs are of kind tokens"
-            )
-
     @model_validator(mode="after")
-    def _positions_are_used(self) -> "ModelConfig":
-        layers = self.distinct_layers()
-        entries = (*self.first, *self.pattern)
-        for number, (entry, layer) in enumerate(zip(entries, layers, strict=True)):
-            where = _entry(number, len(self.first))
-            kind = layer.positions.kind
-            if entry.positions is None or kind == "none":
-                continue
-            if kind in ADDED_TO_EMBEDDINGS:
-                raise ValueError(
-                    f"{where} has positions {kind}, which are added to the "
-                    f"embeddings, below all layers; give model.positions. Allowed in an entry: "
-                    f"rope, alibi, none"
-                )
-            if not layer.uses_positions:
-                raise ValueError(
-                    f"{where} has positions {kind}, which its mixer "
-                    f"{layer.mixer_kind} does not use; leave them out"
-                )
-        is_used = any(layer.uses_positions for layer in layers)
-        # RoPE is the default, even of models in which no layer uses it.
-        if isinstance(self.positions, ALiBiConfig) and not is_used:
-            mixers = ", ".join(sorted({layer.mixer_kind for layer in layers}))
+    def _source_is_read(self) -> "ModelConfig":
+        named = self._named_layers()
+        readers = [name for name, layer in named if layer.mixer and layer.mixer.reads_source]
+        if self.encoder is None and readers:
             raise ValueError(
-                f"positions are alibi, which no layer uses (mixers: {mixers}); give another kind, "
-                f"or none"
+                f"the mixer of {readers[0]} reads a source, but encoder is null; give "
+                f"encoder={{length: ..., d_model: ..., num_layers: ..., ...}}"
+            )
+        self.outputs.check(self.d_model, None if self.encoder is None else self.encoder.d_model)
+        if self.encoder is None:
+            return self
+        if not readers and not self.outputs.reads_source:
+            raise ValueError(
+                "encoder is given, but no layer reads it; give layers with "
+                "mixer={kind: cross_attention}, as in pattern=[{ffn: none}, "
+                "{mixer: {kind: cross_attention}}], or outputs={kind: contrastive}"
+            )
+        if readers and self.outputs.reads_source:
+            raise ValueError(
+                f"outputs are {self.outputs.kind}, which compare tokens with the source, but the "
+                f"mixer of {readers[0]} shows tokens the source; give layers without one"
+            )
+        if self.inputs.reads != "text" or not self.inputs.shows_tokens:
+            raise ValueError(
+                f"encoder is given with inputs {self.inputs.kind}, but a decoder writes tokens; "
+                f"give inputs of kind tokens"
+            )
+        shares = isinstance(self.encoder.inputs, SharedTokensConfig)
+        if shares and self.encoder.d_model != self.d_model:
+            raise ValueError(
+                f"encoder.inputs are shared_tokens, but encoder.d_model is "
+                f"{self.encoder.d_model} and d_model {self.d_model}; make them the same"
             )
         return self
 
     @property
-    def longest_row(self) -> float:
-        """In tokens; infinite if no positions have a `max_length`."""
-        layers = (*self.distinct_layers(), *self.inputs.own_layers)
-        every = (self.positions, *(layer.positions for layer in layers))
-        return min(getattr(each, "max_length", None) or math.inf for each in every)
+    def reads(self) -> str:
+        """The kind of data that it is for: `data.kind`."""
+        if self.encoder is None:
+            return self.inputs.reads
+        return "pairs" if self.encoder.inputs.reads == "text" else self.encoder.inputs.reads
 
-    def first_layers(self) -> tuple[Layer, ...]:
-        """The entries of `first` with the defaults filled in."""
-        return tuple(self._filled_in(entry) for entry in self.first)
+    @property
+    def numbers(self) -> int | None:
+        """How many numbers the outputs predict of a place; None if they give logits."""
+        return self.inputs.numbers if self.outputs.of_numbers else None
 
-    def distinct_layers(self) -> tuple[Layer, ...]:
-        """The layers of `first` and of one repetition of the pattern."""
-        return (*self.first_layers(), *self.pattern_layers())
+    @property
+    def example(self) -> Any:
+        """What it may be initialized with: a batch's `inputs` of one row."""
+        if self.encoder is None:
+            return self.inputs.example
+        return Pair(self.inputs.example, Source(self.encoder.inputs.example))
 
-    def pattern_layers(self) -> tuple[Layer, ...]:
-        """The pattern's entries with the defaults filled in."""
-        return tuple(self._filled_in(entry) for entry in self.pattern)
-
-    def _filled_in(self, entry: LayerConfig) -> Layer:
-        return entry.filled_in(self.mixer, self.ffn, self.positions)
-
-    def layers(self) -> tuple[Layer, ...]:
-        """Every layer from the bottom up."""
-        pattern, repeated = self.pattern_layers(), self.num_layers - len(self.first)
-        return (
-            *self.first_layers(),
-            *(pattern[index % len(pattern)] for index in range(repeated)),
-        )
+    def _named_layers(self) -> Iterator[tuple[str, Layer]]:
+        yield from super()._named_layers()
+        if self.further is not None:
+            yield "further", self.further_layer()
 
     def ffns(self) -> tuple[ChannelMixerConfig, ...]:
-        """The channel mixers that layers may have."""
-        layers = (*self.distinct_layers(), self.further_layer(), *self.inputs.own_layers)
-        return tuple(layer.ffn for layer in layers if layer.ffn is not None)
+        further, encoder = self.further_layer().ffn, self.encoder
+        of_encoder = () if encoder is None else encoder.ffns()
+        return (*super().ffns(), *([] if further is None else [further]), *of_encoder)
 
     def further_layer(self) -> Layer:
         """The layer of each further prediction: the model's last one, unless it names another."""
         if self.further is None or self.further.layer is None:
             return self.layers()[-1]
         return self._filled_in(self.further.layer)
-
-    def layers_of_path(self, path: str) -> Sequence[int] | None:
-        """See `DepthConfig.layers_of_path`."""
-        match path.split("/"):
-            case ["stack", "first", layer, *_]:
-                return [int(layer.removeprefix("layer_"))]
-        below = len(self.first)
-        found = self.depth.layers_of_path(path, self.num_layers - below, len(self.pattern))
-        return None if found is None else [below + layer for layer in found]
-
-
-def _entry(number: int, first: int) -> str:
-    return f"first entry {number}" if number < first else f"pattern entry {number - first}"

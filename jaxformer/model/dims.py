@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 from jax.typing import DTypeLike
@@ -65,11 +65,33 @@ class KernelsConfig(Schema):
 AUTOMATIC = KernelsConfig()
 
 
+class Grid(NamedTuple):
+    """How the tokens of a picture lie: row by row, behind `before` tokens that are none of it; if
+    it `is_reversed`, all of them the other way round, last token first."""
+
+    height: int
+    width: int
+    before: int = 0
+    is_reversed: bool = False
+
+    def reversed(self) -> "Grid":
+        return self._replace(is_reversed=not self.is_reversed)
+
+
+class SourceDims(NamedTuple):
+    """What an encoder gives a decoder's layers: `length` places per row, `d_model` wide."""
+
+    d_model: int
+    length: int
+
+
 @dataclass(frozen=True)
 class Dims:
     """Sizes and types shared by all layers; `dtype` is that of activations, `statistics` whether
     layers measure themselves. Of a cache, up to `taken_back` of the newest tokens can be taken back
-    again, for which recurrences keep states if `keeps_states`, see `mixers.kept`."""
+    again, for which recurrences keep states if `keeps_states`, see `mixers.kept`. Where the model
+    is not causal, tokens see their whole document; the tokens of pictures lie on a `grid`, and the
+    layers of a decoder read a `source`."""
 
     d_model: int
     num_layers: int
@@ -79,3 +101,6 @@ class Dims:
     statistics: bool = False
     taken_back: int = 0
     keeps_states: bool = True
+    is_causal: bool = True
+    grid: Grid | None = None
+    source: SourceDims | None = None

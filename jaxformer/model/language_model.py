@@ -1,4 +1,4 @@
-"""A decoder language model: embeddings, a stack of layers, a final norm and a head."""
+"""Inputs, a stack of layers, a final norm and outputs: a model of text, pictures or sound."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,19 +9,20 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxformer.batch import Pair, Source
 from jaxformer.model.config import ModelConfig
-from jaxformer.model.depth import DEPTHS, Depth
 from jaxformer.model.depth.stack import KEYS
-from jaxformer.model.dims import AUTOMATIC, Dims, KernelsConfig
+from jaxformer.model.dims import AUTOMATIC, Dims, KernelsConfig, SourceDims
 from jaxformer.model.exit_losses import exit_losses
 from jaxformer.model.further import FURTHER, Further
-from jaxformer.model.inputs import INPUTS, Inputs
+from jaxformer.model.inputs import SharedTokensConfig
 from jaxformer.model.lora import LoRAConfig, adapted
 from jaxformer.model.mixers import Cache
-from jaxformer.model.norms import Norm
 from jaxformer.model.outputs import OUTPUTS
 from jaxformer.model.residuals import build_residual, scaled
-from jaxformer.model.rows import Exits, LayerAux, RowInfo
+from jaxformer.model.rows import Exits, LayerAux, Memory, RowInfo
+from jaxformer.model.trunk import Trunk
+from jaxformer.model.trunk_config import EncoderConfig
 from jaxformer.ops.attention import Order
 from jaxformer.ops.cross_entropy import LossSums
 from jaxformer.ops.token_losses import TokenScores
@@ -31,71 +32,57 @@ from jaxformer.parallel.rules import constrain_tokens
 PyTree = Any
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(Trunk):
     """logits_t = head(norm(layers(embed(tokens_{≤t})))).
 
-    `remat` names what a layer keeps for its gradient; `lora` adds adapters. For `layout` and
-    `micro_batches` see `Depth`, for `kernels` `KernelsConfig`. Parameters are float32, activations
-    `dtype`, logits and losses float32. Ids from `num_tokens` on, if given, pad the vocabulary: they
-    have no probability in losses and scores, and decoding draws none. With `statistics`, layers
-    measure themselves, see `Block`. Of caches, up to `taken_back` of the newest tokens can be taken
-    back, see `Depth.take_back`, for which recurrences keep states unless `keeps_states` is false.
+    For its options see `Trunk`. Logits and losses are float32. Ids that pad the vocabulary have no
+    probability in losses and scores, and decoding draws none. With `config.encoder`, inputs are a
+    `Pair`: layers that read the source see what the encoder makes of it.
     """
 
     config: ModelConfig
-    vocab_size: int
-    dtype: DTypeLike = jnp.float32
-    remat: Literal["none", "dots", "full"] = "none"
-    layout: Literal["scanned", "unrolled", "separate"] = "scanned"
-    kernels: KernelsConfig = AUTOMATIC
-    lora: LoRAConfig | None = None
-    micro_batches: int | None = None
-    num_tokens: int | None = None
-    statistics: bool = False
-    taken_back: int = 0
-    keeps_states: bool = True
 
     def setup(self) -> None:
-        config, dims = self.config, self.dims
-        self.inputs = self.input_part()
-        self.stack = self.depth()
+        super().setup()
+        config = self.config
+        if config.encoder is not None:
+            self.encoder = self.encoder_part(config.encoder)
         if config.further is not None:
             self.further = self.further_predictions()
-        if config.norm.placement != "post":
-            self.final_norm = Norm(config.norm)
         self.outputs = OUTPUTS[type(config.outputs)](
             config.outputs,
-            dims,
-            self.vocab_size,
-            self.num_tokens or self.vocab_size,
+            self.dims,
+            self.output_size,
+            self.num_tokens or self.output_size,
             config.tie_embeddings,
             config.logit_softcap,
+            config.norm,
         )
-        nn.share_scope(self, self.inputs)
         nn.share_scope(self, self.outputs)
 
     @property
+    def output_size(self) -> int:
+        """How many numbers the outputs give at once: those of the vocabulary, or of a place."""
+        return self.config.numbers or self.vocab_size
+
+    @property
     def dims(self) -> Dims:
-        config = self.config
-        return Dims(
-            config.d_model,
-            config.num_layers,
-            config.init,
-            self.dtype,
-            self.kernels,
-            self.statistics,
-            self.taken_back,
-            self.keeps_states,
-        )
+        encoder = self.config.encoder
+        source = None if encoder is None else SourceDims(encoder.d_model, encoder.length)
+        return dataclasses.replace(super().dims, source=source)
 
     def __call__(
         self,
-        tokens: jax.Array,
+        tokens: jax.Array | Pair,
         positions: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
         order: Order | None = None,
     ) -> jax.Array:
-        """tokens [batch, length] → logits [batch, length, vocab], float32, also for padding.
+        """tokens [batch, length], or a pair of them and a source → logits [batch, length, vocab],
+        float32, also for padding; or pictures [batch, height, width, channels] → logits
+        [batch, classes]; or recordings [batch, samples] → logits [batch, places, vocab]; or, with
+        outputs that compare, pairs → logits of all tokens' rows for all sources [batch, batch].
+        Outputs of numbers give these for logits.
 
         Args:
             positions: [batch, length], places in the document; 0, 1, 2, … when left out.
@@ -103,11 +90,13 @@ class LanguageModel(nn.Module):
                 per row when left out.
             order: what tokens see, if not the tokens before them.
         """
-        x, _, _ = self.trunk(tokens, positions, segment_ids, order)
+        own, rows, _ = self._with_memory(tokens, positions, segment_ids, order)
+        x, _, _ = self.of_rows(own, rows)
         if self.is_initializing() and self.config.further is not None:
-            rows = self._rows(tokens, positions, segment_ids, order)
-            self.predict_further(x, [(tokens, rows)] * self.config.further.count)
-        return self.outputs.logits(self.head(), self.normed(x))
+            self.predict_further(x, [(own, rows)] * self.config.further.count)
+        return self.outputs.logits(
+            self.head(), self.outputs.pooled(self.normed(x), self._rows_of_outputs(rows))
+        )
 
     def loss(
         self,
@@ -118,6 +107,7 @@ class LanguageModel(nn.Module):
         loss_mask: jax.Array,
         z_loss: float = 0.0,
         order: Order | None = None,
+        label_smoothing: float = 0.0,
     ) -> tuple[LossSums, LayerAux]:
         """Sums of the token losses over [batch, length], without ever holding all logits, and the
         layers' losses and statistics.
@@ -126,11 +116,15 @@ class LanguageModel(nn.Module):
             targets: [batch, n] for the first n ≤ length inputs of each row.
             loss_mask: [batch, n], booleans, or the weight of every token's loss.
             order: what tokens see, if not the tokens before them.
+            label_smoothing: see `cross_entropy`; not for depths that are trained through exits.
         """
         x, head, aux = self._read(inputs, positions, segment_ids, order)
         length = targets.shape[1]
         if aux.exits is None:
-            return self.outputs.loss(head, x[:, :length], targets, loss_mask, z_loss), aux
+            sums = self.outputs.loss(
+                head, x[:, :length], targets, loss_mask, z_loss, label_smoothing
+            )
+            return sums, aux
         exits = aux.exits._replace(
             states=aux.exits.states[:, :, :length], weights=aux.exits.weights[:, :, :length]
         )
@@ -187,20 +181,78 @@ class LanguageModel(nn.Module):
                 enabled = aux.exits.enabled.astype(jnp.float32)
             return made, (aux._replace(exits=None), enabled)
 
-        keys = {name: self.make_rng(name) for name in KEYS if self.has_rng(name)}
         params = self.variables["params"]
         rows = (inputs, positions, segment_ids, order)
-        made, (aux, enabled) = over_context(hidden)(params, keys, *rows)
+        made, (aux, enabled) = over_context(hidden)(params, self._keys(), *rows)
         if enabled is None:
             return made, self.head(), aux
         x, states, weights = made
         exits = Exits(jnp.moveaxis(states, 2, 0), jnp.moveaxis(weights, 2, 0), enabled > 0)
         return x, self.head(), aux._replace(exits=exits)
 
+    def _keys(self) -> dict[str, jax.Array]:
+        return {name: self.make_rng(name) for name in (*KEYS, "noise") if self.has_rng(name)}
+
+    def classify(
+        self, inputs: jax.Array, positions: jax.Array, segment_ids: jax.Array
+    ) -> tuple[jax.Array, LayerAux]:
+        """Logits of the classes of rows [batch, classes], float32, and the layers' losses and
+        statistics; −∞ for classes that pad their number."""
+        x, head, aux = self.read(inputs, positions, segment_ids)
+        rows = self._rows_of_outputs(RowInfo(positions, segment_ids))
+        return self.outputs.logits(head, self.outputs.pooled(x, rows), self.num_tokens), aux
+
+    def compare(
+        self, inputs: Pair, positions: jax.Array, segment_ids: jax.Array
+    ) -> tuple[Any, PyTree, LayerAux]:
+        """Of pairs, whose outputs compare their sides: both sides' vectors, the outputs' weights,
+        and the losses of both sides' layers with the statistics of the tokens'."""
+        module = self.clone(parent=None)
+
+        def encoded(params: dict, keys: dict[str, jax.Array], *source: jax.Array) -> tuple:
+            return module.apply({"params": params}, *source, method="encode", rngs=keys)
+
+        x, head, aux = self.read(inputs.tokens, positions, segment_ids)
+        read = self.encoder.rows_of(*inputs.source)
+        source = (inputs.source.inputs, read.positions, read.segment_ids)
+        memory, loss = over_context(encoded)(self.variables["params"], self._keys(), *source)
+        rows = self._rows_of_outputs(RowInfo(positions, segment_ids, memory=memory))
+        return self.outputs.pooled(x, rows), head, _with_loss(aux, loss)
+
+    def vectors(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+    ) -> jax.Array:
+        """What outputs that compare make of rows of tokens alone: [batch, width], of length 1."""
+        rows = self.rows_of(tokens, positions, segment_ids)
+        x, _, _ = self.of_rows(tokens, rows)
+        segments = self._rows_of_outputs(rows).segment_ids
+        return self.outputs.vectors("tokens", self.normed(x), segments)
+
+    def source_vectors(self, inputs: jax.Array) -> jax.Array:
+        """What outputs that compare make of sources alone: [batch, width], of length 1."""
+        memory, _ = self.encode(inputs)
+        return self.outputs.vectors("source", *memory)
+
+    def regress(
+        self, inputs: PyTree, positions: jax.Array, segment_ids: jax.Array
+    ) -> tuple[jax.Array, LayerAux]:
+        """The numbers that outputs give for each place of the batch, [batch, length, numbers],
+        float32, and the layers' losses and statistics."""
+        x, head, aux = self.read(inputs, positions, segment_ids)
+        return self.outputs.logits(head, x[:, -positions.shape[1] :]), aux
+
     def step(
-        self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array, cache: Cache
+        self,
+        tokens: jax.Array | Pair,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        cache: Cache,
     ) -> tuple[jax.Array, Cache]:
         """Continue from `cache` with tokens [batch, length]: logits of the last one, and the cache.
+        The first tokens of a decoder come as a `Pair` with their sources, which the cache keeps.
 
         Returns:
             ([batch, vocab] float32, the longer cache).
@@ -230,16 +282,6 @@ class LanguageModel(nn.Module):
         x, cache, _ = self.hidden(tokens, positions, segment_ids, order, cache)
         return self.outputs.logits(self.head(), x, self.num_tokens), cache
 
-    @nn.nowrap
-    def init_cache(self, batch: int, max_length: int, dtype: DTypeLike | None = None) -> Cache:
-        """Caches of all layers for sequences of up to `max_length` tokens."""
-        dtype = dtype or self.dtype
-
-        def of_layers(length: int) -> Cache:
-            return self.depth(parent=None).init_cache(batch, length, dtype)
-
-        return self.input_part(parent=None).init_cache(batch, max_length, dtype, of_layers)
-
     def hidden(
         self,
         tokens: jax.Array,
@@ -258,48 +300,57 @@ class LanguageModel(nn.Module):
 
     def trunk(
         self,
-        tokens: jax.Array,
+        tokens: jax.Array | Pair,
         positions: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
         order: Order | None = None,
         cache: Cache | None = None,
     ) -> tuple[jax.Array, Cache | None, LayerAux]:
-        """Like `hidden`, before the final norm."""
-        rows = self._rows(tokens, positions, segment_ids, order)
-        with adapted(self.lora):
-            return self.inputs(tokens, rows, self._layers, cache)
+        """Like `hidden`, before the final norm. The source of a pair may also be a `Memory`, what
+        `encode` has made of it."""
+        own, rows, loss = self._with_memory(tokens, positions, segment_ids, order)
+        x, cache, aux = self.of_rows(own, rows, cache)
+        return x, cache, _with_loss(aux, loss)
 
-    def _rows(
+    def _with_memory(
         self,
-        tokens: jax.Array,
+        tokens: jax.Array | Pair,
         positions: jax.Array | None,
         segment_ids: jax.Array | None,
         order: Order | None,
-    ) -> RowInfo:
-        if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-        if segment_ids is None:
-            segment_ids = jnp.ones_like(tokens)
-        return RowInfo(positions, segment_ids, order, tokens)
+    ) -> tuple[jax.Array, RowInfo, jax.Array | None]:
+        """The tokens of a pair, their rows with what the encoder makes of the source, and the loss
+        of its layers."""
+        own, memory = tokens if isinstance(tokens, Pair) else (tokens, None)
+        loss = None
+        if isinstance(memory, Source):
+            memory, loss = self.encode(*memory)
+        rows = self.rows_of(own, positions, segment_ids, order)
+        return own, rows._replace(memory=memory), loss
 
-    def _layers(
-        self, x: jax.Array, rows: RowInfo, cache: Cache | None
-    ) -> tuple[jax.Array, Cache | None, LayerAux]:
-        x = constrain_tokens(x, "d_model")
-        if cache is None:
-            x, cache, aux = self.stack(x, rows)
-        else:  # a pure function, which inputs may call in a loop
-            params = self.variables["params"].get("stack", {})
-            x, cache, aux = self.depth(parent=None).apply({"params": params}, x, rows, cache)
-        return constrain_tokens(x, "d_model"), cache, aux  # no longer split over `tensor`
+    def _rows_of_outputs(self, rows: RowInfo) -> RowInfo:
+        """The rows of the outputs' input, with the memory of the batch's."""
+        return self.inputs.rows_of_outputs(rows)._replace(memory=rows.memory)
+
+    def encode(
+        self,
+        inputs: jax.Array,
+        positions: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+    ) -> tuple[Memory, jax.Array | None]:
+        """What the encoder makes of sources, and the loss of its layers, if they have one."""
+        encoder = self.encoder
+        if isinstance(encoder.config.inputs, SharedTokensConfig):
+            inputs = self.inputs.look_up(inputs)
+        x, _, aux = encoder.trunk(inputs, positions, segment_ids)
+        rows = encoder.rows_of(inputs, positions, segment_ids)
+        segments = encoder.inputs.rows_of_outputs(rows).segment_ids
+        return Memory(encoder.bare_normed(x), segments), aux.loss
 
     def normed(self, x: jax.Array) -> jax.Array:
         """The outputs' input, of the last layer's output [..., d_model]. Whatever scales it scales
         every logit, and it is smaller than they are."""
-        return scaled(self.bare_normed(x), self.config.logit_scale)
-
-    def bare_normed(self, x: jax.Array) -> jax.Array:
-        return x if self.config.norm.placement == "post" else self.final_norm(x)
+        return scaled(self.outputs.prepared(self.bare_normed(x)), self.config.logit_scale)
 
     def predict_further(
         self, x: jax.Array, ahead: Sequence[tuple[jax.Array, RowInfo]]
@@ -316,48 +367,21 @@ class LanguageModel(nn.Module):
 
     def further_normed(self, y: jax.Array) -> jax.Array:
         """The outputs' input, of what a further prediction made."""
-        return scaled(y, self.config.logit_scale) if self.further.own_norms else self.normed(y)
-
-    def embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
-        """What the layers read of tokens [batch, length] where inputs see one at a time."""
-        x = self.inputs.embed(tokens, RowInfo(positions, jnp.ones_like(tokens)))
-        return constrain_tokens(x, "d_model")
+        if not self.further.own_norms:
+            return self.normed(y)
+        return scaled(self.outputs.prepared(y), self.config.logit_scale)
 
     def head(self) -> PyTree:
         """The outputs' weights."""
-        return self.outputs.weights(self.inputs.table())
+        has_table = self.config.inputs.has_table
+        return self.outputs.weights(self.inputs.table() if has_table else None)
 
     @nn.nowrap
-    def input_part(self, **place: None) -> Inputs:
-        """What turns tokens into the layers' input; `place` is parent=None outside of the model."""
-        config = self.config
-        return INPUTS[type(config.inputs)](
-            config.inputs,
-            self.dims,
-            self.vocab_size,
-            config.positions,
-            config.scale_embeddings,
-            build_residual(config.residual, config.norm),
-            self.remat,
-            **place,
-        )
-
-    @nn.nowrap
-    def depth(self, **place: None) -> Depth:
-        """All layers; `place` is parent=None outside of the model."""
-        config = self.config
-        return DEPTHS[type(config.depth)](
-            config.depth,
-            config.layers(),
-            len(config.pattern),
-            build_residual(config.residual, config.norm),
-            self.dims,
-            self.remat,
-            self.layout,
-            self.micro_batches,
-            len(config.first),
-            **place,
-        )
+    def encoder_part(self, config: EncoderConfig, **place: None) -> Trunk:
+        """What reads sources; `place` is parent=None outside of the model."""
+        fields = ("dtype", "remat", "layout", "kernels", "lora", "micro_batches", "num_tokens")
+        shared = {name: getattr(self, name) for name in fields}
+        return Trunk(config, self.vocab_size, **shared, **place)
 
     @nn.nowrap
     def further_predictions(self, **place: None) -> Further:
@@ -375,6 +399,13 @@ class LanguageModel(nn.Module):
             self.remat,
             **place,
         )
+
+
+def _with_loss(aux: LayerAux, loss: jax.Array | None) -> LayerAux:
+    """What layers say, with one more loss."""
+    if loss is None:
+        return aux
+    return aux._replace(loss=loss if aux.loss is None else loss + aux.loss)
 
 
 def build_model(

@@ -10,6 +10,10 @@ from jaxformer.model.positions import PositionsUnion
 from jaxformer.schema.base import Schema
 
 Part = TypeVar("Part", bound=Schema)
+MIXER_NORM = (
+    "false leaves out the norm before the mixer, as in the lowest layer of ModernBERT, below which "
+    "embeddings have a norm"
+)
 
 
 class Layer(Schema):
@@ -18,6 +22,7 @@ class Layer(Schema):
     mixer: MixerConfig | None
     ffn: ChannelMixerConfig | None
     positions: PositionsUnion
+    mixer_norm: bool = Field(True, description=MIXER_NORM)
 
     @property
     def mixer_kind(self) -> str:
@@ -30,12 +35,13 @@ class Layer(Schema):
 
 class LayerConfig(Schema):
     """One layer of a pattern. Keys that are left out or null are taken from the model's defaults;
-    `none` is a layer without a mixer, or without an FFN. The positions of a layer are rope, alibi
-    or none, because learned and sinusoidal ones belong to the whole model."""
+    `none` is a layer without a mixer, or without an FFN. The positions of a layer are rope,
+    axial_rope, alibi or none, because all others belong to the whole model."""
 
     mixer: MixerConfig | Literal["none"] | None = Field(None, description="as `model.mixer`")
     ffn: ChannelMixerConfig | Literal["none"] | None = Field(None, description="as `model.ffn`")
     positions: PositionsUnion | None = Field(None, description="as `model.positions`")
+    mixer_norm: bool = Field(True, description=MIXER_NORM)
 
     def filled_in(
         self, mixer: MixerConfig, ffn: ChannelMixerConfig | None, positions: PositionsUnion
@@ -45,6 +51,7 @@ class LayerConfig(Schema):
             mixer=_part(self.mixer, mixer),
             ffn=_part(self.ffn, ffn),
             positions=self.positions or positions,
+            mixer_norm=self.mixer_norm,
         )
 
 

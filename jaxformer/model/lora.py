@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from jaxformer.model.channel_mixers.moe import ExpertMatrix
+from jaxformer.model.dropout import Dropout
 from jaxformer.model.parameter_paths import by_path, matches
 from jaxformer.model.projections import Projection
 from jaxformer.schema.base import Schema
@@ -99,10 +100,7 @@ class Adapter(nn.Module):
         b = self.param(
             "b", named(zeros, ("adapter", *out_of)), (config.rank, *self.features), jnp.float32
         )
-        if config.dropout and self.has_rng("dropout"):
-            share = jnp.float32(1 - config.dropout)
-            kept = jax.random.bernoulli(self.make_rng("dropout"), share, x.shape)
-            x = jnp.where(kept, x / (1 - config.dropout), 0)
+        x = Dropout(config.dropout, name="dropout")(x)
         low = checkpoint_name(jnp.tensordot(x, a.astype(x.dtype), num_inputs), "projection")
         return config.scale * jnp.tensordot(low, b.astype(x.dtype), 1)
 

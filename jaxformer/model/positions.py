@@ -1,9 +1,11 @@
-"""Position schemes: learned and sinusoidal (added to embeddings), RoPE and ALiBi (in attention).
+"""Position schemes: learned, sinusoidal and convolutional (added to embeddings), RoPE, ALiBi and
+T5's relative positions (in attention).
 
 RoPE: Su et al., 2021, arXiv:2104.09864. Position interpolation (`linear`): Chen et al., 2023,
 arXiv:2306.15595. NTK-aware and dynamic scaling, and YaRN: Peng et al., 2023, arXiv:2309.00071.
 Llama 3's scaling: Dubey et al., 2024, arXiv:2407.21783. LongRoPE: Ding et al., 2024,
-arXiv:2402.13753. ALiBi: Press et al., 2021, arXiv:2108.12409.
+arXiv:2402.13753. Axial RoPE, of pictures: Heo et al., 2024, arXiv:2403.13298. ALiBi: Press et al.,
+2021, arXiv:2108.12409. T5's: Raffel et al., 2020, arXiv:1910.10683.
 """
 
 import math
@@ -15,6 +17,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from jaxformer.model.dims import Grid
 from jaxformer.model.rows import RowInfo
 from jaxformer.ops.shards import of_whole
 from jaxformer.schema.base import Schema
@@ -37,12 +40,84 @@ class SinusoidalPositionsConfig(Schema):
     """Sines and cosines of each position, added to the embedding."""
 
     kind: Literal["sinusoidal"] = "sinusoidal"
+    layout: Literal["interleaved", "halves"] = Field(
+        "interleaved",
+        description="interleaved: the sine and the cosine of each frequency side by side, as in "
+        "arXiv:1706.03762; halves: all sines before all cosines, of slightly lower frequencies, as "
+        "in tensor2tensor and Whisper",
+    )
+
+    def check(self, d_model: int) -> None:
+        """Check that there are two halves of at least two frequencies, where they are asked for.
+
+        Raises:
+            ValueError: there are not.
+        """
+        if self.layout == "halves" and (d_model % 2 or d_model < 4):
+            raise ValueError(
+                f"positions.layout is halves, which needs an even d_model of at least 4, and "
+                f"d_model is {d_model}"
+            )
+
+
+class GridPositionsConfig(Schema):
+    """Sines and cosines of the row and of the column of each patch, added to its embedding."""
+
+    kind: Literal["sinusoidal_2d"] = "sinusoidal_2d"
+
+
+class ConvolutionPositionsConfig(Schema):
+    """What a convolution makes of the places around each place, added to it: for recordings."""
+
+    kind: Literal["convolution"] = "convolution"
+    width: PositiveInt = Field(128, description="how many places the convolution sees")
+    groups: PositiveInt = Field(
+        16, description="parts of d_model, each of which the convolution makes of itself alone"
+    )
+
+    def flops(self, d_model: int) -> float:
+        """Forward FLOPs per place."""
+        return 2.0 * self.width * d_model * d_model / self.groups
 
 
 class ALiBiConfig(Schema):
     """A bias on the attention logits, linear in the distance."""
 
     kind: Literal["alibi"] = "alibi"
+
+
+class RelativePositionsConfig(Schema):
+    """A learned bias on the attention logits for every head and bucket of distances, which all
+    layers share (T5)."""
+
+    kind: Literal["relative"] = "relative"
+    num_buckets: Annotated[int, Field(ge=2, le=1024)] = Field(
+        32,
+        description="half of them are of one distance each, the others of ranges that grow. In a "
+        "model of order full, half of all are for keys up to the query, half for those ahead of it",
+    )
+    max_distance: PositiveInt = Field(
+        128, description="in tokens; from here on, distances are in the last bucket"
+    )
+
+    def check(self, order: Literal["causal", "full"]) -> None:
+        """Check that there are distances for all buckets, in a model of this order.
+
+        Raises:
+            ValueError: there are not.
+        """
+        sides = 1 if order == "causal" else 2
+        if self.num_buckets % sides or self.num_buckets < 2 * sides:
+            raise ValueError(
+                f"positions.num_buckets is {self.num_buckets}, half of which are for each side in "
+                f"a model of order full; allowed: even numbers from 4"
+            )
+        each = self.num_buckets // sides // 2
+        if self.max_distance <= each:
+            raise ValueError(
+                f"positions.max_distance is {self.max_distance}, but {each} of num_buckets "
+                f"{self.num_buckets} are for one distance each; allowed: more than {each}"
+            )
 
 
 class LinearScalingConfig(Schema):
@@ -173,14 +248,47 @@ class RoPEConfig(Schema):
         return size
 
 
+class AxialRoPEConfig(Schema):
+    """Rotary positions in a picture: half of the pairs are rotated by a token's row, the others by
+    its column. Tokens before the picture, such as a class token, are not rotated."""
+
+    kind: Literal["axial_rope"] = "axial_rope"
+    base: PositiveFloat = Field(100.0, description="the base of the wavelengths")
+
+    def check(self, head_dim: int) -> None:
+        """Check that a head's features are two halves of pairs.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if head_dim % 4:
+            raise ValueError(
+                f"axial_rope rotates half of the pairs of a head by the row and half by the "
+                f"column, but head_dim is {head_dim}; choose sizes that give a multiple of 4"
+            )
+
+
 PositionsUnion = Annotated[
     NoPositionsConfig
     | LearnedPositionsConfig
     | SinusoidalPositionsConfig
+    | GridPositionsConfig
+    | ConvolutionPositionsConfig
     | RoPEConfig
-    | ALiBiConfig,
+    | AxialRoPEConfig
+    | ALiBiConfig
+    | RelativePositionsConfig,
     Field(discriminator="kind"),
 ]
+
+# What the kinds are that single layers cannot have.
+OF_THE_MODEL = {
+    **dict.fromkeys(
+        ("learned", "sinusoidal", "sinusoidal_2d", "convolution"),
+        "added to the embeddings, below all layers",
+    ),
+    "relative": "one table that all of the model's layers share",
+}
 
 
 def rope_frequencies(
@@ -251,10 +359,27 @@ def rope_rotation(
     phase_type = jnp.promote_types(dtype, jnp.float32)
     lengths = jnp.ones((), phase_type)
     if isinstance(config.scaling, DynamicScalingConfig | LongRoPEScalingConfig):
-        documents = of_whole(_document_lengths, rows.positions, rows.segment_ids)
-        lengths = documents[..., None].astype(phase_type)
+        lengths = document_lengths(rows)[..., None].astype(phase_type)
     frequencies, factor = rope_frequencies(config, head_dim, lengths)
     phases = rows.positions[..., None].astype(phase_type) * jnp.asarray(frequencies, phase_type)
+    return _cos_and_sin(phases, factor, dtype)
+
+
+def axial_rotation(
+    rows: RowInfo, config: AxialRoPEConfig, grid: Grid, head_dim: int, dtype: DTypeLike
+) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of row · base^{−4i/head_dim} for pair i < head_dim / 4, of column · the same for
+    the pairs behind, each [batch, length, 1, head_dim / 2]."""
+    phase_type = jnp.promote_types(dtype, jnp.float32)
+    place = jnp.maximum(rows.positions - grid.before, 0)  # before the picture as at 0: unrotated
+    by_axis = jnp.stack([place // grid.width, place % grid.width], axis=-1)
+    frequencies = config.base ** -(np.arange(0, head_dim, 4) / head_dim)
+    phases = by_axis[..., None].astype(phase_type) * jnp.asarray(frequencies, phase_type)
+    return _cos_and_sin(phases.reshape(*place.shape, -1), 1.0, dtype)
+
+
+def _cos_and_sin(phases: jax.Array, factor: float, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
+    """factor · cos and sin of phases [batch, length, pairs], each [batch, length, 1, pairs]."""
 
     def table(is_cos: jax.Array) -> jax.Array:
         return factor * jnp.where(is_cos, jnp.cos(phases), jnp.sin(phases))
@@ -264,8 +389,12 @@ def rope_rotation(
     return cos, sin
 
 
-def _document_lengths(positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
+def document_lengths(rows: RowInfo) -> jax.Array:
     """[batch, length]: for every token one more than the position of its document's last token."""
+    return of_whole(_document_lengths, rows.positions, rows.segment_ids)
+
+
+def _document_lengths(positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
     length = positions.shape[1]
     differs = segment_ids[:, 1:] != segment_ids[:, :-1]
     is_last = jnp.pad(differs, [(0, 0), (0, 1)], constant_values=True)
@@ -301,15 +430,31 @@ def _rotate_by_product(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Arra
     return x * cos + exchanged * sin
 
 
-def sinusoidal(positions: jax.Array, d_model: int) -> jax.Array:
-    """sin and cos of position / 10000^{2i/d_model}: [batch, length] → [batch, length, d_model].
+def sinusoidal(
+    positions: jax.Array, d_model: int, layout: Literal["interleaved", "halves"] = "interleaved"
+) -> jax.Array:
+    """sin and cos of position · ω_i: [batch, length] → [batch, length, d_model].
 
-    Source: Vaswani et al., 2017, arXiv:1706.03762, section 3.5.
+    `interleaved`: (sin, cos) pair by pair, with ω_i = 10000^{−2i/d_model} (Vaswani et al., 2017,
+    arXiv:1706.03762, section 3.5). `halves`: all sines, then all cosines, with
+    ω_i = 10000^{−i/(d_model/2 − 1)} (Whisper: Radford et al., 2022, arXiv:2212.04356).
     """
-    frequencies = 10000.0 ** (-np.arange(0, d_model, 2) / d_model)
-    phases = positions[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)
-    interleaved = jnp.stack([jnp.sin(phases), jnp.cos(phases)], axis=-1)
-    return interleaved.reshape(*positions.shape, -1)[..., :d_model]
+    powers = np.arange(0, d_model, 2) / (d_model if layout == "interleaved" else d_model - 2)
+    frequencies = jnp.asarray(10000.0**-powers, jnp.float32)
+    phases = positions[..., None].astype(jnp.float32) * frequencies
+    both = (jnp.sin(phases), jnp.cos(phases))
+    if layout == "halves":
+        return jnp.concatenate(both, axis=-1)
+    return jnp.stack(both, axis=-1).reshape(*positions.shape, -1)[..., :d_model]
+
+
+def sinusoidal_on_grid(grid: Grid, d_model: int) -> np.ndarray:
+    """[sin x·ω, cos x·ω, sin y·ω, cos y·ω] with ω_i = 10000^{−i/(d_model/4 − 1)}, for column x and
+    row y of every patch: [height · width, d_model]. Source: Beyer et al., 2022, arXiv:2205.01580.
+    """
+    frequencies = 10000.0 ** -(np.arange(d_model // 4) / (d_model // 4 - 1))
+    y, x = np.mgrid[: grid.height, : grid.width].reshape(2, -1, 1)
+    return np.concatenate([f(place * frequencies) for place in (x, y) for f in (np.sin, np.cos)], 1)
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:

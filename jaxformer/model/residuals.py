@@ -1,12 +1,13 @@
 """How sub-layers are added to the residual stream, and where their norms stand."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 from pydantic import Field, PositiveFloat
 
+from jaxformer.model.dropout import Dropout
 from jaxformer.model.norms import Norm, NormConfig
 from jaxformer.parallel.stream import constrain_stream, gather_tokens, scatter_tokens
 from jaxformer.schema.kinds import Kind
@@ -20,6 +21,17 @@ class ResidualConfig(Kind):
     """The options of a residual; `kind` names it."""
 
     registry = RESIDUALS
+
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0,
+        description="the share of features that are 0 in training, of embeddings and of what every "
+        "sub-layer gives (arXiv:1706.03762, section 5.4)",
+    )
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The random keys that it draws from in training."""
+        return ("dropout",) if self.dropout else ()
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,10 @@ class Residual:
         """What the sub-layer reads, [batch · length, d_model]."""
         raise NotImplementedError
 
+    def bare(self, stream: Stream) -> jax.Array:
+        """What a sub-layer reads that has no norm, [batch · length, d_model]."""
+        return gather_tokens(self.finish(stream))
+
     def write(self, stream: Stream, y: jax.Array, sublayer: str) -> Stream:
         """The stream after the sub-layer has given y [batch · length, d_model]."""
         raise NotImplementedError
@@ -60,8 +76,8 @@ class PlainConfig(ResidualConfig):
 
 
 class Plain(Residual):
-    """x + m · f(norm(x)) for a sub-layer f and a multiplier m, or another placement of the norm, as
-    in `NormConfig`."""
+    """x + m · dropout(f(norm(x))) for a sub-layer f and a multiplier m, or another placement of the
+    norm, as in `NormConfig`."""
 
     config: PlainConfig
 
@@ -74,6 +90,7 @@ class Plain(Residual):
         return gather_tokens(stream)
 
     def write(self, stream: jax.Array, y: jax.Array, sublayer: str) -> jax.Array:
+        y = Dropout(self.config.dropout, name=f"{sublayer}_dropout")(y)
         y, m = scatter_tokens(y), self.config.multiplier
         match self.norm.placement:
             case "pre":

@@ -11,7 +11,7 @@ from jaxformer.batch import Batch
 from jaxformer.model.inputs import MASK
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.model.rows import LayerAux
-from jaxformer.objectives.base import PyTree
+from jaxformer.objectives.base import Evaluated, PyTree
 from jaxformer.objectives.denoising import DenoisingConfig, LossOfRows, Noise
 from jaxformer.objectives.two_streams import loss_of_streams
 from jaxformer.ops.cross_entropy import LossSums
@@ -51,13 +51,11 @@ class AnyOrderConfig(DenoisingConfig):
         weights = jnp.asarray(batch.loss_mask)
         return loss_of_streams(loss_of, batch, jnp.full_like(inputs, MASK), weights, step, known)
 
-    def evaluate(
-        self, model: LanguageModel, params: PyTree, batch: Batch
-    ) -> tuple[LossSums, LayerAux]:
+    def evaluate(self, model: LanguageModel, params: PyTree, batch: Batch) -> Evaluated:
         if self.eval_order == "random":
             return super().evaluate(model, params, batch)
         length = batch.inputs.shape[1]
         in_row = jnp.broadcast_to(jnp.arange(length, dtype=jnp.float32), batch.inputs.shape)
         noise = Noise(jnp.zeros((len(batch.inputs), 1), jnp.float32), in_row / length)
         loss_of = partial(model.apply, {"params": params}, method="loss")
-        return self.noised(loss_of, batch, noise)
+        return Evaluated(*self.noised(loss_of, batch, noise))

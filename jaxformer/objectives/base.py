@@ -22,7 +22,8 @@ class Loss(NamedTuple):
     """Float32 sums over the tokens of a batch, to be added up over micro-batches.
 
     The gradient of a step is that of total / weight; `sums` are reported, each divided by weight,
-    under the names of their metrics. `loss`, the cross-entropy in nats, is always one of them.
+    under the names of their metrics. `loss`, the cross-entropy in nats unless `loss_unit` says
+    something else, is always one of them.
     `layers` are the loss and statistics of the model's layers, statistics [layers] each. `means`
     are reported as well, each a sum and the weight that it is divided by.
     """
@@ -32,6 +33,15 @@ class Loss(NamedTuple):
     sums: dict[str, jax.Array]
     layers: LayerAux
     means: dict[str, tuple[jax.Array, jax.Array]] | None = None
+
+
+class Evaluated(NamedTuple):
+    """What validation adds up over batches: sums over the tokens in the loss, what layers say of
+    themselves, and `figures`, more sums, by the names under which their means are reported."""
+
+    sums: LossSums
+    layers: LayerAux
+    figures: dict[str, jax.Array] = {}  # noqa: RUF012
 
 
 def loss_of_sums(sums: LossSums, layers: LayerAux, z_loss: float) -> Loss:
@@ -64,6 +74,20 @@ class ObjectiveConfig(Kind):
     is_causal: ClassVar[bool] = True
     # Whether every prediction may depend on all tokens of its row.
     sees_whole_rows: ClassVar[bool] = False
+    # Of models that continue no text, the command that uses them, without `jaxformer`.
+    instead: ClassVar[str | None] = None
+    # The figure by which the arena compares models.
+    figure: ClassVar[str] = "bits_per_byte"
+    # Whether it is about rows, not about tokens.
+    of_rows: ClassVar[bool] = False
+    # Whether the loss of a row depends on the others of its batch.
+    compares_rows: ClassVar[bool] = False
+    # Whether it predicts the numbers that stand at places, not what a batch has for targets.
+    of_numbers: ClassVar[bool] = False
+    # What a loss is, in words.
+    loss_unit: ClassVar[str] = "nats per token"
+    # The orders of tokens, `model.order`, that it can train.
+    orders: ClassVar[tuple[str, ...]] = ("causal",)
     # Whether training gives `rows.order`, which attention's kernels do not support.
     gives_order: ClassVar[bool] = False
     # Tokens that the layers read for each token of a batch.
@@ -115,12 +139,9 @@ class ObjectiveConfig(Kind):
         """
         raise NotImplementedError
 
-    def evaluate(
-        self, model: LanguageModel, params: PyTree, batch: Batch
-    ) -> tuple[LossSums, LayerAux]:
-        """What validation reports, the same for a batch whenever it is asked, and what the layers
-        say of themselves."""
-        return model.apply({"params": params}, *batch, method="loss")
+    def evaluate(self, model: LanguageModel, params: PyTree, batch: Batch) -> Evaluated:
+        """What validation reports, the same for a batch whenever it is asked."""
+        return Evaluated(*model.apply({"params": params}, *batch, method="loss"))
 
     def scores(
         self, model: LanguageModel, params: PyTree, batch: Batch

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt, model_validator
 from jaxformer.batch import Batch
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.model.rows import LayerAux
-from jaxformer.objectives.base import PyTree
+from jaxformer.objectives.base import Evaluated, PyTree
 from jaxformer.objectives.denoising import (
     LOWEST_RATE,
     DenoisingConfig,
@@ -74,8 +74,6 @@ class BlockDiffusionConfig(DenoisingConfig):
         sums, layers = loss_of_streams(loss_of, batch, noisy, weights, step=block, known=block)
         return of_all(sums, batch), layers
 
-    def evaluate(
-        self, model: LanguageModel, params: PyTree, batch: Batch
-    ) -> tuple[LossSums, LayerAux]:
+    def evaluate(self, model: LanguageModel, params: PyTree, batch: Batch) -> Evaluated:
         of_all_rates = self.model_copy(update={"rates": (LOWEST_RATE, 1.0)})
         return DenoisingConfig.evaluate(of_all_rates, model, params, batch)

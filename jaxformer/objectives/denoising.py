@@ -13,7 +13,14 @@ from jaxformer.model.config import ModelConfig
 from jaxformer.model.inputs import MASK
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.model.rows import LayerAux
-from jaxformer.objectives.base import Loss, ObjectiveConfig, PyTree, Reference, loss_of_sums
+from jaxformer.objectives.base import (
+    Evaluated,
+    Loss,
+    ObjectiveConfig,
+    PyTree,
+    Reference,
+    loss_of_sums,
+)
 from jaxformer.objectives.requirements import ANY_ORDER, check_any_order, check_mask
 from jaxformer.ops.cross_entropy import LossSums
 
@@ -76,16 +83,14 @@ class DenoisingConfig(ObjectiveConfig):
         sums, layers = self.noised(loss_of, batch, noise_of_batch(batch, rngs["noise"]))
         return loss_of_sums(sums, layers, z_loss)
 
-    def evaluate(
-        self, model: LanguageModel, params: PyTree, batch: Batch
-    ) -> tuple[LossSums, LayerAux]:
+    def evaluate(self, model: LanguageModel, params: PyTree, batch: Batch) -> Evaluated:
         loss_of = partial(model.apply, {"params": params}, method="loss")
 
         def of_draw(draw: jax.Array) -> tuple[LossSums, LayerAux]:
             return self.noised(loss_of, batch, noise_of_rows(batch, draw, self.eval_draws))
 
         found = jax.lax.map(of_draw, jnp.arange(self.eval_draws))
-        return jax.tree.map(partial(jnp.mean, axis=0), found)
+        return Evaluated(*jax.tree.map(partial(jnp.mean, axis=0), found))
 
 
 def noise_of_batch(batch: Batch, key: jax.Array) -> Noise:
@@ -96,15 +101,15 @@ def noise_of_batch(batch: Batch, key: jax.Array) -> Noise:
     of_offset, of_coins = jax.random.split(key)
     shares = jnp.arange(rows, dtype=jnp.float32)[:, None] / rows
     offset = jax.random.uniform(of_offset, (), jnp.float32)
-    coins = jax.random.uniform(of_coins, batch.inputs.shape, jnp.float32)
+    coins = jax.random.uniform(of_coins, batch.positions.shape, jnp.float32)
     return Noise(jnp.mod(shares + offset, 1.0), coins)
 
 
 def noise_of_rows(batch: Batch, draw: jax.Array, draws: int) -> Noise:
     """A function of each row's own inputs; the offsets of a row's draws are spread evenly."""
-    length = batch.inputs.shape[1]
-    factors = jax.random.bits(jax.random.key(0), (length,), jnp.uint32)
-    sums = jnp.sum(batch.inputs.astype(jnp.uint32) * factors, axis=1, dtype=jnp.uint32)
+    length, inputs = batch.positions.shape[1], batch.inputs.reshape(len(batch.inputs), -1)
+    factors = jax.random.bits(jax.random.key(0), inputs.shape[1:], jnp.uint32)
+    sums = jnp.sum(inputs.astype(jnp.uint32) * factors, axis=1, dtype=jnp.uint32)
 
     def of_row(number: jax.Array) -> tuple[jax.Array, jax.Array]:
         key = jax.random.fold_in(jax.random.key(1), number)

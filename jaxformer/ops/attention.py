@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxformer.ops.relative_bias import biases
+
 
 class Order(NamedTuple):
-    """Which tokens of its document a token sees, where these are not the ones before it in the row:
-    keys of its own rank or a lower one, but private keys only from their own rank."""
+    """Which tokens of its document a token sees, where `Visibility` alone does not say it: keys of
+    its own rank or a lower one, but private keys only from their own rank."""
 
     rank: jax.Array  # [batch, length], int32
     private: jax.Array  # [batch, length], bool
@@ -32,28 +34,49 @@ class Tokens(NamedTuple):
 
 
 class Visibility(NamedTuple):
-    """What limits a query's view besides causality and documents.
+    """Which keys of its document a query sees: if `is_causal` itself and those before it, else all.
 
-    `window` counts the keys seen, the query's own among them; the first `sinks` tokens of a
-    document are seen from everywhere in it (Xiao et al., 2023, arXiv:2309.17453).
+    `window` counts the keys seen on each side, the query's own among them; the first `sinks` tokens
+    of a document are seen beyond it (Xiao et al., 2023, arXiv:2309.17453). Where each row is one
+    document, `is_whole`, documents need no mask.
     """
 
     window: int | None = None
     sinks: int = 0
+    is_causal: bool = True
+    is_whole: bool = False
+
+    @property
+    def hides_nothing(self) -> bool:
+        return self.is_whole and not self.is_causal and self.window is None
 
     def mask(self, queries: Tokens, keys: Tokens) -> jax.Array:
         """[batch or 1, q, s], True where the query sees the key."""
-        distance = queries.order[:, :, None] - keys.order[:, None, :]
-        behind = queries.rank[:, :, None] - keys.rank[:, None, :]
-        near = behind >= 0
-        if keys.given is not None:
-            near &= ~keys.given.private[:, None, :] | (behind == 0)
+        visible = queries.segment_ids[:, :, None] == keys.segment_ids[:, None, :]
+        if self.is_causal or keys.given is not None:
+            behind = queries.rank[:, :, None] - keys.rank[:, None, :]
+            visible &= behind >= 0
+            if keys.given is not None:
+                visible &= ~keys.given.private[:, None, :] | (behind == 0)
         if self.window is not None:
-            within = distance < self.window
+            distance = queries.order[:, :, None] - keys.order[:, None, :]
+            within = jnp.abs(distance) < self.window
             if self.sinks:
                 within |= keys.positions[:, None, :] < self.sinks
-            near &= within
-        return near & (queries.segment_ids[:, :, None] == keys.segment_ids[:, None, :])
+            visible &= within
+        return visible
+
+    def keys(self, length: int) -> float:
+        """How many keys a query sees, on average over a document of `length` tokens."""
+        window = min(self.window or length, length)
+        if self.is_causal:
+            # The first `seen` queries see 1, 2, … keys, the others `seen` each.
+            seen = min(length, window + self.sinks)
+            return seen * (length - (seen - 1) / 2) / length
+        near = length * (2 * window - 1) - window * (window - 1)  # without what lies past the ends
+        sinks = range(min(self.sinks, length))
+        far = sum(max(0, length - sink - window) + max(0, sink - window + 1) for sink in sinks)
+        return (near + far) / length
 
 
 def appended(old: jax.Array, new: jax.Array, lengths: jax.Array) -> jax.Array:
@@ -75,7 +98,7 @@ def attend(
     sink_logit: jax.Array | None = None,
     **options: Any,
 ) -> jax.Array:
-    """softmax(cap(scale · q·k) − slope · distance) v, over the keys that are visible.
+    """softmax(cap(scale · q·k) − slope · distance + bias) v, over the keys that are visible.
 
     Args:
         v: [batch, s, kv_heads, head_dim].
@@ -106,6 +129,8 @@ def masked_logits(
     scale: float,
     logit_softcap: float | None = None,
     slopes: np.ndarray | None = None,
+    relative_bias: jax.Array | None = None,
+    max_distance: int | None = None,
 ) -> jax.Array:
     """What `attend` takes the softmax of.
 
@@ -115,6 +140,8 @@ def masked_logits(
         queries, keys: their order, positions and documents.
         logit_softcap: cap(x) = c · tanh(x / c) (Gemma 2, arXiv:2408.00118).
         slopes: [heads], ALiBi's, per token of distance in the document.
+        relative_bias, max_distance: T5's biases [batch, heads, buckets], and the distance in the
+            document from which on they do not change; both or neither.
 
     Returns:
         [batch, kv_heads, heads of each, q, s], the lowest number where a query does not see a key.
@@ -129,5 +156,12 @@ def masked_logits(
         distance = jnp.abs(queries.positions[:, :, None] - keys.positions[:, None, :]).astype(wide)
         per_head = jnp.asarray(slopes, wide).reshape(1, k.shape[2], -1, 1, 1)
         logits -= per_head * distance[:, None, None]
+    if relative_bias is not None:
+        assert max_distance is not None
+        table, places = relative_bias.astype(wide), (queries.positions, keys.positions)
+        added = biases(table, *places, max_distance, visibility.is_causal)
+        logits += added.reshape(logits.shape)
+    if visibility.hides_nothing and keys.given is None:
+        return logits
     visible = visibility.mask(queries, keys)[:, None, None]
     return jnp.where(visible, logits, jnp.finfo(wide).min)

@@ -50,9 +50,10 @@ def ring_attention(
     segment_ids: jax.Array,
     given: Order | None = None,
     sink_logit: jax.Array | None = None,
+    relative_bias: jax.Array | None = None,
     **options: Any,
 ) -> jax.Array:
-    """`causal_attention` of a shard's queries to the keys of all shards, inside `shard_map`.
+    """`row_attention` of a shard's queries to the keys of all shards, inside `shard_map`.
 
     The softmax is accumulated as keys pass by, and the gradient sends them around once more: no
     device ever holds more than two shards of them.
@@ -71,7 +72,7 @@ def ring_attention(
     q, k, v, tokens = jax.tree.map(_deal, (q, k, v, tokens))
     around = jax.custom_vjp(lambda *arguments: _forward(options, *arguments)[0])
     around.defvjp(partial(_forward, options), partial(_backward, options))
-    return _collect(around(q, k, v, tokens, sink_logit))
+    return _collect(around(q, k, v, tokens, sink_logit, relative_bias))
 
 
 def _home(half: int) -> int:
@@ -116,14 +117,19 @@ ALL = ((0, 0), (0, 1), (1, 0), (1, 1))
 OWN = ((0, 0), (1, 0), (1, 1))
 
 
-def _own(tokens: Tokens) -> tuple[tuple, ...]:
-    return OWN if tokens.given is None else ALL
+def _in_order(options: dict, tokens: Tokens) -> bool:
+    """Whether queries see no keys behind them in the row."""
+    return options["visibility"].is_causal and tokens.given is None
 
 
-def _meeting(tokens: Tokens, turn: jax.Array) -> tuple[tuple, ...]:
+def _own(options: dict, tokens: Tokens) -> tuple[tuple, ...]:
+    return OWN if _in_order(options, tokens) else ALL
+
+
+def _meeting(options: dict, tokens: Tokens, turn: jax.Array) -> tuple[tuple, ...]:
     """Pairs that meet after `turn` turns: all queries see the earlier half of the keys of a device
     before; the later half of the queries sees all keys of a device behind."""
-    if tokens.given is not None:
+    if not _in_order(options, tokens):
         return ALL
     before = turn <= jax.lax.axis_index(shards.AXIS)
     same = jnp.where(before, 0, 1)
@@ -137,9 +143,11 @@ def _forward(
     v: jax.Array,
     tokens: Tokens,
     sink_logit: jax.Array | None,
+    relative_bias: jax.Array | None,
 ) -> tuple[jax.Array, tuple]:
     wide = jnp.promote_types(q.dtype, jnp.float32)
     alone = jnp.finfo(wide).min if sink_logit is None else sink_logit.astype(wide)
+    options = options | {"relative_bias": relative_bias}
 
     def meet(mixed: Mixed, keys: Keys, pairs: tuple) -> Mixed:
         for query, key in pairs:
@@ -151,47 +159,52 @@ def _forward(
     def turn(carried: tuple[Mixed, Keys], number: jax.Array) -> tuple[tuple[Mixed, Keys], None]:
         mixed, keys = carried
         keys = _to_next(keys)
-        return (meet(mixed, keys, _meeting(tokens, number)), keys), None
+        return (meet(mixed, keys, _meeting(options, tokens, number)), keys), None
 
     keys = Keys(k, v, tokens)
     nothing = Mixed(
         jnp.zeros((*q.shape[:-1], v.shape[-1]), wide),
         jnp.broadcast_to(alone, q.shape[:-1]),
     )
-    start = (meet(nothing, keys, _own(tokens)), keys)
+    start = (meet(nothing, keys, _own(options, tokens)), keys)
     (mixed, _), _ = jax.lax.scan(turn, start, jnp.arange(1, shards.count()))
     o = mixed.o.astype(v.dtype)
-    return o, (q, keys, o, mixed.log_sum, sink_logit)
+    return o, (q, keys, o, mixed.log_sum, sink_logit, relative_bias)
 
 
 def _backward(options: dict, kept: tuple, d_o: jax.Array) -> tuple:
-    q, keys, o, log_sum, sink_logit = kept
+    q, keys, o, log_sum, sink_logit, relative_bias = kept
     wide = log_sum.dtype
     along = jnp.sum(o.astype(wide) * d_o.astype(wide), axis=-1)
     own = Queries(q, keys.tokens, log_sum, d_o, along)
 
-    def meet(d_q: jax.Array, keys: Keys, d_keys: tuple, pairs: tuple) -> tuple:
+    def meet(d_own: tuple, keys: Keys, d_keys: tuple, pairs: tuple) -> tuple:
+        d_q, d_bias = d_own
         for query, key in pairs:
-            rows = _half(own, query)
-            more_q, *more_keys = _attend_gradient(options, rows, _half(keys, key))
+            rows = (_half(own, query), _half(keys, key))
+            more_q, more_bias, *more_keys = _attend_gradient(options, relative_bias, *rows)
             d_q = d_q.at[query].add(more_q)
+            d_bias = jax.tree.map(jnp.add, d_bias, more_bias)
             d_keys = tuple(x.at[key].add(y) for x, y in zip(d_keys, more_keys, strict=True))
-        return d_q, d_keys
+        return (d_q, d_bias), d_keys
 
     def turn(carried: tuple, number: jax.Array) -> tuple[tuple, None]:
         gradients, keys = carried
         keys, d_keys = _to_next((keys, gradients[1]))
-        return (meet(gradients[0], keys, d_keys, _meeting(own.tokens, number)), keys), None
+        return (meet(gradients[0], keys, d_keys, _meeting(options, own.tokens, number)), keys), None
 
-    d_q, *d_keys = jax.tree.map(lambda x: jnp.zeros(x.shape, wide), (q, keys.k, keys.v))
-    start = (meet(d_q, keys, tuple(d_keys), _own(own.tokens)), keys)
-    ((d_q, d_keys), _), _ = jax.lax.scan(turn, start, jnp.arange(1, shards.count()))
+    learned = ((q, relative_bias), (keys.k, keys.v))
+    d_own, d_keys = jax.tree.map(lambda x: jnp.zeros(x.shape, wide), learned)
+    start = (meet(d_own, keys, d_keys, _own(options, own.tokens)), keys)
+    ((d_own, d_keys), _), _ = jax.lax.scan(turn, start, jnp.arange(1, shards.count()))
     d_k, d_v = _to_next(d_keys)  # home
     d_sink = None
     if sink_logit is not None:  # the weight of a value of 0
         weights = jnp.exp(sink_logit.astype(wide) - log_sum)
         d_sink = -jnp.sum(weights * along, axis=(0, 1, 2)).astype(sink_logit.dtype)
-    return d_q.astype(q.dtype), d_k.astype(keys.k.dtype), d_v.astype(keys.v.dtype), None, d_sink
+    made, given = ((*d_own, d_k, d_v), (q, relative_bias, keys.k, keys.v))
+    d_q, d_bias, d_k, d_v = jax.tree.map(lambda d, x: d.astype(x.dtype), made, given)
+    return d_q, d_k, d_v, None, d_sink, d_bias
 
 
 def _half(x: Any, index: Any) -> Any:
@@ -214,20 +227,21 @@ def _joined(one: Mixed, other: Mixed) -> Mixed:
 
 
 def _attend_gradient(
-    options: dict, queries: Queries, keys: Keys
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gradients of q, k and v, where one half's queries met one half's keys."""
+    options: dict, relative_bias: jax.Array | None, queries: Queries, keys: Keys
+) -> tuple[jax.Array, jax.Array | None, jax.Array, jax.Array]:
+    """Gradients of q, the bias, k and v, where one half's queries met one half's keys."""
 
-    def logits_of(q: jax.Array, k: jax.Array) -> jax.Array:
-        return masked_logits(q, k, queries.tokens, keys.tokens, **options)
+    def logits_of(q: jax.Array, bias: jax.Array | None, k: jax.Array) -> jax.Array:
+        tokens = (queries.tokens, keys.tokens)
+        return masked_logits(q, k, *tokens, relative_bias=bias, **options)
 
-    logits, pull = jax.vjp(logits_of, queries.q, keys.k)
+    logits, pull = jax.vjp(logits_of, queries.q, relative_bias, keys.k)
     weights = jnp.exp(logits - _by_head(queries.log_sum, logits))
     grouped = queries.d_o.reshape(*queries.d_o.shape[:2], *logits.shape[1:3], -1)
     d_v = jnp.einsum("bkgqs,bqkgd->bskd", weights.astype(queries.d_o.dtype), grouped)
     d_weights = jnp.einsum("bqkgd,bskd->bkgqs", grouped, keys.v)
-    d_q, d_k = pull(weights * (d_weights - _by_head(queries.along, logits)))
-    return d_q, d_k, d_v
+    d_q, d_bias, d_k = pull(weights * (d_weights - _by_head(queries.along, logits)))
+    return d_q, d_bias, d_k, d_v
 
 
 def _by_query(x: jax.Array) -> jax.Array:

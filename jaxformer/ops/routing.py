@@ -1,6 +1,6 @@
 """Sending tokens to experts and back, and products of every expert with its own tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -42,6 +42,21 @@ def sort_by_expert(experts: jax.Array, num_experts: int) -> tuple[Dispatch, jax.
     return Dispatch(jnp.where(places < ends[-1], source, -1), slot), counts
 
 
+def slots_of_round(
+    dispatch: Dispatch, counts: jax.Array, number: jax.Array | int, room: int
+) -> tuple[Dispatch, jax.Array]:
+    """`room` of the sorted slots, those of round `number`, and the counts of their experts."""
+    if room >= dispatch.source.size:  # one round has all
+        return dispatch, counts
+    begin = number * room
+    source = dispatch.source.at[begin + jnp.arange(room)].get(mode="fill", fill_value=-1)
+    slot = dispatch.slot - begin  # negative where there is none
+    slot = jnp.where((slot >= 0) & (slot < room), slot, -1)
+    ends = jnp.cumsum(counts)
+    here = [jnp.clip(end - begin, 0, room) for end in (ends, ends - counts)]
+    return Dispatch(source, slot), here[0] - here[1]
+
+
 def take_rows(x: jax.Array, index: jax.Array) -> jax.Array:
     """x [n, ...] at index, with zeros where it is negative."""
     rows = x.at[index].get(mode="clip")
@@ -50,13 +65,12 @@ def take_rows(x: jax.Array, index: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def send(x: jax.Array, dispatch: Dispatch) -> jax.Array:
-    """The token of every slot: x [tokens, d] → [slots, d]; empty slots are zero.
+    """The token of every slot: x [tokens, d] → [slots, d]. Empty slots have any token, and nobody
+    reads them: to make them zero would take one more pass over memory.
 
     Its gradient is `combine`, which needs no scatter.
     """
-    k = dispatch.slot.shape[1]
-    token = jnp.where(dispatch.source < 0, -1, dispatch.source // k)
-    return take_rows(x, token)
+    return x.at[dispatch.source // dispatch.slot.shape[1]].get(mode="clip")
 
 
 def _send_backward(dispatch: Dispatch, gradient: jax.Array) -> tuple[jax.Array, None]:
@@ -97,12 +111,14 @@ in_slots.defvjp(lambda x, dispatch: (in_slots(x, dispatch), dispatch), _in_slots
 
 @jax.custom_vjp
 def collect(y: jax.Array, dispatch: Dispatch) -> jax.Array:
-    """The slot of every assignment: y [slots, d] → [tokens, k, d]; zero for those without one."""
-    return take_rows(y, dispatch.slot)
+    """The slot of every assignment: y [slots, d] → [tokens, k, d]; any one for those without, as in
+    `send`."""
+    return y.at[dispatch.slot].get(mode="clip")
 
 
 def _collect_backward(dispatch: Dispatch, gradient: jax.Array) -> tuple[jax.Array, None]:
-    return take_rows(gradient.reshape(-1, gradient.shape[-1]), dispatch.source), None
+    rows = gradient.reshape(-1, gradient.shape[-1])
+    return rows.at[dispatch.source].get(mode="clip"), None
 
 
 collect.defvjp(lambda y, dispatch: (collect(y, dispatch), dispatch), _collect_backward)
@@ -144,11 +160,11 @@ def experts_of_rows(counts: jax.Array, rows: int) -> jax.Array:
     return jnp.searchsorted(jnp.cumsum(counts), jnp.arange(rows), side="right").astype(jnp.int32)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def grouped_product(
-    x: jax.Array, matrices: jax.Array, counts: jax.Array, transposed: bool = False
-) -> jax.Array:
-    """y_m = x_m W_e(m), for rows in the order of the experts.
+@jax.custom_vjp
+def grouped_products(
+    x: jax.Array, matrices: Sequence[jax.Array], counts: jax.Array
+) -> tuple[jax.Array, ...]:
+    """y_m = x_m W_e(m) for each of several W, for rows in the order of the experts.
 
     On a TPU, it is a Pallas kernel, or XLA's `ragged_dot` where that cannot serve.
     Elsewhere XLA multiplies every row with every matrix, so blocks of rows are multiplied one after
@@ -156,38 +172,52 @@ def grouped_product(
 
     Args:
         x: [rows, inputs]
-        matrices: [experts, inputs, outputs], or [experts, outputs, inputs] if `transposed`.
+        matrices: each [experts, inputs, outputs].
         counts: [experts], how many rows each expert has.
 
     Returns:
-        [rows, outputs]; rows beyond the sum of the counts hold anything, and so does their
+        [rows, outputs] for each; rows beyond the sum of the counts hold anything, and so does their
         gradient.
     """
+    return tuple(grouped_product(x, each, counts) for each in matrices)
+
+
+def _products_forward(
+    x: jax.Array, matrices: Sequence[jax.Array], counts: jax.Array
+) -> tuple[tuple[jax.Array, ...], tuple]:
+    return grouped_products(x, matrices, counts), (x, matrices, counts)
+
+
+def _products_backward(kept: tuple, gradients: tuple[jax.Array, ...]) -> tuple:
+    x, matrices, counts = kept
+    of_x = None  # each product adds its share to those before
+    for each, gradient in zip(matrices, gradients, strict=True):
+        of_x = grouped_product(gradient, each, counts, transposed=True, plus=of_x)
+    of_matrices = [grouped_outer_product(x, gradient, counts) for gradient in gradients]
+    return of_x, type(matrices)(of_matrices), None
+
+
+grouped_products.defvjp(_products_forward, _products_backward)
+
+
+def grouped_product(
+    x: jax.Array,
+    matrices: jax.Array,
+    counts: jax.Array,
+    *,
+    transposed: bool = False,
+    plus: jax.Array | None = None,
+) -> jax.Array:
+    """One of `grouped_products`, which cannot be differentiated by itself: with matrices [experts,
+    outputs, inputs] if `transposed`, and added to `plus`."""
     return jax.lax.platform_dependent(
         x,
         matrices,
         counts,
-        tpu=partial(tpu_product, transposed=transposed),
-        default=partial(product_of_blocks, transposed=transposed),
+        *([] if plus is None else [plus]),
+        tpu=partial(tpu_product, transposed),
+        default=partial(product_of_blocks, transposed),
     )
-
-
-def _product_forward(
-    x: jax.Array, matrices: jax.Array, counts: jax.Array, transposed: bool
-) -> tuple[jax.Array, tuple]:
-    return grouped_product(x, matrices, counts, transposed), (x, matrices, counts)
-
-
-def _product_backward(
-    transposed: bool, kept: tuple[jax.Array, jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array, None]:
-    x, matrices, counts = kept
-    of_x = grouped_product(gradient, matrices, counts, not transposed)
-    left, right = (gradient, x) if transposed else (x, gradient)
-    return of_x, grouped_outer_product(left, right, counts), None
-
-
-grouped_product.defvjp(_product_forward, _product_backward)
 
 
 def grouped_outer_product(x: jax.Array, y: jax.Array, counts: jax.Array) -> jax.Array:
@@ -198,7 +228,11 @@ def grouped_outer_product(x: jax.Array, y: jax.Array, counts: jax.Array) -> jax.
 
 
 def tpu_product(
-    x: jax.Array, matrices: jax.Array, counts: jax.Array, transposed: bool
+    transposed: bool,
+    x: jax.Array,
+    matrices: jax.Array,
+    counts: jax.Array,
+    plus: jax.Array | None = None,
 ) -> jax.Array:
     """`grouped_product` by the kernel of `jaxformer.ops.kernels.grouped`."""
     inputs, outputs = x.shape[1], matrices.shape[1 if transposed else 2]
@@ -206,8 +240,8 @@ def tpu_product(
     if _serves(x, inputs, outputs):
         blocks = grouped.product_blocks(inputs, outputs, x.dtype.itemsize)
     if blocks is None:
-        return ragged_product(x, matrices, counts, transposed)
-    return grouped.grouped_product(x, matrices, counts, blocks, transposed=transposed)
+        return ragged_product(transposed, x, matrices, counts, plus)
+    return grouped.grouped_product(x, matrices, counts, plus, blocks, transposed=transposed)
 
 
 def tpu_outer_product(x: jax.Array, y: jax.Array, counts: jax.Array) -> jax.Array:
@@ -226,12 +260,17 @@ def _serves(x: jax.Array, inputs: int, outputs: int) -> bool:
 
 
 def ragged_product(
-    x: jax.Array, matrices: jax.Array, counts: jax.Array, transposed: bool
+    transposed: bool,
+    x: jax.Array,
+    matrices: jax.Array,
+    counts: jax.Array,
+    plus: jax.Array | None = None,
 ) -> jax.Array:
     """`grouped_product` by XLA's `ragged_dot`."""
     if transposed:
         matrices = matrices.swapaxes(1, 2)
-    return jax.lax.ragged_dot(x, matrices, counts)
+    product = jax.lax.ragged_dot(x, matrices, counts)
+    return product if plus is None else product + plus
 
 
 RAGGED_ROWS = jax.lax.RaggedDotDimensionNumbers(
@@ -289,30 +328,36 @@ def _of_size(
 
 
 def product_of_blocks(
-    x: jax.Array, matrices: jax.Array, counts: jax.Array, transposed: bool
+    transposed: bool,
+    x: jax.Array,
+    matrices: jax.Array,
+    counts: jax.Array,
+    plus: jax.Array | None = None,
 ) -> jax.Array:
     """`grouped_product` by as many blocks of rows as there are; reads no expert without rows."""
     rows, sizes = len(x), block_sizes(len(x), len(matrices))
     largest, visits = sizes[-1], _visits(counts, rows, sizes[-1])
-    padded = jnp.pad(x, ((0, largest), (0, 0)))  # the last block may go beyond the rows
     contracted, outputs = (1, 0) if transposed else (0, 1)
 
     def visit(number: jax.Array, y: jax.Array) -> jax.Array:
         first, count = visits.first[number], visits.rows[number]
         matrix = jax.lax.dynamic_index_in_dim(matrices, visits.expert[number], keepdims=False)
+        start = jnp.minimum(first, rows - largest)  # overlaps with the block before, at the end
 
         def product(size: int) -> jax.Array:
-            block = jax.lax.dynamic_slice_in_dim(padded, first, size)
+            block = jax.lax.dynamic_slice_in_dim(x, start, size)
             made = jax.lax.dot_general(block, matrix, (((1,), (contracted,)), ((), ())))
             return jnp.pad(made, ((0, largest - size), (0, 0)))
 
-        made = _of_size(product, sizes, count)
-        old = jax.lax.dynamic_slice_in_dim(y, first, largest)
-        made = jnp.where((jnp.arange(largest) < count)[:, None], made, old)
-        return jax.lax.dynamic_update_slice_in_dim(y, made, first, axis=0)
+        made = _of_size(product, sizes, first - start + count)
+        old = jax.lax.dynamic_slice_in_dim(y, start, largest)
+        place = start + jnp.arange(largest)
+        own = (place >= first) & (place < first + count)
+        made = jnp.where(own[:, None], made if plus is None else made + old, old)
+        return jax.lax.dynamic_update_slice_in_dim(y, made, start, axis=0)
 
-    zeros = jnp.zeros((rows + largest, matrices.shape[1 + outputs]), x.dtype)
-    return jax.lax.fori_loop(0, visits.total, visit, zeros)[:rows]
+    zeros = jnp.zeros((rows, matrices.shape[1 + outputs]), x.dtype)
+    return jax.lax.fori_loop(0, visits.total, visit, zeros if plus is None else plus)
 
 
 def outer_product_of_blocks(x: jax.Array, y: jax.Array, counts: jax.Array) -> jax.Array:

@@ -53,10 +53,24 @@ def tokens_before(x: jax.Array, first: jax.Array) -> jax.Array:
     return from_before(x[:, max(0, length - needed) :], first)
 
 
+def reverse(x: jax.Array) -> jax.Array:
+    """This shard's piece of whole rows [batch, length, ...], each last token first."""
+    x = jnp.flip(x, axis=1)
+    if count() == 1:
+        return x
+    last = count() - 1
+    return jax.lax.ppermute(x, AXIS, [(shard, last - shard) for shard in range(count())])
+
+
 def documents_before(segment_ids: jax.Array, first: jax.Array) -> jax.Array:
     """The document of the token before each: [batch, length]; `first` [batch] before all."""
     first = from_before(segment_ids[:, -1], first)
     return jnp.concatenate([first[:, None], segment_ids[:, :-1]], axis=1)
+
+
+def whole(x: jax.Array) -> jax.Array:
+    """Whole rows [batch, length, ...], of which x is this shard's piece."""
+    return x if count() == 1 else jax.lax.all_gather(x, AXIS, axis=1, tiled=True)
 
 
 def of_whole(function: Callable[..., jax.Array], *pieces: jax.Array) -> jax.Array:
@@ -66,7 +80,7 @@ def of_whole(function: Callable[..., jax.Array], *pieces: jax.Array) -> jax.Arra
     """
     if count() == 1:
         return function(*pieces)
-    rows = [jax.lax.all_gather(piece, AXIS, axis=1, tiled=True) for piece in pieces]
+    rows = [whole(piece) for piece in pieces]
     length = pieces[0].shape[1]
     start = jax.lax.axis_index(AXIS) * length
     return jax.lax.dynamic_slice_in_dim(function(*rows), start, length, axis=1)

@@ -141,11 +141,15 @@ def distillation(
 
 
 def logits_of(
-    x: jax.Array, head: jax.Array, logit_softcap: float | None, num_tokens: int | None = None
+    x: jax.Array,
+    head: jax.Array,
+    logit_softcap: float | None,
+    num_tokens: int | None = None,
+    bias: jax.Array | float = 0.0,
 ) -> jax.Array:
-    """cap(x · head): [..., d_model] → [..., vocab], float32 at least; −∞ for padding."""
+    """cap(x · head + bias): [..., d_model] → [..., vocab], float32 at least; −∞ for padding."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    logits = jnp.matmul(x, head.astype(x.dtype), preferred_element_type=wide)
+    logits = jnp.matmul(x, head.astype(x.dtype), preferred_element_type=wide) + bias
     if logit_softcap is not None:
         logits = logit_softcap * jnp.tanh(logits / logit_softcap)
     if num_tokens is not None:

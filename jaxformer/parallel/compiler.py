@@ -26,6 +26,7 @@ SPARSE_CORES: Options = {
     _OFFLOAD + "reduce_scatter": True,
     _OFFLOAD + "nd_reduce_scatter": True,
     _OFFLOAD + "all_reduce": True,
+    _OFFLOAD + "ragged_all_to_all": True,
     "xla_tpu_use_tc_device_shape_on_sc": True,
     "xla_sc_disable_megacore_partitioning": True,
     "xla_sc_enable_instruction_fusion": False,

@@ -49,7 +49,7 @@ def over_context(of_rows: OfRows) -> OfRows:
     return whole
 
 
-def check_length(context: int, length: int) -> None:
+def check_length(context: int, length: int, key: str = "data.sequence_length") -> None:
     """Refuse rows that cannot be cut.
 
     Raises:
@@ -59,6 +59,6 @@ def check_length(context: int, length: int) -> None:
     parts = 2 * context
     if context > 1 and length % parts:
         raise UserError(
-            f"data.sequence_length is {length}, not divisible by 2 × mesh.context = {parts}; the "
+            f"{key} is {length}, not divisible by 2 × mesh.context = {parts}; the "
             f"nearest length that is: {max(parts, round(length / parts) * parts)}"
         )

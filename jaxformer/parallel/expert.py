@@ -11,21 +11,28 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from jaxformer.ops.routing import (
-    Dispatch,
     collect,
     combine,
     experts_of_rows,
     in_slots,
     put_places,
     send,
+    slots_of_round,
     sort_by_expert,
     take_places,
 )
 from jaxformer.parallel.mesh import DATA_AXES
 from jaxformer.parallel.own_tokens import gather
+from jaxformer.parallel.rounds import (
+    AXIS,
+    in_rounds,
+    pieces_of_round,
+    return_rows,
+    room_of_round,
+    send_rows,
+)
 from jaxformer.parallel.rules import rows_before_lanes
 
-AXIS = "expert"
 PLACES = {"experts": AXIS, "d_model": "fsdp", "d_hidden": "tensor"}
 
 PyTree = Any
@@ -41,7 +48,6 @@ class Rows(NamedTuple):
 
 # (the experts' weights, rows) → gate · E(x) [rows, d_model]
 OfRows = Callable[[PyTree, Rows], jax.Array]
-OfOwnRows = Callable[[Rows], jax.Array]  # the same, of a device's own weights
 
 
 class Tokens(NamedTuple):
@@ -76,8 +82,9 @@ def visit_experts(
     On a mesh, every device sorts the tokens that it has or is shown. Weights are split over
     `expert` by experts, and like those of other layers over `fsdp`, where they are gathered, and
     `tensor`, where the parts of the result are added up. For the exchange over `expert`, see
-    `exchange`: `all_to_all` sends rows twice, there and back, and reserves room for all tokens of a
-    device at every other one. Where experts choose, the rows that they take are sent so.
+    `exchange`: `all_to_all` sends rows twice, there and back. A device has room for a little more
+    than an equal share of rows, and the rest follows in further rounds. Where experts choose, there
+    is one round, since they all take equally many.
 
     Args:
         weights: of all experts, arrays that begin with [experts].
@@ -89,7 +96,7 @@ def visit_experts(
     split = _split_axes(len(tokens.x), (*DATA_AXES, "tensor"))
     visit = _way(tokens, split.get(AXIS, 1))
     if not split:
-        return visit(partial(of_rows, weights), tokens, num_experts)
+        return visit(of_rows, weights, tokens, num_experts)
 
     def place(names: PartitionSpec, weight: jax.Array) -> PartitionSpec:
         found = (PLACES.get(name) for name in names)
@@ -101,7 +108,7 @@ def visit_experts(
     def of_shard(weights: PyTree, tokens: Tokens | Picks) -> jax.Array:
         whole = partial(_whole, dtype=tokens.x.dtype)
         weights = jax.tree.map(whole, weights, places, is_leaf=_is_spec)
-        y = visit(partial(of_rows, weights), tokens, num_experts)
+        y = visit(of_rows, weights, tokens, num_experts)
         return jax.lax.psum(y, "tensor") if "tensor" in split else y
 
     rows = _rows_over(split)
@@ -157,62 +164,78 @@ def _rows_over(split: Mapping[str, int]) -> PartitionSpec:
     return PartitionSpec(tuple(axis for axis in DATA_AXES if axis in split))
 
 
-def _of_own(of_rows: OfOwnRows, tokens: Tokens, num_experts: int) -> jax.Array:
-    dispatch, counts = sort_by_expert(tokens.experts, num_experts)
-    rows = Rows(send(tokens.x, dispatch), in_slots(tokens.gates, dispatch), counts)
-    return checkpoint_name(combine(of_rows(rows), dispatch), "projection")
+def _of_own(of_rows: OfRows, weights: PyTree, tokens: Tokens, num_experts: int) -> jax.Array:
+    return _of_sorted(of_rows, weights, tokens, num_experts, tokens.experts.size)
 
 
-def _of_ring(of_rows: OfOwnRows, tokens: Tokens, num_experts: int) -> jax.Array:
+def _of_ring(of_rows: OfRows, weights: PyTree, tokens: Tokens, num_experts: int) -> jax.Array:
     """Every device sees all tokens, computes its own experts' share, and the shares are added."""
     own = num_experts // jax.lax.axis_size(AXIS)
     every = jax.tree.map(partial(jax.lax.all_gather, axis_name=AXIS, axis=0, tiled=True), tokens)
     local = every.experts - own * jax.lax.axis_index(AXIS)
     local = jnp.where((local >= 0) & (local < own), local, own)
-    shares = _of_own(of_rows, every._replace(experts=local), own)
+    room = _room(tokens, own)
+    shares = _of_sorted(of_rows, weights, every._replace(experts=local), own, room)
     return jax.lax.psum_scatter(shares, AXIS, scatter_dimension=0, tiled=True)
 
 
-def _of_exchanged(of_rows: OfOwnRows, tokens: Tokens, num_experts: int) -> jax.Array:
-    """Rows go to the devices of their experts in pieces of one size, and come back."""
-    x, experts, gates = tokens
+def _of_sorted(
+    of_rows: OfRows, weights: PyTree, tokens: Tokens, num_experts: int, room: int
+) -> jax.Array:
+    """The sum of each token's experts on this device, `room` rows at a time."""
+
+    def of_round(number: jax.Array | int, given: tuple, operands: tuple) -> jax.Array:
+        (dispatch, counts), (weights, x, gates) = given, operands
+        dispatch, counts = slots_of_round(dispatch, counts, number, room)
+        rows = Rows(send(x, dispatch), in_slots(gates, dispatch), counts)
+        return combine(of_rows(weights, rows), dispatch)
+
+    dispatch, counts = sort_by_expert(tokens.experts, num_experts)
+    given, operands = (dispatch, counts), (weights, tokens.x, tokens.gates)
+    most = _most(tokens, num_experts)
+    y = in_rounds(of_round, jnp.sum(counts), room, most, given, operands)
+    return checkpoint_name(y, "projection")
+
+
+def _of_exchanged(of_rows: OfRows, weights: PyTree, tokens: Tokens, num_experts: int) -> jax.Array:
+    """Rows go to the devices of their experts and come back, as many in a round as they have room
+    for."""
     devices = jax.lax.axis_size(AXIS)
     own = num_experts // devices
-    dispatch, counts = sort_by_expert(experts, num_experts)
-    counts = counts.reshape(devices, own)
-    room = len(x) * min(experts.shape[1], own)  # of a piece
-    pieces = _in_pieces(dispatch, experts // own, jnp.sum(counts, axis=1), room)
+    room = _room(tokens, own)
 
-    def swapped(rows: jax.Array) -> jax.Array:
-        return jax.lax.all_to_all(rows, AXIS, split_axis=0, concat_axis=0, tiled=True)
+    def of_round(number: jax.Array | int, counts: jax.Array, operands: tuple) -> jax.Array:
+        weights, x, gates = operands
+        pieces, counts = pieces_of_round(counts, number, room)
+        # Kept where products are, or gradients would send it again.
+        received = checkpoint_name(send_rows(x, pieces, room), "projection")
+        gates = send_rows(gates, pieces, room)
+        counts = counts[:, jax.lax.axis_index(AXIS)].reshape(-1)  # by sender and expert
+        expert = experts_of_rows(counts, room)
+        expert = jnp.where(expert < len(counts), expert % own, own)
+        here, counts = sort_by_expert(expert[:, None], own)
+        y = of_rows(weights, Rows(send(received, here), in_slots(gates[:, None], here), counts))
+        return return_rows(collect(y, here)[:, 0], pieces, len(x))
 
-    # [devices · room, d_model], kept where products are, or gradients would send it again.
-    received = checkpoint_name(swapped(send(x, pieces)), "projection")
-    weights = swapped(in_slots(gates, pieces))
-    of_slot = jax.vmap(partial(experts_of_rows, rows=room))(swapped(counts))
-    here, counts = sort_by_expert(of_slot.reshape(-1, 1), own)
-    y = of_rows(Rows(send(received, here), in_slots(weights[:, None], here), counts))
-    returned = combine(swapped(collect(y, here)[:, 0]), pieces)
-    return checkpoint_name(returned, "projection")
-
-
-def _in_pieces(dispatch: Dispatch, device: jax.Array, sent: jax.Array, room: int) -> Dispatch:
-    """Slots [devices · room] for sorted ones, each device's beginning at a multiple of `room`.
-
-    Args:
-        device: [tokens, k], of every assignment's expert.
-        sent: [devices], how many assignments go to each.
-    """
-    first = jnp.cumsum(sent) - sent
-    place = jnp.arange(room)
-    index = jnp.minimum(first[:, None] + place, dispatch.source.size - 1)
-    source = jnp.where(place < sent[:, None], dispatch.source[index], -1)
-    device = jnp.minimum(device, len(sent) - 1)  # nobody's have no slot
-    slot = dispatch.slot + (jnp.arange(len(sent)) * room - first)[device]
-    return Dispatch(source.reshape(-1), jnp.where(dispatch.slot < 0, -1, slot))
+    dispatch, counts = sort_by_expert(tokens.experts, num_experts)
+    every = jax.lax.all_gather(counts.reshape(devices, own), AXIS)  # [senders, receivers, own]
+    sent = (weights, send(tokens.x, dispatch), in_slots(tokens.gates, dispatch))
+    rows = jnp.max(jnp.sum(every, axis=(0, 2)))  # that a device receives
+    returned = in_rounds(of_round, rows, room, devices * _most(tokens, own), every, sent)
+    return checkpoint_name(combine(returned, dispatch), "projection")
 
 
-def _of_picks(of_rows: OfOwnRows, picks: Picks, num_experts: int) -> jax.Array:
+def _most(tokens: Tokens, own: int) -> int:
+    """Rows of these tokens that a device with `own` experts may have."""
+    return len(tokens.x) * min(tokens.experts.shape[1], own)
+
+
+def _room(tokens: Tokens, own: int) -> int:
+    """Rows of a round, where every device of `expert` has as many tokens and `own` experts."""
+    return room_of_round(tokens.experts.size, jax.lax.axis_size(AXIS) * _most(tokens, own))
+
+
+def _of_picks(of_rows: OfRows, weights: PyTree, picks: Picks, num_experts: int) -> jax.Array:
     """Every expert has as many slots of each row, so that what is exchanged has one size."""
     x, places, gates = picks
     length, width = x.shape[1:]
@@ -228,10 +251,10 @@ def _of_picks(of_rows: OfOwnRows, picks: Picks, num_experts: int) -> jax.Array:
     # [experts, batch, slots, d_model], kept where products are, or gradients would send it again.
     rows = swapped(take_places(x, places).swapaxes(0, 1), there=True)
     rows = checkpoint_name(rows, "projection")
-    weights = jnp.take_along_axis(gates, jnp.maximum(places, 0), axis=2)
-    weights = swapped(jnp.where(places < 0, 0.0, weights).swapaxes(0, 1), there=True)
+    gates = jnp.take_along_axis(gates, jnp.maximum(places, 0), axis=2)
+    gates = swapped(jnp.where(places < 0, 0.0, gates).swapaxes(0, 1), there=True)
     counts = jnp.full(len(rows), rows[0].size // width, jnp.int32)
-    y = of_rows(Rows(rows.reshape(-1, width), weights.reshape(-1), counts))
+    y = of_rows(weights, Rows(rows.reshape(-1, width), gates.reshape(-1), counts))
     returned = swapped(y.reshape(rows.shape), there=False).swapaxes(0, 1)
     return checkpoint_name(put_places(returned, places, length), "projection")
 
@@ -240,7 +263,7 @@ def _whole(weight: jax.Array, places: PartitionSpec, dtype: Any) -> jax.Array:
     """A weight's part, gathered over `fsdp` in the activations' type."""
     for axis, place in enumerate(places):
         if "fsdp" in (place if isinstance(place, tuple) else (place,)):
-            return gather(weight.astype(dtype), axis)
+            return gather(weight.astype(dtype), axis, ("fsdp",))
     return weight
 
 

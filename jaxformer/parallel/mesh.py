@@ -79,11 +79,21 @@ def resolve_sizes(sizes: Mapping[str, int], devices: Sequence[jax.Device]) -> di
             )
         sizes[open_axes[0]] = count // fixed
     elif fixed != count:
+        there = "is" if count == 1 else "are"
         raise UserError(
-            f"mesh sizes multiply to {fixed} ({_listed(sizes)}), but there are {named}; set one "
-            f"axis, such as mesh.data, to -1 to take the rest"
+            f"mesh sizes multiply to {fixed} ({_listed(sizes)}), but there {there} {named}; "
+            f"{_settings_for(count, sizes)} would do"
         )
     return sizes
+
+
+def _settings_for(count: int, sizes: Mapping[str, int]) -> str:
+    """Overrides of `sizes`, as few as can be, with which they multiply to `count`."""
+    for axis, size in sizes.items():
+        if count % (math.prod(sizes.values()) // size) == 0:
+            return f"mesh.{axis}=-1"
+    ones = (f" mesh.{axis}=1" for axis, size in sizes.items() if size > 1 and axis != "data")
+    return "mesh.data=-1" + "".join(ones)
 
 
 def make_mesh(

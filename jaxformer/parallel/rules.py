@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -19,10 +19,19 @@ from jaxformer.parallel.mesh import DATA_AXES, data_shards
 MeshAxes = str | tuple[str, ...] | None
 Rules = tuple[tuple[str, MeshAxes], ...]
 
+# Weights that all tokens read are split over the devices of `expert` as over those of `fsdp`.
+FULLY: tuple[Literal["fsdp"], Literal["expert"]] = ("fsdp", "expert")
+
 # Earlier lines win where two logical axes of one array ask for the same mesh axis: an activation
 # [batch, length, d_model] gives `fsdp` to its rows, a weight [d_model, d_hidden] to its input.
 RULES: Rules = (
     ("batch", DATA_AXES),
+    ("patch", None),
+    ("down", None),  # of a convolution over pictures, as the next three
+    ("across", None),
+    ("pixel", None),
+    ("channels", None),
+    ("mels", None),
     ("length", None),  # cut over `context` by hand, see context.py
     ("vocab", "tensor"),
     ("heads", "tensor"),
@@ -30,8 +39,10 @@ RULES: Rules = (
     ("d_hidden", "tensor"),
     ("experts", "expert"),
     ("choices", None),  # a router's outputs
-    ("d_model", "fsdp"),
-    ("latent", "fsdp"),  # of latent attention, where it is a matrix's input
+    ("classes", None),
+    ("numbers", None),  # that stand at a place, and are predicted
+    ("d_model", FULLY),
+    ("latent", FULLY),  # of latent attention, where it is a matrix's input
     ("vector", None),  # d_model of a scale: it would save little memory for its collectives
     ("head_dim", None),
     ("width", None),
@@ -43,6 +54,7 @@ RULES: Rules = (
     ("head_input", None),
     ("state", None),
     ("gates", None),
+    ("buckets", None),  # of distances
     ("layers", "stage"),
 )
 
@@ -53,8 +65,9 @@ PyTree = Any
 
 
 def overridden(overrides: Mapping[str, MeshAxes]) -> Rules:
-    """`RULES` with other mesh axes for some logical ones."""
-    return tuple((name, overrides.get(name, axes)) for name, axes in RULES)
+    """`RULES` with other mesh axes for some logical ones; `latent` follows `d_model`."""
+    follows = {"latent": "d_model"}
+    return tuple((name, overrides.get(follows.get(name, name), axes)) for name, axes in RULES)
 
 
 @contextlib.contextmanager
@@ -122,17 +135,28 @@ def parameter_shardings(mesh: Mesh, boxed: PyTree, rules: Rules = RULES) -> PyTr
     """The sharding of every parameter, for the (abstract) parameters as `init` returns them.
 
     What is in `OR_WHOLE` stays whole where its mesh axes do not divide it, see `pad_vocabulary`: a
-    checkpoint has the same arrays whatever the mesh.
+    checkpoint has the same arrays whatever the mesh. What is split `FULLY` leaves `expert` to other
+    dimensions of the same array, such as that of experts, and is whole over it where it is not
+    divisible.
 
     Raises:
         DoesNotFit: dimensions that their mesh axes do not divide, all of them listed.
     """
-    parts = {name: parts_of(mesh.shape, axes) for name, axes in rules if name in OR_WHOLE}
+
+    def divided(size: int, axes: MeshAxes) -> bool:
+        return size % parts_of(mesh.shape, axes) == 0
 
     def place(leaf: Any, names: PartitionSpec) -> NamedSharding:
         sizes = dict(zip(names, leaf.shape, strict=True))
-        uneven = {name for name in parts.keys() & sizes.keys() if sizes[name] % parts[name]}
-        table = tuple((name, None if name in uneven else axes) for name, axes in rules)
+        given = [axes for name, axes in rules if name in sizes and axes != FULLY]
+        taken = mesh.shape["expert"] == 1 or any("expert" in (axes or ()) for axes in given)
+
+        def fitting(name: str, axes: MeshAxes) -> MeshAxes:
+            if axes == FULLY and (taken or not divided(sizes[name], axes)):
+                axes = "fsdp"
+            return axes if name not in OR_WHOLE or divided(sizes[name], axes) else None
+
+        table = tuple((name, fitting(name, axes)) for name, axes in rules if name in sizes)
         spec = nn.logical_to_mesh_axes(names, table)
         return NamedSharding(mesh, rows_before_lanes(names, spec, leaf.shape, mesh.shape))
 
@@ -206,8 +230,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """For arrays [rows, length]: rows over the data axes, positions over `context`."""
+    """For arrays [rows, length, ...]: rows over the data axes, positions over `context`."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXES, "context"))
+
+
+def of_batch(sharding: NamedSharding, batch: PyTree) -> PyTree:
+    """The sharding of every array of a batch, given `batch_sharding`: what a row has one of, such
+    as its class, is whole over `context`."""
+    whole = NamedSharding(sharding.mesh, PartitionSpec(DATA_AXES))
+    return jax.tree.map(lambda array: whole if array.shape[1] == 1 else sharding, batch)
 
 
 def rows_held(sharding: NamedSharding, rows: int) -> np.ndarray:
@@ -222,22 +253,22 @@ def rows_held(sharding: NamedSharding, rows: int) -> np.ndarray:
 
 
 def put_batch(batch: PyTree, sharding: NamedSharding) -> PyTree:
-    """The global arrays [rows, length], from the rows that this process holds."""
+    """The global arrays [rows, length, ...], from the rows that this process holds."""
     if jax.process_count() == 1:
-        return jax.device_put(batch, sharding)
+        return jax.device_put(batch, of_batch(sharding, batch))
     shards = data_shards(sharding.mesh.shape)
     held = rows_held(sharding, shards)  # as if a shard had one row
 
-    def put(x: np.ndarray) -> jax.Array:
+    def put(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
         size = len(x) // len(held)  # rows of a shard
 
         def piece(index: Any) -> np.ndarray:
             place = np.searchsorted(held, (index[0].start or 0) // size)
-            return x[place * size : (place + 1) * size, index[1]]
+            return x[place * size : (place + 1) * size, *index[1:]]
 
-        return jax.make_array_from_callback((size * shards, x.shape[1]), sharding, piece)
+        return jax.make_array_from_callback((size * shards, *x.shape[1:]), sharding, piece)
 
-    return jax.tree.map(put, batch)
+    return jax.tree.map(put, batch, of_batch(sharding, batch))
 
 
 def put_rows(array: np.ndarray, mesh: Mesh) -> jax.Array:

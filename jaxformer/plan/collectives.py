@@ -26,7 +26,8 @@ class Collective:
     """Communication of one kind between the devices of `group`.
 
     `bytes` is the larger of its input and output on one device: the output of an all-gather, the
-    input of a reduce-scatter, an all-reduce, an all-to-all or a permutation.
+    input of a reduce-scatter, an all-reduce, an all-to-all or a permutation. Of a ragged all-to-all
+    it is the smaller one: the other has spare room.
     """
 
     kind: str
@@ -104,7 +105,8 @@ def collectives_of(instruction: Instruction, computation: Computation) -> list[C
         return []
     group = _group(instruction.attributes)
     taken = [computation.instructions[name] for name in instruction.operands]
-    size = sum(shape.bytes for operand in taken for shape in operand.shapes)
+    sizes = [shape.bytes for operand in taken for shape in operand.shapes]
+    size = min(sizes[:2]) if kind == "ragged-all-to-all" else sum(sizes)
     collective = Collective(kind, size * len(group) if kind == "all-gather" else size, group)
     return [collective] if len(group) > 1 else []
 

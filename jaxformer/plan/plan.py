@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from jaxformer.config import Config
-from jaxformer.data.tokenizers import load_tokenizer
+from jaxformer.data.vocabulary import tokenizer_of
 from jaxformer.errors import UserError
 from jaxformer.parallel.compiler import Options, described
 from jaxformer.parallel.mesh import check_rows, data_shards, make_mesh
@@ -181,7 +181,7 @@ def slices_of(topology: str, slices: int) -> tuple[Slice, list[jax.Device]]:
 
 
 def vocab_size_of(config: Config) -> int:
-    return config.model.vocab_size or load_tokenizer(config.data.tokenizer).vocab_size
+    return config.model.vocab_size or tokenizer_of(config.data).vocab_size
 
 
 def _memory(program: Program, compiled: jax.stages.Compiled, where: Slice) -> Memory:

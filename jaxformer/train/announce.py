@@ -7,6 +7,9 @@ from pathlib import Path
 
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.config import Config
+from jaxformer.data.audio.packing import PackedRecordings
+from jaxformer.data.audio.rows import AudioRows
+from jaxformer.data.pairs import PairRows
 from jaxformer.parallel.compiler import described
 from jaxformer.parallel.rules import bytes_per_device
 from jaxformer.terminal import in_bytes
@@ -85,6 +88,21 @@ def _text_of(each: RunStage) -> str:
     if data.task is not None:
         return f"task {data.task.kind}, every row a new one"
     sources, tokens = ", ".join(entry.source for entry in data.sources), _tokens_of(each)
+    if data.images is not None:
+        shape, classes = "×".join(map(str, data.images.shape)), each.stores.tokenizer.vocab_size
+        count, changes = sum(map(len, parts)), data.images.augment.words
+        beside = "texts" if data.images.text is not None else f"{classes:,} classes"
+        text = f"{sources}: {count:,} pictures of {shape} to train on, {beside}"
+        return text + (f", augmented: {changes}" if changes else "")
+    if data.audio is not None:
+        rows = [part for part in parts if isinstance(part, AudioRows | PackedRecordings)]
+        words, filled = "; ".join(part.words for part in rows), sum(part.filled for part in rows)
+        changes = data.audio.augment.words
+        text = f"{sources}: {words} to train on, {filled / tokens:.0%} of their places hold sound"
+        return text + (f", augmented: {changes}" if changes else "")
+    if data.pairs is not None:
+        words = "; ".join(part.words for part in parts if isinstance(part, PairRows))
+        return f"{sources}: {words} to train on"
     text = f"{sources}: {tokens:,} tokens to train on"
     if any("loss_mask" in part.manifest() for part in parts):
         text += f" ({sum(part.loss_tokens() for part in parts) / tokens:.1%} in the loss)"
@@ -103,9 +121,12 @@ def _tokens_of(each: RunStage) -> int:
 
 def _batch_of(each: RunStage) -> str:
     rows, length, parts = each.stage.batch_size, each.stage.data.sequence_length, ""
+    what = {"images": "pictures", "audio": "recordings"}.get(each.stage.data.kind, "rows")
+    if (audio := each.stage.data.audio) is not None and audio.pack:
+        what = "rows of recordings"
     if (accumulation := each.program.config.train.accumulation) > 1:
         parts = f" in {accumulation} micro-batches"
-    return f"{rows} rows × {length} = {each.program.tokens_per_step:,} tokens{parts}"
+    return f"{rows} {what} × {length} = {each.program.tokens_per_step:,} tokens{parts}"
 
 
 def compiled_in(seconds: float, memory: int) -> str:
@@ -120,11 +141,14 @@ def commands(directory: RunDirectory, config: Config, *, finished: bool) -> str:
     run, schedule = _quoted(directory.path), config.optimizer.schedule.kind
     # The rate of any other schedule depends on how long the run is.
     accept = "" if schedule == "constant" else " 'run.accept_changes=[schedule]'"
+    use = f'to generate: jaxformer generate {run} --prompt "..."'
+    if (instead := config.instead) is not None:
+        use = f"to use it:   jaxformer {instead.replace('RUN', run)}"
     return "\n".join(
         [
             f"to continue: {resume} train.steps=MORE{accept}",
             f"to evaluate: jaxformer eval {run}",
-            f'to generate: jaxformer generate {run} --prompt "..."',
+            use,
         ]
     )
 

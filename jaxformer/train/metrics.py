@@ -23,7 +23,7 @@ class MetricsLog:
     Training rows have `step, loss, learning_rate, grad_norm, tokens, tokens_per_second,
     step_seconds, mfu` (and `nonfinite`, the updates skipped in a row, `z_loss` if used, and where
     devices tell it, MEMORY_FIELDS of process 0's fullest one); evaluation rows have `step,
-    eval/loss, eval/bits_per_byte, eval/perplexity`; rows of suites have `step, suite/TASK/METRIC`;
+    eval/loss` and the figures of `Evaluation`; rows of suites have `step, suite/TASK/METRIC`;
     rows of layers have `step, layer, activation_rms, gradient_rms, update_rms, weight_rms,
     parameters`, and the last of them, with a null layer, is for all parameters outside the layers.
     A number that is not finite is null. Apart from TIMING_FIELDS and MEMORY_FIELDS, a row depends

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -37,20 +38,21 @@ def peak_flops(devices: Sequence[jax.Device], dtype: DTypeLike) -> Peak:
 
     A known accelerator counts with its data sheet's bfloat16 rate, whatever the precision in use.
     Any other device, such as a CPU, counts with the rate of the fastest of ten matrix products
-    [1024, 1024] × [1024, 1024] in `dtype`, measured now (0.2 s) on a machine that should be idle.
+    [1024, 1024] × [1024, 1024] in `dtype`, measured once (0.2 s) on a machine that should be idle.
     The devices of a CPU share its cores, so they are measured as one.
     """
     kind = devices[0].device_kind
     if kind in PEAKS:
         return Peak(PEAKS[kind] * len(devices), f"{len(devices)} × {kind}, data sheet")
-    rate = _measured_flops(devices[0], dtype)
+    rate = _measured_flops(devices[0], jnp.dtype(dtype).name)
     count = 1 if devices[0].platform == "cpu" else len(devices)
     return Peak(
         rate * count, f"{devices[0].platform}, measured with a {jnp.dtype(dtype).name} product"
     )
 
 
-def _measured_flops(device: jax.Device, dtype: DTypeLike) -> float:
+@cache
+def _measured_flops(device: jax.Device, dtype: str) -> float:
     size, best = 1024, float("inf")
     x = jax.device_put(jnp.ones((size, size), dtype), device)
     product = jax.jit(jnp.matmul).lower(x, x).compile()

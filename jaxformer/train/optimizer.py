@@ -15,14 +15,17 @@ from jaxformer.train.default_types import without_x64
 PyTree = Any
 OptimizerConfig = AdamWConfig | LionConfig | AdafactorConfig | MuonConfig | SGDConfig
 
-# An index along these picks one of several weights: a convolution's tap, a state's rates, a gate.
-STACKING_AXES = ("layers", "experts", "width", "state", "gates", "branch")
+# An index along these picks one of several weights: a convolution's tap, a state's rates, a gate, a
+# bucket's biases.
+STACKING_AXES = ("layers", "experts", "width", "state", "gates", "branch", "buckets")
 # Axes that together are one side of a matrix.
 ONE_SIDE = {
     ("heads", "head_dim"),
     ("kv_heads", "head_dim"),
     ("group", "state"),
     ("steps", "heads"),
+    ("down", "across"),
+    ("across", "pixel"),
 }
 RATE = "learning_rate"  # how the keys of learning rates end
 TABLE_AXES = ("vocab", "length")  # embeddings, the head, learned positions

@@ -107,7 +107,7 @@ class Profiler:
         memory = jax.profiler.device_memory_profile()
         (self._folder / f"{name}.memory.prof").write(memory)
         if processes.is_first():
-            text = self._compiled.train_steps[batch.inputs.shape].as_text()
+            text = self._compiled.train_steps[batch.positions.shape].as_text()
             assert text is not None
             (self._folder / PROGRAM).write(gzip.compress(text.encode()))
         steps = f"{self._steps.start} to {self._steps[-1]}"

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from jaxformer.batch import Batch
 from jaxformer.checkpoint.manager import Json, placed
-from jaxformer.config import CheckpointConfig, Config, DataConfig, EvalConfig, RunConfig, Stage
+from jaxformer.config import CheckpointConfig, Config, EvalConfig, RunConfig, Stage
 from jaxformer.errors import DoesNotFit, UserError
 from jaxformer.evaluate.perplexity import EvalStep, make_eval_step
 from jaxformer.memory import program_bytes
@@ -25,9 +25,9 @@ from jaxformer.model.accounting import (
     count_parameters,
     kernels,
 )
-from jaxformer.model.config import ModelConfig
 from jaxformer.model.language_model import LanguageModel, build_model
 from jaxformer.model.parameter_paths import by_path, from_paths, join, split
+from jaxformer.model.trunk_config import TrunkConfig
 from jaxformer.objectives import Loss, ObjectiveConfig, Reference
 from jaxformer.parallel import rules
 from jaxformer.parallel.compiler import Options, compiler_options
@@ -166,8 +166,8 @@ class Program:
             return eval_step.compile(self.compiler_options or None)
 
     def _abstract_batch(self, rows: int) -> Batch:
-        spec = Batch.spec(rows, self.config.data.sequence_length)
-        return placed(spec, jax.tree.map(lambda _: rules.batch_sharding(self.mesh), spec))
+        spec = self.config.data.spec(rows)
+        return placed(spec, rules.of_batch(rules.batch_sharding(self.mesh), spec))
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def _program_part(config: Config) -> Config:
     """The configuration, with the keys that no program depends on set to constants."""
     return config.model_copy(
         update={
-            "data": DataConfig(sequence_length=config.data.sequence_length),
+            "data": config.data.of_shapes,
             "train": config.train.model_copy(
                 update={"profile": None} | ({} if config.keys else {"seed": 0})
             ),
@@ -242,9 +242,12 @@ def _new_program(
     config: Config, mesh: Mesh, vocab_size: int, reference: LanguageModel | None
 ) -> Program:
     check_length(mesh.shape["context"], config.data.sequence_length)
+    if config.model.encoder is not None:
+        check_length(mesh.shape["context"], config.model.encoder.length, "model.encoder.length")
     train, optimizer_config = config.train, config.optimizer
-    _check_stages(mesh.shape["stage"], config.model)
-    _check_context(mesh.shape["context"], config.model)
+    for trunk in filter(None, (config.model, config.model.encoder)):
+        _check_stages(mesh.shape["stage"], trunk)
+        _check_context(mesh.shape["context"], trunk)
     rows = train.batch_size // train.accumulation
     pipeline = make_pipeline(mesh.shape, rows, train.pipeline_micro_batches)
     scanned = build_model(
@@ -267,7 +270,8 @@ def _new_program(
 
     def init(key: jax.Array, given: PyTree, rates: dict[str, jax.Array]) -> TrainState:
         # The scanned layout gives the same parameters, and compiles in a fraction of the time.
-        fresh = meta.unbox(scanned.init(key, jnp.zeros((1, 2), jnp.int32))["params"])
+        example = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), config.model.example)
+        fresh = meta.unbox(scanned.init(key, example)["params"])
         params, rest = split(_put_in(fresh, given), trained)
         frozen, base = (rest, {}) if config.lora is None else ({}, rest)
         state = init_state(params, optimizer, train.ema_decay, frozen, base)
@@ -297,7 +301,8 @@ def _new_program(
             measures_layers=train.layer_statistics is not None,
         ),
     )
-    shapes = jax.eval_shape(init, jax.random.key(0), {}, _rates(config))
+    with rules.use_mesh(mesh, config.mesh.table):  # as in `initial_state`, which traces no more
+        shapes = jax.eval_shape(init, jax.random.key(0), {}, _rates(config))
     shardings = rules.like_parameters(
         mesh, whole, rules.parameter_shardings(mesh, boxed, config.mesh.table), shapes
     )
@@ -320,7 +325,7 @@ def _new_program(
 _shared_program = lru_cache(maxsize=2)(_new_program)
 
 
-def _check_stages(stages: int, model: ModelConfig) -> None:
+def _check_stages(stages: int, model: TrunkConfig) -> None:
     if stages > 1 and not model.depth.has_stages:
         raise DoesNotFit(
             f"mesh.stage is {stages}, but stages cannot share the layers of model.depth "
@@ -330,7 +335,7 @@ def _check_stages(stages: int, model: ModelConfig) -> None:
     check_repetitions(stages, model.num_layers, period, len(model.first))
 
 
-def _check_context(context: int, model: ModelConfig) -> None:
+def _check_context(context: int, model: TrunkConfig) -> None:
     if context > 1 and not model.inputs.can_be_cut:
         raise DoesNotFit(
             f"mesh.context is {context}, but rows cannot be cut below model.inputs "

@@ -8,6 +8,7 @@ from typing import Self
 import jax
 
 from jaxformer.evaluate.perplexity import Evaluation
+from jaxformer.evaluate.samples import Sample
 from jaxformer.evaluate.suite import Result
 from jaxformer.memory import allocated
 from jaxformer.train import statistics
@@ -84,20 +85,15 @@ class Recorder:
 
     def evaluated(self, step: int, evaluation: Evaluation) -> None:
         """Write an evaluation's row, which says so if its figures are bounds."""
-        row = {
-            "step": step,
-            "eval/loss": evaluation.loss,
-            "eval/bits_per_byte": evaluation.bits_per_byte,
-            "eval/perplexity": evaluation.perplexity,
-        }
-        row |= {f"eval/{name}": value for name, value in evaluation.layers.items()}
+        row = {"step": step, "eval/loss": evaluation.loss}
+        every = evaluation.figures | evaluation.layers
+        row |= {f"eval/{name}": value for name, value in every.items()}
         bound = ""
         if self._is_bound:
             row["eval/is_bound"], bound = 1, "at most "
         self._write(row)
         self.display.say(
-            f"step {step:,}  validation loss {bound}{evaluation.loss:.4f}, "
-            f"{evaluation.bits_per_byte:.4f} bits per byte, perplexity {evaluation.perplexity:.4g}"
+            f"step {step:,}  validation loss {bound}{evaluation.loss:.4f}, {evaluation.told()}"
         )
 
     def measured(self, step: int, results: Mapping[str, Result]) -> None:
@@ -110,10 +106,12 @@ class Recorder:
         shown = (f"{key.removeprefix('suite/')} {row[key]:.4g}" for key in row if key != "step")
         self.display.say(f"step {step:,}  {', '.join(shown)}")
 
-    def sampled(self, step: int, text: str) -> None:
-        """Show text that the model wrote."""
+    def sampled(self, step: int, text: str, pictures: Sequence[Sample] = ()) -> None:
+        """Show text that the model wrote, or what it says of pictures."""
         for tracker in self._trackers:
             tracker.write_text("sample", text, step)
+            if pictures:
+                tracker.write_pictures("samples", pictures, step)
 
     def _finish(self, step: int, metrics: Metrics) -> None:
         found = {name: value for name, value in metrics.items() if name != "layers"}

@@ -9,7 +9,7 @@ from jaxformer.checkpoint.run_directory import RunDirectory, flat
 from jaxformer.config import Config
 from jaxformer.data.loader import validation_batches
 from jaxformer.data.stores import Stores
-from jaxformer.data.tokenizers import load_tokenizer
+from jaxformer.data.vocabulary import tokenizer_of
 from jaxformer.evaluate.suites import suites_of
 from jaxformer.parallel import processes
 from jaxformer.parallel.mesh import check_rows, make_mesh
@@ -69,7 +69,7 @@ def train(config: Config) -> int:
         suites = suites_of(config)
 
         # Then the mesh and what will be compiled, which only compute shapes; then the data.
-        tokenizer = load_tokenizer(config.data.tokenizer, config.data.add_bos)
+        tokenizer = tokenizer_of(config.data)
         check_vocabulary(config, tokenizer)
         mesh = make_mesh(config.mesh.sizes, config.mesh.preset)
         check_batches(config, mesh.shape)

@@ -193,7 +193,7 @@ class CompiledStages:
     eval_step: jax.stages.Compiled | None
 
     def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return self.train_steps[batch.inputs.shape](state, batch)
+        return self.train_steps[batch.positions.shape](state, batch)
 
     @property
     def bytes_per_device(self) -> int:

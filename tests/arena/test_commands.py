@@ -54,6 +54,16 @@ def test_other_cells_in_the_same_directory_are_refused(file):
         prepare(file, ["base.train.steps=7", "match=null", "contestants.window={}"])
 
 
+def test_an_arena_without_its_data_is_left_out_of_all(file, tmp_path, capsys):
+    refused = tmp_path / "a.yaml"  # before arena.yaml
+    refused.write_text(Path(file).read_text() + "efficiency: {task: none}\n")
+    options = {"out": tmp_path / "findings.md", "dry_run": True, "workers": 1}
+    assert commands.arenas(str(tmp_path), [], **options) == 2
+    said = capsys.readouterr()
+    assert f"{refused} is left out: " in said.err and "'none' is not a task" in said.err
+    assert f"== {file}" in said.out and "9 cells, 9 of them to run" in said.out
+
+
 def test_an_accelerator_has_one_process(file, monkeypatch):
     trained = []
 

@@ -12,6 +12,7 @@ import pytest
 from arena.made_up import afterwards, made_up
 
 from jaxformer.arena.afterwards import Afterwards
+from jaxformer.arena.announce import describe_match
 from jaxformer.arena.findings import findings_page
 from jaxformer.arena.report import write_report
 from jaxformer.arena.report.figures import pareto, scaling_figures
@@ -19,6 +20,7 @@ from jaxformer.arena.results import entries
 from jaxformer.arena.scaling import Ladder
 from jaxformer.arena.verdict import outcome, rate_of, reproduction, verdict, winner
 from jaxformer.errors import UserError
+from tests.data.pictures import MODEL
 
 CHROMIUM = shutil.which("chromium")
 CHECK = {"task": "parity", "metric": "loss", "better": "retention", "than": "attention"}
@@ -173,6 +175,46 @@ def test_accuracy_is_shown_by_length_and_difficulty(tmp_path):
     assert "<th>2×, 4</th>" in html
     assert "| attention | 62% | 62% | 50% | 50% | 62% | 62% |" in text
     assert set(table["level"].to_pylist()) == {None, 3.0, 4.0}
+
+
+RETENTION = {"kind": "bidirectional", "mixer": {"kind": "retention", "num_heads": 2}}
+ENCODERS = {"attention": {}, "retention": {"model": {"mixer": RETENTION}}}
+OF_PICTURES = {
+    "kind": "images",
+    "source": "imagefolder:pictures",
+    "tokenizer": "classes:3",
+    "images": {"size": [8, 8]},
+    "sequence_length": 4,
+}
+
+
+def pictures(**options) -> dict:
+    keys = {
+        "model": MODEL | {"d_model": 32},
+        "data": OF_PICTURES,
+        "train": {"objective": {"kind": "classes"}},
+    }
+    return {"contestants": ENCODERS, "tasks": {"pictures": {"keys": keys} | options}}
+
+
+def test_classes_are_compared_by_accuracy_and_encoders_have_no_decoding_state(tmp_path):
+    arena, matched, every = made_up(tmp_path, 0.4, **pictures(), match=None)
+    sizes = describe_match(arena, matched)
+    assert "FLOPs/token" in sizes and "state at" not in sizes
+    after = Afterwards.of(arena, matched, every)  # asks no classifier to write
+    assert after.samples == {}
+    text = write_report(arena, matched, every, after, "jaxformer arena a.yaml")[1].read_text()
+    # 1 - 1.1 / 4 and 1 - 1.5 / 4
+    assert "retention wins with 0.72" in text and "attention following with 0.62" in text
+    assert "significantly better than attention" in text
+    assert "accuracy against FLOPs per token" in text and "decoding state" not in text
+
+
+def test_pictures_have_one_size(tmp_path):
+    with pytest.raises(UserError, match=r"lengths is \[1, 2\], but data.kind is images"):
+        made_up(tmp_path, 0.1, **pictures(lengths=[1, 2]), match=None)
+    with pytest.raises(UserError, match="efficiency.task is pictures, but data.kind is images"):
+        made_up(tmp_path, 0.1, **pictures(), match=None, efficiency={"task": "pictures"})
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""The mixers under contract, each with its definition, found in `definitions`, a file a kind."""
+"""The mixers under contract, each with its definition, found in `definitions`, a file a kind: in
+causal models, and in encoders."""
 
 import importlib
 import pkgutil
@@ -9,5 +10,8 @@ from contracts.definition import Case
 D_MODEL = 12
 
 CASES: dict[str, Case] = {}
-for module in pkgutil.iter_modules(definitions.__path__):
-    CASES |= importlib.import_module(f"contracts.definitions.{module.name}").CASES
+ENCODERS: dict[str, Case] = {}
+for found in pkgutil.iter_modules(definitions.__path__):
+    module = importlib.import_module(f"contracts.definitions.{found.name}")
+    CASES |= getattr(module, "CASES", {})
+    ENCODERS |= getattr(module, "ENCODERS", {})

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxformer.model.dims import Grid
 from jaxformer.model.mixers.base import MixerConfig
-from jaxformer.model.positions import PositionsUnion, RoPEConfig
+from jaxformer.model.positions import AxialRoPEConfig, PositionsUnion, RoPEConfig
 
 # definition(params, x [length, d_model], config, scheme) → y, for one document alone
 Definition = Callable[[dict, jax.Array, Any, PositionsUnion], jax.Array]
@@ -18,6 +19,20 @@ class Case(NamedTuple):
     scheme: PositionsUnion
     definition: Definition
     wide: MixerConfig | None = None  # where FLOPs are counted, at width 256, if not `config`
+    is_causal: bool = True
+
+    @property
+    def on_grid(self) -> bool:
+        """Whether its rows are pictures, as `PICTURE` lies."""
+        return self.config.needs_grid or isinstance(self.scheme, AxialRoPEConfig)
+
+
+PICTURE = Grid(height=2, width=3, before=1)
+
+
+def compiled(definition: Definition) -> Definition:
+    """For definitions that others are made of, which call it more than once."""
+    return jax.jit(definition, static_argnums=(2, 3))
 
 
 ROPE = RoPEConfig(base=100.0)

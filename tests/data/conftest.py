@@ -51,3 +51,28 @@ def bpe(bpe_folder: Path) -> HuggingFaceTokenizer:
     tokenizer = load_tokenizer(str(bpe_folder))
     assert isinstance(tokenizer, HuggingFaceTokenizer)
     return tokenizer
+
+
+@pytest.fixture
+def make_images(make_data: Callable[..., DataConfig]) -> Callable[..., DataConfig]:
+    """A DataConfig of pictures of 8 × 8; `images` adds keys of its section."""
+
+    def make(source: object, images: dict[str, object] | None = None, **options: object):
+        section = {"size": [8, 8], **(images or {})}
+        given = {"kind": "images", "source": source, "images": section, "sequence_length": 4}
+        return make_data(**given, **options)
+
+    return make
+
+
+@pytest.fixture
+def make_audio(make_data: Callable[..., DataConfig]) -> Callable[..., DataConfig]:
+    """A DataConfig of recordings at 800 Hz with texts, in rows of 16 places of 16 samples; `audio`
+    adds keys of its section."""
+
+    def make(source: object, audio: dict[str, object] | None = None, **options: object):
+        section = {"sample_rate": 800, "samples_per_place": 16, **(audio or {"text": "text"})}
+        given = {"kind": "audio", "source": source, "audio": section, "sequence_length": 16}
+        return make_data(**(given | options))
+
+    return make

@@ -6,7 +6,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
-from contracts.cases import CASES, D_MODEL
+from contracts.cases import CASES, D_MODEL, ENCODERS
 from contracts.contract import setup
 from jax.sharding import AxisType, PartitionSpec
 
@@ -16,7 +16,13 @@ from jaxformer.model.rows import RowInfo
 LENGTH = 24  # six tokens a device
 DYNAMIC = {"kind": "dynamic", "factor": 4.0, "original_max_length": 5}
 DYNAMIC_ROPE = RoPEConfig.model_validate({"base": 100.0, "scaling": DYNAMIC})
-ALL = {**CASES, "attention_dynamic": CASES["attention"]._replace(scheme=DYNAMIC_ROPE)}
+WINDOW = ENCODERS["encoder_attention_window"].config.model_copy(update={"sinks": 0})
+ALL = {
+    **CASES,
+    **ENCODERS,
+    "attention_dynamic": CASES["attention"]._replace(scheme=DYNAMIC_ROPE),
+    "encoder_window": ENCODERS["encoder_attention_window"]._replace(config=WINDOW),
+}
 
 
 def documents() -> RowInfo:

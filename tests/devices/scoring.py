@@ -3,6 +3,7 @@ devices; prints what it saw as JSON."""
 
 import json
 import sys
+from functools import cache
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from jaxformer.config import Config
 from jaxformer.data.plain_tokenizers import ByteTokenizer
 from jaxformer.evaluate.scoring import Continuation, score
 from jaxformer.generate.sampling import Sampling
-from jaxformer.model.language_model import build_model
+from jaxformer.model.language_model import LanguageModel, build_model
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.parallel.rules import parameter_shardings
 from jaxformer.run import Run
@@ -26,6 +27,12 @@ MODEL = {
 }
 
 
+@cache
+def weights(model: LanguageModel) -> dict:
+    """With their logical axes."""
+    return jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2), np.int32))["params"]
+
+
 def run_on(axes: dict[str, int]) -> Run:
     config = Config.model_validate(
         {
@@ -37,7 +44,7 @@ def run_on(axes: dict[str, int]) -> Run:
     )
     mesh = make_mesh(config.mesh.sizes, devices=jax.devices()[: int(np.prod(list(axes.values())))])
     model = build_model(config.model)
-    boxed = model.init(jax.random.key(0), np.zeros((1, 2), np.int32))["params"]
+    boxed = weights(model)
     params = jax.tree.map(lambda leaf: 5 * leaf, meta.unbox(boxed))  # far from uniform
     params = jax.device_put(params, parameter_shardings(mesh, boxed, config.mesh.table))
     return Run(config, model, params, ByteTokenizer(), 0, mesh)

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxformer.evaluate.perplexity import evaluate_run
+from jaxformer.evaluate.commands import evaluate_run
 from jaxformer.run import load
 from jaxformer.train.run import train
 from tests.runs import make_config
@@ -32,7 +32,7 @@ if __name__ == "__main__":
             Path(folder),
             model={"num_layers": 5, "pattern": [{}, {}]},  # the fifth follows the stages
             train={"steps": 4, "batch_size": 16, "unroll_layers": "auto"},
-            eval={"every": 4, "batch_size": 8},
+            eval={"every": 4, "batch_size": 8, "sample_tokens": 8},
             mesh={"data": 1, "stage": 2, "fsdp": 2},
         )
         run = Path(config.run.dir)

@@ -5,17 +5,20 @@ import pytest
 
 from tests.devices.simulated import run_on_devices
 
-ALL = ["attention", "mamba2", "gated_delta", "hybrid"]
-CASES = [(mixers, "rows") for mixers in ALL] + [("attention", "stages"), ("hybrid", "stages")]
+ALL = ["attention", "gated_delta", "hybrid"]
+CASES = [(mixers, "rows") for mixers in ALL] + [("attention", "stages")]
 CASES += [("chunks", "uncut"), ("experts", "experts"), ("routings", "routings")]
+CASES += [("translator", "pairs")]
 
 
 @pytest.mark.parametrize(("mixers", "meshes"), CASES)
 def test_steps_on_eight_devices_equal_those_on_one(mixers, meshes):
-    """Five, with their first gradient, and a sixth after the checkpoint of any mesh."""
+    """Five, with their first gradient, and a sixth after the checkpoints of one device, of
+    another mesh, and of its own."""
     seen = run_on_devices(8, "eight_devices", mixers, meshes)
     one = seen.pop("one")
-    assert len(seen) == {"rows": 6, "stages": 4, "uncut": 4, "experts": 7, "routings": 4}[meshes]
+    counts = {"rows": 5, "stages": 4, "uncut": 4, "experts": 7, "routings": 3, "pairs": 3}
+    assert len(seen) == counts[meshes]
     for name, mesh in seen.items():
         np.testing.assert_allclose(mesh["losses"], one["losses"], rtol=1e-5, err_msg=name)
         for measured, rows in one["layers"].items():

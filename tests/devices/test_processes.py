@@ -97,11 +97,13 @@ def alone(config) -> Path:
 def together(file) -> Path:
     """The run of two processes that were left alone."""
     run = file.with_name("together")
-    started = start(file, 2, f"run.dir={run}", f"data.cache_dir={file.with_name('cold')}")
+    keys = [f"data.cache_dir={file.with_name('cold')}", "eval.sample_tokens=8"]
+    started = start(file, 2, f"run.dir={run}", *keys)
     codes, outputs = finish_all(started)
     assert codes == [0, 0], outputs
     assert "process 0 of 2 by flags, coordinated at 127.0.0.1:" in outputs[0]
     assert "data 2, stage 1, fsdp 1" in outputs[0]
+    assert "a sample:" in outputs[0]
     assert outputs[1] == ""
     return run
 

@@ -76,8 +76,8 @@ def test_the_loss_is_the_mean_over_loss_tokens_of_the_logits_cross_entropy(model
 
     result = evaluate_in_batches(model_and_params, batches_of(3))
     assert result.loss == pytest.approx(expected, rel=1e-6)
-    assert result.perplexity == pytest.approx(math.exp(expected), rel=1e-5)
-    assert result.bits_per_byte == pytest.approx(expected / math.log(2) / 1.5, rel=1e-6)
+    assert result.figures["perplexity"] == pytest.approx(math.exp(expected), rel=1e-5)
+    assert result.figures["bits_per_byte"] == pytest.approx(expected / math.log(2) / 1.5, rel=1e-6)
 
 
 def test_nothing_to_evaluate_is_an_error(model_and_params):

@@ -18,6 +18,7 @@ from jaxformer.model.depth.stack import separate_layers
 from jaxformer.model.language_model import LanguageModel, build_model
 from jaxformer.model.rows import RowInfo
 from jaxformer.objectives.requirements import check_any_order
+from tests.weights import drawn
 
 VOCAB, LENGTH = 7, 11
 TOKENS = np.random.default_rng(3).integers(0, VOCAB, (2, LENGTH))
@@ -58,18 +59,8 @@ def model_of(**options: object) -> LanguageModel:
 
 @functools.cache
 def parameters(model: LanguageModel) -> dict:
-    """All away from their trivial start, the router so far that half of the tokens begin chunks."""
-
-    @jax.jit
-    def moved() -> dict:
-        start = meta.unbox(model.init(jax.random.key(0), TOKENS)["params"])
-        start["router"] = jax.tree.map(jnp.zeros_like, start["router"])
-        leaves, tree = jax.tree.flatten(start)
-        keys = jax.random.split(jax.random.key(2), len(leaves))
-        pairs = zip(leaves, keys, strict=True)
-        return jax.tree.unflatten(tree, [a + 0.3 * jax.random.normal(k, a.shape) for a, k in pairs])
-
-    return moved()
+    """The router is so drawn that half of the tokens begin chunks."""
+    return drawn(model, TOKENS)
 
 
 @functools.cache

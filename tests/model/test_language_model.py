@@ -111,6 +111,7 @@ def test_rematerialisation_changes_no_gradient(remat: str) -> None:
         {"norm": {"placement": "after"}},
         {"positions": {"kind": "learned", "max_length": 10}, "logit_softcap": 2.0},
         {"positions": {"kind": "alibi"}, "tie_embeddings": False, "scale_embeddings": True},
+        {"positions": {"kind": "relative", "num_buckets": 4, "max_distance": 8}},
     ],
     ids=str,
 )
@@ -188,7 +189,8 @@ def test_activations_of_a_bfloat16_model_are_bfloat16_and_its_parameters_float32
 
 def test_every_parameter_has_logical_axes() -> None:
     known = {name for name, _ in RULES}
-    for options in ({}, {"positions": {"kind": "learned", "max_length": 10}}):
+    for positions in ({}, {"kind": "learned", "max_length": 10}, {"kind": "relative"}):
+        options = {"positions": positions} if positions else {}
         boxed = abstract_parameters(model_of(**options))
         for leaf in jax.tree.leaves(boxed, is_leaf=lambda leaf: isinstance(leaf, meta.Partitioned)):
             assert isinstance(leaf, meta.Partitioned)

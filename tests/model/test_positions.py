@@ -12,6 +12,7 @@ from jaxformer.model.positions import (
     LongRoPEScalingConfig,
     NTKScalingConfig,
     RoPEConfig,
+    SinusoidalPositionsConfig,
     YaRNScalingConfig,
     _rotate_by_product,
     _rotate_halves,
@@ -149,6 +150,16 @@ def test_sinusoidal_interleaves_sine_and_cosine() -> None:
     table = sinusoidal(jnp.array([[0, 5]]), 4)
     expected = [np.sin(5), np.cos(5), np.sin(0.05), np.cos(0.05)]
     np.testing.assert_allclose(table[0], [[0, 1, 0, 1], expected], atol=1e-6)
+
+
+def test_halves_are_all_sines_and_then_all_cosines() -> None:
+    """Down to a frequency of 10⁻⁴ itself."""
+    table = sinusoidal(jnp.array([[0, 5]]), 6, "halves")
+    angles = 5 * np.array([1, 0.01, 0.0001])
+    expected = [[0, 0, 0, 1, 1, 1], [*np.sin(angles), *np.cos(angles)]]
+    np.testing.assert_allclose(table[0], expected, atol=1e-6)
+    with pytest.raises(ValueError, match="needs an even d_model of at least 4, and d_model is 5"):
+        SinusoidalPositionsConfig(layout="halves").check(5)
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,8 @@ def test_an_evaluation_is_a_function_of_each_row_alone(objective):
     model, params = model_of()
     evaluate = jax.jit(partial(objective.evaluate, model))
     rows = [documents(6, 3), documents(9, seed=1), documents(2, 2, 2, seed=2), []]
-    together, _ = evaluate(params, rows_of(LENGTH, *rows))
-    again, _ = evaluate(params, rows_of(LENGTH, *rows[::-1]))
+    together = evaluate(params, rows_of(LENGTH, *rows)).sums
+    again = evaluate(params, rows_of(LENGTH, *rows[::-1])).sums
     assert together.tokens == again.tokens == 24
     assert again.loss == pytest.approx(float(together.loss), rel=1e-12)
     each = [evaluate(params, rows_of(LENGTH, row, [], [], []))[0].loss for row in rows]

@@ -64,8 +64,13 @@ def memorised(request, tmp_path_factory) -> Run:
         folder = tmp_path_factory.mktemp("memorised") / request.param
         config = config_of(folder, {"kind": request.param}, steps=150, batch_size=8, log_every=50)
         (folder / "text.txt").write_text(TEXT * 300)
+        at_the_end = {"every": config.train.steps}
         config = config.model_copy(
-            update={"model": config.model.model_copy(update={"d_model": 32})}
+            update={
+                "model": config.model.model_copy(update={"d_model": 32}),
+                "eval": config.eval.model_copy(update=at_the_end),
+                "checkpoint": config.checkpoint.model_copy(update=at_the_end),
+            }
         )
         assert train(config) == 0
         return load(folder / "run")

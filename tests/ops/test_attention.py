@@ -1,12 +1,14 @@
 """Blocks of queries that skip keys, against one look at all keys."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxformer.ops.attention import Tokens, Visibility, attend
-from jaxformer.ops.causal_attention import causal_attention
+from jaxformer.ops.row_attention import row_attention
 
 LENGTH = 200  # four blocks, the last one short
 
@@ -20,18 +22,31 @@ def documents() -> Tokens:
     return Tokens(index, jnp.asarray(np.stack(positions)), jnp.asarray(np.stack(segments)))
 
 
-@pytest.mark.parametrize(
-    "visibility", [Visibility(), Visibility(20), Visibility(20, 3), Visibility(70, 5)], ids=str
-)
-def test_blocks_equal_one_look_at_all_keys(visibility: Visibility) -> None:
+VIEWS = [(None, 0), (20, 0), (20, 3), (70, 5), (2, 9)]  # with sinks that reach beyond the window
+
+
+@pytest.mark.parametrize("is_causal", [True, False], ids=["causal", "full"])
+@pytest.mark.parametrize("view", VIEWS, ids=str)
+def test_blocks_equal_one_look_at_all_keys(view: tuple, is_causal: bool) -> None:
+    visibility = Visibility(*view, is_causal)
     with jax.enable_x64(True):
         q, k, v = jax.random.normal(jax.random.key(0), (3, 2, LENGTH, 2, 4), jnp.float64)
         tokens, options = documents(), {"scale": 0.5, "slopes": np.array([0.5, 0.1])}
-        blocks = causal_attention(
+        blocks = row_attention(
             q, k, v, tokens.positions, tokens.segment_ids, visibility=visibility, **options
         )
         whole = attend(q, k, v, tokens, tokens, visibility=visibility, **options)
         np.testing.assert_allclose(blocks, whole, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("is_causal", [True, False], ids=["causal", "full"])
+def test_the_keys_that_queries_see_are_those_of_the_mask(is_causal: bool) -> None:
+    for length, window, sinks in itertools.product((1, 7, 40), (None, 1, 6, 40), (0, 3, 9)):
+        places = jnp.arange(length)[None]
+        tokens = Tokens(places, places, jnp.ones_like(places))
+        visibility = Visibility(window, sinks, is_causal)
+        seen = visibility.mask(tokens, tokens).sum() / length
+        assert visibility.keys(length) == pytest.approx(float(seen), rel=1e-6)
 
 
 def test_logits_are_float32_for_bfloat16_inputs() -> None:
@@ -57,6 +72,6 @@ def test_sinks_are_found_where_positions_have_gaps() -> None:
         positions = jnp.where(tokens.positions < 2, tokens.positions, 3 * tokens.positions)
         tokens = tokens._replace(positions=positions)
         options = {"scale": 0.5, "visibility": Visibility(20, 3)}
-        blocks = causal_attention(q, k, v, positions, tokens.segment_ids, **options)
+        blocks = row_attention(q, k, v, positions, tokens.segment_ids, **options)
         whole = attend(q, k, v, tokens, tokens, **options)
         np.testing.assert_allclose(blocks, whole, rtol=0, atol=1e-14)

@@ -25,12 +25,17 @@ def case(length: int = LENGTH) -> tuple:
     return x, head, targets, jax.random.bernoulli(keys[3], 0.7, (BATCH, length))
 
 
-def plain(x, head, targets, loss_mask, *, z_loss=0.0, logit_softcap=None) -> LossSums:
+def plain(
+    x, head, targets, loss_mask, *, z_loss=0.0, logit_softcap=None, label_smoothing=0.0
+) -> LossSums:
     logits = x @ head
     if logit_softcap is not None:
         logits = logit_softcap * jnp.tanh(logits / logit_softcap)
     log_z = jnp.log(jnp.sum(jnp.exp(logits), axis=-1))
     loss = log_z - jnp.sum(logits * jax.nn.one_hot(targets, VOCAB), axis=-1)
+    even = log_z - jnp.mean(logits, axis=-1)
+    smoothed = (1 - label_smoothing) * loss + label_smoothing * even
+    loss = jax.lax.stop_gradient(loss - smoothed) + smoothed  # its gradient, the other's value
     return LossSums(
         jnp.sum(loss * loss_mask), z_loss * jnp.sum(log_z**2 * loss_mask), jnp.sum(loss_mask)
     )
@@ -40,7 +45,9 @@ def plain(x, head, targets, loss_mask, *, z_loss=0.0, logit_softcap=None) -> Los
     "chunk_bytes", [2**25, 4 * BATCH * VOCAB * 3, 1], ids=["one", "odd", "each"]
 )
 @pytest.mark.parametrize(
-    "options", [{}, {"z_loss": 0.1}, {"z_loss": 0.1, "logit_softcap": 2.0}], ids=str
+    "options",
+    [{}, {"z_loss": 0.1}, {"z_loss": 0.1, "logit_softcap": 2.0, "label_smoothing": 0.2}],
+    ids=str,
 )
 def test_sums_and_gradients_are_those_of_all_logits(
     monkeypatch: pytest.MonkeyPatch, chunk_bytes: int, options: dict

@@ -26,17 +26,20 @@ def numbers(counts: list[int]) -> tuple[np.ndarray, ...]:
 def test_the_product_is_that_of_every_row_with_its_experts_matrix(
     counts: list[int], blocks: tuple[int, int], transposed: bool
 ) -> None:
-    x, _, matrices, experts = numbers(counts)
+    """Added to another array, if `transposed`."""
+    x, y, matrices, experts = numbers(counts)
     found = grouped.grouped_product(
         jnp.asarray(x),
         jnp.asarray(matrices.swapaxes(1, 2) if transposed else matrices),
         jnp.asarray(counts),
+        jnp.asarray(y) if transposed else None,
         blocks,
         transposed=transposed,
         interpret=True,
     )
     used = len(experts)
     expected = np.einsum("mi,mio->mo", x[:used], matrices[experts])
+    expected += y[:used] if transposed else 0
     np.testing.assert_allclose(found[:used], expected, rtol=0, atol=1e-4)
 
 

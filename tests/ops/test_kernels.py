@@ -63,20 +63,23 @@ def interpreted(monkeypatch):
     monkeypatch.setattr(splash.library, "make_splash_mha", make)
 
 
+@pytest.mark.parametrize("is_causal", [True, False], ids=["causal", "full"])
 @pytest.mark.parametrize("parts", [8, 0], ids=["fused", "split"])
-def test_splash_equals_attend(parts, interpreted, monkeypatch):
+def test_splash_equals_attend(parts, is_causal, interpreted, monkeypatch):
     """Odd lengths, values narrower than keys, and one key-value head; windows, soft-cap, groups, a
     sink's logit."""
     monkeypatch.setattr(splash, "LONGEST", 128)  # two blocks
     monkeypatch.setattr(splash, "MOST_PARTS", parts)
     length, window, softcap, heads = (201, None, None, (2, 1)) if parts else (256, 70, 2.0, (4, 2))
-    options = {"visibility": Visibility(window), "scale": 0.4, "logit_softcap": softcap}
+    visibility = Visibility(window, is_causal=is_causal)
+    options = {"visibility": visibility, "scale": 0.4, "logit_softcap": softcap}
     rows = inputs(length, *heads, head_dim=8, value_dim=4)
     sink = jnp.linspace(-1.0, 3.0, heads[0])
     assert_same(splash.attend, *rows, make_documents(length), sink, **options)
 
 
-def test_what_cudnn_is_asked_equals_attend(monkeypatch):
+@pytest.mark.parametrize("is_causal", [True, False], ids=["causal", "full"])
+def test_what_cudnn_is_asked_equals_attend(is_causal, monkeypatch):
     real, asked = jax.nn.dot_product_attention, []
 
     def on_cpu(*arrays, implementation, **options):
@@ -84,7 +87,7 @@ def test_what_cudnn_is_asked_equals_attend(monkeypatch):
         return real(*arrays, **options, implementation="xla")
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", on_cpu)
-    options = {"visibility": Visibility(70, 2), "scale": 0.4}
+    options = {"visibility": Visibility(70, 2, is_causal), "scale": 0.4}
     assert_same(cudnn.attend, *inputs(180, 4, 2, 8, 8), make_documents(180), **options)
     assert set(asked) == {"cudnn"}
 
@@ -135,6 +138,7 @@ def test_the_platform_of_the_mesh_chooses_and_a_kernel_that_cannot_serve_is_told
     assert chosen("tpu", kernel="xla") == "xla: asked for"
     assert chosen("tpu", visibility=Visibility(64, 4)) == "xla: splash does not support sinks"
     assert chosen("tpu", slopes=np.ones(4)) == "xla: no kernel supports ALiBi"
+    assert chosen("gpu", max_distance=128) == "xla: no kernel supports relative positions"
     assert chosen("tpu", dtype="float64") == "xla: it computes in float32, not in float64"
     assert chosen("tpu", length=64) == (
         "xla: rows of 64 tokens are shorter than its smallest block, 128"

@@ -1,6 +1,7 @@
 """Tokens to experts and back, and every form of the grouped product, against loops."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 from contracts.products import product_flops
 
 from jaxformer.ops import routing
-from jaxformer.ops.routing import collect, grouped_product, send, sort_by_expert
+from jaxformer.ops.routing import collect, combine, grouped_products, send, sort_by_expert
 
 COUNTS = ([3, 0, 5, 1], [0, 0, 0, 11], [0, 0, 0, 0], [2, 2, 2, 2])  # of 11 rows
 
@@ -37,30 +38,40 @@ def loop(x: jax.Array, matrices: jax.Array, counts: list[int]) -> jax.Array:
 def test_every_form_of_the_grouped_product_is_the_loop_over_rows(
     monkeypatch: pytest.MonkeyPatch, form: str, counts: list[int]
 ) -> None:
-    """With both gradients; in blocks of up to three rows, of which the last ones overlap."""
+    """With all gradients; in blocks of up to three rows, of which the last ones overlap."""
     if form == "ragged":
         monkeypatch.setattr(routing, "product_of_blocks", routing.ragged_product)
         monkeypatch.setattr(routing, "outer_product_of_blocks", routing.ragged_outer_product)
     monkeypatch.setattr(routing, "block_sizes", lambda rows, experts: (1, 2, 3))
-    x, matrices, weights = normal(0, 11, 6), normal(1, 4, 6, 5), normal(2, 11, 5)
-    used = sum(counts)
+    given = normal(0, 11, 6), normal(1, 4, 6, 5), normal(2, 4, 6, 3)
+    weights, used = (normal(3, 11, 5), normal(4, 11, 3)), sum(counts)
 
     def of(function: Callable) -> tuple:
-        def loss(x: jax.Array, matrices: jax.Array) -> jax.Array:
-            return jnp.sum((weights * function(x, matrices))[:used])
+        def loss(x: jax.Array, *matrices: jax.Array) -> jax.Array:
+            made = zip(weights, function(x, matrices), strict=True)
+            return sum(jnp.sum((weight * y)[:used]) for weight, y in made)
 
-        value, (of_x, of_matrices) = jax.value_and_grad(loss, (0, 1))(x, matrices)
+        value, (of_x, *of_matrices) = jax.value_and_grad(loss, (0, 1, 2))(*given)
         return value, of_x[:used], of_matrices
 
-    expected = of(lambda x, m: loop(x, m, counts))
-    for transposed in (False, True):
-        found = of(
-            lambda x, m, transposed=transposed: grouped_product(
-                x, m.swapaxes(1, 2) if transposed else m, jnp.asarray(counts), transposed
-            )
-        )
-        for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+    expected = of(lambda x, matrices: [loop(x, each, counts) for each in matrices])
+    found = of(lambda x, matrices: grouped_products(x, matrices, jnp.asarray(counts)))
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("form", [routing.product_of_blocks, routing.ragged_product])
+def test_a_product_may_be_added_to_another(
+    form: Callable, transposed: bool, counts: list[int]
+) -> None:
+    x, matrices, plus = normal(0, 11, 6), normal(1, 4, 6, 5), normal(2, 11, 5)
+    given = matrices.swapaxes(1, 2) if transposed else matrices
+    found = form(transposed, x, given, jnp.asarray(counts), plus)
+    used = sum(counts)
+    expected = (loop(x, matrices, counts) + plus)[:used]
+    np.testing.assert_allclose(found[:used], expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +88,7 @@ def test_blocks_multiply_few_rows_more_than_experts_have(
     x, matrices = jnp.zeros((rows, 3)), jnp.zeros((experts, 3, 5))
     counts = jnp.zeros(experts, int)
     smallest = 2 * sizes[0] * 3 * 5  # `product_flops` counts the cheapest branch, once
-    product = jax.make_jaxpr(lambda *given: routing.product_of_blocks(*given, False))
+    product = jax.make_jaxpr(partial(routing.product_of_blocks, False))
     assert product_flops(product(x, matrices, counts).jaxpr) == smallest
     outer = jax.make_jaxpr(routing.outer_product_of_blocks)
     assert product_flops(outer(x, jnp.zeros((rows, 5)), counts).jaxpr) == smallest
@@ -89,7 +100,8 @@ def test_a_block_reads_no_expert_without_rows() -> None:
     counts = jnp.zeros(64, int).at[5].set(1)
     visits = routing._visits(counts, 1, 1)
     assert int(visits.total) == 1
-    np.testing.assert_array_equal(grouped_product(jnp.ones((1, 3)), matrices, counts), 1.0)
+    (product,) = grouped_products(jnp.ones((1, 3)), [matrices], counts)
+    np.testing.assert_array_equal(product, 1.0)
 
 
 def test_tokens_reach_their_experts_in_order_and_come_back() -> None:
@@ -101,10 +113,11 @@ def test_tokens_reach_their_experts_in_order_and_come_back() -> None:
     assert dispatch.slot.tolist() == [[2, 0], [-1, -1], [1, 3]]
     x = normal(0, 3, 2)
     sent = send(x, dispatch)
-    np.testing.assert_array_equal(sent, [x[0], x[2], x[0], x[2], [0, 0], [0, 0]])
-    np.testing.assert_array_equal(
-        collect(sent, dispatch), [[x[0], x[0]], [[0, 0], [0, 0]], [x[2], x[2]]]
-    )
+    np.testing.assert_array_equal(sent[:4], [x[0], x[2], x[0], x[2]])
+    returned = collect(sent, dispatch)
+    np.testing.assert_array_equal(returned[0], [x[0], x[0]])
+    np.testing.assert_array_equal(returned[2], [x[2], x[2]])
+    np.testing.assert_array_equal(combine(sent, dispatch), [2 * x[0], [0, 0], 2 * x[2]])
 
 
 def test_gradients_of_sending_and_collecting_are_those_of_the_gathers() -> None:

@@ -15,7 +15,7 @@ def test_collectives_are_left_to_sparse_cores_where_there_are_some():
     assert compiler_options(Device("tpu", "TPU v5 lite")) == TPU
     assert compiler_options(Device("cpu", "cpu")) == {}
     assert described(TPU) == "2 options (LIBTPU_INIT_ARGS takes precedence)"
-    assert described(TPU | SPARSE_CORES).startswith("11 options, collectives by the SparseCores (")
+    assert described(TPU | SPARSE_CORES).startswith("12 options, collectives by the SparseCores (")
 
 
 @pytest.mark.parametrize("value", ["=false", "=true", ""])

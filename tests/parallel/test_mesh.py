@@ -43,8 +43,19 @@ def test_a_product_that_is_not_the_device_count_is_refused():
         resolve_sizes(sizes(data=2, fsdp=2), EIGHT)
     assert str(error.value) == (
         "mesh sizes multiply to 4 (data 2, stage 1, fsdp 2, expert 1, tensor 1, context 1), but "
-        "there are 8 cpu devices; set one axis, such as mesh.data, to -1 to take the rest"
+        "there are 8 cpu devices; mesh.data=-1 would do"
     )
+
+
+def test_what_would_do_instead_of_a_product_that_is_not_the_device_count():
+    for given, would_do in [
+        (sizes(data=3, fsdp=16, expert=2), "mesh.data=-1 mesh.fsdp=1 mesh.expert=1"),
+        (sizes(data=1, fsdp=16), "mesh.fsdp=-1"),
+    ]:
+        with pytest.raises(UserError, match=f"; {would_do} would do$"):
+            resolve_sizes(given, EIGHT)
+    with pytest.raises(UserError, match="but there is 1 cpu device; mesh.fsdp=-1 would do$"):
+        resolve_sizes(sizes(fsdp=4), EIGHT[:1])
 
 
 def test_an_open_axis_that_nothing_whole_is_left_for_is_refused():

@@ -48,6 +48,26 @@ def test_weights_are_split_by_fsdp_along_the_model_and_by_tensor_along_the_rest(
     )
 
 
+def test_weights_outside_of_experts_are_split_over_expert_too_where_it_divides_them():
+    def placed(names: tuple[str, ...], shape: tuple[int, ...], **overrides) -> tuple:
+        weight = nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shape, jnp.float32), names)
+        mesh = abstract_mesh(fsdp=2, expert=4)
+        shardings = parameter_shardings(mesh, {"kernel": weight}, overridden(overrides))
+        return tuple(shardings["kernel"].spec)
+
+    dense, both = ("d_model", "d_hidden"), ("fsdp", "expert")
+    assert placed(dense, (16, 6)) == (both, "tensor")
+    assert placed(dense, (12, 6)) == ("fsdp", "tensor")
+    assert placed(("experts", *dense), (4, 16, 6)) == ("expert", "fsdp", "tensor")
+    # Rules may give `expert` to another dimension, or to none.
+    split = ("tensor", "expert")
+    assert placed(dense, (16, 8), d_hidden=split) == ("fsdp", split)
+    assert placed(dense, (16, 8), d_model="fsdp") == ("fsdp", "tensor")
+    assert placed(("latent", "heads"), (16, 8), d_model="fsdp") == ("fsdp", "tensor")
+    assert placed(("latent", "heads"), (16, 8)) == (both, "tensor")
+    assert placed(("vocab", "d_model"), (6, 16), vocab=split) == (None, "fsdp")
+
+
 def test_dimensions_that_the_mesh_does_not_divide_are_listed_with_their_tensors():
     with pytest.raises(UserError) as error:
         parameter_shardings(abstract_mesh(fsdp=3, tensor=4), parameters())

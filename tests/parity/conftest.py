@@ -2,5 +2,5 @@
 
 from importlib.util import find_spec
 
-NEEDED = ("accelerate", "lm_eval", "torch", "transformers")
+NEEDED = ("accelerate", "librosa", "lm_eval", "torch", "transformers")
 collect_ignore_glob = [] if all(map(find_spec, NEEDED)) else ["test_*.py"]

@@ -16,8 +16,12 @@ from jaxformer.errors import UserError
 from jaxformer.model.config import ModelConfig
 
 Json = dict[str, Any]
-# Now a part of rope_parameters.
-OLDER = {"rope_theta", "rope_local_base_freq", "rope_scaling", "partial_rotary_factor"}
+# What `transformers` no longer writes as fields of its classes: parts of rope_parameters, and keys of T5.
+OLDER = {
+    *("rope_theta", "rope_local_base_freq", "rope_scaling", "partial_rotary_factor"),
+    *("global_rope_theta", "local_rope_theta"),
+    *("n_positions", "tie_word_embeddings"),
+}
 CASES = [(name, path) for name in CONFIGS for path in keys(name)]
 IDS = [f"{name}-{'.'.join(path)}" for name, path in CASES]
 

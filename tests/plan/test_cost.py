@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxformer.parallel.rounds import FURTHER
 from jaxformer.plan.collectives import Collective
 from jaxformer.plan.cost import read_cost
 from jaxformer.plan.work import Work
@@ -131,6 +132,24 @@ def test_a_loop_without_a_known_limit_is_named():
     cost = read_cost(text)
     assert cost.endless == ["loop"]
     assert cost.cycles == 3 * 100
+
+
+def test_rounds_that_equally_busy_experts_do_not_need_are_not_counted():
+    def products(needed, x):
+        with jax.named_scope(FURTHER):
+            return jax.lax.fori_loop(1, needed, lambda _, x: x @ x, x @ x)
+
+    arguments = (jnp.asarray(3), jnp.zeros((8, 8)))
+    cost = read_cost(jax.jit(products).lower(*arguments).compile().as_text())
+    assert (cost.endless, cost.flops) == ([], 2 * 8**3)
+
+
+def test_a_ragged_exchange_has_the_bytes_of_its_smaller_side():
+    """The other one has room for more."""
+    operands = "(%left, %right, %i, %i, %i, %i)"
+    text = LOOPS.replace("all-gather(%right)", f"ragged-all-to-all{operands}")
+    (sent,) = (one for one in read_cost(text).collectives if "ragged" in one.kind)
+    assert sent.bytes == min(8 * 32, 32 * 16) * 2
 
 
 def test_a_product_with_a_batch_is_a_convolution_that_meets_every_place_once():

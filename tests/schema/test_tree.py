@@ -1,5 +1,7 @@
 from jaxformer.config import Config, DataConfig, OptimizerUnion, TrainConfig
-from jaxformer.model.config import InitConfig, LayerConfig, ModelConfig
+from jaxformer.model.config import ModelConfig
+from jaxformer.model.dims import InitConfig
+from jaxformer.model.layer import LayerConfig
 from jaxformer.schema.tree import (
     choices,
     describe,
@@ -31,18 +33,18 @@ def test_sections_and_lists_are_described_by_their_keys():
         "a section whose kind is adamw, lion, adafactor, muon or sgd"
     )
     assert describe_field(LayerConfig.model_fields["positions"]) == (
-        "a section whose kind is none, learned, sinusoidal, rope or alibi or null"
+        "a section whose kind is none, learned, sinusoidal, sinusoidal_2d, convolution, rope, "
+        "axial_rope, alibi or relative or null"
     )
 
 
 def test_every_key_of_the_configuration_can_be_described():
-    def visit(section):
+    sections = [Config]
+    for section in sections:  # the loop adds to the list that it reads
         for field in section.model_fields.values():
             assert describe_field(field)
-            for inner in section_classes(field.annotation):
-                visit(inner)
-
-    visit(Config)
+            inner = section_classes(field.annotation)  # a mixer may hold a mixer
+            sections += [each for each in inner if each not in sections]
 
 
 def test_a_union_is_selected_by_kind_and_a_lone_class_by_itself():

@@ -12,6 +12,7 @@ from jaxformer.checkpoint.lora import merged
 from jaxformer.config import Config
 from jaxformer.model.language_model import build_model
 from jaxformer.model.parameter_paths import by_path
+from jaxformer.ops import routing
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.parallel.rules import batch_sharding, put_batch
 from jaxformer.run import load
@@ -24,6 +25,14 @@ from tests.runs import assert_same_arrays, make_config, results, saved_arrays
 from tests.train.test_loop import signal_at_step
 
 ROWS, LENGTH = 16, 32
+
+
+@pytest.fixture(autouse=True, scope="module")
+def two_sizes_of_blocks():
+    """Each size of a block is compiled for every product; tests/ops/test_routing.py has all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(routing, "UNITS", 2)
+        yield
 
 
 def program_of(balance: dict, rows: int = ROWS, **train: object) -> Program:

@@ -78,6 +78,7 @@ def test_norms_and_biases_of_a_model_do_not_decay_and_kernels_do():
         **MODEL,
         "mixer": {"kind": "attention", "num_heads": 2, "qkv_bias": True, "qk_norm": True},
         "norm": {"kind": "layer", "bias": True},
+        "positions": {"kind": "relative"},
         "pattern": [{}, {}],
         "num_layers": 3,
         "tie_embeddings": False,

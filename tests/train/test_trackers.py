@@ -9,7 +9,9 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import wandb
 from mlflow import MlflowClient
@@ -21,6 +23,7 @@ from jaxformer.arena.match import Matched
 from jaxformer.config import RunConfig
 from jaxformer.config.loading import load_config
 from jaxformer.errors import UserError
+from jaxformer.evaluate.samples import Sample
 from jaxformer.paths import locate_path
 from jaxformer.train import run as training
 from jaxformer.train import trackers
@@ -37,6 +40,10 @@ from tests.runs import MODEL, finish, make_config, start_training, write_config
 
 ALL = ["tensorboard", "wandb", "mlflow", "trackio"]
 LOCAL = {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}
+PICTURES = [  # in colour, and grey as a spectrogram
+    Sample(np.full((4, 5, 3), 200, np.uint8), "cat, taken for dog"),
+    Sample(np.arange(12, dtype=np.uint8).reshape(4, 3, 1), "said: a; heard: b"),
+]
 Held = list[tuple[int, str, float]]  # step, name, value
 
 
@@ -56,7 +63,10 @@ def folder(tmp_path_factory) -> Iterator[Path]:
 def tracked(folder) -> Path:
     """A run with all trackers, which was left alone."""
     config = make_config(
-        folder, train={"layer_statistics": {"every": 6}}, run={"trackers": ALL, "group": "a-group"}
+        folder,
+        train={"layer_statistics": {"every": 6}},
+        eval={"sample_tokens": 16},
+        run={"trackers": ALL, "group": "a-group"},
     )
     assert train(config) == 0
     wandb.teardown()  # processes started from here on would share this one's service
@@ -309,11 +319,23 @@ def test_tensorboard_has_the_scalars_and_the_text(tmp_path):
     board = TensorBoard(tmp_path, 0, BEFORE_ALL)
     board.write(Position(3, 1), {"train/loss": 1.5, "eval/loss": 2.5})
     board.write_text("sample", "once upon", 3)
+    board.write_pictures("samples", PICTURES, 3)
     board.close()
     (events,) = tmp_path.glob("events.*")
     content = events.read_bytes()
-    for part in (b"train/loss", b"eval/loss", b"once upon"):
+    for part in (b"train/loss", b"eval/loss", b"once upon", b"samples/1", b"samples/2"):
         assert part in content
+
+
+def test_wandb_has_pictures_with_their_captions(monkeypatch):
+    told = []
+    board = object.__new__(wandb_tracker.WandB)
+    board._run = SimpleNamespace(log=told.append)
+    board.write_pictures("samples", PICTURES, 3)
+    [row] = told
+    assert row["step"] == 3
+    assert [each._caption for each in row["samples"]] == [each.caption for each in PICTURES]
+    assert [each.image.size for each in row["samples"]] == [(5, 4), (3, 4)]
 
 
 def test_a_tracker_whose_package_is_missing_is_refused_before_devices_are_touched(

@@ -146,14 +146,17 @@ def _rates(arena: ArenaConfig, found: Entries, task: str) -> Figure | None:
 
 
 def _costs(arena: ArenaConfig, matched: Matched, found: Entries, task: str) -> list[Figure]:
-    """Quality against the cost of decoding, with the Pareto front."""
+    """Quality against the state that decoding keeps, if all have one, and against FLOPs, with the
+    Pareto front."""
     metric = main_metric(arena, task)
     made = []
     for label, of in (
         ("bytes of decoding state", lambda sizes: sizes.state_bytes),
-        ("FLOPs of a decoded token", lambda sizes: sizes.training_flops / 3),
+        ("FLOPs per token", lambda sizes: sizes.training_flops / 3),
     ):
         places = {name: float(of(matched.sizes[task, name])) for name in arena.contestants}
+        if not all(places.values()):
+            continue
         series = [
             Series(name, tuple(_point(places[name], found[task, name].interval(metric))))
             for name in arena.contestants

@@ -20,7 +20,8 @@ import tensorstore
 
 from jaxformer.checkpoint.interop.blocks import contiguous_blocks
 from jaxformer.checkpoint.interop.rules import Shape
-from jaxformer.model.config import ModelConfig
+from jaxformer.model.accounting import ENCODER_PATH
+from jaxformer.model.trunk_config import TrunkConfig
 from jaxformer.paths import is_remote
 from jaxformer.reading import read_json_object
 
@@ -29,10 +30,15 @@ Place = tuple[int, ...]  # indices of an array's first axes
 PIECE = 1 << 26  # bytes per file: of larger ones, devices would read parts that they do not need
 
 
-def leaf_of(path: str, model: ModelConfig) -> tuple[str, Place]:
+def leaf_of(path: str, model: TrunkConfig) -> tuple[str, Place]:
     """`layers/3/mixer/skip` → the stacked array that it is a part of, and its place there, which is
-    () for the whole of an array. `#5` at the end of a path is the part of expert 5.
+    () for the whole of an array. `#5` at the end of a path is the part of expert 5; `encoder/` at
+    its beginning is that of the model's encoder.
     """
+    encoder = getattr(model, "encoder", None)
+    if encoder is not None and path.startswith(ENCODER_PATH):
+        leaf, place = leaf_of(path.removeprefix(ENCODER_PATH), encoder)
+        return ENCODER_PATH + leaf, place
     path, _, expert = path.partition("#")
     own = (int(expert),) if expert else ()
     if not path.startswith("layers/"):
@@ -49,7 +55,8 @@ def leaf_of(path: str, model: ModelConfig) -> tuple[str, Place]:
 
 def _stacked(path: str) -> int:
     """How many axes of an array stack what is read and written one by one: layers, and experts."""
-    return path.startswith("stack/groups/") + ("/experts_" in path)
+    in_groups = path.removeprefix(ENCODER_PATH).startswith("stack/groups/")
+    return in_groups + ("/experts_" in path)
 
 
 class ParameterWriter:

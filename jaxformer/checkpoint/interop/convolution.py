@@ -1,4 +1,4 @@
-"""Short convolutions: from torch's layout to ours, and back."""
+"""Convolutions over a sequence: from torch's layout to ours, and back."""
 
 from dataclasses import dataclass
 
@@ -18,8 +18,19 @@ class Taps:
         return ours[::-1].T[:, None]
 
 
+@dataclass(frozen=True)
+class ConvolutionKernel:
+    """torch's [channels out, channels in, width]; ours has its axes the other way round."""
+
+    def to_ours(self, theirs: np.ndarray, shape: Shape) -> np.ndarray:
+        return theirs.T
+
+    def to_theirs(self, ours: np.ndarray) -> np.ndarray:
+        return ours.T
+
+
 def convolution_rules(theirs: str, ours: str) -> list[Rule]:
-    """A depthwise convolution with biases."""
+    """A short depthwise convolution with biases."""
     return [
         row(f"{theirs}.weight", f"{ours}/kernel", Taps()),
         row(f"{theirs}.bias", f"{ours}/bias", Vector()),

@@ -12,6 +12,8 @@ from jaxformer.model.config import ModelConfig
 from jaxformer.model.layer import Layer
 from jaxformer.model.mixers import MixerConfig
 from jaxformer.model.mixers.attention import AttentionConfig
+from jaxformer.model.mixers.options import has_bias
+from jaxformer.model.trunk_config import TrunkConfig
 
 Json = dict[str, Any]
 M = TypeVar("M", bound=MixerConfig)
@@ -42,7 +44,7 @@ def attention_rules(mixer: AttentionConfig, norm: Transform = VECTOR) -> list[Ru
             parts = ("query/kernel", "gate/kernel")
             rules.append(Rule("q_proj.weight", parts, Linear(), groups=mixer.num_heads))
         else:
-            rules += linear_rules(ATTENTION[ours], ours, mixer.qkv_bias)
+            rules += linear_rules(ATTENTION[ours], ours, has_bias(mixer.qkv_bias, ours))
     rules += linear_rules(ATTENTION["output"], "output", mixer.output_bias, inputs=2)
     rules += [row("sinks", "sink_logit")] if mixer.sink_logit else []
     norms = {"q_norm": "query_norm", "k_norm": "key_norm"} if mixer.qk_norm else {}
@@ -57,6 +59,12 @@ def gated_ffn_rules(layer: Layer) -> list[Rule]:
 def norm_rules(names: dict[str, str], transform: Transform = VECTOR) -> list[Rule]:
     """RMSNorms, {theirs: ours}."""
     return [row(f"{theirs}.weight", f"{ours}/scale", transform) for theirs, ours in names.items()]
+
+
+def layer_norm_rules(theirs: str, ours: str, bias: bool = True) -> list[Rule]:
+    """A LayerNorm, perhaps without a bias."""
+    scale = row(f"{theirs}.weight", f"{ours}/scale")
+    return [scale, row(f"{theirs}.bias", f"{ours}/bias")] if bias else [scale]
 
 
 def layer_rules(
@@ -263,7 +271,7 @@ def layer_type(window: int | None) -> str:
     return "full_attention" if window is None else "sliding_attention"
 
 
-def first_layer(model: ModelConfig) -> Layer:
+def first_layer(model: TrunkConfig) -> Layer:
     return model.pattern_layers()[0]
 
 
@@ -313,7 +321,7 @@ def usual_scale(head_dim: int) -> float:
     return 1 / math.sqrt(head_dim)
 
 
-def embedding_scale(model: ModelConfig) -> float:
+def embedding_scale(model: TrunkConfig) -> float:
     """What embeddings are multiplied by."""
     scale = model.scale_embeddings
     return math.sqrt(model.d_model) if scale is True else scale or 1.0

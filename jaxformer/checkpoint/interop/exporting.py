@@ -8,23 +8,36 @@ from typing import Any
 
 import numpy as np
 
+from jaxformer.checkpoint.interop import sound
 from jaxformer.checkpoint.interop.blocks import contiguous_blocks
 from jaxformer.checkpoint.interop.checkpoint_files import ParameterReader, leaf_of
+from jaxformer.checkpoint.interop.ctc_tokenizer import to_vocabulary
 from jaxformer.checkpoint.interop.families import choose_family
 from jaxformer.checkpoint.interop.family import Family
-from jaxformer.checkpoint.interop.folder import INDEX
+from jaxformer.checkpoint.interop.folder import (
+    INDEX,
+    PREPROCESSOR,
+    TOKENIZER_CONFIG,
+    VOCABULARY,
+)
 from jaxformer.checkpoint.interop.merged import MergedParameters
+from jaxformer.checkpoint.interop.pictures import labels, preprocessor_config
 from jaxformer.checkpoint.interop.rules import Rule
 from jaxformer.checkpoint.interop.safetensors import size_of, write_file
 from jaxformer.checkpoint.interop.source import TensorInfo
 from jaxformer.checkpoint.interop.table import Table
 from jaxformer.checkpoint.interop.tokenizer_folder import write_tokenizer_folder
+from jaxformer.checkpoint.interop.towers import TEXT
 from jaxformer.checkpoint.manifest import differences
 from jaxformer.checkpoint.weights import Weights, find_weights
-from jaxformer.data.tokenizers import load_tokenizer
+from jaxformer.config import Config
+from jaxformer.data.class_names import ClassNames
+from jaxformer.data.pairs import decoder_start
+from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.errors import UserError
 from jaxformer.model.accounting import FURTHER_PATH
 from jaxformer.model.config import ModelConfig
+from jaxformer.model.inputs import RawConfig
 from jaxformer.paths import is_remote, nearest_existing
 from jaxformer.terminal import progress, say
 
@@ -32,8 +45,11 @@ SHARD_BYTES = 5_000_000_000
 
 Json = dict[str, Any]
 
+NO_ENDS: Json = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+
 # Depths whose parameters are those of all layers once; transformers does not know their exits.
 SAME_LAYERS = ("fixed", "exits")
+SAME_INPUTS = ("tokens", "typed_tokens", "patches", "raw")
 
 
 def export_model(
@@ -61,11 +77,12 @@ def export_model(
     weights = find_weights(run, overrides)
     config = weights.config
     tokenizer = load_tokenizer(config.data.tokenizer, config.data.add_bos)
-    if config.model.depth.kind not in SAME_LAYERS or config.model.inputs.kind != "tokens":
+    inputs = config.model.inputs.kind
+    if config.model.depth.kind not in SAME_LAYERS or inputs not in SAME_INPUTS:
         raise UserError(
             f"{weights.where} has model.depth {config.model.depth.kind} and model.inputs "
-            f"{config.model.inputs.kind}, which no model of transformers has; allowed: depth "
-            f"{' or '.join(SAME_LAYERS)}, inputs tokens"
+            f"{inputs}, which no model of transformers has; allowed: depth "
+            f"{' or '.join(SAME_LAYERS)}, inputs {' or '.join(SAME_INPUTS)}"
         )
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
     model = config.model.model_copy(update={"vocab_size": vocab_size})
@@ -98,13 +115,31 @@ def export_model(
         if "max_position_embeddings" in family.defaults:
             longest = max(stage.sequence_length for stage in config.data.of_stages)
             options.setdefault("max_position_embeddings", longest)
-        ends: Json = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
         stands_in = tokenizer.vocab_size > vocab_size or _has_none(weights)
-        if not stands_in:
-            ends |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-            _write_json(building / "generation_config.json", ends)
-            write_tokenizer_folder(tokenizer, building)
-        _write_json(building / "config.json", options | ends)
+        if isinstance(tokenizer, ClassNames):
+            del options["num_labels"]
+            options |= labels(tokenizer.names, vocab_size)
+        elif isinstance(model.inputs, RawConfig):
+            options |= _ends_of_sound(config, tokenizer)
+            _write_json(building / PREPROCESSOR, sound.preprocessor_config(model.inputs))
+            if not stands_in:
+                _write_vocabulary(building, tokenizer)
+        else:
+            ends = dict(NO_ENDS)
+            if not stands_in:
+                ends |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+                _write_json(building / "generation_config.json", ends)
+                write_tokenizer_folder(tokenizer, building)
+                if TEXT in family.parts and config.data.images is not None:
+                    # Where transformers looks for the end of a text.
+                    options[TEXT] |= ends | {"pad_token_id": config.data.images.fill}
+            if config.data.pairs is not None:
+                options["decoder_start_token_id"] = decoder_start(config.data, tokenizer)
+            options |= ends
+        if config.data.images is not None:
+            preprocessor = preprocessor_config(config, family.image_processor)
+            _write_json(building / PREPROCESSOR, preprocessor)
+        _write_json(building / "config.json", options)
         _write_tensors(table, reader, building, dtype, str(run))
         if out.exists():
             out.rmdir()
@@ -112,6 +147,21 @@ def export_model(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return options
+
+
+def _ends_of_sound(config: Config, tokenizer: Tokenizer) -> Json:
+    """The blank of CTC as the padding, as transformers calls it."""
+    blank = getattr(config.train.objective, "blank", None)
+    return NO_ENDS | {"pad_token_id": tokenizer.vocab_size - 1 if blank is None else blank}
+
+
+def _write_vocabulary(folder: Path, tokenizer: Tokenizer) -> None:
+    files = to_vocabulary(tokenizer)
+    if files is None:
+        say(f"leaving out the tokenizer: it is not of characters, and no {VOCABULARY} can hold it")
+        return
+    for file, content in zip((VOCABULARY, TOKENIZER_CONFIG), files, strict=True):
+        _write_json(folder / file, content)
 
 
 def _has_none(weights: Weights) -> bool:
@@ -146,9 +196,9 @@ def _write_tensors(
     """Write in the order of our arrays, each of which holds those of several layers."""
     rules = sorted(table.rules, key=lambda rule: leaf_of(rule.ours[0], table.model)[0])
     infos = {
-        name: TensorInfo(rule.shape(table.shapes(rule)), dtype)
+        name: TensorInfo(shape, dtype)
         for rule in rules
-        for name in rule.names
+        for name, shape in table.stored(rule).items()
     }
     shards = _shards(infos)
     done = 0

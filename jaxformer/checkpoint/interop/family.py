@@ -28,6 +28,11 @@ class Family:
     unused: a pattern for the names of tensors that are not read, most of which hold no parameters.
     aliases: parts of tensor names, each with what some files have instead.
     copies: patterns for names of tensors that are stored again, each with the name of the first.
+    fresh: names of tensors that a file may lack all together; ours are zeros then.
+    parts: the keys of config.json that describe the parts of a model of several.
+    reads: the kind of data, `data.kind`.
+    image_processor: of preprocessor_config.json, where it reads pictures.
+    objective: `train.objective`, where it is not the next token's.
     as_stored: config.json and the names of the tensors → config.json with what these alone tell.
     """
 
@@ -42,6 +47,11 @@ class Family:
     unused: str = INVERSE_FREQUENCIES
     aliases: tuple[tuple[str, str], ...] = ()
     copies: tuple[tuple[str, str], ...] = ()
+    fresh: Collection[str] = ()
+    parts: Collection[str] = ()
+    reads: str = "text"
+    image_processor: str = "ViTImageProcessor"
+    objective: Json | None = None
     as_stored: Callable[[Json, Collection[str]], Json] = lambda config, tensors: config
 
     def read(self, config: Json, name: str = "config.json") -> Json:

@@ -10,12 +10,24 @@ from jaxformer.checkpoint.run_directory import flat
 from jaxformer.errors import UserError
 from jaxformer.model.channel_mixers.moe import MoEConfig
 from jaxformer.model.config import ModelConfig
+from jaxformer.model.contrastive import ContrastiveConfig
 from jaxformer.model.layer import Layer
 from jaxformer.model.mixers.attention import AttentionConfig
+from jaxformer.model.mixers.cross_attention import CrossAttentionConfig
 from jaxformer.model.mixers.gated_delta import GatedDeltaConfig
 from jaxformer.model.mixers.latent_attention import LatentAttentionConfig
 from jaxformer.model.mixers.mamba import MambaConfig
+from jaxformer.model.trunk_config import TrunkConfig
 from jaxformer.schema.explanations import show
+
+# What follows from the layers, is of the start alone, or is in another file than config.json.
+ELSEWHERE: Any = {
+    **dict.fromkeys(("mixer", "ffn", "first", "pattern", "positions", "init"), True),
+    "inputs": {"mean", "std", "sample_rate"},
+    "outputs": {"scale"},
+    "encoder": True,
+    "residual": {"dropout"},
+}
 
 
 def fit(family: Family, model: ModelConfig) -> tuple[Json, list[str]]:
@@ -53,15 +65,19 @@ def _named(numbers: list[str], num_layers: int) -> str:
     return f"layer{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
 
 
-def described(model: ModelConfig) -> dict[str, Any]:
+def described(model: TrunkConfig) -> dict[str, Any]:
     """All that affects the logits, spelt out, however the configuration says it."""
     whole = {
         "layers": {
             str(index): _layer(layer, model.d_model) for index, layer in enumerate(model.layers())
         },
-        **model.model_dump(exclude={"mixer", "ffn", "first", "pattern", "positions", "init"}),
+        **model.model_dump(exclude=ELSEWHERE),
     }
     whole["scale_embeddings"] = embedding_scale(model)
+    if isinstance(model, ModelConfig):
+        whole["encoder"] = None if model.encoder is None else described(model.encoder)
+        if isinstance(model.outputs, ContrastiveConfig) and model.outputs.bias is not None:
+            whole["outputs"]["bias"] = "given"  # at the start, it is any number
     return flat(whole)
 
 
@@ -70,12 +86,12 @@ def _layer(layer: Layer, d_model: int) -> Json:
     positions = layer.positions.model_dump()
     if layer.positions.kind == "rope":
         positions.pop("max_length")
-    if isinstance(layer.mixer, AttentionConfig):
+    if isinstance(layer.mixer, AttentionConfig | CrossAttentionConfig):
         head_dim = layer.mixer.head_size(d_model)
         mixer["num_kv_heads"], mixer["head_dim"] = layer.mixer.kv_heads, head_dim
         mixer["scale"] = layer.mixer.scale or usual_scale(head_dim)
-        if not layer.mixer.qk_norm:
-            mixer.pop("qk_norm_eps")
+        if not mixer.get("qk_norm"):
+            mixer.pop("qk_norm_eps", None)
     if isinstance(layer.mixer, LatentAttentionConfig):
         mixer["scale"] = layer.mixer.logit_scale
     if isinstance(layer.mixer, MambaConfig):
@@ -90,4 +106,4 @@ def _layer(layer: Layer, d_model: int) -> Json:
             ffn.pop("group_score")
         if layer.ffn.shared is not None:
             ffn["shared"] = {"width": layer.ffn.shared_width, "gate": layer.ffn.shared.gate}
-    return {"mixer": mixer, "ffn": ffn, "positions": positions}
+    return {"mixer": mixer, "ffn": ffn, "positions": positions, "mixer_norm": layer.mixer_norm}

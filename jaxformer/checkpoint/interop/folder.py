@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxformer.checkpoint.interop.ctc_tokenizer import from_vocabulary
 from jaxformer.checkpoint.interop.safetensors import Place, read_header
 from jaxformer.checkpoint.interop.source import TensorInfo
 from jaxformer.data.text_ends import read_settings
@@ -18,6 +19,8 @@ from jaxformer.reading import read_json_object
 
 AHEAD = 1 << 26  # bytes to prefetch
 INDEX = "model.safetensors.index.json"
+PREPROCESSOR = "preprocessor_config.json"
+VOCABULARY = "vocab.json"
 ADAPTER = "adapter_config.json"
 ADAPTED = r"(^|\.)(lora_\w+|base_model|base_layer|modules_to_save)\."
 SHARD = r"(.*-)(\d+)-of-(\d+)(\.safetensors)"
@@ -43,6 +46,8 @@ class HuggingFaceFolder:
         self._root = (root or folder).resolve()
         self._refuse_adapter()
         self.config: dict[str, Any] = self._json("config.json")
+        has_preprocessor = (folder / PREPROCESSOR).exists()
+        self.preprocessor: dict[str, Any] = self._json(PREPROCESSOR) if has_preprocessor else {}
         self._places = self._find()
         self.tensors: Mapping[str, TensorInfo] = {
             name: place.info for name, place in self._places.items()
@@ -72,6 +77,16 @@ class HuggingFaceFolder:
         if (self._folder / TEMPLATE).exists():
             settings["chat_template"] = self._file(TEMPLATE).read_text("utf-8")
         (folder / TOKENIZER_CONFIG).write_text(json.dumps(settings, indent=2), "utf-8")
+        return True
+
+    def write_vocabulary(self, folder: Path) -> bool:
+        if not (self._folder / VOCABULARY).exists():
+            return False
+        settings = read_settings(self.name, self._found)
+        files = from_vocabulary(self._json(VOCABULARY), settings, self.name)
+        for file, content in zip((TOKENIZER, TOKENIZER_CONFIG), files, strict=True):
+            text = json.dumps(content, indent=2, ensure_ascii=False)
+            (folder / file).write_text(text, "utf-8")
         return True
 
     def _found(self, name: str) -> Path | None:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,6 +71,7 @@ class GGUFFile:
             vocab_size=self.tensors["model.embed_tokens.weight"].shape[0],
             rope_factors=None if factors is None else np.array(factors.data, np.float32),
         )
+        self.preprocessor: dict[str, Any] = {}
         self._tokenizer = tokenizer_files(metadata)
 
     def read(self, name: str) -> np.ndarray:
@@ -101,6 +103,10 @@ class GGUFFile:
         for name, content in (self._tokenizer or {}).items():
             (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1), "utf-8")
         return self._tokenizer is not None
+
+    def write_vocabulary(self, folder: Path) -> bool:
+        """False: no such file is of sound."""
+        return False
 
 
 def _halves(rows: np.ndarray, num_heads: int) -> np.ndarray:

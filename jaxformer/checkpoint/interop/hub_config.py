@@ -12,7 +12,7 @@ HARMLESS = re.compile(
     r"_.*|unsloth_.*|architectures|auto_map|model_type|name_or_path|transformers_version|dtype"
     r"|torch_dtype|use_cache|cache_implementation|initializer_.*|pretraining_tp|(bos|eos|pad)_token_id"
     r"|(id2label|label2id|num_labels|problem_type)|task_specific_params|summary_.*|n_ctx"
-    r"|(attention|hidden|residual|embedding|attn|embd|resid)_(dropout|pdrop|dropout_prob)|dropout"
+    r"|(attention(_probs)?|hidden|residual|embedding|attn|embd|resid)_(dropout|pdrop|dropout_prob)|(classifier_)?dropout"
     r"|output_(attentions|hidden_states|scores)|return_dict(_in_generate)?|torchscript|use_bfloat16"
     r"|chunk_size_feed_forward|is_decoder|use_flash_attention(_2)?|attn_implementation|do_sample"
     r"|max_length|max_new_tokens|temperature|top_k|top_p|repetition_penalty|num_return_sequences"

@@ -16,23 +16,31 @@ from pydantic import ValidationError
 from jaxformer.checkpoint import integrity
 from jaxformer.checkpoint.interop.checkpoint_files import ParameterWriter, leaf_of
 from jaxformer.checkpoint.interop.families import family_of
+from jaxformer.checkpoint.interop.family import Family
+from jaxformer.checkpoint.interop.folder import VOCABULARY
+from jaxformer.checkpoint.interop.pictures import class_names, preparation
 from jaxformer.checkpoint.interop.quantized import dequantised
 from jaxformer.checkpoint.interop.rules import Rule
+from jaxformer.checkpoint.interop.sound import sample_rate
 from jaxformer.checkpoint.interop.source import Source
 from jaxformer.checkpoint.interop.table import Table
 from jaxformer.checkpoint.manifest import git_revision, source_hash, versions
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.config import Config
+from jaxformer.data.class_names import ClassNames
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.errors import UserError
+from jaxformer.model.inputs import RawConfig
 from jaxformer.paths import is_remote, nearest_existing
 from jaxformer.reading import read_json_object
-from jaxformer.run_files import TOKENIZER
+from jaxformer.run_files import CLASSES, TOKENIZER
 from jaxformer.schema.explanations import explain
 from jaxformer.terminal import progress, say
 
+Json = dict[str, Any]
+
 LONGEST_ROW = 1024  # tokens, in the run's configuration for fine-tuning; users may set more
-FINE_TUNING = {
+FINE_TUNING: Json = {
     "train": {"steps": 1000, "batch_size": 8},
     "optimizer": {
         "kind": "adamw",
@@ -64,15 +72,18 @@ def import_model(source: Source, out: Path) -> Config:
     stored = family.as_stored(source.config, source.tensors)
     model = family.read(stored, f"{source.name}: config.json")
 
+    kinds = {"images": _of_pictures, "audio": _of_sound, "pairs": _of_pairs}
+    make_sections = kinds.get(family.reads, _of_text)
+    if family.reads == "images" and model.get("encoder") is not None:
+        make_sections = _of_pictures_and_texts
     building = out.with_name(f".{out.name}.importing")
     shutil.rmtree(building, ignore_errors=True)
     try:
         building.mkdir(parents=True)
-        (building / TOKENIZER).mkdir()
-        has_tokenizer = source.write_tokenizer(building / TOKENIZER)
-        if not has_tokenizer:
-            (building / TOKENIZER).rmdir()
-        config = _config(model, out, has_tokenizer, source.name)
+        sections = make_sections(source, family, model, building / TOKENIZER, out)
+        train = _training(family, building / TOKENIZER, source)
+        run = {"dir": str(out)}
+        config = _config({**FINE_TUNING, **sections, "train": train, "run": run}, source.name)
         tokenizer = _tokenizer(config, building, source.name)
         table = Table(family, config.model)
         rules = table.rules_of(source.tensors, source.name)
@@ -90,16 +101,150 @@ def import_model(source: Source, out: Path) -> Config:
     return config
 
 
-def _config(model: dict[str, Any], out: Path, has_tokenizer: bool, name: str) -> Config:
-    longest = model["positions"].get("max_length") or LONGEST_ROW
-    tokenizer = str(out.absolute() / TOKENIZER) if has_tokenizer else "bytes"
+def _of_text(source: Source, family: Family, model: Json, tokenizer: Path, out: Path) -> Json:
+    """The sections of a model of text, whose tokenizer is written."""
+    tokenizer.mkdir()
+    has_tokenizer = source.write_tokenizer(tokenizer)
     if not has_tokenizer:
+        tokenizer.rmdir()
         say(
-            f"{name} has no tokenizer.json: data.tokenizer of {out} is 'bytes'; set the right one "
-            f"in its config.yaml"
+            f"{source.name} has no tokenizer.json: data.tokenizer of {out} is 'bytes'; set the "
+            f"right one in its config.yaml"
         )
-    data = {"tokenizer": tokenizer, "sequence_length": min(longest, LONGEST_ROW)}
-    sections = {"model": model, "data": data, "run": {"dir": str(out)}, **FINE_TUNING}
+    longest = model["positions"].get("max_length") or LONGEST_ROW
+    data = {
+        "tokenizer": str(out.absolute() / TOKENIZER) if has_tokenizer else "bytes",
+        "sequence_length": min(longest, LONGEST_ROW),
+    }
+    return {"model": model, "data": data}
+
+
+def _of_pictures(source: Source, family: Family, model: Json, tokenizer: Path, out: Path) -> Json:
+    """The sections of a model of pictures, whose classes are written. Its source of pictures is a
+    folder in the run that nobody has made yet."""
+    inputs = model["inputs"]
+    normalization, images = preparation(source, inputs["size"], family.image_processor)
+    names = class_names(source.config, model["vocab_size"], source.name)
+    tokenizer.mkdir()
+    classes = ClassNames("classes", names)
+    (tokenizer / CLASSES).write_text(classes.as_json() + "\n", "utf-8")
+    data = {
+        "kind": "images",
+        "source": f"imagefolder:{out.absolute() / 'pictures'}",
+        "images": {**images, "channels": inputs["channels"]},
+        "tokenizer": str(out.absolute() / TOKENIZER),
+        "sequence_length": model["positions"]["max_length"] - 1,
+    }
+    return {"model": {**model, "inputs": inputs | normalization}, "data": data}
+
+
+def _of_pictures_and_texts(
+    source: Source, family: Family, model: Json, tokenizer: Path, out: Path
+) -> Json:
+    """The sections of a model that compares pictures with texts, whose tokenizer is written. Its
+    source is a folder in the run that nobody has made yet."""
+    encoder = model["encoder"]
+    inputs = encoder["inputs"]
+    normalization, images = preparation(source, inputs["size"], family.image_processor)
+    sections = _of_text(source, family, model, tokenizer, out)
+    data = {
+        **sections["data"],
+        "kind": "images",
+        "source": f"imagefolder:{out.absolute() / 'pictures'}",
+        "images": {
+            **images,
+            "channels": inputs["channels"],
+            "text": "text",
+            "fill": _padding(source, tokenizer) if model["order"] == "full" else None,
+        },
+    }
+    encoder = {**encoder, "inputs": inputs | normalization}
+    return {"model": {**model, "encoder": encoder}, "data": data}
+
+
+def _of_pairs(source: Source, family: Family, model: Json, tokenizer: Path, out: Path) -> Json:
+    """The sections of a model that reads a text and writes another, whose tokenizer is written. Its
+    source is a file in the run that nobody has made yet."""
+    sections = _of_text(source, family, model, tokenizer, out)
+    length = model["encoder"]["length"]
+    data = {
+        **sections["data"],
+        "kind": "pairs",
+        "source": f"jsonl:{out.absolute() / 'pairs.jsonl'}",
+        "pairs": {
+            "source": "source",
+            "target": "target",
+            "source_length": length,
+            "start": source.config.get("decoder_start_token_id", 0),
+        },
+        "sequence_length": length,
+    }
+    return {**sections, "data": data}
+
+
+def _padding(source: Source, folder: Path) -> int:
+    """The id that the text model sees behind the end of texts."""
+    tokenizer = load_tokenizer(str(folder)) if folder.exists() else None
+    name = getattr(tokenizer, "named_specials", {}).get("pad_token")
+    if tokenizer is not None and name is not None and name in tokenizer.specials:
+        return tokenizer.specials[name]
+    stated = source.config.get("text_config", {}).get("pad_token_id")
+    return 1 if stated is None else stated  # SigLIP's
+
+
+def _of_sound(source: Source, family: Family, model: Json, tokenizer: Path, out: Path) -> Json:
+    """The sections of a model of sound, whose tokenizer is written. Its source of recordings is a
+    folder in the run that nobody has made yet."""
+    rate = sample_rate(source)
+    tokenizer.mkdir()
+    has_tokenizer = source.write_vocabulary(tokenizer)
+    if not has_tokenizer:
+        tokenizer.rmdir()
+        say(
+            f"{source.name} has no {VOCABULARY}: data.tokenizer of {out} is 'bytes'; to train on "
+            f"texts of your own, give init.from={out} init.partial=[head,head_bias] "
+            f"data.tokenizer=characters model.vocab_size=null train.objective.blank=null"
+        )
+    inputs = {**model["inputs"], "sample_rate": rate}
+    data = {
+        "kind": "audio",
+        "source": f"audiofolder:{out.absolute() / 'recordings'}",
+        "audio": {
+            "sample_rate": rate,
+            "samples_per_place": RawConfig.model_validate(inputs).samples,
+            "text": "text",
+        },
+        "tokenizer": str(out.absolute() / TOKENIZER) if has_tokenizer else "bytes",
+        "sequence_length": LONGEST_ROW,
+    }
+    return {"model": {**model, "inputs": inputs}, "data": data}
+
+
+def _training(family: Family, tokenizer: Path, source: Source) -> Json:
+    """The section `train`, with the family's objective: the tokenizer has the mask, and config.json
+    the blank, which is the padding."""
+    train, objective = FINE_TUNING["train"], family.objective
+    if objective is None:
+        return train
+    if objective["kind"] == "masked_tokens":
+        objective = {**objective, "mask_id": _mask_id(tokenizer, source.name)}
+    if objective["kind"] == "ctc":
+        objective = {**objective, "blank": source.config.get("pad_token_id", 0)}
+    return {**train, "objective": objective}
+
+
+def _mask_id(folder: Path, name: str) -> int:
+    tokenizer = load_tokenizer(str(folder)) if folder.exists() else None
+    named = getattr(tokenizer, "named_specials", {})
+    if tokenizer is None or named.get("mask_token") not in tokenizer.specials:
+        raise UserError(
+            f"{name} has no tokenizer.json with a mask_token, which stands for hidden tokens; in "
+            f"transformers, AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER) writes it"
+        )
+    return tokenizer.specials[named["mask_token"]]
+
+
+def _config(sections: Json, name: str) -> Config:
     try:
         return Config.model_validate(sections)
     except ValidationError as error:
@@ -113,10 +258,11 @@ def _config(model: dict[str, Any], out: Path, has_tokenizer: bool, name: str) ->
 def _tokenizer(config: Config, building: Path, source: str) -> Tokenizer:
     """The run's tokenizer, from where it lies now."""
     name = config.data.tokenizer
-    if name != "bytes":
+    is_text = (building / TOKENIZER / "tokenizer.json").exists()
+    if is_text:
         _leave_out_beyond(building / TOKENIZER / "tokenizer.json", config.model.vocab_size or 0)
     tokenizer = load_tokenizer(name if name == "bytes" else str(building / TOKENIZER))
-    if name != "bytes":
+    if is_text:
         _check_vocabulary(tokenizer, config.model.vocab_size or 0, source)
     return tokenizer
 
@@ -175,6 +321,12 @@ def _write_parameters(
             report(done)
         if writing is not None:
             writing.result()
+    if fresh := table.fresh(source.tensors):
+        say(f"{source.name} has no {' and no '.join(fresh)}: they start at zero")
+        for rule in table.rules:
+            if rule.theirs in fresh:
+                zeros = [np.zeros(shape, np.float32) for shape in table.stored(rule).values()]
+                _write_tensors(writer, table, rule, zeros)
     writer.finish()
     return writer.hashes
 

@@ -1,6 +1,7 @@
-"""Refusal of all but plain, unquantized decoder-only language models, by their config.json."""
+"""Refusal of all but plain, unquantized models, by their config.json."""
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from jaxformer.checkpoint.interop.hub_config import shown
@@ -13,25 +14,32 @@ QUANTIZED = (KEY, "compression_config")
 OTHER_HEAD = r"\w+For(Sequence|Token)Classification|\w+ForQuestionAnswering|\w+RewardModel"
 
 
-def refuse_other_models(config: Json, name: str) -> None:
+def refuse_other_models(
+    config: Json, name: str, allowed: Collection[str] = (), *, has_encoder: bool = False
+) -> None:
     """Refuse a model that is not a plain language model.
+
+    Args:
+        allowed: keys of parts that the family has.
+        has_encoder: whether the family is of an encoder and a decoder.
 
     Raises:
         UserError: the config.json of `name` is that of an encoder and a decoder, of several models,
             of a classifier, or of quantized weights.
     """
-    if config.get("is_encoder_decoder"):
+    if config.get("is_encoder_decoder") and not has_encoder:
         raise UserError(
-            f"{name}: config.json has is_encoder_decoder true; only models of one stack, which "
-            f"predict the next token, can be imported"
+            f"{name}: config.json has is_encoder_decoder true; of models with an encoder and a "
+            f"decoder, only t5 can be imported"
         )
-    parts = {key: value for key, value in config.items() if _is_a_model(key, value)}
+    every = {key: value for key, value in config.items() if _is_a_model(key, value)}
+    parts = {key: value for key, value in every.items() if key not in allowed}
     if parts:
         kinds = ", ".join(f"{key} {shown(part.get('model_type'))}" for key, part in parts.items())
         raise UserError(
             f"{name}: config.json describes several models in one ({kinds}), as for images and "
-            f"text; only text models can be imported. Import the text model that it was made from, "
-            f"or save its text model as a folder of its own in transformers"
+            f"text; of those, only clip and siglip can be imported. Import the text model that it "
+            f"was made from, or save its text model as a folder of its own in transformers"
         )
     for key in QUANTIZED:
         if config.get(key):

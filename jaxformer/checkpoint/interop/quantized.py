@@ -100,6 +100,7 @@ class Dequantised:
     def __init__(self, source: Source, config: dict[str, Any], form: Format) -> None:
         self._source, self._form = source, form
         self.name, self.config = source.name, config
+        self.preprocessor = source.preprocessor
         self._parts: dict[str, Parts] = {}
         self.tensors: Mapping[str, TensorInfo] = self._find()
 
@@ -110,6 +111,9 @@ class Dequantised:
 
     def write_tokenizer(self, folder: Path) -> bool:
         return self._source.write_tokenizer(folder)
+
+    def write_vocabulary(self, folder: Path) -> bool:
+        return self._source.write_vocabulary(folder)
 
     def _find(self) -> dict[str, TensorInfo]:
         """Those of the source, of which each pair of parts has become one."""

@@ -46,6 +46,19 @@ class Vector:
 
 
 @dataclass(frozen=True)
+class Leading:
+    """Theirs has so many dimensions of 1 before ours."""
+
+    dimensions: int
+
+    def to_ours(self, theirs: np.ndarray, shape: Shape) -> np.ndarray:
+        return theirs.reshape(shape)
+
+    def to_theirs(self, ours: np.ndarray) -> np.ndarray:
+        return ours.reshape((1,) * self.dimensions + ours.shape)
+
+
+@dataclass(frozen=True)
 class Matrix:
     """[inputs, outputs]: our first `inputs` dimensions as one, and the others as one."""
 
@@ -127,12 +140,12 @@ class Rule:
             whole = joined.reshape(self._whole([part.shape for part in parts]))
         return np.split(whole, len(self.names), self.axis) if self.beside else [whole]
 
-    def shape(self, shapes: Sequence[Shape]) -> Shape:
-        """The shape of each of theirs, from those of ours."""
-        whole = list(self._whole(self._shapes(shapes)))
+    def shapes(self, ours: Sequence[Shape]) -> list[Shape]:
+        """The shapes of `names`, from those of ours."""
+        whole = list(self._whole(self._shapes(ours)))
         if self.beside:
             whole[self.axis] //= len(self.names)
-        return tuple(whole)
+        return [tuple(whole)] * len(self.names)
 
     def _transforms(self) -> tuple[Transform, ...]:
         if isinstance(self.transform, tuple):

@@ -117,4 +117,4 @@ def write_file(
     with file.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for pieces in values:
-            stream.writelines(piece.view(np.uint8).data for piece in pieces)
+            stream.writelines(piece.reshape(-1).view(np.uint8).data for piece in pieces)

@@ -17,6 +17,7 @@ class Source(Protocol):
 
     name: str  # of the model, for messages and manifests
     config: dict[str, Any]  # as in Hugging Face's config.json
+    preprocessor: dict[str, Any]  # as in preprocessor_config.json; empty without one
     tensors: Mapping[str, TensorInfo]  # by Hugging Face's names, in the order they are best read
 
     def read(self, name: str) -> np.ndarray:
@@ -25,4 +26,9 @@ class Source(Protocol):
 
     def write_tokenizer(self, folder: Path) -> bool:
         """tokenizer.json, and tokenizer_config.json with the chat template; False without one."""
+        ...
+
+    def write_vocabulary(self, folder: Path) -> bool:
+        """tokenizer.json and tokenizer_config.json made of the vocab.json of a model of sound;
+        False without one."""
         ...

@@ -1,7 +1,7 @@
 """A family's rules for one model, checked against the tensors of both sides before any is read."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from flax.core import meta
 
@@ -31,6 +31,10 @@ class Table:
         """The shapes of a rule's parameters, one layer and one expert of each."""
         return [self._shape(path) for path in rule.ours]
 
+    def stored(self, rule: Rule) -> dict[str, Shape]:
+        """The shapes of a rule's tensors of theirs, by name."""
+        return dict(zip(rule.names, rule.shapes(self.shapes(rule)), strict=True))
+
     def _shape(self, path: str) -> Shape:
         leaf, place = leaf_of(path, self.model)
         return tuple(self.leaves[leaf]["shape"])[len(place) :]
@@ -42,10 +46,11 @@ class Table:
             UserError: tensors are missing or left over, or have another shape or dtype.
         """
         found = {self.name(name, tensors): rule for rule in self.rules for name in rule.names}
+        fresh = self.fresh(tensors)
         faults = [
             f"missing   {name}{self._hint(name)}{did_you_mean(name, tensors.keys() - found.keys())}"
             for name in found
-            if name not in tensors
+            if name not in tensors and name not in fresh
         ]
         known = {*found, *(name for name, _ in self.copies(tensors))}
         faults += [
@@ -53,9 +58,10 @@ class Table:
             for name, info in tensors.items()
             if name not in known and re.fullmatch(self.family.unused, name) is None
         ]
-        for name, rule in found.items():
-            if name in tensors:
-                faults += self._differences(name, tensors[name], rule)
+        for rule in self.rules:
+            for theirs, shape in self.stored(rule).items():
+                if (name := self.name(theirs, tensors)) in tensors:
+                    faults += self._differences(name, tensors[name], shape)
         if faults:
             shown = faults[:20] + ([f"and {len(faults) - 20} more"] if len(faults) > 20 else [])
             raise UserError(
@@ -64,15 +70,23 @@ class Table:
             )
         return {name: found[name] for name in tensors if name in found}
 
+    def fresh(self, tensors: Mapping[str, TensorInfo]) -> Collection[str]:
+        """The names of the family's tensors that the file lacks and need not have."""
+        names = self.family.fresh
+        return () if any(self.name(name, tensors) in tensors for name in names) else names
+
     def copies(self, tensors: Mapping[str, TensorInfo]) -> list[tuple[str, str]]:
         """The names of tensors that must be copies, each with that of the original: a tied model's
         head, and what the family stores again."""
-        rule = next(rule for rule in self.rules if rule.ours == ("embedding",))
+        rule = next((rule for rule in self.rules if rule.ours == ("embedding",)), None)
+        if rule is None:
+            return []
         embedding = self.name(rule.theirs, tensors)
         is_tied = self.model.tie_embeddings
         found = [("lm_head.weight", embedding)] if is_tied and "lm_head.weight" in tensors else []
         for pattern, original in self.family.copies:
-            original = embedding if is_tied else self.name(original, tensors)
+            is_head = is_tied and original == "lm_head.weight"
+            original = embedding if is_head else self.name(original, tensors)
             found += [(name, original) for name in tensors if re.fullmatch(pattern, name)]
         return found
 
@@ -87,8 +101,7 @@ class Table:
             return " (tie_word_embeddings is false in config.json, or left out)"
         return ""
 
-    def _differences(self, name: str, info: TensorInfo, rule: Rule) -> list[str]:
-        shape = rule.shape(self.shapes(rule))
+    def _differences(self, name: str, info: TensorInfo, shape: Shape) -> list[str]:
         if info.shape != shape:
             return [f"shape     {name}: {list(info.shape)}, not {list(shape)}"]
         if info.dtype not in FLOATS:

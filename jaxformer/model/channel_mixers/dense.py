@@ -1,10 +1,14 @@
-"""The dense FFN: the two-matrix MLP with GELU or ReLU², and the gated SwiGLU and GeGLU.
+"""The dense FFN: the two-matrix MLP with GELU, ReLU or ReLU², and the gated SwiGLU and GeGLU.
 
-GELU: Hendrycks and Gimpel, 2016, arXiv:1606.08415, in its tanh form, and the quicker x σ(1.702 x).
-GLU variants: Shazeer, 2020, arXiv:2002.05202; with limits and the quick GELU: gpt-oss, 2025,
-arXiv:2508.10925. ReLU²: So et al., 2021, arXiv:2109.08668.
+GELU: Hendrycks and Gimpel, 2016, arXiv:1606.08415, in its tanh form (`gelu`), as it is defined
+(`exact_gelu`), and the quicker x σ(1.702 x) (`quick_gelu`, of CLIP). GLU variants: Shazeer, 2020,
+arXiv:2002.05202, of which GeGLU is there in the tanh form and as it is defined (`exact_geglu`,
+ModernBERT); with limits and the quick GELU: gpt-oss, 2025, arXiv:2508.10925. ReLU²: So et al.,
+2021, arXiv:2109.08668.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import flax.linen as nn
@@ -17,13 +21,24 @@ from jaxformer.model.projections import Projection
 from jaxformer.model.rows import LayerAux, RowInfo
 from jaxformer.parallel.rules import constrain_tokens
 
+Activation = Literal[
+    "gelu",
+    "exact_gelu",
+    "quick_gelu",
+    "relu",
+    "relu2",
+    "swiglu",
+    "geglu",
+    "exact_geglu",
+    "quick_geglu",
+]
 CLAMP = "limits the gate from above, and the other input of the activation on both sides"
 
 
 class DenseConfig(ChannelMixerConfig):
     """A dense feed-forward network; `kind` is its activation."""
 
-    kind: Literal["gelu", "relu2", "swiglu", "geglu", "quick_geglu"]
+    kind: Activation
     d_hidden: PositiveInt = Field(description="the width between the matrices")
     bias: bool = Field(False, description="adds a bias to each matrix")
     clamp: PositiveFloat | None = Field(None, description=CLAMP)
@@ -33,12 +48,22 @@ class DenseConfig(ChannelMixerConfig):
         return self.kind in GATED
 
 
-GATED = ("swiglu", "geglu", "quick_geglu")
-ACTIVATIONS = {
+GATED = ("swiglu", "geglu", "exact_geglu", "quick_geglu")
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": jax.nn.gelu,
+    "exact_gelu": partial(jax.nn.gelu, approximate=False),
+    "relu": jax.nn.relu,
     "geglu": jax.nn.gelu,
+    "exact_geglu": partial(jax.nn.gelu, approximate=False),
     "swiglu": jax.nn.silu,
-    "quick_geglu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "quick_gelu": quick_gelu,
+    "quick_geglu": quick_gelu,
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),
 }
 

@@ -14,12 +14,19 @@ from jax.sharding import PartitionSpec
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from jaxformer.model.channel_mixers.base import ChannelMixer, ChannelMixerConfig
-from jaxformer.model.channel_mixers.dense import CLAMP, GATED, Dense, DenseConfig, activate
+from jaxformer.model.channel_mixers.dense import (
+    CLAMP,
+    GATED,
+    Activation,
+    Dense,
+    DenseConfig,
+    activate,
+)
 from jaxformer.model.channel_mixers.expert_choice import ExpertChoice
 from jaxformer.model.channel_mixers.router import Router, RouterOptions, within_capacity
 from jaxformer.model.projections import Projection
 from jaxformer.model.rows import LayerAux, RowInfo
-from jaxformer.ops.routing import experts_of_rows, grouped_product, take_rows
+from jaxformer.ops.routing import experts_of_rows, grouped_products, take_rows
 from jaxformer.parallel.expert import Rows, exchange, once, visit_experts
 from jaxformer.schema.base import Schema
 
@@ -40,9 +47,7 @@ class MoEConfig(RouterOptions, ChannelMixerConfig):
 
     kind: Literal["moe"] = "moe"
     d_hidden: PositiveInt = Field(description="the width between the matrices of an expert")
-    activation: Literal["gelu", "relu2", "swiglu", "geglu", "quick_geglu"] = Field(
-        "swiglu", description="of the experts"
-    )
+    activation: Activation = Field("swiglu", description="of the experts")
     clamp: PositiveFloat | None = Field(None, description=CLAMP)
     bias: bool = Field(False, description="adds a bias to each matrix of an expert")
     capacity_factor: PositiveFloat | None = Field(
@@ -243,11 +248,10 @@ class MoE(ChannelMixer):
         expert = experts_of_rows(counts, len(x))
         expert = jnp.where(expert < len(counts), expert, -1)
 
-        def project(name: str, x: jax.Array) -> jax.Array:
-            kernel = weights[name]["kernel"].astype(x.dtype)
-            y = grouped_product(x, kernel, counts)
-            if name != "out":  # what it gives is kept where it has returned to its token
-                y = checkpoint_name(y, "projection")
+        def kernels(*names: str) -> tuple[jax.Array, ...]:
+            return tuple(weights[name]["kernel"].astype(x.dtype) for name in names)
+
+        def biased(y: jax.Array, name: str) -> jax.Array:
             if "bias" not in weights[name]:
                 return y
             bias = weights[name]["bias"].astype(x.dtype)
@@ -258,9 +262,14 @@ class MoE(ChannelMixer):
         def weighted(y: jax.Array) -> jax.Array:
             return (y * gates[:, None]).astype(y.dtype)
 
-        config, gate = self.config, project("gate", x) if "gate" in weights else None
-        hidden = activate(config.activation, project("in", x), gate, config.clamp)
-        return project("out", weighted(hidden))
+        # What the last matrix gives is kept where it has returned to its token.
+        into = [name for name in ("in", "gate") if name in weights]
+        inner = zip(into, grouped_products(x, kernels(*into), counts), strict=True)
+        made = {name: biased(checkpoint_name(y, "projection"), name) for name, y in inner}
+        config = self.config
+        hidden = activate(config.activation, made["in"], made.get("gate"), config.clamp)
+        (y,) = grouped_products(weighted(hidden), kernels("out"), counts)
+        return biased(y, "out")
 
     def _shared(self, x: jax.Array, rows: RowInfo, shared: SharedConfig) -> jax.Array:
         config = self.config

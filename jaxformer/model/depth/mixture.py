@@ -145,6 +145,7 @@ class Mixture(Stack):
             mixer=layer.mixer,
             ffn=layer.ffn,
             positions=layer.positions,
+            mixer_norm=layer.mixer_norm,
             capacity=config.capacity,
             predictor_weight=config.predictor_weight,
         )

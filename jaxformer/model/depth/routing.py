@@ -1,6 +1,7 @@
 """What routers of tokens share: scores, a choice, and layers that only the chosen tokens pass."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -133,8 +134,8 @@ def pass_through(
     positions and documents, filled up with padding.
     """
     selection = select(choice.picked, choice.share)
-    given, gate, info = take(selection, (stream, choice.gate, rows))
-    made, aux = layers(given, info)
+    given, gate = take(selection, (stream, choice.gate))
+    made, aux = layers(given, rows.each(partial(take, selection)))
     update = jax.tree.map(lambda new, old: _weigh(gate, new - old), made, given)
     return jax.tree.map(jnp.add, stream, put(selection, update)), aux
 
@@ -156,13 +157,13 @@ def continue_through(
         )
 
     def step(cache: Cache, token: tuple) -> tuple[Cache, Stream]:
-        stream, rows, gate, picked = jax.tree.map(lambda x: x[:, None], token)
-        made, longer = layers(stream, rows, cache)
+        stream, own, gate, picked = jax.tree.map(lambda x: x[:, None], token)
+        made, longer = layers(stream, rows.with_rest(own), cache)
         gate = jnp.where(picked, gate, 0.0)
         stream = jax.tree.map(lambda new, old: old + _weigh(gate, new - old), made, stream)
         return choose_rows(picked[:, 0], longer, cache), jax.tree.map(lambda x: x[:, 0], stream)
 
-    tokens = (stream, rows, choice.gate, choice.picked)
+    tokens = (stream, rows.of_tokens(), choice.gate, choice.picked)
     cache, stream = jax.lax.scan(step, cache, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tokens))
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), stream), cache
 

@@ -264,8 +264,19 @@ def choose_rows(take: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     """The caches or streams `new` for the rows where take [batch] is set, `old` for the others."""
 
     def choose(path: tuple, new: jax.Array, old: jax.Array) -> jax.Array:
-        stacked = sum(getattr(key, "key", None) in STACKED for key in path)
-        rows = take.reshape(*[1] * stacked, -1, *[1] * (new.ndim - 1 - stacked))
+        rows = take.reshape(*[1] * (axis := _stacked(path)), -1, *[1] * (new.ndim - 1 - axis))
         return jnp.where(rows, new, old)
 
     return jax.tree.map_with_path(choose, new, old)
+
+
+def take_rows(rows: jax.Array, caches: PyTree) -> PyTree:
+    """The caches of the rows with these numbers [n], in their order."""
+    return jax.tree.map_with_path(
+        lambda path, cache: jnp.take(cache, rows, axis=_stacked(path)), caches
+    )
+
+
+def _stacked(path: tuple) -> int:
+    """How many axes a cache at `path` has before the batch."""
+    return sum(getattr(key, "key", None) in STACKED for key in path)

@@ -182,7 +182,7 @@ class Loop(LoopCaches):
         sums = nothing
         if kept < config.most_turns:
             still = jax.lax.stop_gradient
-            first = self._turn(shared, still(weights), still(e), rows, keys)
+            first = self._turn(shared, still(weights), still(e), still(rows), keys)
 
             def pass_on(number: Any, carry: tuple) -> tuple:
                 state, sums = carry

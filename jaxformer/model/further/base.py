@@ -15,6 +15,7 @@ from jaxformer.model.dims import Dims
 from jaxformer.model.layer import Layer, LayerConfig
 from jaxformer.model.mixers import Cache, Mixer, build_mixer
 from jaxformer.model.norms import NormConfig
+from jaxformer.model.positions import OF_THE_MODEL
 from jaxformer.model.residuals import Residual
 from jaxformer.model.rows import LayerAux, RowInfo
 from jaxformer.schema.kinds import Kind
@@ -48,10 +49,9 @@ class FurtherConfig(Kind):
     @model_validator(mode="after")
     def _positions_are_of_a_layer(self) -> "FurtherConfig":
         positions = None if self.layer is None else self.layer.positions
-        if positions is not None and positions.kind not in ("rope", "alibi", "none"):
+        if positions is not None and (what := OF_THE_MODEL.get(positions.kind)):
             raise ValueError(
-                f"layer.positions is {positions.kind}, which is added to the embeddings; allowed: "
-                f"rope, alibi, none"
+                f"layer.positions is {positions.kind}, which is {what}; allowed: rope, alibi, none"
             )
         return self
 

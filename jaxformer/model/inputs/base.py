@@ -6,12 +6,14 @@ from typing import ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 from pydantic import Field, PositiveFloat
 
-from jaxformer.model.dims import Dims
+from jaxformer.model.dims import Dims, Grid
 from jaxformer.model.layer import Layer
 from jaxformer.model.mixers import Cache, Mixer, build_mixer
+from jaxformer.model.norms import Norm
 from jaxformer.model.positions import PositionsUnion
 from jaxformer.model.residuals import Residual
 from jaxformer.model.rows import LayerAux, RowInfo
@@ -20,6 +22,19 @@ from jaxformer.schema.kinds import Kind
 INPUTS: dict[type["InputsConfig"], type["Inputs"]] = {}  # filled in inputs/__init__.py
 
 MASK = -1  # the id that stands for a hidden token
+EMBEDDING_NORM = "normalises what the first layer reads, by a norm as the layers have"
+
+
+class Masked(NamedTuple):
+    """A batch's inputs, of which some places may be hidden that are no ids and cannot be MASK."""
+
+    inputs: jax.Array
+    hidden: jax.Array | None = None  # [batch, length], booleans
+
+    @classmethod
+    def of(cls, inputs: "jax.Array | Masked") -> "Masked":
+        return inputs if isinstance(inputs, Masked) else cls(inputs)
+
 
 # (x [batch, length, d_model], rows, caches) → (x, caches, the layers' losses and statistics)
 OfLayers = Callable[[jax.Array, RowInfo, Cache | None], tuple[jax.Array, Cache | None, LayerAux]]
@@ -29,19 +44,26 @@ class InputsConfig(Kind):
     """The options of an input; `kind` names it."""
 
     registry = INPUTS
+    # The kind of data that they are: `data.kind`.
+    reads: ClassVar[str] = "text"
     # Whether rows can be cut over the mesh axis `context`.
     can_be_cut: ClassVar[bool] = True
     # Whether the layers see every token, at its place in the row.
     shows_tokens: ClassVar[bool] = True
+    # Whether there is a table of embeddings, which outputs may share.
+    has_table: ClassVar[bool] = True
+    # The random keys that training draws from, `noise` if any.
+    keys: ClassVar[tuple[str, ...]] = ()
 
     mask: bool = Field(
         False,
-        description="learns an embedding for hidden tokens, which diffusion, any-order and "
-        "token-dropout objectives need",
+        description="learns an embedding for hidden tokens, patches or frames, which objectives "
+        "need that hide some",
     )
+    embedding_norm: bool = Field(False, description=EMBEDDING_NORM)
 
-    def check(self, d_model: int) -> None:
-        """Check that it can be built at this width.
+    def check(self, d_model: int, positions: PositionsUnion) -> None:
+        """Check that it can be built at this width, with these positions.
 
         Raises:
             ValueError: saying what does not fit, and what would.
@@ -52,6 +74,21 @@ class InputsConfig(Kind):
         """Layers that it has besides the model's; every token passes them."""
         return ()
 
+    @property
+    def example(self) -> jax.ShapeDtypeStruct:
+        """What a model may be initialized with: a batch's `inputs` of one row."""
+        return jax.ShapeDtypeStruct((1, 2), jnp.int32)
+
+    @property
+    def grid(self) -> Grid | None:
+        """How the tokens that layers see lie in a picture, if they do."""
+        return None
+
+    @property
+    def numbers(self) -> int | None:
+        """How many numbers `Inputs.contents` has for a place; None if there is none."""
+        return None
+
 
 class Share(NamedTuple):
     """The share of a row's tokens that the model's layers see: on average, and at most."""
@@ -61,7 +98,8 @@ class Share(NamedTuple):
 
 
 class Inputs(nn.Module):
-    """Turns tokens into the layers' input, and what they give into the outputs' input.
+    """Turns tokens, or what stands for them, into the layers' input, and what the layers give into
+    the outputs' input.
 
     Its parameters lie at the top of the model's tree.
     """
@@ -87,8 +125,33 @@ class Inputs(nn.Module):
         """
         return layers(self.embed(tokens, rows), rows, cache)
 
+    @nn.nowrap
+    def rows_of(self, tokens: jax.Array) -> RowInfo:
+        """What is known of rows of one document each."""
+        positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        return RowInfo(jnp.broadcast_to(positions, tokens.shape), jnp.ones_like(tokens))
+
+    @nn.nowrap
+    def rows_of_outputs(self, rows: RowInfo) -> RowInfo:
+        """The rows of the outputs' input, given those of the batch."""
+        return rows
+
+    def setup(self) -> None:
+        if self.config.embedding_norm:
+            self.embedding_norm = Norm(self.residual.norm)
+
     def embed(self, tokens: jax.Array, rows: RowInfo) -> jax.Array:
-        """tokens [batch, length] → [batch, length, d_model]."""
+        """What the first layer reads of tokens [batch, length]: [batch, length, d_model]."""
+        x = self.summed(tokens, rows)
+        return self.embedding_norm(x) if self.config.embedding_norm else x
+
+    def summed(self, tokens: jax.Array, rows: RowInfo) -> jax.Array:
+        """The same, before `embedding_norm`."""
+        raise NotImplementedError
+
+    @nn.nowrap
+    def contents(self, tokens: jax.Array, rows: RowInfo) -> jax.Array:
+        """What stands at each place, standardised: [batch, length, numbers], float32."""
         raise NotImplementedError
 
     def table(self) -> jax.Array:

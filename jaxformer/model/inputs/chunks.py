@@ -20,7 +20,7 @@ from jaxformer.model.inputs.tokens import Tokens, TokensConfig
 from jaxformer.model.layer import Layer
 from jaxformer.model.mixers import Cache, MixerConfig, build_mixer
 from jaxformer.model.norms import Norm
-from jaxformer.model.positions import PositionsUnion, RoPEConfig
+from jaxformer.model.positions import OF_THE_MODEL, PositionsUnion, RoPEConfig
 from jaxformer.model.projections import Projection
 from jaxformer.model.rows import LayerAux, RowInfo
 from jaxformer.ops.chunking import Chunking, at_chunks, at_tokens, find_chunks, smoothed
@@ -79,18 +79,18 @@ class ChunksConfig(TokensConfig):
             )
         return self
 
-    def check(self, d_model: int) -> None:
+    def check(self, d_model: int, positions: PositionsUnion) -> None:
         for part, layers in (("encoder", self.encoder), ("decoder", self.decoder)):
             for index, layer in enumerate(layers):
                 kind, name = layer.positions.kind, f"inputs.{part}.{index}"
-                if kind in ("learned", "sinusoidal"):
+                if kind in OF_THE_MODEL:
                     raise ValueError(
-                        f"{name}.positions is {kind}, which is added to the embeddings, below all "
-                        f"layers; give model.positions. Allowed here: rope, alibi, none"
+                        f"{name}.positions is {kind}, which is {OF_THE_MODEL[kind]}; give "
+                        f"model.positions. Allowed here: rope, alibi, none"
                     )
-                if kind == "alibi" and not layer.uses_positions:
+                if kind in ("axial_rope", "alibi") and not layer.uses_positions:
                     raise ValueError(
-                        f"{name}.positions is alibi, which its mixer {layer.mixer_kind} does not "
+                        f"{name}.positions is {kind}, which its mixer {layer.mixer_kind} does not "
                         f"use; leave it out"
                     )
                 if layer.mixer is not None:

@@ -2,6 +2,9 @@
 
 from jaxformer.model.mixers.attention import Attention, AttentionConfig
 from jaxformer.model.mixers.base import MIXERS, Cache, Mixer, MixerConfig, build_mixer
+from jaxformer.model.mixers.bidirectional import Bidirectional, BidirectionalConfig
+from jaxformer.model.mixers.convolution import Convolution, ConvolutionConfig
+from jaxformer.model.mixers.cross_attention import CrossAttention, CrossAttentionConfig
 from jaxformer.model.mixers.delta import Delta, DeltaConfig
 from jaxformer.model.mixers.delta_product import DeltaProduct, DeltaProductConfig
 from jaxformer.model.mixers.gated_delta import GatedDelta, GatedDeltaConfig
@@ -19,6 +22,7 @@ from jaxformer.model.mixers.retention import Retention, RetentionConfig
 from jaxformer.model.mixers.rglru import RGLRU, RGLRUConfig
 from jaxformer.model.mixers.rwkv7 import RWKV7, RWKV7Config
 from jaxformer.model.mixers.s4d import S4D, S4DConfig
+from jaxformer.model.mixers.scanned import Scanned, ScannedConfig
 from jaxformer.model.mixers.slstm import SLSTM, SLSTMConfig
 
 MIXERS |= {
@@ -41,6 +45,10 @@ MIXERS |= {
     S4DConfig: S4D,
     SLSTMConfig: SLSTM,
     ParallelConfig: Parallel,
+    BidirectionalConfig: Bidirectional,
+    ScannedConfig: Scanned,
+    ConvolutionConfig: Convolution,
+    CrossAttentionConfig: CrossAttention,
 }
 
 

@@ -13,36 +13,43 @@ from jax.typing import DTypeLike
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from jaxformer.model.mixers.base import Mixer, MixerConfig
-from jaxformer.model.mixers.options import NumHeads
+from jaxformer.model.mixers.options import (
+    HeadDim,
+    LogitFactor,
+    NumHeads,
+    NumKVHeads,
+    OutputBias,
+    QKVBias,
+    check_heads,
+    has_bias,
+)
 from jaxformer.model.norms import Norm, NormConfig
 from jaxformer.model.positions import (
     ALiBiConfig,
+    AxialRoPEConfig,
     PositionsUnion,
+    RelativePositionsConfig,
     RoPEConfig,
     alibi_slopes,
+    axial_rotation,
     rope,
     rope_rotation,
 )
 from jaxformer.model.projections import Projection
 from jaxformer.model.rows import RowInfo
 from jaxformer.ops.attention import Tokens, Visibility, appended, attend
-from jaxformer.ops.causal_attention import causal_attention, prefill_attention
 from jaxformer.ops.kernels.choice import choose
+from jaxformer.ops.row_attention import prefill_attention, row_attention
 from jaxformer.parallel.rules import mesh_axes
 
 
 class AttentionConfig(MixerConfig):
     kind: Literal["attention"] = "attention"
     num_heads: NumHeads = 8
-    num_kv_heads: PositiveInt | None = Field(
-        None,
-        description="heads of keys and values; `num_heads` if null, and 1 is multi-query attention",
-    )
-    head_dim: PositiveInt | None = Field(
-        None, description="features per head; d_model / num_heads if null"
-    )
-    qkv_bias: bool = Field(False, description="adds biases to queries, keys and values")
-    output_bias: bool = Field(False, description="adds a bias to the output projection")
+    num_kv_heads: NumKVHeads = None
+    head_dim: HeadDim = None
+    qkv_bias: QKVBias = False
+    output_bias: OutputBias = False
     qk_norm: bool | Literal["width"] = Field(
         False,
         description="RMSNorm of queries and keys: of each head (arXiv:2010.04245), or over "
@@ -50,7 +57,9 @@ class AttentionConfig(MixerConfig):
     )
     qk_norm_eps: PositiveFloat = Field(1e-6, description="added to the mean square")
     window: PositiveInt | None = Field(
-        None, description="how many keys a query sees, including its own; null for all"
+        None,
+        description="how many keys a query sees, including its own, and in an encoder as many on "
+        "its other side; null for all",
     )
     sinks: NonNegativeInt = Field(
         0,
@@ -64,9 +73,7 @@ class AttentionConfig(MixerConfig):
         False,
         description="multiplies every output feature by a sigmoid of the input (arXiv:2505.06708)",
     )
-    scale: PositiveFloat | None = Field(
-        None, description="multiplies the logits; 1/√head_dim if null"
-    )
+    scale: LogitFactor = None
     sink_logit: bool = Field(
         False,
         description="adds a learned logit per head to the softmax, of a key whose value is 0, so "
@@ -74,16 +81,7 @@ class AttentionConfig(MixerConfig):
     )
 
     def check(self, d_model: int, positions: PositionsUnion) -> None:
-        if self.head_dim is None and d_model % self.num_heads:
-            raise ValueError(
-                f"d_model {d_model} is not divisible by num_heads {self.num_heads}; change one, "
-                f"or give head_dim"
-            )
-        if self.num_heads % self.kv_heads:
-            raise ValueError(
-                f"num_heads {self.num_heads} is not divisible by num_kv_heads {self.kv_heads}; "
-                f"allowed: a divisor of num_heads"
-            )
+        check_heads(d_model, self.num_heads, self.kv_heads, self.head_dim)
         if self.sinks and self.window is None:
             raise ValueError(f"sinks {self.sinks} without a window: without one, all keys are seen")
         if not self.qk_norm and self.qk_norm_eps != type(self).model_fields["qk_norm_eps"].default:
@@ -91,15 +89,27 @@ class AttentionConfig(MixerConfig):
                 f"qk_norm_eps {self.qk_norm_eps:g} without qk_norm: nothing is normalised; give "
                 f"qk_norm: true, or leave it out"
             )
-        if isinstance(positions, RoPEConfig):
-            positions.rotated_size(self.head_size(d_model))
+        match positions:
+            case RoPEConfig():
+                positions.rotated_size(self.head_size(d_model))
+            case AxialRoPEConfig():
+                positions.check(self.head_size(d_model))
 
     @property
     def sees_any_order(self) -> bool:
         return self.window is None  # a window counts places in the row
 
+    @property
+    def sees_both_ways(self) -> bool:
+        return True
+
+    @property
+    def bias_heads(self) -> frozenset[int]:
+        return frozenset({self.num_heads})
+
     def uses(self, positions: PositionsUnion) -> bool:
-        return isinstance(positions, RoPEConfig | ALiBiConfig)
+        in_attention = RoPEConfig | AxialRoPEConfig | ALiBiConfig | RelativePositionsConfig
+        return isinstance(positions, in_attention)
 
     @property
     def kv_heads(self) -> int:
@@ -137,20 +147,21 @@ class Attention(Mixer):
         self, x: jax.Array, rows: RowInfo, cache: KVCache | None = None
     ) -> tuple[jax.Array, KVCache | None]:
         config, d_model = self.config, self.dims.d_model
-        q = self._project_in(x, "query", config.num_heads, "heads", config.qkv_bias)
-        k = self._project_in(x, "key", config.kv_heads, "kv_heads", config.qkv_bias)
-        v = self._project_in(x, "value", config.kv_heads, "kv_heads", config.qkv_bias)
+        bias, of_keys = (has_bias(config.qkv_bias, part) for part in ("query", "key"))
+        q = self._project_in(x, "query", config.num_heads, "heads", bias)
+        k = self._project_in(x, "key", config.kv_heads, "kv_heads", of_keys)
+        v = self._project_in(x, "value", config.kv_heads, "kv_heads", bias)
         if config.qk_norm:
             q, k = self._normalize(q, "query", "heads"), self._normalize(k, "key", "kv_heads")
-        if isinstance(self.scheme, RoPEConfig):
-            rotation = rope_rotation(rows, self.scheme, self._head_dim, x.dtype)
+        rotation = self._rotation(rows, x.dtype)
+        if rotation is not None:
             q, k = rope(q, rotation), rope(k, rotation)
 
-        sink = self._sink_logit() if config.sink_logit else None
+        learned = self._learned(rows)
         if cache is None:
-            y = causal_attention(q, k, v, *rows[:3], sink_logit=sink, **self._options_of_rows())
+            y = row_attention(q, k, v, *rows[:3], **(learned | self._options_of_rows()))
         else:
-            y, cache = self._continue(cache, q, k, v, rows, sink)
+            y, cache = self._continue(cache, q, k, v, rows, learned)
 
         if config.output_gate:
             y *= nn.sigmoid(self._project_in(x, "gate", config.num_heads, "heads", use_bias=False))
@@ -180,6 +191,23 @@ class Attention(Mixer):
         )(x)
         return nn.with_logical_constraint(y, ("batch", "length", axis, "head_dim"))
 
+    def _rotation(self, rows: RowInfo, dtype: DTypeLike) -> tuple[jax.Array, jax.Array] | None:
+        match self.scheme:
+            case RoPEConfig():
+                return rope_rotation(rows, self.scheme, self._head_dim, dtype)
+            case AxialRoPEConfig():
+                assert self.dims.grid is not None  # as `ModelConfig` has checked
+                return axial_rotation(rows, self.scheme, self.dims.grid, self._head_dim, dtype)
+        return None
+
+    def _learned(self, rows: RowInfo) -> dict:
+        """What attention learns besides its matrices."""
+        is_relative = isinstance(self.scheme, RelativePositionsConfig)
+        return {
+            "sink_logit": self._sink_logit() if self.config.sink_logit else None,
+            "relative_bias": rows.relative_bias if is_relative else None,
+        }
+
     def _sink_logit(self) -> jax.Array:
         """[heads]"""
         start = nn.with_logical_partitioning(nn.initializers.zeros, ("heads",))
@@ -193,14 +221,24 @@ class Attention(Mixer):
             return Norm(norm, axis_name=axis, name=f"{name}_norm")(merged).reshape(x.shape)
         return Norm(norm, axis_name="head_dim", name=f"{name}_norm")(x)
 
+    @property
+    def _visibility(self) -> Visibility:
+        config, dims = self.config, self.dims
+        return Visibility(config.window, config.sinks, dims.is_causal, dims.grid is not None)
+
     def _options(self) -> dict:
-        config = self.config
-        alibi = isinstance(self.scheme, ALiBiConfig)
+        config, slopes, max_distance = self.config, None, None
+        match self.scheme:
+            case ALiBiConfig():
+                slopes = alibi_slopes(config.num_heads)
+            case RelativePositionsConfig():
+                max_distance = self.scheme.max_distance
         return {
-            "visibility": Visibility(config.window, config.sinks),
+            "visibility": self._visibility,
             "scale": config.scale or 1 / math.sqrt(self._head_dim),
             "logit_softcap": config.logit_softcap,
-            "slopes": alibi_slopes(config.num_heads) if alibi else None,
+            "slopes": slopes,
+            "max_distance": max_distance,
         }
 
     def _options_of_rows(self) -> dict:
@@ -225,7 +263,7 @@ class Attention(Mixer):
         k: jax.Array,
         v: jax.Array,
         rows: RowInfo,
-        sink: jax.Array | None,
+        learned: dict,
     ) -> tuple[jax.Array, KVCache]:
         """Attention of new tokens to the cached ones and to themselves, and the longer cache."""
         length = rows.positions.shape[1]
@@ -233,7 +271,7 @@ class Attention(Mixer):
         new = Tokens(order, rows.positions, rows.segment_ids)
         longer = self._write(cache, k, v, new)
         queries = new._replace(given=rows.order)
-        options = {"sink_logit": sink, **self._options()}
+        options = learned | self._options()
 
         def of_cache() -> jax.Array:
             if self.config.window is None or length == 1:
@@ -247,7 +285,7 @@ class Attention(Mixer):
             return attend(q, keys, values, queries, tokens, **options)
 
         is_empty = jnp.all(cache.length == 0)
-        of_rows = {"sink_logit": sink, **self._options_of_rows()}
+        of_rows = learned | self._options_of_rows()
         return prefill_attention(is_empty, of_cache, q, k, v, *rows[:3], **of_rows), longer
 
     def _write(self, cache: KVCache, k: jax.Array, v: jax.Array, new: Tokens) -> KVCache:
@@ -286,6 +324,8 @@ class Attention(Mixer):
         return sinks + min(max_length, window + self.dims.taken_back)
 
     def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> KVCache:
+        if not self.dims.is_causal:
+            self.refuse_cache()
         slots = self._slots(max_length)
         shape = (batch, slots, self.config.kv_heads, self._head_dim)
         return KVCache(
@@ -305,12 +345,12 @@ class Attention(Mixer):
     def flops(self, length: int) -> float:
         config, features = self.config, self._head_dim
         heads = (3 if config.output_gate else 2) * config.num_heads + 2 * config.kv_heads
-        seen = min(length, (config.window or length) + config.sinks)
-        # The first `seen` queries see 1, 2, … keys, the others `seen` each.
-        keys = seen * (length - (seen - 1) / 2) / length
-        return 2.0 * self.dims.d_model * heads * features + 4.0 * config.num_heads * features * keys
+        pairs = 4.0 * config.num_heads * features * self._visibility.keys(length)
+        return 2.0 * self.dims.d_model * heads * features + pairs
 
     def cache_bytes(self, length: int) -> int:
+        if not self.dims.is_causal:
+            return 0
         features = 2 * self.config.kv_heads * self._head_dim
         return self._slots(length) * (features * jnp.dtype(self.dims.dtype).itemsize + 3 * 4) + 4
 

@@ -1,11 +1,12 @@
 """The contract of a token mixer."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NoReturn
 
 import flax.linen as nn
 import jax
 from jax.typing import DTypeLike
 
+from jaxformer.errors import UserError
 from jaxformer.model.dims import Dims
 from jaxformer.model.positions import PositionsUnion
 from jaxformer.model.rows import RowInfo
@@ -33,6 +34,31 @@ class MixerConfig(Kind):
         """Whether `rows.order` may be given; a causal mixer sees what is before a token alone."""
         return False
 
+    @property
+    def is_causal(self) -> bool:
+        """Whether, in a causal model, tokens see none behind them; others are for encoders."""
+        return True
+
+    @property
+    def sees_both_ways(self) -> bool:
+        """Whether, in a model that is not causal, tokens see those behind them too."""
+        return False
+
+    @property
+    def reads_source(self) -> bool:
+        """Whether it is for decoders, whose encoder reads a source."""
+        return False
+
+    @property
+    def needs_grid(self) -> bool:
+        """Whether it takes the tokens of pictures alone, see `Dims.grid`."""
+        return False
+
+    @property
+    def bias_heads(self) -> frozenset[int]:
+        """The numbers of heads to whose logits relative positions add a bias."""
+        return frozenset()
+
     def uses(self, positions: PositionsUnion) -> bool:
         """Whether the mixer itself uses these positions, apart from what embeddings hold."""
         return False
@@ -42,12 +68,13 @@ class Mixer(nn.Module):
     """Mixes information along the sequence.
 
     The tests in tests/contracts check that every registered mixer is causal, gives the same result
-    whole, split or token by token, treats packed documents as if alone, and counts its costs right.
+    whole, split or token by token, treats packed documents as if alone, and counts its costs right;
+    or, in an encoder, that tokens see their whole document.
     """
 
-    # How it trains: `chunks` of matrix products, an associative `scan`, all `pairs` of tokens, or
-    # one `step` after another.
-    form: ClassVar[Literal["chunks", "scan", "pairs", "step", "of its parts"]] = "chunks"
+    # How it trains: `chunks` of matrix products, an associative `scan`, all `pairs` of tokens, one
+    # `step` after another, or a `filter` of a few tokens.
+    form: ClassVar[Literal["chunks", "scan", "pairs", "step", "filter", "of its parts"]] = "chunks"
     # Its own kernels, if any; everywhere else XLA compiles the form above.
     kernel: ClassVar[str] = "none"
     # Whether the newest tokens of a cache can be taken back, see `rewind`.
@@ -72,8 +99,20 @@ class Mixer(nn.Module):
 
     def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> Cache:
         """The cache before the first token of sequences of up to `max_length` tokens; the first
-        axis of every array is the batch."""
+        axis of every array is the batch.
+
+        Raises:
+            UserError: tokens see those behind them, see `refuse_cache`.
+        """
         raise NotImplementedError
+
+    def refuse_cache(self) -> NoReturn:
+        """Refuse to continue a sequence where its tokens would have seen those that follow."""
+        raise UserError(
+            f"the mixer {self.config.kind} lets tokens see those behind them, so a sequence cannot "
+            f"be continued token by token: a model of order full is an encoder and does not "
+            f"generate; give model.order=causal and mixers that are causal"
+        )
 
     def rewind(self, cache: Cache, counts: jax.Array) -> Cache:
         """The cache as it was `counts` [batch] tokens ago, at most `dims.taken_back`."""
@@ -107,12 +146,11 @@ class Mixer(nn.Module):
         raise NotImplementedError
 
     def cache_bytes(self, length: int) -> int:
-        """Bytes of the cache of one sequence of `length` tokens, with activations of dims.dtype."""
+        """Bytes of the cache of one sequence of `length` tokens, with activations of dims.dtype;
+        0 where there is none."""
         raise NotImplementedError
 
 
-def build_mixer(
-    config: MixerConfig, dims: Dims, scheme: PositionsUnion, **place: str | None
-) -> Mixer:
+def build_mixer(config: MixerConfig, dims: Dims, scheme: PositionsUnion, **place: Any) -> Mixer:
     """The module that `config.kind` names; `place` is name=… in a module, parent=None outside."""
     return MIXERS[type(config)](config, dims, scheme, **place)

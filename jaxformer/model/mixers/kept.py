@@ -48,7 +48,8 @@ def mix(
         y, longer = mixer(x, rows, cache)
         return longer, (y[:, 0], cache)
 
-    tokens = jax.tree.map(lambda array: jnp.moveaxis(array, 1, 0), (x, rows))
+    # Of the rows, recurrences read what is of single tokens.
+    tokens = jax.tree.map(lambda array: jnp.moveaxis(array, 1, 0), (x, rows.of_tokens()))
     steps = nn.scan(step, variable_broadcast="params", split_rngs={"params": False})
     after, (y, before) = steps(mixer, cache, tokens)
     return jnp.moveaxis(y, 0, 1), Kept(before, after)

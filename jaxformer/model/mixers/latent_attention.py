@@ -25,8 +25,8 @@ from jaxformer.model.positions import (
 from jaxformer.model.projections import Projection, project_heads
 from jaxformer.model.rows import RowInfo
 from jaxformer.ops.attention import Tokens, Visibility, appended, attend
-from jaxformer.ops.causal_attention import causal_attention, prefill_attention
 from jaxformer.ops.kernels.choice import choose
+from jaxformer.ops.row_attention import prefill_attention, row_attention
 from jaxformer.parallel.rules import mesh_axes
 
 
@@ -60,6 +60,10 @@ class LatentAttentionConfig(MixerConfig):
 
     @property
     def sees_any_order(self) -> bool:
+        return True
+
+    @property
+    def sees_both_ways(self) -> bool:
         return True
 
     def uses(self, positions: PositionsUnion) -> bool:
@@ -128,7 +132,7 @@ class LatentAttention(Mixer):
         kernel = "xla" if self.is_initializing() else self.dims.kernels.attention
         of_rows = {"kernel": kernel, "place": mesh_axes("batch", "heads"), **self._options()}
         if cache is None:
-            y = causal_attention(q, k, v, *rows[:3], **of_rows)
+            y = row_attention(q, k, v, *rows[:3], **of_rows)
         else:
             length = x.shape[1]
             y = prefill_attention(
@@ -147,11 +151,16 @@ class LatentAttention(Mixer):
         )(y)
         return output, cache
 
+    @property
+    def _visibility(self) -> Visibility:
+        dims = self.dims
+        return Visibility(is_causal=dims.is_causal, is_whole=dims.grid is not None)
+
     def _options(self) -> dict:
         config = self.config
         alibi = isinstance(self.scheme, ALiBiConfig)
         return {
-            "visibility": Visibility(),
+            "visibility": self._visibility,
             "scale": config.logit_scale,
             "slopes": alibi_slopes(config.num_heads) if alibi else None,
         }
@@ -184,6 +193,8 @@ class LatentAttention(Mixer):
         )(self._latent(x, "query_latent", config.query_rank))
 
     def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> LatentCache:
+        if not self.dims.is_causal:
+            self.refuse_cache()
         places = jnp.zeros((batch, max_length), jnp.int32)
         return LatentCache(
             latent=jnp.zeros((batch, max_length, self.config.kv_rank), dtype),
@@ -204,10 +215,12 @@ class LatentAttention(Mixer):
         down = d_model * (config.kv_rank + config.rope_dim)
         expanded = config.kv_rank * config.num_heads * (config.head_dim + value)
         output = config.num_heads * value * d_model
-        pairs = config.num_heads * (key + value) * (length + 1) / 2
+        pairs = config.num_heads * (key + value) * self._visibility.keys(length)
         return 2.0 * (queries + down + expanded + output + pairs)
 
     def cache_bytes(self, length: int) -> int:
+        if not self.dims.is_causal:
+            return 0
         features = self.config.kv_rank + self.config.rope_dim
         return length * (features * jnp.dtype(self.dims.dtype).itemsize + 3 * 4) + 4
 

@@ -29,6 +29,26 @@ class ParallelConfig(MixerConfig):
     def sees_any_order(self) -> bool:
         return all(mixer.sees_any_order for mixer in self.mixers)
 
+    @property
+    def is_causal(self) -> bool:
+        return all(mixer.is_causal for mixer in self.mixers)
+
+    @property
+    def sees_both_ways(self) -> bool:
+        return all(mixer.sees_both_ways for mixer in self.mixers)
+
+    @property
+    def reads_source(self) -> bool:
+        return any(mixer.reads_source for mixer in self.mixers)
+
+    @property
+    def needs_grid(self) -> bool:
+        return any(mixer.needs_grid for mixer in self.mixers)
+
+    @property
+    def bias_heads(self) -> frozenset[int]:
+        return frozenset().union(*(mixer.bias_heads for mixer in self.mixers))
+
     def uses(self, positions: PositionsUnion) -> bool:
         return any(mixer.uses(positions) for mixer in self.mixers)
 

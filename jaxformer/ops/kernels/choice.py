@@ -13,7 +13,7 @@ from jaxformer.ops.kernels.registry import KERNELS
 
 
 class Choice(NamedTuple):
-    """The kernel that serves; `xla` is none: the compiler's form, in ops/causal_attention.py."""
+    """The kernel that serves; `xla` is none: the compiler's form, in ops/row_attention.py."""
 
     name: str
     reason: str = ""  # why no kernel
@@ -31,6 +31,7 @@ def choose(
     order: Order | None = None,
     logit_softcap: float | None = None,
     slopes: np.ndarray | None = None,
+    max_distance: int | None = None,
     sink_logit: jax.Array | jax.ShapeDtypeStruct | None = None,
     **_: Any,
 ) -> Choice:
@@ -59,6 +60,8 @@ def choose(
         obstacle = "no kernel supports an order of tokens that is not the row's"
     elif slopes is not None:
         obstacle = "no kernel supports ALiBi"
+    elif max_distance is not None:
+        obstacle = "no kernel supports relative positions"
     elif sink_logit is not None and not kernels[name].takes_sink_logit:
         obstacle = f"{name} does not support sink_logit"
     else:

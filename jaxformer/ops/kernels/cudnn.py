@@ -45,6 +45,7 @@ def attend(
     scale: float,
     logit_softcap: None = None,
     slopes: None = None,
+    max_distance: None = None,
 ) -> jax.Array:
     """`ops.attention.attend` of whole rows to themselves, on one device.
 
@@ -54,5 +55,11 @@ def attend(
     tokens = Tokens(jnp.arange(q.shape[1], dtype=jnp.int32)[None], positions, segment_ids)
     visible = visibility.mask(tokens, tokens)[:, None]
     return jax.nn.dot_product_attention(
-        q, k, v, mask=visible, is_causal=True, scale=scale, implementation="cudnn"
+        q,
+        k,
+        v,
+        mask=visible,
+        is_causal=visibility.is_causal,
+        scale=scale,
+        implementation="cudnn",
     )

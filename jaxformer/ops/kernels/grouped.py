@@ -77,7 +77,7 @@ def product_blocks(inputs: int, outputs: int, itemsize: int) -> tuple[int, int] 
     tiles = 2
     while True:
         width = width_of_block(outputs, tiles, WIDEST)
-        twice = LANES * inputs + inputs * width + LANES * width  # one is used, one is on its way
+        twice = LANES * inputs + inputs * width + 2 * LANES * width  # one used, one on its way
         # A quarter is left for what the compiler keeps between.
         if 2 * itemsize * twice + 4 * LANES * width <= 3 * memory() // 4:
             return LANES, width
@@ -90,12 +90,13 @@ def grouped_product(
     x: jax.Array,
     matrices: jax.Array,
     counts: jax.Array,
+    plus: jax.Array | None,
     blocks: tuple[int, int],
     *,
     transposed: bool,
     interpret: bool = False,
 ) -> jax.Array:
-    """y_m = x_m W_e(m); shapes are those of `jaxformer.ops.routing.grouped_product`."""
+    """y_m = x_m W_e(m) + plus_m; shapes are those of `jaxformer.ops.routing.grouped_product`."""
     (rows, inputs), (size, width) = x.shape, blocks
     outputs = matrices.shape[1 if transposed else 2]
     visits = visits_of(counts, rows, size, empty=False)
@@ -109,15 +110,17 @@ def grouped_product(
         end: jax.Array,
         x: jax.Array,
         matrix: jax.Array,
-        y: jax.Array,
+        *added_and_y: jax.Array,
     ) -> None:
         visit = pl.program_id(1)
+        *added, y = added_and_y
 
         @pl.when(visit < total[0])
         def multiply() -> None:
             made = jax.lax.dot_general(
                 x[...], matrix[...], (contracted, ((), ())), preferred_element_type=jnp.float32
-            ).astype(y.dtype)
+            )
+            made = sum((ref[...] for ref in added), made).astype(y.dtype)
             y[...] = jnp.where(_own(made, first[visit], end[visit]), made, y[...])
 
     def matrix_at(column: jax.Array, visit: jax.Array, *given: jax.Array) -> tuple:
@@ -125,6 +128,10 @@ def grouped_product(
         return (expert, column, 0) if transposed else (expert, 0, column)
 
     matrix_block = (None, width, inputs) if transposed else (None, inputs, width)
+    of_result = pl.BlockSpec(
+        (size, width), lambda column, visit, *given: (Visits(*given).block[visit], column)
+    )
+    given = [] if plus is None else [plus]
     return _call(
         "grouped_product",
         of_visit,
@@ -133,15 +140,14 @@ def grouped_product(
         [
             pl.BlockSpec((size, inputs), lambda _, visit, *given: (Visits(*given).block[visit], 0)),
             pl.BlockSpec(matrix_block, matrix_at),
+            *(of_result for _ in given),
         ],
-        pl.BlockSpec(
-            (size, width), lambda column, visit, *given: (Visits(*given).block[visit], column)
-        ),
+        of_result,
         jax.ShapeDtypeStruct((rows, outputs), x.dtype),
         [],
         size * inputs * width,
         interpret,
-    )(x, matrices)
+    )(x, matrices, *given)
 
 
 def grouped_outer_product(

@@ -44,6 +44,7 @@ def attend(
     scale: float,
     logit_softcap: float | None = None,
     slopes: None = None,
+    max_distance: None = None,
 ) -> jax.Array:
     """`ops.attention.attend` of whole rows to themselves, on one device; positions are not read.
 
@@ -51,7 +52,7 @@ def attend(
     the gradient needs beside it, are named `attention` for rematerialisation policies.
     """
     length, heads = q.shape[1:3]
-    padding = -length % LANES  # behind the row, where none of its queries sees it
+    padding = -length % LANES  # behind the row, as a document of its own
 
     def rows(x: jax.Array) -> jax.Array:
         """[batch, length, heads, d] → [batch, heads, padded, d]"""
@@ -59,24 +60,27 @@ def attend(
 
     bytes_per_token = (q.shape[-1] + v.shape[-1]) * q.dtype.itemsize
     kernel = library.make_splash_mha(
-        library.MultiHeadMask([_mask(length + padding, visibility.window)] * heads),
+        library.MultiHeadMask([_mask(length + padding, visibility)] * heads),
         block_sizes=_blocks(length + padding, visibility.window, bytes_per_token),
         head_shards=1,
         q_seq_shards=1,
         attn_logits_soft_cap=logit_softcap,
         residual_checkpoint_name="attention",
     )
-    documents = jnp.pad(segment_ids, ((0, 0), (0, padding)))
+    documents = jnp.pad(segment_ids, ((0, 0), (0, padding)), constant_values=-1)
     ids = library.SegmentIds(documents, documents)
     y = jax.vmap(partial(kernel, sinks=sink_logit))(rows(q * scale), rows(k), rows(v), ids)
     return y[:, :, :length].swapaxes(1, 2)
 
 
-def _mask(length: int, window: int | None) -> library.CausalMask | library.LocalMask:
-    shape = (length, length)
+def _mask(
+    length: int, visibility: Visibility
+) -> library.CausalMask | library.FullMask | library.LocalMask:
+    shape, window = (length, length), visibility.window
     if window is None or window >= length:
-        return library.CausalMask(shape)
-    return library.LocalMask(shape, (window - 1, 0), offset=0)
+        return library.CausalMask(shape) if visibility.is_causal else library.FullMask(shape)
+    ahead = 0 if visibility.is_causal else window - 1
+    return library.LocalMask(shape, (window - 1, ahead), offset=0)
 
 
 def _blocks(length: int, window: int | None, bytes_per_token: int) -> library.BlockSizes:

@@ -1,12 +1,13 @@
 """What a tracker is, and what it is told about a run."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
+from jaxformer.evaluate.samples import Sample
 from jaxformer.paths import is_remote, replace_text
 from jaxformer.reading import read_json_object
 
@@ -33,6 +34,8 @@ class Tracker(Protocol):
     def write(self, at: Position, values: Values) -> None: ...
 
     def write_text(self, name: str, text: str, step: int) -> None: ...
+
+    def write_pictures(self, name: str, pictures: Sequence[Sample], step: int) -> None: ...
 
     def close(self) -> None: ...
 

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from jaxformer.evaluate.samples import Sample
 from jaxformer.terminal import say
 from jaxformer.train.metrics import Row
 from jaxformer.train.trackers.base import BEFORE_ALL, Position, Tracker, Values
@@ -37,6 +38,12 @@ class Text(NamedTuple):
     step: int
 
 
+class Pictures(NamedTuple):
+    name: str
+    pictures: Sequence[Sample]
+    step: int
+
+
 class Follower:
     """Tells one tracker, in a thread, the rows in `past` and all that are written from here on.
 
@@ -46,7 +53,7 @@ class Follower:
 
     def __init__(self, name: str, start: Callable[[], Tracker], past: Iterable[Row] = ()) -> None:
         self._name, self._start, self._past = name, start, past
-        self._queue: queue.Queue[Row | Text | None] = queue.Queue(LONGEST_QUEUE)
+        self._queue: queue.Queue[Row | Text | Pictures | None] = queue.Queue(LONGEST_QUEUE)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, name=name, daemon=True)
         self._thread.start()
@@ -56,6 +63,9 @@ class Follower:
 
     def write_text(self, name: str, text: str, step: int) -> None:
         self._put(Text(name, text, step))
+
+    def write_pictures(self, name: str, pictures: Sequence[Sample], step: int) -> None:
+        self._put(Pictures(name, pictures, step))
 
     def end(self) -> None:
         """There is nothing more to tell."""
@@ -67,7 +77,7 @@ class Follower:
         if self._thread.is_alive():
             self._stop(f"is not done {CLOSE_SECONDS:g} s after the end; {CATCHES_UP}")
 
-    def _put(self, item: Row | Text | None) -> None:
+    def _put(self, item: Row | Text | Pictures | None) -> None:
         if self._over.is_set():
             return
         try:
@@ -91,6 +101,8 @@ class Follower:
                     return tracker.close()
                 case Text(name, text, step):
                     tracker.write_text(name, text, step)
+                case Pictures(name, pictures, step):
+                    tracker.write_pictures(name, pictures, step)
                 case row:
                     at = _tell_row(tracker, at, row)
         return None

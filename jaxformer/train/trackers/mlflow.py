@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from filelock import FileLock
 
 from jaxformer.checkpoint.run_directory import flat
 from jaxformer.errors import UserError
+from jaxformer.evaluate.samples import Sample
 from jaxformer.paths import is_remote
 from jaxformer.train.trackers.base import BEFORE_ALL, PROJECT, Position, TrackedRun, Values
 
@@ -92,6 +94,9 @@ class MLflow:
 
     def write_text(self, name: str, text: str, step: int) -> None:
         self._client.set_tag(self._id, name, text[:LONGEST_TAG])
+
+    def write_pictures(self, name: str, pictures: Sequence[Sample], step: int) -> None:
+        """It has the text about them alone."""
 
     def close(self) -> None:
         self._client.set_terminated(self._id)

@@ -1,7 +1,9 @@
 """TensorBoard: event files in `RUN/tensorboard`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from jaxformer.evaluate.samples import Sample
 from jaxformer.train.trackers.base import Position, TrackedRun, Values
 
 PACKAGES = ("tensorboardX",)
@@ -28,6 +30,10 @@ class TensorBoard:
     def write_text(self, name: str, text: str, step: int) -> None:
         indented = "\n".join(f"    {line}" for line in text.splitlines())  # as it is, in Markdown
         self._writer.add_text(name, indented, global_step=step)
+
+    def write_pictures(self, name: str, pictures: Sequence[Sample], step: int) -> None:
+        for number, each in enumerate(pictures, start=1):
+            self._writer.add_image(f"{name}/{number}", each.pixels, step, dataformats="HWC")
 
     def close(self) -> None:
         self._writer.close()

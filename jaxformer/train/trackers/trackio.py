@@ -1,10 +1,12 @@
 """Trackio, in its database on this machine (`TRACKIO_DIR`): `trackio show`."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from uuid import uuid4
 
 from jaxformer.errors import UserError
+from jaxformer.evaluate.samples import Sample
 from jaxformer.train.trackers.base import BEFORE_ALL, PROJECT, Position, TrackedRun, Values
 
 PACKAGES = ("trackio",)
@@ -49,6 +51,9 @@ class Trackio:
         import trackio
 
         self._run.log({name: trackio.Markdown(f"```\n{text}\n```")}, step=step)
+
+    def write_pictures(self, name: str, pictures: Sequence[Sample], step: int) -> None:
+        """It has the text about them alone."""
 
     def close(self) -> None:
         self._run.finish()

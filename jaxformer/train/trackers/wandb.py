@@ -5,11 +5,13 @@ Every row is a step of W&B's own, and has the training step in `step`, which cha
 
 import html
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from jaxformer.errors import UserError
+from jaxformer.evaluate.samples import Sample
 from jaxformer.train.trackers.base import BEFORE_ALL, PROJECT, Position, TrackedRun, Values
 from jaxformer.train.trackers.follower import CLOSE_SECONDS
 
@@ -71,6 +73,12 @@ class WandB:
         import wandb
 
         self._run.log({name: wandb.Html(f"<pre>{html.escape(text)}</pre>"), "step": step})
+
+    def write_pictures(self, name: str, pictures: Sequence[Sample], step: int) -> None:
+        import wandb
+
+        images = [wandb.Image(each.pixels, caption=each.caption) for each in pictures]
+        self._run.log({name: images, "step": step})
 
     def close(self) -> None:
         self._run.finish()

@@ -74,7 +74,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
         "several models in one (text_config 'llama', vision_config 'clip')",
     ),
     "text_config in a known family": (config(text_config=TEXT), "text_config 'llama'"),
-    "a model of images": (config(model_type="vit"), "model_type 'vit', which cannot be imported"),
+    "a model of images": (config(model_type="swin"), "model_type 'swin', which cannot be imported"),
     "a model of classes": (
         config(architectures=["LlamaForSequenceClassification"]),
         "['LlamaForSequenceClassification'], which gives classes",

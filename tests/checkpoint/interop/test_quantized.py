@@ -51,7 +51,7 @@ def tensors_of(config: dict[str, Any]) -> dict[str, np.ndarray]:
     plain = {key: value for key, value in config.items() if key != "quantization_config"}
     table = Table(family, ModelConfig.model_validate(family.read(plain)))
     random = np.random.default_rng(0)
-    shapes = {name: rule.shape(table.shapes(rule)) for rule in table.rules for name in rule.names}
+    shapes = {name: at for rule in table.rules for name, at in table.stored(rule).items()}
     return {name: random.normal(0, 0.3, shape).astype("f4") for name, shape in shapes.items()}
 
 

@@ -1,19 +1,24 @@
 """Multi-head latent attention, arXiv:2405.04434."""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from contracts.definition import ROPE, Case, heads_of, rms, rotate
+from contracts.definition import ROPE, Case, compiled, heads_of, rms, rotate
 
 from jaxformer.model.mixers.latent_attention import LatentAttentionConfig
 from jaxformer.model.positions import ALiBiConfig, PositionsUnion, RoPEConfig
 
 
 def latent_attention(
-    params: dict, x: jax.Array, config: LatentAttentionConfig, scheme: PositionsUnion
-):
+    params: dict,
+    x: jax.Array,
+    config: LatentAttentionConfig,
+    scheme: PositionsUnion,
+    is_causal: bool = True,
+) -> jax.Array:
     """Keys and values of every token and head made in full, one query at a time."""
 
     def latent(name: str) -> jax.Array:
@@ -31,16 +36,14 @@ def latent_attention(
     turned_k = turn((x @ params["rotary_key"]["kernel"])[:, None])[:, 0]
     rows = []
     for t in range(len(x)):
-        heads = []
+        heads, end = [], t + 1 if is_causal else len(x)
         for head in range(config.num_heads):
-            logits = (
-                plain_k[: t + 1, head] @ plain_q[t, head] + turned_k[: t + 1] @ turned_q[t, head]
-            )
+            logits = plain_k[:end, head] @ plain_q[t, head] + turned_k[:end] @ turned_q[t, head]
             logits /= math.sqrt(config.head_dim + config.rope_dim)
             if isinstance(scheme, ALiBiConfig):
-                logits -= 2.0 ** (-8 * (head + 1) / config.num_heads) * (t - jnp.arange(t + 1))
+                logits -= 2.0 ** (-8 * (head + 1) / config.num_heads) * abs(t - jnp.arange(end))
             weights = jnp.exp(logits)
-            heads.append(weights / weights.sum() @ v[: t + 1, head])
+            heads.append(weights / weights.sum() @ v[:end, head])
         rows.append(jnp.einsum("hv,hvd->d", jnp.stack(heads), params["output"]["kernel"]))
     return jnp.stack(rows)
 
@@ -55,4 +58,9 @@ def _case(scheme: PositionsUnion, **options: Any) -> Case:
 CASES = {
     "latent_attention": _case(ROPE, query_rank=6),
     "latent_attention_alibi": _case(ALiBiConfig()),
+}
+
+full = compiled(partial(latent_attention, is_causal=False))
+ENCODERS = {
+    "encoder_latent_attention": _case(ROPE)._replace(definition=full, is_causal=False),
 }

@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core import meta
 
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.depth.stack import separate_layers
 from jaxformer.model.language_model import LanguageModel, build_model
+from tests.weights import drawn, shapes_of
 
 VOCAB = 7
 LENGTH = 6
@@ -44,15 +44,11 @@ def model_of(depth: dict[str, Any], **options: Any) -> LanguageModel:
 
 
 def parameters(model: LanguageModel) -> dict:
-    """In float64, all away from their start."""
-    start = meta.unbox(jax.jit(model.init)(jax.random.key(0), TOKENS)["params"])
-    leaves, tree = jax.tree.flatten(start)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [
-        leaf.astype(jnp.float64) + 0.1 * jax.random.normal(key, leaf.shape)
-        for leaf, key in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(tree, moved)
+    return drawn(model, TOKENS)
+
+
+def shapes(model: LanguageModel) -> dict:
+    return shapes_of(model, TOKENS)
 
 
 @functools.cache
@@ -69,9 +65,9 @@ def hidden(
     tokens: Any = TOKENS,
     positions: Any = POSITIONS,
     segment_ids: Any = ONES,
-) -> jax.Array:
+) -> np.ndarray:
     """What the outputs read, outside of training."""
-    return _hidden(model)(params, tokens, positions, segment_ids)[0]
+    return np.asarray(_hidden(model)(params, tokens, positions, segment_ids)[0])
 
 
 def loss_of(model: LanguageModel, params: dict, key: jax.Array | None = None) -> jax.Array:
@@ -93,7 +89,7 @@ def in_pieces(
     pieces: list[int],
     layout: str = "scanned",
     tokens: Any = TOKENS,
-) -> jax.Array:
+) -> np.ndarray:
     """The hidden states of rows that are read in pieces of these lengths."""
     model = model.clone(layout=layout)
     params = separate_layers(params) if layout == "separate" else params
@@ -111,12 +107,12 @@ def in_pieces(
         x, cache = read(params, tokens[:, part], POSITIONS[:, part], cache)
         found.append(x)
         start += length
-    return jnp.concatenate(found, axis=1)
+    return np.concatenate(found, axis=1)
 
 
 def assert_close(actual: Any, expected: Any, relative: float = 1e-11) -> None:
     """Trees of arrays, each within `relative` of the largest expected entry of all."""
-    size = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(expected))
+    size = max(np.max(np.abs(leaf)) for leaf in jax.tree.leaves(expected))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=relative * size),
         actual,

@@ -207,6 +207,7 @@ def test_a_turn_that_no_row_makes_runs_no_feed_forward_network_and_keeps_the_cac
     model = halting_model(kind="exits", threshold=0.5)
     params = parameters(model)
     params["stack"]["halt"] *= 20
+    params["stack"]["halt_bias"] -= 20
     tokens = np.broadcast_to(TOKENS[:1], TOKENS.shape)
     rows = (tokens, POSITIONS, ONES)
     whole, _, aux = jax.jit(lambda p: model.apply({"params": p}, *rows, method="hidden"))(params)

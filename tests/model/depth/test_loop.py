@@ -1,5 +1,7 @@
 """Loops against the same model written out, and what they share with every other model."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,7 @@ from tests.model.depth.small import (
     loss_of,
     model_of,
     parameters,
+    shapes,
 )
 
 KEY = jax.random.key(5)
@@ -70,7 +73,7 @@ def test_turns_with_shared_layers_are_all_layers_written_out_and_tied_gradients_
 
 def test_the_parts_have_their_own_parameters_and_the_numbers_of_their_layers() -> None:
     model = model_of(loop(before=1, after=2), num_layers=6, **HYBRID)
-    config, paths = model.config, by_path(jax.eval_shape(lambda: parameters(model)))
+    config, paths = model.config, by_path(shapes(model))
     parts = {"/".join(path.split("/")[1:4]) for path in paths if path.startswith("stack/")}
     numbers = {part: list(config.layers_of_path(f"stack/{part}/mixer")) for part in sorted(parts)}
     assert numbers == {
@@ -174,7 +177,8 @@ def test_noise_is_where_training_starts_and_zero_where_anything_else_does() -> N
     np.testing.assert_allclose(
         hidden(model, params), hidden(model_of(loop(1)), params), rtol=0, atol=1e-12
     )
-    one, other = (loss_of(model, params, jax.random.key(seed)) for seed in (0, 1))
+    loss = jax.jit(partial(loss_of, model))
+    one, other = (loss(params, jax.random.key(seed)) for seed in (0, 1))
     assert abs(one - other) > 1e-3
     # The start of a loop whose layers do nothing is its state.
     idle = model_of(
@@ -258,7 +262,7 @@ def test_costs_are_those_of_the_layers_as_often_as_they_are_passed() -> None:
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in arrays)
     assert held == 3 * cache_bytes(model, 10)
 
-    params = jax.eval_shape(lambda: parameters(model))
+    params = shapes(model)
     program = jax.make_jaxpr(lambda p: model.apply({"params": p}, TOKENS))(params)
     unseen = 7 * 4 * 8 * (LENGTH - (LENGTH + 1) / 2)
     counted = product_flops(program.jaxpr) / TOKENS.size - unseen

@@ -1,5 +1,7 @@
 """Families by their `model_type`."""
 
+from jaxformer.checkpoint.interop.families.bert import BERT
+from jaxformer.checkpoint.interop.families.clip import CLIP
 from jaxformer.checkpoint.interop.families.deepseek import DEEPSEEK2, DEEPSEEK3
 from jaxformer.checkpoint.interop.families.gemma import GEMMA, GEMMA2
 from jaxformer.checkpoint.interop.families.gemma3 import GEMMA3_TEXT
@@ -15,6 +17,7 @@ from jaxformer.checkpoint.interop.families.mamba2 import MAMBA2
 from jaxformer.checkpoint.interop.families.ministral import MINISTRAL
 from jaxformer.checkpoint.interop.families.mistral import MISTRAL
 from jaxformer.checkpoint.interop.families.mixtral import MIXTRAL
+from jaxformer.checkpoint.interop.families.modernbert import MODERNBERT
 from jaxformer.checkpoint.interop.families.olmo2 import OLMO2
 from jaxformer.checkpoint.interop.families.olmo3 import OLMO3
 from jaxformer.checkpoint.interop.families.olmoe import OLMOE
@@ -23,7 +26,11 @@ from jaxformer.checkpoint.interop.families.qwen import QWEN2, QWEN3
 from jaxformer.checkpoint.interop.families.qwen3_next import QWEN3_NEXT
 from jaxformer.checkpoint.interop.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
 from jaxformer.checkpoint.interop.families.recurrent_gemma import RECURRENT_GEMMA
+from jaxformer.checkpoint.interop.families.siglip import SIGLIP
 from jaxformer.checkpoint.interop.families.smollm3 import SMOLLM3
+from jaxformer.checkpoint.interop.families.t5 import T5
+from jaxformer.checkpoint.interop.families.vit import VIT
+from jaxformer.checkpoint.interop.families.wav2vec2 import HUBERT, WAV2VEC2
 from jaxformer.checkpoint.interop.families.xlstm import XLSTM
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.fitting import fit
@@ -38,6 +45,7 @@ TABLE = (
     *(MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, GRANITEMOE, GPT_OSS, DEEPSEEK2, DEEPSEEK3),
     *(MAMBA, MAMBA2, RECURRENT_GEMMA, XLSTM),
     *(QWEN3_NEXT, KIMI_LINEAR, JAMBA),
+    *(BERT, MODERNBERT, VIT, CLIP, SIGLIP, WAV2VEC2, HUBERT, T5),
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in TABLE}
 
@@ -46,10 +54,12 @@ def family_of(config: Json, name: str) -> Family:
     """The family of the config.json of `name`.
 
     Raises:
-        UserError: it is unknown, or not a plain language model.
+        UserError: it is unknown, or not a plain model.
     """
-    refuse_other_models(config, name)
     model_type = config.get("model_type")
+    known = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    has_encoder = known is not None and known.reads == "pairs"
+    refuse_other_models(config, name, known.parts if known else (), has_encoder=has_encoder)
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         nearest = did_you_mean(model_type, FAMILIES) if isinstance(model_type, str) else ""
         raise UserError(

@@ -6,6 +6,7 @@ from jaxformer.checkpoint.interop.decoder import (
     ffn_of,
     first_layer,
     head_rules,
+    layer_norm_rules,
     layers_of,
 )
 from jaxformer.checkpoint.interop.family import Family, Json
@@ -19,10 +20,6 @@ QKV = ("query", "key", "value")
 TANH_GELU = ("gelu_new", "gelu_pytorch_tanh")
 
 
-def _norm(theirs: str, ours: str) -> list[Rule]:
-    return [row(f"{theirs}.weight", f"{ours}/scale"), row(f"{theirs}.bias", f"{ours}/bias")]
-
-
 def _linear(theirs: str, ours: str, inputs: int = 1) -> list[Rule]:
     return [
         row(f"{theirs}.weight", f"{ours}/kernel", Matrix(inputs)),
@@ -31,11 +28,11 @@ def _linear(theirs: str, ours: str, inputs: int = 1) -> list[Rule]:
 
 
 LAYER = [
-    *_norm("ln_1", "mixer_norm"),
+    *layer_norm_rules("ln_1", "mixer_norm"),
     Rule("attn.c_attn.weight", tuple(f"mixer/{each}/kernel" for each in QKV), Matrix(), axis=1),
     Rule("attn.c_attn.bias", tuple(f"mixer/{each}/bias" for each in QKV), Vector()),
     *_linear("attn.c_proj", "mixer/output", inputs=2),
-    *_norm("ln_2", "ffn_norm"),
+    *layer_norm_rules("ln_2", "ffn_norm"),
     *_linear("mlp.c_fc", "ffn/in"),
     *_linear("mlp.c_proj", "ffn/out"),
 ]
@@ -114,7 +111,7 @@ def rules(model: ModelConfig) -> list[Rule]:
     ]
     for index in range(model.num_layers):
         table += within(f"transformer.h.{index}", f"layers/{index}", LAYER)
-    return table + _norm("transformer.ln_f", "final_norm") + head_rules(model)
+    return table + layer_norm_rules("transformer.ln_f", "final_norm") + head_rules(model)
 
 
 GPT2 = Family(

@@ -14,14 +14,15 @@ from jaxformer.ops.kernels.choice import attend_by, choose
 from jaxformer.ops.ring_attention import ring_attention
 
 # Queries are taken in blocks, and a block meets only the keys before its end, so that nearly half
-# of the products are never made. More blocks would skip little more and compile longer.
+# of the products are never made, or those within its window. More blocks would skip little more and
+# compile longer.
 SMALLEST_BLOCK = 64
 MOST_BLOCKS = 16
 
 NOWHERE = PartitionSpec(None, None)
 
 
-def causal_attention(
+def row_attention(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -33,19 +34,21 @@ def causal_attention(
     kernel: str = "xla",
     place: PartitionSpec = NOWHERE,
     sink_logit: jax.Array | None = None,
+    relative_bias: jax.Array | None = None,
     **options: Any,
 ) -> jax.Array:
     """`attend` of whole rows to themselves: by a kernel, or in blocks of queries that skip the keys
     no query sees.
 
-    For rows split over devices, a window that reaches no further than the previous shard fetches
-    that shard's end; everything else is `ring_attention`.
+    For rows split over devices, a causal window that reaches no further than the previous shard
+    fetches that shard's end; everything else is `ring_attention`.
 
     Args:
-        order: what tokens see, if not the tokens before them in the row.
+        order: what tokens see, if `visibility` alone does not say it.
         kernel: see `choose`.
         place: the mesh axes of rows and of key-value heads.
         sink_logit: see `attend`.
+        relative_bias: see `masked_logits`.
 
     Raises:
         ValueError: `kernel` cannot serve.
@@ -55,16 +58,18 @@ def causal_attention(
     if chosen != "xla":
         rows = (q, k, v, positions, segment_ids, sink_logit)
         return attend_by(chosen, *rows, place=place, **options)
-    length, window = q.shape[1], visibility.window
+    length, (window, sinks, is_causal, _) = q.shape[1], visibility
     earlier = 0  # keys before the first query
     if shards.count() > 1:
-        if order is not None or window is None or window > length or visibility.sinks:
-            return ring_attention(q, k, v, positions, segment_ids, order, sink_logit, **options)
+        if not is_causal or order is not None or window is None or window > length or sinks:
+            cut = (q, k, v, positions, segment_ids, order, sink_logit, relative_bias)
+            return ring_attention(*cut, **options)
         earlier = window - 1
         k, v, positions = (_with_end_before(x, earlier, 0) for x in (k, v, positions))
         segment_ids = _with_end_before(segment_ids, earlier, -1)
     in_row = jnp.arange(earlier + length, dtype=jnp.int32)[None]
     tokens = Tokens(in_row, positions, segment_ids, order)
+    learned = {"sink_logit": sink_logit, "relative_bias": relative_bias}
     block = max(SMALLEST_BLOCK, -(-length // MOST_BLOCKS))
     stops = [*range(block, length, block), length]
     starts = [0, *stops[:-1]]
@@ -73,19 +78,20 @@ def causal_attention(
     outputs = []
     for start, stop, q_block in zip(starts, stops, blocks, strict=True):
         start, stop = earlier + start, earlier + stop
-        first, last = max(0, start - (window or length) + 1), stop
+        reach = (window or length) - 1
+        first, last = max(0, start - reach), stop
         if order is not None:
             first, last = 0, length
+        elif not is_causal:  # a sink, too, may be seen from before it
+            last = min(length, stop + max(reach, sinks - 1))
         keys, values, places = k[:, first:last], v[:, first:last], _between(tokens, first, last)
-        if first and visibility.sinks:
-            sinks, where = _earlier_sinks(tokens, first, visibility.sinks)
+        if first and sinks:
+            earlier_sinks, where = _earlier_sinks(tokens, first, sinks)
             keys = jnp.concatenate([_take(k, where), keys], axis=1)
             values = jnp.concatenate([_take(v, where), values], axis=1)
-            places = jax.tree.map(lambda *pair: _join(pair), sinks, places)
+            places = jax.tree.map(lambda *pair: _join(pair), earlier_sinks, places)
         queries = _between(tokens, start, stop)
-        outputs.append(
-            attend(q_block, keys, values, queries, places, sink_logit=sink_logit, **options)
-        )
+        outputs.append(attend(q_block, keys, values, queries, places, **learned, **options))
     return jnp.concatenate(outputs, axis=1) if len(outputs) > 1 else outputs[0]
 
 
@@ -107,9 +113,7 @@ def prefill_attention(
     if choose(kernel, q, v, order=order, **options).name == "xla":
         return of_cache()
     rows = (q, k, v, positions, segment_ids)
-    return jax.lax.cond(
-        is_empty, lambda: causal_attention(*rows, kernel=kernel, **options), of_cache
-    )
+    return jax.lax.cond(is_empty, lambda: row_attention(*rows, kernel=kernel, **options), of_cache)
 
 
 def _with_end_before(x: jax.Array, count: int, fill: int) -> jax.Array:

@@ -1,0 +1,1 @@
+"""Pictures with classes, from files to batches: sources, decoding, the store, augmentation."""

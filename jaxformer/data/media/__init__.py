@@ -1,0 +1,1 @@
+"""What pictures and recordings have in common on the way from files to batches."""

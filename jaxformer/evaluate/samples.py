@@ -1,0 +1,58 @@
+"""A few validation rows of pictures or recordings, with what a run says of them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxformer.batch import Batch
+from jaxformer.data.loader import Mixture
+from jaxformer.data.stores import Part
+from jaxformer.evaluate.predict import answers
+from jaxformer.objectives import CTCConfig
+from jaxformer.ops.spectrogram import log_mels
+from jaxformer.run import Run
+
+SHOWN = 8
+MELS = 80
+BELS = 8  # below the loudest, where a spectrogram is black
+
+
+class Sample(NamedTuple):
+    """A picture, or a spectrogram of a recording with low sounds below: uint8
+    [height, width, channels], and what it is and is taken for."""
+
+    pixels: np.ndarray
+    caption: str
+
+
+def samples_of(run: Run, validation: Sequence[Part]) -> list[Sample]:
+    """Up to SHOWN rows from all over the validation data of a run with classes or texts; none if
+    there is no such data."""
+    mixture = Mixture(validation)
+    if not len(mixture):
+        return []
+    numbers = np.linspace(0, len(mixture) - 1, SHOWN).astype(int)
+    batch = mixture.pack(np.unique(numbers))
+    listens = isinstance(run.config.train.objective, CTCConfig)
+    form = "said: {}; heard: {}" if listens else "{}, taken for {}"
+    targets = zip(batch.targets, batch.loss_mask, strict=True)
+    true = [run.tokenizer.decode(labels[mask].tolist()) for labels, mask in targets]
+    captions = map(form.format, true, answers(run, batch))
+    return [Sample(*pair) for pair in zip(_pictures(run, batch), captions, strict=True)]
+
+
+def _pictures(run: Run, batch: Batch) -> Sequence[np.ndarray]:
+    audio = run.config.data.audio
+    if audio is None:
+        return list(batch.inputs)
+    rate = audio.sample_rate
+    window, hop = rate // 40, rate // 100  # 25 and 10 ms
+    waveforms = batch.inputs.astype(np.float32) / 2**15
+    logs = np.asarray(
+        log_mels(waveforms, sample_rate=rate, window=window, hop=hop, mels=MELS, scale="slaney")
+    )
+    shares = np.clip(1 + (logs - logs.max(axis=(1, 2), keepdims=True)) / BELS, 0, 1)
+    ends = (batch.segment_ids != 0).sum(axis=1) * audio.samples_per_place // hop
+    pixels = np.flip(np.rint(255 * shares).astype(np.uint8), axis=2)
+    return [row[:end].T[..., None] for row, end in zip(pixels, ends, strict=True)]
