@@ -49,7 +49,8 @@ class Batch(NamedTuple):
     restart at 0 with each.
 
     **Pairs**: `inputs` are a `Pair`. Its tokens and all other arrays are as in text; each document
-    is the target of a pair, and the tokens of document n see the source's document n.
+    is the target of a pair, and the tokens of document n see the source's document n. Recordings
+    whose texts a decoder writes are such pairs, one in a row.
 
     A row that only fills up a batch is 0 in all arrays.
     """

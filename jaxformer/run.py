@@ -1,6 +1,6 @@
 """A trained model, loaded from its run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 from flax.core import meta
 from jax.sharding import Mesh
 
+from jaxformer.batch import Source
 from jaxformer.config import Config
 from jaxformer.data.chat_template import load_chat_template
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
@@ -22,8 +23,9 @@ from jaxformer.generate.drafts import Draft, FirstLayers, FurtherPredictions, NG
 from jaxformer.generate.early_exit import Exit, ExitingDecoder
 from jaxformer.generate.embedding import embed_texts
 from jaxformer.generate.speculative import SpeculativeDecoder
+from jaxformer.generate.targets import write_targets
 from jaxformer.generate.text import generate_text
-from jaxformer.generate.translation import translate
+from jaxformer.generate.translation import sources_of
 from jaxformer.model.accounting import abstract_parameters
 from jaxformer.model.language_model import LanguageModel, build_model
 from jaxformer.parallel.mesh import make_mesh
@@ -152,9 +154,16 @@ class Run:
         return embed_texts(self.model, self.params, self.tokenizer, texts, self.mesh)
 
     def translate(self, texts: Sequence[str], search: BeamSearch = BEAM_SEARCH) -> list[str]:
-        """What the decoder writes of each text that its encoder reads; see `translate`."""
-        given = (self.model, self.params, self.config, self.tokenizer)
-        return translate(*given, texts, self.mesh, search)
+        """What the decoder writes of each text that its encoder reads; see `sources_of`."""
+        sources = sources_of(self.config, self.tokenizer, texts)
+        return self.write(sources, len(texts), search)
+
+    def write(
+        self, sources: Iterable[Source], count: int, search: BeamSearch = BEAM_SEARCH
+    ) -> list[str]:
+        """What the decoder writes of each row of the sources; see `write_targets`."""
+        given = (self.model, self.params, self.config, self.tokenizer, self.mesh)
+        return write_targets(*given, search, sources, count)
 
     def chat(self, prompt: str | Sequence[str], **options: Any) -> str | list[str]:
         """Answer a user's message, or several in one batch, with the tokenizer's chat template.

@@ -15,12 +15,19 @@ BLOCKS = [
 ]
 
 
-@pytest.mark.parametrize("block", BLOCKS[1:])
+MODEL, DECODER, *SECTIONS = BLOCKS
+
+
+@pytest.mark.parametrize("block", SECTIONS)
 def test_a_section_of_the_page_is_one_of_a_configuration(block: dict) -> None:
     audio = DataConfig.model_validate(block["data"]).audio
     assert audio is not None
 
 
 def test_the_first_sections_are_a_configuration() -> None:
-    config = Config.model_validate(BLOCKS[0] | BLOCKS[1])
+    config = Config.model_validate(MODEL | SECTIONS[0])
     assert config.data.tokenizer == "characters"
+
+
+def test_a_model_with_a_decoder_is_a_configuration() -> None:
+    assert Config.model_validate(DECODER).instead == "predict RUN FILE"

@@ -352,14 +352,15 @@ class Config(Schema):
                 f"data.kind is {data.kind}, but {part} {inputs.kind} reads {reads}; "
                 f"give data.kind={reads}, or other inputs"
             )
-        if data.kind == "pairs" and self.train.objective.kind != "next_token":
+        if data.writes and self.train.objective.kind != "next_token":
             raise ValueError(
-                f"data.kind is pairs, whose targets train.objective next_token learns, but "
-                f"train.objective is {self.train.objective.kind}; leave it out"
+                f"a decoder writes the targets of data.{data.kind}, which train.objective "
+                f"next_token learns, but train.objective is {self.train.objective.kind}; leave it "
+                f"out"
             )
-        if data.pairs is not None and encoder is not None and encoder.length != data.source_length:
+        if data.writes and encoder is not None and encoder.length != data.source_length:
             raise ValueError(
-                f"model.encoder.length is {encoder.length}, but rows of data.pairs have "
+                f"model.encoder.length is {encoder.length}, but rows of data.{data.kind} have "
                 f"{data.source_length} places for sources; make them the same"
             )
         if isinstance(inputs, PatchesConfig) and data.images is not None:
@@ -389,14 +390,26 @@ class Config(Schema):
             )
         if isinstance(inputs, RecordingsConfig) and data.audio is not None:
             audio = data.audio
+            if encoder is None and audio.source_length is not None:
+                raise ValueError(
+                    f"data.audio.source_length is {audio.source_length}, but model.encoder, which "
+                    f"reads the recordings whose texts a decoder writes, is null; give it, or "
+                    f"leave source_length out"
+                )
+            if encoder is not None and audio.source_length is None:
+                raise ValueError(
+                    f"model.encoder reads recordings and the model writes their texts, but "
+                    f"data.audio.source_length is null; give "
+                    f"data.audio.source_length={encoder.length}"
+                )
             for key, given, own in (
                 ("sample_rate", audio.sample_rate, inputs.sample_rate),
                 ("samples_per_place", audio.samples_per_place, inputs.samples),
             ):
                 if given != own:
                     raise ValueError(
-                        f"data.audio.{key} is {given}, and that of model.inputs {inputs.kind} is "
-                        f"{own}; give data.audio.{key}={own}"
+                        f"data.audio.{key} is {given}, and that of {part} {inputs.kind} is {own}; "
+                        f"give data.audio.{key}={own}"
                     )
             if audio.pack:
                 inputs.check_packed(self.model.positions)
@@ -407,7 +420,8 @@ class Config(Schema):
                 )
             key, _ = audio.target
             needed, objective = {"text": "ctc", "label": "classes"}[key], self.train.objective.kind
-            if objective != needed and not self.train.objective.of_numbers:
+            is_other = objective != needed and not self.train.objective.of_numbers
+            if is_other and not data.writes:
                 raise ValueError(
                     f"data.audio.{key} is given, which train.objective {needed} learns, but "
                     f"train.objective is {objective}; give train.objective={{kind: {needed}}}, or "
@@ -499,6 +513,8 @@ class Config(Schema):
         """The command that uses a run which continues no text, without `jaxformer`."""
         if self.data.kind == "pairs":
             return 'predict RUN --text "..."'
+        if self.data.writes:
+            return "predict RUN FILE"
         return self.train.objective.instead
 
     @property

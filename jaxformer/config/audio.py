@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from jaxformer.schema.base import Schema
 
@@ -73,7 +73,8 @@ class AudioConfig(Schema):
     )
     text: str | None = Field(
         None,
-        description="the column of what is said, for train.objective ctc, or a field inside of one",
+        description="the column of what is said, for train.objective ctc or a decoder, or a field "
+        "inside of one",
     )
     label: str | None = Field(
         None,
@@ -84,6 +85,16 @@ class AudioConfig(Schema):
         "as_is",
         description="lower: texts are read in small letters, without punctuation and with single "
         "spaces",
+    )
+    source_length: PositiveInt | None = Field(
+        None,
+        description="places of a recording's row where model.encoder reads it and a decoder writes "
+        "its text, whose rows have data.sequence_length tokens; null without a decoder",
+    )
+    start: NonNegativeInt | None = Field(
+        None,
+        description="the id that a decoder reads before a text; null: bos, or the end of text "
+        "where the tokenizer has no bos",
     )
     max_labels: PositiveInt | None = Field(
         None,
@@ -124,6 +135,20 @@ class AudioConfig(Schema):
         if self.label is not None and (self.letters != "as_is" or self.max_labels is not None):
             key = "letters" if self.letters != "as_is" else "max_labels"
             raise ValueError(f"{key} is given, but classes have no letters; leave it out")
+        if self.source_length is None:
+            if self.start is not None:
+                raise ValueError(
+                    f"start is {self.start}, but there is no decoder to read it; give "
+                    f"source_length and model.encoder, or leave it out"
+                )
+        else:
+            for key in ("label", "max_labels", "pack"):
+                if value := getattr(self, key):
+                    raise ValueError(
+                        f"source_length is {self.source_length}, with which a decoder writes the "
+                        f"text of one recording, in data.sequence_length tokens; leave {key} "
+                        f"{str(value).lower()} out, or source_length"
+                    )
         if self.pack and self.max_labels is not None:
             raise ValueError(
                 f"max_labels is {self.max_labels}, but with pack a row has the texts of several "

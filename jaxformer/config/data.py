@@ -276,18 +276,28 @@ class DataConfig(Schema):
             if self.images.text is not None:
                 inputs = Pair(tokens, Source(inputs))
         elif self.audio is not None:
-            samples = self.sequence_length * self.audio.samples_per_place
-            inputs, answers = array(samples, dtype=np.int16), array(self.num_labels)
+            places = self.source_length
+            inputs = array(places * self.audio.samples_per_place, dtype=np.int16)
+            answers = array(self.num_labels)
+            if self.writes:
+                inputs = Pair(tokens, Source(inputs, array(places), array(places)))
         elif self.pairs is not None:
             inputs = Pair(tokens, Source(*[array(self.source_length)] * 3))
         mask = array(*answers.shape[1:], dtype=np.bool_)
         return Batch(inputs, answers, tokens, tokens, mask)
 
     @property
+    def writes(self) -> bool:
+        """Whether a decoder writes the targets of what an encoder reads."""
+        audio = self.audio
+        return self.pairs is not None or (audio is not None and audio.source_length is not None)
+
+    @property
     def source_length(self) -> int:
-        """How many tokens of sources a row of `pairs` has."""
-        assert self.pairs is not None
-        return self.pairs.source_length or self.sequence_length
+        """How many places the rows of `audio` and of the sources of `pairs` have."""
+        section = self.pairs or self.audio
+        assert section is not None
+        return section.source_length or self.sequence_length
 
     @property
     def is_media(self) -> bool:
@@ -307,7 +317,14 @@ class DataConfig(Schema):
         if images is not None:
             images = ImagesConfig(size=images.size, channels=images.channels, text=images.text)
         if audio is not None:
-            keys = {"sample_rate", "samples_per_place", "text", "label", "max_labels"}
+            keys = {
+                "sample_rate",
+                "samples_per_place",
+                "text",
+                "label",
+                "max_labels",
+                "source_length",
+            }
             audio = AudioConfig(**audio.model_dump(include=keys))
         if pairs is not None:
             keys = {"source", "target", "source_length"}

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from jaxformer.config import DataConfig
 from jaxformer.data.audio.rows import AudioRows
 from jaxformer.data.audio.store import AudioStore
+from jaxformer.data.audio.transcripts import TranscriptRows
 from jaxformer.data.class_names import ClassNames
 from jaxformer.data.images.captions import CaptionedRows
 from jaxformer.data.images.rows import ImageRows
@@ -19,7 +20,7 @@ from jaxformer.terminal import say
 if TYPE_CHECKING:
     from rich.table import Table
 
-Rows = ImageRows | CaptionedRows | AudioRows
+Rows = ImageRows | CaptionedRows | AudioRows | TranscriptRows
 Purposes = dict[str, list[Rows]]
 
 

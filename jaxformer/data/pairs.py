@@ -155,20 +155,21 @@ def rows_of(sizes: np.ndarray, most: tuple[int, int]) -> np.ndarray:
 
 
 def decoder_start(data: DataConfig, tokenizer: Tokenizer) -> int:
-    """The token that the decoder reads before a target: `data.pairs.start`, or else bos, or else
-    the end of text.
+    """The token that the decoder reads before a target: `start` of the section of `data`, or else
+    bos, or else the end of text.
 
     Raises:
         UserError: it is no id of the tokenizer.
     """
-    assert data.pairs is not None
-    start = data.pairs.start
+    section = data.pairs or data.audio
+    assert section is not None
+    start = section.start
     if start is None:
         return start_id(tokenizer)
     if start >= tokenizer.vocab_size:
         raise UserError(
-            f"data.pairs.start is {start}, and data.tokenizer '{tokenizer.name}' has ids below "
-            f"{tokenizer.vocab_size}; give one of these, or leave it out"
+            f"data.{data.kind}.start is {start}, and data.tokenizer '{tokenizer.name}' has ids "
+            f"below {tokenizer.vocab_size}; give one of these, or leave it out"
         )
     return start
 

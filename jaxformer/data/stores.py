@@ -10,6 +10,7 @@ from jaxformer.config.pairs import PairsConfig
 from jaxformer.data.audio.packing import PackedRecordings
 from jaxformer.data.audio.parts import AudioParts
 from jaxformer.data.audio.rows import AudioRows
+from jaxformer.data.audio.transcripts import TranscriptRows
 from jaxformer.data.documents import PAIRS, Instructions
 from jaxformer.data.images.captions import CaptionedRows
 from jaxformer.data.images.parts import ImageParts
@@ -28,9 +29,9 @@ from jaxformer.tasks import TaskConfig
 
 THREADS_FOR_A_BUCKET = 4
 MEDIA: dict[str, type[ImageParts] | type[AudioParts]] = {"images": ImageParts, "audio": AudioParts}
-Part = (  # all rows of one source
-    PackedRows | TaskRows | ImageRows | CaptionedRows | AudioRows | PackedRecordings | PairRows
-)
+OfRecordings = AudioRows | PackedRecordings | TranscriptRows
+# All rows of one source.
+Part = PackedRows | TaskRows | ImageRows | CaptionedRows | OfRecordings | PairRows
 
 
 class Stores:

@@ -37,8 +37,8 @@ def evaluate_run(
         classification.tell(run, path, json=json)
     elif run.config.data.kind == "pairs":
         translation.tell(run, path, search, json=json)
-    elif isinstance(run.config.train.objective, CTCConfig):
-        speech.tell(run, path, json=json)
+    elif run.config.data.writes or isinstance(run.config.train.objective, CTCConfig):
+        speech.tell(run, path, search, json=json)
     else:
         perplexity.tell(run, path, json=json)
     return 0

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxformer.batch import Batch
+from jaxformer.batch import Batch, Source
 from jaxformer.data.audio.decoding import check_soundfile
 from jaxformer.data.audio.decoding import decode as decode_recording
 from jaxformer.data.audio.rows import batch_of as batch_of_recordings
@@ -25,6 +25,7 @@ from jaxformer.errors import UserError
 from jaxformer.evaluate.retrieval import vectors_of_texts
 from jaxformer.generate.beam_search import BeamSearch
 from jaxformer.generate.ctc import merged
+from jaxformer.generate.targets import AT_ONCE
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.objectives import ContrastiveConfig
 from jaxformer.objectives.ctc import CTCConfig, likeliest
@@ -33,8 +34,8 @@ from jaxformer.parallel.rules import put_rows, use_mesh, whole
 from jaxformer.run import BEAM_SEARCH, Run, load
 from jaxformer.terminal import progress
 
-AT_ONCE = 64  # files
 Step = Callable[[Any, Batch], jax.Array]
+FILES_AT_ONCE = 64
 
 
 class Prediction(NamedTuple):
@@ -45,7 +46,7 @@ class Prediction(NamedTuple):
 
 
 class Transcript(NamedTuple):
-    """What is said in a recording, by the likeliest label of every place."""
+    """What is said in a recording, by the likeliest label of every place or by a decoder."""
 
     file: str
     text: str
@@ -59,20 +60,23 @@ class Translation(NamedTuple):
 
 
 class Texts(NamedTuple):
-    """Texts to translate, and how to search; or those that pictures are compared with, each put
-    into the template."""
+    """Texts to translate, or those that pictures are compared with, each put into the template; and
+    how a decoder searches."""
 
     texts: Sequence[str] = ()
     template: str = "{}"
     search: BeamSearch = BEAM_SEARCH
 
 
+NO_TEXTS = Texts()
+
+
 def predict(
-    run: Run, files: Sequence[Path], top: int, texts: Sequence[str] = (), template: str = "{}"
+    run: Run, files: Sequence[Path], top: int, given: Texts = NO_TEXTS
 ) -> list[Prediction] | list[Transcript]:
     """The `top` likeliest classes of every file, or all if there are fewer; or, for a run that was
-    trained with CTC, what is said; or, for one that compares pictures with texts, which of the
-    `texts` are likeliest, each put into the template.
+    trained on what is said, the text; or, for one that compares pictures with texts, which of the
+    texts are likeliest.
 
     Raises:
         UserError: a file is missing, damaged, or too long for a row of the run, or the run was
@@ -80,6 +84,7 @@ def predict(
             with none, or are missing.
     """
     data, model, objective = run.config.data, run.model, run.config.train.objective
+    texts = given.texts
     if data.kind == "text":
         raise UserError(
             f"this run was trained on data.kind {data.kind}, and predict takes pictures or "
@@ -97,8 +102,13 @@ def predict(
         raise UserError(
             f"this run was trained with train.objective {objective.kind}, which {what} --text"
         )
+    if data.writes:
+        parts = (files[first : first + AT_ONCE] for first in range(0, len(files), AT_ONCE))
+        sources = (_source(_batch(run, part)) for part in parts)
+        said = run.write(sources, len(files), given.search)
+        return [Transcript(str(file), text) for file, text in zip(files, said, strict=True)]
     if isinstance(objective, ContrastiveConfig):
-        written = vectors_of_texts(run, [template.replace("{}", text) for text in texts])
+        written = vectors_of_texts(run, [given.template.replace("{}", text) for text in texts])
         rows = _results(run, files, partial(_of_texts, model, objective, written))
         return [
             Prediction(str(file), [(texts[at], float(row[at])) for at in _likeliest(row, top)])
@@ -107,7 +117,7 @@ def predict(
     if isinstance(objective, CTCConfig):
         blank = objective.blank_of(model)
         paths = _results(run, files, lambda params, batch: _path(model, blank, params, batch))
-        said = (run.tokenizer.decode(merged(path, blank)) for path in paths)
+        said = [run.tokenizer.decode(merged(path, blank)) for path in paths]
         return [Transcript(str(file), text) for file, text in zip(files, said, strict=True)]
     names = _names(run)
     rows = _results(run, files, lambda params, batch: _probabilities(model, params, batch))
@@ -119,8 +129,11 @@ def predict(
 
 def answers(run: Run, batch: Batch) -> list[str]:
     """The likeliest class of every row of a batch, which each process has whole; or, for a run that
-    was trained with CTC, what is said in it."""
-    model, objective, rows = run.model, run.config.train.objective, len(batch.inputs)
+    was trained on what is said, the text."""
+    model, objective = run.model, run.config.train.objective
+    if run.config.data.writes:
+        return run.write([batch.inputs.source], len(batch.targets))
+    rows = len(batch.inputs)
     size = rows + -rows % data_shards(run.mesh.shape)
     placed = jax.tree.map(partial(_put, size=size, mesh=run.mesh), batch)
     with use_mesh(run.mesh, run.config.mesh.table):
@@ -131,6 +144,11 @@ def answers(run: Run, batch: Batch) -> list[str]:
         found = whole(jax.jit(partial(_probabilities, model))(run.params, placed))[:rows]
     names = _names(run)
     return [names[row[: len(names)].argmax()] for row in found]
+
+
+def _source(batch: Batch) -> Source:
+    """What an encoder reads of recordings."""
+    return Source(batch.inputs, batch.positions, batch.segment_ids)
 
 
 def _names(run: Run) -> list[str]:
@@ -168,7 +186,7 @@ def _path(model: LanguageModel, blank: int, params: Any, batch: Batch) -> jax.Ar
 def _results(run: Run, files: Sequence[Path], step: Step) -> Iterator[np.ndarray]:
     """What a step gives for every file, from batches of one shape that the mesh divides."""
     compiled = jax.jit(step)
-    size = min(AT_ONCE, len(files))
+    size = min(FILES_AT_ONCE, len(files))
     size += -size % data_shards(run.mesh.shape)
     with use_mesh(run.mesh, run.config.mesh.table), progress("predicting", len(files)) as report:
         for start in range(0, len(files), size):
@@ -200,13 +218,14 @@ def _batch(run: Run, files: Sequence[Path]) -> Batch:
         return batch_of_pictures(np.stack(pictures), nothing, data.sequence_length)
     assert data.audio is not None
     check_soundfile()
-    rate, length = data.audio.sample_rate, data.sequence_length
+    rate, length = data.audio.sample_rate, data.source_length
     waveforms = [_decoded(decode_recording, *each, rate).samples for each in contents]
     for file, samples in zip(files, waveforms, strict=True):
         if len(samples) > (longest := length * data.audio.samples_per_place):
             raise UserError(
                 f"{file} lasts {len(samples) / rate:.2f} s, and rows of this run hold "
-                f"{longest / rate:.2f} s; cut it, or give data.sequence_length"
+                f"{longest / rate:.2f} s; cut it, or give "
+                f"data.{'audio.source_length' if data.writes else 'sequence_length'}"
             )
     return batch_of_recordings(waveforms, data.audio, length)
 
@@ -247,7 +266,7 @@ def predict_files(
     if run.config.data.kind == "pairs":
         predictions = translations(run, files, texts)
     else:
-        predictions = predict(run, files, top, texts.texts, texts.template)
+        predictions = predict(run, files, top, texts)
     if json:
         print(json_format.dumps([_record(each) for each in predictions], ensure_ascii=False))
         return 0

@@ -9,6 +9,7 @@ from jaxformer.batch import Batch
 from jaxformer.data.loader import Mixture
 from jaxformer.data.stores import Part
 from jaxformer.evaluate.predict import answers
+from jaxformer.generate.text import until_end
 from jaxformer.objectives import CTCConfig
 from jaxformer.ops.spectrogram import log_mels
 from jaxformer.run import Run
@@ -34,10 +35,11 @@ def samples_of(run: Run, validation: Sequence[Part]) -> list[Sample]:
         return []
     numbers = np.linspace(0, len(mixture) - 1, SHOWN).astype(int)
     batch = mixture.pack(np.unique(numbers))
-    listens = isinstance(run.config.train.objective, CTCConfig)
+    listens = run.config.data.writes or isinstance(run.config.train.objective, CTCConfig)
     form = "said: {}; heard: {}" if listens else "{}, taken for {}"
     targets = zip(batch.targets, batch.loss_mask, strict=True)
-    true = [run.tokenizer.decode(labels[mask].tolist()) for labels, mask in targets]
+    ids = (until_end(labels[mask], run.tokenizer.eos_id) for labels, mask in targets)
+    true = [run.tokenizer.decode(each.tolist()) for each in ids]
     captions = map(form.format, true, answers(run, batch))
     return [Sample(*pair) for pair in zip(_pictures(run, batch), captions, strict=True)]
 
@@ -48,11 +50,12 @@ def _pictures(run: Run, batch: Batch) -> Sequence[np.ndarray]:
         return list(batch.inputs)
     rate = audio.sample_rate
     window, hop = rate // 40, rate // 100  # 25 and 10 ms
-    waveforms = batch.inputs.astype(np.float32) / 2**15
+    heard = batch.inputs.source if run.config.data.writes else batch
+    waveforms = heard.inputs.astype(np.float32) / 2**15
     logs = np.asarray(
         log_mels(waveforms, sample_rate=rate, window=window, hop=hop, mels=MELS, scale="slaney")
     )
     shares = np.clip(1 + (logs - logs.max(axis=(1, 2), keepdims=True)) / BELS, 0, 1)
-    ends = (batch.segment_ids != 0).sum(axis=1) * audio.samples_per_place // hop
+    ends = (heard.segment_ids != 0).sum(axis=1) * audio.samples_per_place // hop
     pixels = np.flip(np.rint(255 * shares).astype(np.uint8), axis=2)
     return [row[:end].T[..., None] for row, end in zip(pixels, ends, strict=True)]

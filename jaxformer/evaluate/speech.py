@@ -1,7 +1,7 @@
 """How well a run transcribes its validation recordings: word and character errors."""
 
 import json as json_format
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,14 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer.batch import Batch
+from jaxformer.batch import Batch, Source
+from jaxformer.data.loader import Mixture
+from jaxformer.data.stores import Stores
 from jaxformer.data.tokenizers import Tokenizer
-from jaxformer.evaluate.perplexity import data_of, found_in_validation
+from jaxformer.evaluate.perplexity import data_of, found_in_validation, validate
 from jaxformer.evaluate.tables import table_of_figures
+from jaxformer.generate.beam_search import BeamSearch
 from jaxformer.generate.ctc import merged
+from jaxformer.generate.targets import AT_ONCE
 from jaxformer.model.language_model import LanguageModel
 from jaxformer.objectives.ctc import CTCConfig, fit, likeliest
-from jaxformer.run import Run
+from jaxformer.run import BEAM_SEARCH, Run
 
 PyTree = Any
 SHOWN = 20  # of the worst recordings
@@ -47,7 +51,8 @@ class Transcript(NamedTuple):
 class Report(NamedTuple):
     """Over all recordings. An error rate is Σ errors / Σ words, or characters, of what is said;
     None if that is nothing. `loss` is in nats per label, without the recordings that are
-    `too_long`, see `CTCConfig`. `worst` are those with the most word errors."""
+    `too_long`, see `CTCConfig`; a decoder has none of these. `worst` are those with the most word
+    errors."""
 
     loss: float
     word_error_rate: float | None
@@ -75,13 +80,18 @@ def listen(model: LanguageModel, objective: CTCConfig, params: PyTree, batch: Ba
     )
 
 
-def report_on(run: Run, check: Callable[[], None] = lambda: None) -> Report:
-    """Transcribe a run's validation recordings; `check` is called after every batch.
+def report_on(
+    run: Run, search: BeamSearch = BEAM_SEARCH, check: Callable[[], None] = lambda: None
+) -> Report:
+    """Transcribe a run's validation recordings, by CTC or with a decoder, which searches;
+    `check` is called after every batch.
 
     Raises:
         UserError: it has none, or the mesh does not divide the rows of a batch.
     """
     objective = run.config.train.objective
+    if run.config.data.writes:
+        return _report_on_written(run, search, check)
     assert isinstance(objective, CTCConfig)
     step = jax.jit(partial(listen, run.model, objective))
     heard = list(found_in_validation(run, step, "transcribing", check))
@@ -96,21 +106,49 @@ def summary(heard: Sequence[Heard], tokenizer: Tokenizer, blank: int) -> Report:
         for path, labels, real in zip(batch.path, batch.labels, batch.real, strict=True)
         if real
     ]
+    num_labels = sum(int(batch.num_labels) for batch in heard)
+    loss = sum(float(batch.loss) for batch in heard) / max(num_labels, 1)
+    too_long = sum(int(np.sum(batch.too_long & batch.real)) for batch in heard)
+    return _report(transcripts, loss, too_long)
+
+
+def _report_on_written(run: Run, search: BeamSearch, check: Callable[[], None]) -> Report:
+    loss, config = validate(run, check).loss, run.config
+    rows = Mixture(Stores(config.data, run.tokenizer).validation)
+    count = len(rows)
+    if config.eval.batches is not None:
+        count = min(
+            count, config.eval.batches * (config.eval.batch_size or config.train.batch_size)
+        )
+    numbers = np.split(np.arange(count), np.arange(AT_ONCE, count, AT_ONCE))
+    said: list[str] = []
+
+    def sources() -> Iterator[Source]:
+        for each in numbers:
+            batch = rows.pack(each)
+            for labels, mask in zip(batch.targets, batch.loss_mask, strict=True):
+                said.append(run.tokenizer.decode(labels[mask][:-1]))
+            yield batch.inputs.source
+
+    heard = run.write(sources(), count, search)
+    return _report([transcript(*pair) for pair in zip(said, heard, strict=True)], loss, 0)
+
+
+def _report(transcripts: Sequence[Transcript], loss: float, too_long: int) -> Report:
     words = sum(len(each.said.split()) for each in transcripts)
     characters = sum(len(each.said) for each in transcripts)
     word_errors = sum(each.word_errors for each in transcripts)
     character_errors = sum(each.character_errors for each in transcripts)
-    num_labels = sum(int(batch.num_labels) for batch in heard)
     wrong = [each for each in transcripts if each.character_errors]
     wrong.sort(key=lambda each: (-each.word_errors, -each.character_errors))
     return Report(
-        sum(float(batch.loss) for batch in heard) / max(num_labels, 1),
+        loss,
         word_errors / words if words else None,
         character_errors / characters if characters else None,
         len(transcripts),
         words,
         characters,
-        sum(int(np.sum(batch.too_long & batch.real)) for batch in heard),
+        too_long,
         wrong[:SHOWN],
     )
 
@@ -135,13 +173,13 @@ def edit_distance(a: Sequence[str], b: Sequence[str]) -> int:
     return int(distances[-1])
 
 
-def tell(run: Run, path: Path, *, json: bool) -> None:
+def tell(run: Run, path: Path, search: BeamSearch, *, json: bool) -> None:
     """Transcribe a run's validation recordings, and print the report.
 
     Raises:
         UserError: see `report_on`.
     """
-    report = report_on(run)
+    report = report_on(run, search)
     if json:
         worst = [each._asdict() for each in report.worst]
         record = {"run": str(path), "step": run.step, **report._asdict(), "worst": worst}

@@ -63,7 +63,7 @@ def decoder_for(
     if model.config.encoder is not None:
         raise UserError(
             "the run reads a source for each text that it writes; give it with jaxformer predict "
-            'RUN --text "..."'
+            'RUN --text "...", or jaxformer predict RUN FILE for recordings'
         )
     match objective:
         case MaskedDiffusionConfig():

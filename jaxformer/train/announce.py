@@ -9,6 +9,7 @@ from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.config import Config
 from jaxformer.data.audio.packing import PackedRecordings
 from jaxformer.data.audio.rows import AudioRows
+from jaxformer.data.audio.transcripts import TranscriptRows
 from jaxformer.data.pairs import PairRows
 from jaxformer.parallel.compiler import described
 from jaxformer.parallel.rules import bytes_per_device
@@ -95,10 +96,11 @@ def _text_of(each: RunStage) -> str:
         text = f"{sources}: {count:,} pictures of {shape} to train on, {beside}"
         return text + (f", augmented: {changes}" if changes else "")
     if data.audio is not None:
-        rows = [part for part in parts if isinstance(part, AudioRows | PackedRecordings)]
+        every = [part.recordings if isinstance(part, TranscriptRows) else part for part in parts]
+        rows = [part for part in every if isinstance(part, AudioRows | PackedRecordings)]
         words, filled = "; ".join(part.words for part in rows), sum(part.filled for part in rows)
-        changes = data.audio.augment.words
-        text = f"{sources}: {words} to train on, {filled / tokens:.0%} of their places hold sound"
+        changes, share = data.audio.augment.words, filled / sum(part.tokens for part in rows)
+        text = f"{sources}: {words} to train on, {share:.0%} of their places hold sound"
         return text + (f", augmented: {changes}" if changes else "")
     if data.pairs is not None:
         words = "; ".join(part.words for part in parts if isinstance(part, PairRows))

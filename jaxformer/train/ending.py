@@ -40,7 +40,7 @@ def _sample(session: Session, state: TrainState, step: int) -> tuple[str, list[S
     config, objective = session.config, session.config.train.objective
     if config.data.kind == "pairs":
         return _translation(session, state, step), []
-    if objective.instead is None:
+    if config.instead is None:
         return _continuation(session, state, step), []
     if config.data.kind == "text" or objective.of_numbers or objective.compares_rows:
         return "", []

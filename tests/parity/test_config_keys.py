@@ -16,7 +16,7 @@ from jaxformer.errors import UserError
 from jaxformer.model.config import ModelConfig
 
 Json = dict[str, Any]
-# What `transformers` no longer writes as fields of its classes: parts of rope_parameters, and keys of T5.
+# No longer fields of the classes: parts of rope_parameters, and keys of T5.
 OLDER = {
     *("rope_theta", "rope_local_base_freq", "rope_scaling", "partial_rotary_factor"),
     *("global_rope_theta", "local_rope_theta"),

@@ -10,31 +10,47 @@ from jaxformer.data.audio.packing import PackedRecordings
 from jaxformer.data.audio.rows import AudioRows
 from jaxformer.data.audio.store import AudioStore
 from jaxformer.data.audio.texts import normalised, places_needed
+from jaxformer.data.audio.transcripts import TranscriptRows
 from jaxformer.data.media.parts import Parts, classes_in, ids_of
+from jaxformer.data.pairs import decoder_start
 from jaxformer.errors import UserError
 from jaxformer.terminal import say
 
 THREADS_TO_RESAMPLE = 4
 
 
-class AudioParts(Parts[AudioStore, AudioRows | PackedRecordings]):
+class AudioParts(Parts[AudioStore, AudioRows | PackedRecordings | TranscriptRows]):
     """The recordings of every source."""
 
     recipe = AudioRecipe
 
     def training_rows(
         self, store: AudioStore, chosen: np.ndarray, data: DataConfig
-    ) -> AudioRows | PackedRecordings:
+    ) -> AudioRows | PackedRecordings | TranscriptRows:
+        if data.writes:
+            return self._transcripts(store, chosen, data)
         rows = _within(_fitting(self._rows(store, chosen, data)))
         return PackedRecordings.of(rows) if rows.audio.pack else rows
 
-    def validation_rows(self, store: AudioStore, chosen: np.ndarray, data: DataConfig) -> AudioRows:
+    def validation_rows(
+        self, store: AudioStore, chosen: np.ndarray, data: DataConfig
+    ) -> AudioRows | TranscriptRows:
+        if data.writes:
+            return self._transcripts(store, chosen, data)
         return _within(self._rows(store, chosen, data))
 
     def reading_threads(self, data: DataConfig) -> int:
         """Only the resampling of other speeds lets other threads run meanwhile."""
         assert data.audio is not None
         return 1 if data.audio.augment.speed is None else THREADS_TO_RESAMPLE
+
+    def _transcripts(
+        self, store: AudioStore, chosen: np.ndarray, data: DataConfig
+    ) -> TranscriptRows:
+        rows = self._rows(store, chosen, data)
+        ended = [np.append(ids, np.int32(self.tokenizer.eos_id)) for ids in rows.targets]
+        rows = _within(replace(rows, targets=ended))
+        return TranscriptRows(rows, decoder_start(data, self.tokenizer))
 
     def _rows(self, store: AudioStore, chosen: np.ndarray, data: DataConfig) -> AudioRows:
         audio = data.audio
@@ -46,7 +62,7 @@ class AudioParts(Parts[AudioStore, AudioRows | PackedRecordings]):
             ids = ids_of(store.manifest, classes_in(self.tokenizer, data))
             labels = np.asarray([store.targets[row] for row in chosen], np.int32)
             targets = list((labels if ids is None else ids[labels])[:, None])
-        return AudioRows(store, chosen, targets, audio, data.sequence_length, data.num_labels)
+        return AudioRows(store, chosen, targets, audio, data.source_length, data.num_labels)
 
 
 def _fitting(rows: AudioRows) -> AudioRows:
@@ -82,16 +98,19 @@ def _within(rows: AudioRows) -> AudioRows:
     if not len(long):
         return rows
     first = long[0]
+    length, most = "data.sequence_length", "data.audio.max_labels"
+    if rows.audio.source_length is not None:
+        length, most = "data.audio.source_length", "data.sequence_length"
     if is_long[first]:
         per_second = rows.audio.sample_rate / rows.audio.samples_per_place
         fault = (
             f"the recording lasts {rows.places[first] / per_second:.2f} s, and rows of "
-            f"data.sequence_length {rows.length} hold {rows.length / per_second:.2f} s"
+            f"{length} {rows.length} hold {rows.length / per_second:.2f} s"
         )
-        longer = f"data.sequence_length={rows.places.max()}"
+        longer = f"{length}={rows.places.max()}"
     else:
         fault = f"the text has {labels[first]} ids, and rows hold {rows.num_labels}"
-        longer = f"data.audio.max_labels={labels.max()}"
+        longer = f"{most}={labels.max()}"
     fault = f"{rows.place_of(first)}: {fault}"
     if rows.audio.too_long == "error":
         raise UserError(
