@@ -16,6 +16,7 @@ from pydantic import (
 
 from jaxformer.config.data import DataConfig, NumRows, SourceConfig, StageConfig
 from jaxformer.config.mesh import MeshConfig
+from jaxformer.config.model_inputs import check_inputs
 from jaxformer.config.optimizer import (
     AdafactorConfig,
     AdamWConfig,
@@ -30,7 +31,6 @@ from jaxformer.config.stages import Stage, stages_of
 from jaxformer.config.trackers import TrackerName
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.dims import AUTOMATIC, KernelsConfig
-from jaxformer.model.inputs import PatchesConfig, RecordingsConfig
 from jaxformer.model.lora import LoRAConfig
 from jaxformer.objectives import NextTokenConfig, ObjectiveConfig
 from jaxformer.schema.base import Schema
@@ -337,96 +337,7 @@ class Config(Schema):
 
     @model_validator(mode="after")
     def _inputs_read_the_data(self) -> "Config":
-        data, encoder = self.data, self.model.encoder
-        inputs, part = self.model.inputs, "model.inputs"
-        if encoder is not None:
-            inputs, part = encoder.inputs, "model.encoder.inputs"
-        if data.kind == "pairs" and encoder is None:
-            raise ValueError(
-                "data.kind is pairs, but model.encoder, which reads their sources, is null; give "
-                f"model.encoder={{length: {data.source_length}, d_model: ..., num_layers: ..., "
-                f"...}}, or data.kind=text"
-            )
-        if data.kind != (reads := self.model.reads):
-            raise ValueError(
-                f"data.kind is {data.kind}, but {part} {inputs.kind} reads {reads}; "
-                f"give data.kind={reads}, or other inputs"
-            )
-        if data.writes and self.train.objective.kind != "next_token":
-            raise ValueError(
-                f"a decoder writes the targets of data.{data.kind}, which train.objective "
-                f"next_token learns, but train.objective is {self.train.objective.kind}; leave it "
-                f"out"
-            )
-        if data.writes and encoder is not None and encoder.length != data.source_length:
-            raise ValueError(
-                f"model.encoder.length is {encoder.length}, but rows of data.{data.kind} have "
-                f"{data.source_length} places for sources; make them the same"
-            )
-        if isinstance(inputs, PatchesConfig) and data.images is not None:
-            shape = (*inputs.size, inputs.channels)
-            if data.images.shape != shape:
-                raise ValueError(
-                    f"data.images has pictures of [height, width, channels] "
-                    f"{list(data.images.shape)}, but {part} reads {list(shape)}; make size "
-                    f"and channels the same in both"
-                )
-            if encoder is None and data.sequence_length != inputs.length:
-                raise ValueError(
-                    f"data.sequence_length is {data.sequence_length}, but model.inputs cuts a "
-                    f"picture into {inputs.length} patches; give "
-                    f"data.sequence_length={inputs.length}"
-                )
-        if data.images is not None and encoder is None and data.images.text is not None:
-            raise ValueError(
-                f"data.images.text is {data.images.text}, but model.encoder is null, and what "
-                f"reads pictures beside their texts is an encoder; give model.encoder and "
-                f"model.outputs={{kind: contrastive, ...}}, or leave it out"
-            )
-        if data.images is not None and encoder is not None and data.images.text is None:
-            raise ValueError(
-                "model.encoder reads pictures and the model texts, but data.images.text is null; "
-                "give the column of the texts, such as data.images.text=caption"
-            )
-        if isinstance(inputs, RecordingsConfig) and data.audio is not None:
-            audio = data.audio
-            if encoder is None and audio.source_length is not None:
-                raise ValueError(
-                    f"data.audio.source_length is {audio.source_length}, but model.encoder, which "
-                    f"reads the recordings whose texts a decoder writes, is null; give it, or "
-                    f"leave source_length out"
-                )
-            if encoder is not None and audio.source_length is None:
-                raise ValueError(
-                    f"model.encoder reads recordings and the model writes their texts, but "
-                    f"data.audio.source_length is null; give "
-                    f"data.audio.source_length={encoder.length}"
-                )
-            for key, given, own in (
-                ("sample_rate", audio.sample_rate, inputs.sample_rate),
-                ("samples_per_place", audio.samples_per_place, inputs.samples),
-            ):
-                if given != own:
-                    raise ValueError(
-                        f"data.audio.{key} is {given}, and that of {part} {inputs.kind} is {own}; "
-                        f"give data.audio.{key}={own}"
-                    )
-            if audio.pack:
-                inputs.check_packed(self.model.positions)
-            if audio.pack and self.train.objective.of_rows:
-                raise ValueError(
-                    f"data.audio.pack is true, but train.objective {self.train.objective.kind} "
-                    f"gives every row one class; leave it out"
-                )
-            key, _ = audio.target
-            needed, objective = {"text": "ctc", "label": "classes"}[key], self.train.objective.kind
-            is_other = objective != needed and not self.train.objective.of_numbers
-            if is_other and not data.writes:
-                raise ValueError(
-                    f"data.audio.{key} is given, which train.objective {needed} learns, but "
-                    f"train.objective is {objective}; give train.objective={{kind: {needed}}}, or "
-                    f"the other of data.audio.text and data.audio.label"
-                )
+        check_inputs(self.model, self.data, self.train.objective)
         return self
 
     @model_validator(mode="after")
