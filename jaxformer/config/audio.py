@@ -9,6 +9,7 @@ from jaxformer.schema.base import Schema
 Speed = Annotated[float, Field(ge=0.5, le=2.0)]
 Decibels = Annotated[float, Field(ge=-60.0, le=120.0)]
 Speeds = Annotated[tuple[Speed, ...], Field(min_length=2, max_length=2, strict=False)]
+Ids = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1, strict=False)]
 Range = Annotated[tuple[Decibels, ...], Field(min_length=2, max_length=2, strict=False)]
 
 
@@ -91,10 +92,10 @@ class AudioConfig(Schema):
         description="places of a recording's row where model.encoder reads it and a decoder writes "
         "its text, whose rows have data.sequence_length tokens; null without a decoder",
     )
-    start: NonNegativeInt | None = Field(
+    start: Ids | None = Field(
         None,
-        description="the id that a decoder reads before a text; null: bos, or the end of text "
-        "where the tokenizer has no bos",
+        description="the ids that a decoder reads before a text, as [50257, 50362] for an English "
+        "Whisper; null: bos, or the end of text where the tokenizer has no bos",
     )
     max_labels: PositiveInt | None = Field(
         None,
@@ -138,7 +139,7 @@ class AudioConfig(Schema):
         if self.source_length is None:
             if self.start is not None:
                 raise ValueError(
-                    f"start is {self.start}, but there is no decoder to read it; give "
+                    f"start is {list(self.start)}, but there is no decoder to read it; give "
                     f"source_length and model.encoder, or leave it out"
                 )
         else:

@@ -134,7 +134,8 @@ def pair_rows(
     row_of = rows_of(bounds.sizes, most)
     order = np.argsort(row_of, kind="stable")
     firsts = np.concatenate([[0], np.cumsum(np.bincount(row_of))])
-    return PairRows(store, bounds.of(order), firsts, *most, decoder_start(data, tokenizer))
+    [start] = decoder_start(data, tokenizer)
+    return PairRows(store, bounds.of(order), firsts, *most, start)
 
 
 def rows_of(sizes: np.ndarray, most: tuple[int, int]) -> np.ndarray:
@@ -154,24 +155,25 @@ def rows_of(sizes: np.ndarray, most: tuple[int, int]) -> np.ndarray:
     return rows
 
 
-def decoder_start(data: DataConfig, tokenizer: Tokenizer) -> int:
-    """The token that the decoder reads before a target: `start` of the section of `data`, or else
+def decoder_start(data: DataConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The tokens that the decoder reads before a target: `start` of the section of `data`, or else
     bos, or else the end of text.
 
     Raises:
-        UserError: it is no id of the tokenizer.
+        UserError: one is no id of the tokenizer.
     """
     section = data.pairs or data.audio
     assert section is not None
     start = section.start
     if start is None:
-        return start_id(tokenizer)
-    if start >= tokenizer.vocab_size:
+        return (start_id(tokenizer),)
+    ids = (start,) if isinstance(start, int) else start
+    if max(ids) >= tokenizer.vocab_size:
         raise UserError(
             f"data.{data.kind}.start is {start}, and data.tokenizer '{tokenizer.name}' has ids "
             f"below {tokenizer.vocab_size}; give one of these, or leave it out"
         )
-    return start
+    return ids
 
 
 def _bounds_of(store: TokenStore) -> Bounds:

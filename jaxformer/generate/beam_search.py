@@ -67,12 +67,12 @@ class _State(NamedTuple):
 def write(
     model: LanguageModel,
     search: BeamSearch,
-    start_id: int,
+    start: tuple[int, ...],
     eos_id: int,
     params: PyTree,
     source: Source,
 ) -> Written:
-    """The targets of sources [batch, ...], to be jitted.
+    """The targets of sources [batch, ...], which follow the ids `start`, to be jitted.
 
     Of the 2 · beams likeliest continuations, those that end are finished if they are among the
     first `beams`, and the likeliest others are followed. A search ends when no hypothesis can
@@ -86,9 +86,9 @@ def write(
     batch = len(memory.segment_ids)
     of_beams = Memory(*(jnp.repeat(x, beams, axis=0) for x in memory))
 
-    def extended(tokens: jax.Array | Pair, place: jax.Array, cache: Cache) -> tuple:
+    def extended(tokens: jax.Array | Pair, places: jax.Array, cache: Cache) -> tuple:
         """(log p of the next token [batch, beams, vocab], the longer cache)"""
-        positions = jnp.broadcast_to(place, (batch * beams, 1))
+        positions = jnp.broadcast_to(places, (batch * beams, len(places)))
         rows = (positions, jnp.ones_like(positions))
         logits, cache = model.apply({"params": params}, tokens, *rows, cache, method="step")
         log_probs = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
@@ -118,16 +118,18 @@ def write(
 
     def turn(state: _State) -> _State:
         newest = state.alive.tokens[:, :, state.length - 1].reshape(-1, 1)
-        return advanced(state, *extended(newest, state.length, state.cache))
+        place = (len(start) - 1 + state.length)[None]
+        return advanced(state, *extended(newest, place, state.cache))
 
-    start = Pair(jnp.full((batch * beams, 1), start_id, jnp.int32), of_beams)
-    empty, none = model.init_cache(batch * beams, most), jnp.zeros((), jnp.int32)
-    log_probs, cache = extended(start, none, empty)
+    begun = jnp.broadcast_to(jnp.asarray(start, jnp.int32), (batch * beams, len(start)))
+    empty = model.init_cache(batch * beams, len(start) - 1 + most)
+    log_probs, cache = extended(Pair(begun, of_beams), jnp.arange(len(start)), empty)
     blank = jnp.full((batch, beams, most), eos_id, jnp.int32)
     nothing = _Hypotheses(blank, jnp.full((batch, beams), -jnp.inf, log_probs.dtype))
     # All hypotheses are the same at first: one of them is followed.
-    begun = _Hypotheses(blank, nothing.scores.at[:, 0].set(0.0))
-    state = advanced(_State(none, begun, nothing, empty), log_probs, cache)
+    alive = _Hypotheses(blank, nothing.scores.at[:, 0].set(0.0))
+    none = jnp.zeros((), jnp.int32)
+    state = advanced(_State(none, alive, nothing, empty), log_probs, cache)
     state = jax.lax.while_loop(goes_on, turn, state)
     unfinished = _Hypotheses(state.alive.tokens, state.alive.scores / search.penalty(state.length))
     has_ended = jnp.isfinite(state.finished.scores[:, 0])

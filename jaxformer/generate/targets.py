@@ -39,13 +39,13 @@ def write_targets(
     count: int,
 ) -> list[str]:
     """The likeliest target of each row of the sources, of up to AT_ONCE rows each and `count` in
-    all; without `search.max_new_tokens`, of at most `data.sequence_length` tokens."""
+    all; without `search.max_new_tokens`, as long as rows of `data.sequence_length` tokens allow."""
     if not count:
         return []
-    ends = (decoder_start(config.data, tokenizer), tokenizer.eos_id)
+    start = decoder_start(config.data, tokenizer)
     if search.max_new_tokens is None:
-        search = replace(search, max_new_tokens=config.data.sequence_length)
-    step = partial(_write, model.clone(layout="separate"), search, *ends)
+        search = replace(search, max_new_tokens=config.data.sequence_length - len(start) + 1)
+    step = partial(_write, model.clone(layout="separate"), search, start, tokenizer.eos_id)
     separate = _separate(params)
     size = min(AT_ONCE, count)
     size += -size % data_shards(mesh.shape)

@@ -1,7 +1,7 @@
 """How a run begins: from its own newest checkpoint, from another run's weights, or from scratch."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from jaxformer.errors import UserError
 from jaxformer.model.accounting import abstract_parameters
 from jaxformer.model.layer_places import Move, moved, moves, places, shardings_before
 from jaxformer.model.parameter_paths import by_path, from_paths, matching, split
+from jaxformer.model.position_grids import Resizing, resized, resizings
 from jaxformer.parallel import processes
 from jaxformer.parallel.rules import logical_axes, replicated
 from jaxformer.paths import is_remote
@@ -42,6 +43,7 @@ class Start:
     source: Weights
     wanted: PyTree  # all of the source's, as ShapeDtypeStructs with shardings
     moves: tuple[Move, ...]  # from where the source has layers to where the new run has them
+    resizings: dict[str, Resizing]  # of positions, by path after the moves
     shardings: dict[str, NamedSharding]  # after the moves, by path
     taken: frozenset[str]  # paths after the moves
     count: int  # of all numbers in them
@@ -60,9 +62,10 @@ class Start:
         """The state before the first step, and the fingerprint of the weights that were saved."""
         params, stored = self.source.restore(self.wanted)
         seen = fingerprint(stored)  # now: the parameters are used up
-        if self.moves:
-            move = jax.jit(partial(moved, self.moves), out_shardings=self.shardings)
-            params = from_paths(move(by_path(params)))
+        if self.moves or self.resizings:
+            bring = partial(_brought, self.moves, self.resizings)
+            bring = jax.jit(bring, out_shardings=self.shardings)
+            params = from_paths(bring(by_path(params)))
         return program.initial_state(split(params, self.taken)[0]), seen
 
 
@@ -87,8 +90,9 @@ def find_start(program: Program) -> Start | KeptState | None:
     saved, ours = source.description(), describe(leaves)
     # A run with adapters reads what they adapt again, as it was saved.
     changes = () if adapts else _layer_moves(source, saved, program, ours)
+    grids = {} if adapts else resizings(source.config.model, program.config.model)
     stored = abstract_leaves(saved, replicated(program.mesh))
-    laid_out = jax.eval_shape(partial(moved, changes), stored)
+    laid_out = jax.eval_shape(partial(_brought, changes, grids), stored)
     theirs = describe(laid_out)
     differing = matching(init.partial, theirs.keys() | ours.keys(), "init.partial")
     _check_same_layers(source, program, (theirs.keys() | ours.keys()) - differing)
@@ -113,14 +117,23 @@ def find_start(program: Program) -> Start | KeptState | None:
         source,
         from_paths(wanted),
         changes,
+        grids,
         shardings,
         taken,
         sum(math.prod(laid_out[path].shape) for path in taken),
         (
+            *(f"resized: {path}, of {each}" for path, each in grids.items() if path in taken),
             *(_note(path, theirs, ours, path in grown) for path in sorted(differing)),
             *_changed_keys(source, program),
         ),
     )
+
+
+def _brought(
+    moves: Sequence[Move], grids: Mapping[str, Resizing], leaves: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """The source's arrays by path, as the new run has them."""
+    return resized(grids, moved(moves, leaves))
 
 
 def _layer_moves(

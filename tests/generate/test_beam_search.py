@@ -14,7 +14,8 @@ from jaxformer.generate.beam_search import BeamSearch, Written, write
 from jaxformer.model.config import ModelConfig
 from jaxformer.model.language_model import LanguageModel, build_model
 
-VOCAB, EOS, START, MOST = 4, 3, 2, 3
+VOCAB, EOS, MOST = 4, 3, 3
+START = (2,)
 SOURCES = np.array([[0, 1, 1], [1, 0, 0], [0, 0, 1], [1, 1, 1]])
 LENGTHS = np.array([3, 1, 2, 3])
 
@@ -52,34 +53,37 @@ def source_of(rows: np.ndarray, lengths: np.ndarray) -> Source:
     return Source(rows * real, np.where(real, places, 0), real.astype(int))
 
 
-def written(translator: tuple, search: BeamSearch) -> Written:
+def written(translator: tuple, search: BeamSearch, start: tuple[int, ...] = START) -> Written:
     model, params = translator
-    run = jax.jit(lambda *rows: write(model, search, START, EOS, params, Source(*rows)))
+    run = jax.jit(lambda *rows: write(model, search, start, EOS, params, Source(*rows)))
     return jax.tree.map(np.asarray, run(*source_of(SOURCES, LENGTHS)))
 
 
-def log_probs(translator: tuple, targets: np.ndarray) -> np.ndarray:
+def log_probs(translator: tuple, targets: np.ndarray, start: tuple[int, ...] = START) -> np.ndarray:
     """log p of every token [sources, targets, length], each target read whole."""
     model, params = translator
     source, count = source_of(SOURCES, LENGTHS), len(targets)
     each = Source(*(np.repeat(x, count, axis=0) for x in source))
     tokens = np.tile(targets, (len(SOURCES), 1))
-    inputs = np.concatenate([np.full((len(tokens), 1), START), tokens[:, :-1]], axis=1)
+    before = np.tile(start, (len(tokens), 1))
+    inputs = np.concatenate([before, tokens[:, :-1]], axis=1)
     logits = jax.jit(
         lambda *rows: model.apply({"params": params}, Pair(rows[0], Source(*rows[1:])))
     )(inputs, *each)
-    found = jax.nn.log_softmax(logits)
+    found = jax.nn.log_softmax(logits[:, len(start) - 1 :])
     found = jnp.take_along_axis(found, jnp.asarray(tokens)[..., None], axis=-1)[..., 0]
     return np.asarray(found).reshape(len(SOURCES), count, -1)
 
 
-@pytest.mark.parametrize("length_penalty", [0.0, 2.0])
-def test_enough_beams_find_the_best_of_all_targets(translator: tuple, length_penalty: float):
+@pytest.mark.parametrize(("length_penalty", "start"), [(0.0, START), (2.0, (1, 0, 2))])
+def test_enough_beams_find_the_best_of_all_targets(
+    translator: tuple, length_penalty: float, start: tuple[int, ...]
+):
     """So many that none of the 3³ hypotheses without an end is dropped."""
     search = BeamSearch(beams=27, length_penalty=length_penalty, max_new_tokens=MOST)
-    result = written(translator, search)
+    result = written(translator, search, start)
     targets = np.array(list(itertools.product(range(VOCAB), repeat=MOST)))
-    each = log_probs(translator, targets)
+    each = log_probs(translator, targets, start)
     best: list[tuple[float, list[int]]] = [(-np.inf, [])] * len(SOURCES)
     for target, scores in zip(targets, np.moveaxis(each, 1, 0), strict=True):
         if EOS not in target:

@@ -16,9 +16,12 @@ from jaxformer.cli import main
 from jaxformer.config import Config
 from jaxformer.data import loader
 from jaxformer.evaluate.by_position import measure_on
+from jaxformer.parallel.mesh import make_mesh
 from jaxformer.run import load
 from jaxformer.train.metrics import read_rows
+from jaxformer.train.program import make_program, weights
 from jaxformer.train.run import train
+from jaxformer.train.start import begin, find_start
 from tests.data.pictures import ANIMALS, MODEL, write_numbered
 
 
@@ -56,6 +59,22 @@ def finished(tmp_path_factory) -> tuple[Path, Config]:
     config = make_config(folder, "run")
     assert train(config) == 0
     return folder, config
+
+
+def test_a_run_on_larger_pictures_starts_with_the_positions_of_smaller_ones(finished) -> None:
+    _, config = finished
+    whole = config.model_dump(mode="json", by_alias=True)
+    whole["model"]["positions"]["max_length"] = whole["data"]["sequence_length"] = 6
+    whole["model"]["inputs"]["size"] = whole["data"]["images"]["size"] = [12, 8]
+    larger = Config.model_validate(whole | {"init": {"from": config.run.dir}})
+    program = make_program(larger, make_mesh(larger.mesh.sizes), 3)
+    start = find_start(program)
+    assert "resized: position_embedding, of 2 × 2 patches to 3 × 2" in start.notes
+    before = load(config.run.dir).params["position_embedding"].reshape(2, 2, -1)
+    state, _ = begin(start, program)
+    now = weights(state)["position_embedding"].reshape(3, 2, -1)
+    # The middle row lies in the middle of both former rows, however a cubic weighs them.
+    np.testing.assert_allclose(now[1], before.mean(axis=0), atol=1e-6)
 
 
 def losses(run: str) -> list[float]:

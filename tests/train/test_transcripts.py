@@ -96,6 +96,21 @@ def test_a_row_is_a_recording_and_its_text(folder: Path) -> None:
     assert shapes == [(2, 14 * 16), (2, 14), (2, 14), (2, 5)]
 
 
+def test_a_longer_start_is_read_and_not_learned(folder: Path) -> None:
+    config = config_of(folder)
+    config["data"]["audio"]["start"], config["data"]["sequence_length"] = [1, 2], 6
+    data = Config.model_validate(config).data
+    tokenizer = tokenizer_of(data)
+    [rows] = Stores(data, tokenizer).training
+    batch = rows.pack(np.array([len(TEXTS) - 1]))
+    assert batch.inputs.tokens.tolist() == [[1, 2, 0, 1, 2, 0]]
+    assert batch.targets.tolist() == [[2, 0, 1, 2, START, 0]]
+    assert batch.segment_ids.tolist() == [[1, 1, 1, 1, 1, 0]]
+    assert batch.loss_mask.tolist() == [[False, True, True, True, True, False]]
+    letters = sum(map(len, TEXTS))
+    assert (rows.loss_tokens(), rows.text_bytes(tokenizer)) == (letters + len(TEXTS), letters)
+
+
 def test_recordings_that_were_learned_are_written_down(listener: Path, capsys) -> None:
     files = [str(listener.parent / f"{text}.wav") for text in TEXTS]
     assert main(["predict", str(listener), *files]) == 0

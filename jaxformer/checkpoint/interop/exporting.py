@@ -134,7 +134,7 @@ def export_model(
                     # Where transformers looks for the end of a text.
                     options[TEXT] |= ends | {"pad_token_id": config.data.images.fill}
             if config.data.pairs is not None:
-                options["decoder_start_token_id"] = decoder_start(config.data, tokenizer)
+                options["decoder_start_token_id"] = decoder_start(config.data, tokenizer)[0]
             options |= ends
         if config.data.images is not None:
             preprocessor = preprocessor_config(config, family.image_processor)

@@ -47,10 +47,10 @@ class AudioParts(Parts[AudioStore, AudioRows | PackedRecordings | TranscriptRows
     def _transcripts(
         self, store: AudioStore, chosen: np.ndarray, data: DataConfig
     ) -> TranscriptRows:
-        rows = self._rows(store, chosen, data)
-        ended = [np.append(ids, np.int32(self.tokenizer.eos_id)) for ids in rows.targets]
-        rows = _within(replace(rows, targets=ended))
-        return TranscriptRows(rows, decoder_start(data, self.tokenizer))
+        start = decoder_start(data, self.tokenizer)
+        rows, eos = self._rows(store, chosen, data), self.tokenizer.eos_id
+        whole = [np.array([*start[1:], *ids, eos], np.int32) for ids in rows.targets]
+        return TranscriptRows(_within(replace(rows, targets=whole)), start)
 
     def _rows(self, store: AudioStore, chosen: np.ndarray, data: DataConfig) -> AudioRows:
         audio = data.audio

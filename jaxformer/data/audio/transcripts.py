@@ -13,10 +13,11 @@ from jaxformer.data.tokenizers import Tokenizer
 
 @dataclass(frozen=True)
 class TranscriptRows:
-    """Row r is the row r of `recordings`, whose targets end with the end of text."""
+    """Row r is the row r of `recordings`, whose targets are the tokens `start` but for the first,
+    those of the text, and the end of text."""
 
     recordings: AudioRows
-    start: int  # the token that the decoder reads before a text
+    start: tuple[int, ...]  # what the decoder reads before a text
 
     @property
     def store(self) -> AudioStore:
@@ -32,11 +33,12 @@ class TranscriptRows:
 
     def manifest(self) -> dict[str, Any]:
         """What identifies the rows: the same recordings and texts, wherever they are kept."""
-        own = {"source_length": self.recordings.length, "start": self.start}
+        own = {"source_length": self.recordings.length, "start": list(self.start)}
         return {**self.recordings.manifest(), **own}
 
     def text_bytes(self, tokenizer: Tokenizer) -> int:
-        return sum(tokenizer.count_bytes(each[:-1]) for each in self.recordings.targets)
+        texts = (each[self._given : -1] for each in self.recordings.targets)
+        return sum(map(tokenizer.count_bytes, texts))
 
     def __len__(self) -> int:
         return len(self.recordings)
@@ -44,16 +46,22 @@ class TranscriptRows:
     def pack(self, rows: np.ndarray, keys: np.ndarray | None = None) -> Batch:
         """The rows with these numbers; see `Batch` and `AudioRows.pack`."""
         batch = self.recordings.pack(rows, keys)
-        is_real, before = batch.loss_mask, np.roll(batch.targets, 1, axis=1)
-        before[:, 0] = self.start
-        segment_ids = is_real.astype(np.int32)
+        before = np.roll(batch.targets, 1, axis=1)
+        before[:, 0] = self.start[0]
+        segment_ids = batch.loss_mask.astype(np.int32)
+        positions = np.arange(before.shape[1], dtype=np.int32)
         return Batch(
             Pair(before * segment_ids, Source(batch.inputs, batch.positions, batch.segment_ids)),
             batch.targets,
-            np.arange(is_real.shape[1], dtype=np.int32) * segment_ids,
+            positions * segment_ids,
             segment_ids,
-            is_real,
+            batch.loss_mask & (positions >= self._given),
         )
 
     def loss_tokens(self) -> int:
-        return self.recordings.loss_tokens()
+        return self.recordings.loss_tokens() - self._given * len(self)
+
+    @property
+    def _given(self) -> int:
+        """How many targets of a row are not learned."""
+        return len(self.start) - 1
