@@ -16,15 +16,22 @@ from jaxformer.run import Run
 
 SHOWN = 8
 MELS = 80
+OF_TEXTS, OF_CLASSES = "said: {}; heard: {}", "{}, taken for {}"
 BELS = 8  # below the loudest, where a spectrogram is black
 
 
 class Sample(NamedTuple):
     """A picture, or a spectrogram of a recording with low sounds below: uint8
-    [height, width, channels], and what it is and is taken for."""
+    [height, width, channels]; what it is, and what a run says."""
 
     pixels: np.ndarray
-    caption: str
+    true: str
+    answer: str
+    form: str
+
+    @property
+    def caption(self) -> str:
+        return self.form.format(self.true, self.answer)
 
 
 def samples_of(run: Run, validation: Sequence[Part]) -> list[Sample]:
@@ -36,12 +43,12 @@ def samples_of(run: Run, validation: Sequence[Part]) -> list[Sample]:
     numbers = np.linspace(0, len(mixture) - 1, SHOWN).astype(int)
     batch = mixture.pack(np.unique(numbers))
     listens = run.config.data.writes or isinstance(run.config.train.objective, CTCConfig)
-    form = "said: {}; heard: {}" if listens else "{}, taken for {}"
+    form = OF_TEXTS if listens else OF_CLASSES
     targets = zip(batch.targets, batch.loss_mask, strict=True)
     ids = (until_end(labels[mask], run.tokenizer.eos_id) for labels, mask in targets)
     true = [run.tokenizer.decode(each.tolist()) for each in ids]
-    captions = map(form.format, true, answers(run, batch))
-    return [Sample(*pair) for pair in zip(_pictures(run, batch), captions, strict=True)]
+    every = zip(_pictures(run, batch), true, answers(run, batch), strict=True)
+    return [Sample(*each, form) for each in every]
 
 
 def _pictures(run: Run, batch: Batch) -> Sequence[np.ndarray]:

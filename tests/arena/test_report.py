@@ -197,13 +197,23 @@ def pictures(**options) -> dict:
     return {"contestants": ENCODERS, "tasks": {"pictures": {"keys": keys} | options}}
 
 
-def test_classes_are_compared_by_accuracy_and_encoders_have_no_decoding_state(tmp_path):
+def test_classes_are_compared_by_accuracy_and_encoders_have_no_decoding_state(
+    tmp_path, monkeypatch
+):
+    def said(directories: dict[str, str]) -> list[dict]:
+        answers = dict(zip(directories, ("<cat>", "dog"), strict=True))
+        return [{"picture": "iVBOR", "is": "dog", "answers": answers}]
+
+    monkeypatch.setattr("jaxformer.arena.afterwards.seen_by", said)
     arena, matched, every = made_up(tmp_path, 0.4, **pictures(), match=None)
     sizes = describe_match(arena, matched)
     assert "FLOPs/token" in sizes and "state at" not in sizes
     after = Afterwards.of(arena, matched, every)  # asks no classifier to write
     assert after.samples == {}
-    text = write_report(arena, matched, every, after, "jaxformer arena a.yaml")[1].read_text()
+    files = write_report(arena, matched, every, after, "jaxformer arena a.yaml")
+    page, text = files[0].read_text(), files[1].read_text()
+    assert 'src="data:image/png;base64,iVBOR"></td><td>dog</td>' in page
+    assert "<td><mark>&lt;cat&gt;</mark></td><td>dog</td>" in page
     # 1 - 1.1 / 4 and 1 - 1.5 / 4
     assert "retention wins with 0.72" in text and "attention following with 0.62" in text
     assert "significantly better than attention" in text

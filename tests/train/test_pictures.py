@@ -1,5 +1,7 @@
 """Runs that are trained on pictures."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -11,6 +13,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from jaxformer.arena.afterwards import seen_by
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.cli import main
 from jaxformer.config import Config
@@ -75,6 +78,17 @@ def test_a_run_on_larger_pictures_starts_with_the_positions_of_smaller_ones(fini
     now = weights(state)["position_embedding"].reshape(3, 2, -1)
     # The middle row lies in the middle of both former rows, however a cubic weighs them.
     np.testing.assert_allclose(now[1], before.mean(axis=0), atol=1e-6)
+
+
+def test_an_arena_shows_what_runs_say_of_pictures(finished) -> None:
+    _, config = finished
+    rows = seen_by({"one": config.run.dir, "other": config.run.dir})
+    names = {load(config.run.dir).tokenizer.decode([number]) for number in range(3)}
+    assert [sorted(row["answers"]) for row in rows] == [["one", "other"]] * 6
+    for row in rows:
+        picture = Image.open(io.BytesIO(base64.b64decode(row["picture"])))
+        assert (picture.format, picture.size, picture.mode) == ("PNG", (8, 8), "RGB")
+        assert {row["is"], *row["answers"].values()} <= names
 
 
 def losses(run: str) -> list[float]:

@@ -46,7 +46,7 @@ def write_report(
     laws = describe_scaling(climbed, arena.baseline)
     sizes, origin = describe_match(arena, matched), provenance(cells, command)
     images = draw_images(drawn, folder / "images")
-    html = page(arena, found, drawn, laws, after.samples, sizes, origin)
+    html = page(arena, found, drawn, laws, after, sizes, origin)
     replace_text(folder / "report.html", html)
     replace_text(folder / "report.md", markdown(arena, found, images, laws, sizes, origin))
     pq.write_table(table(cells), folder / "results.parquet")

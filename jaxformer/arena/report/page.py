@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+from jaxformer.arena.afterwards import Afterwards
 from jaxformer.arena.config import ArenaConfig
 from jaxformer.arena.report.figures import EFFICIENCY, SCALING, Figure
 from jaxformer.arena.results import Entry, accuracies, comparisons, main_metric
@@ -20,7 +22,7 @@ def page(
     found: Entries,
     figures: Sequence[Figure],
     laws: Sequence[str],
-    samples: Mapping[str, Mapping[str, str]],
+    after: Afterwards,
     sizes: str,
     provenance: str,
 ) -> str:
@@ -36,7 +38,8 @@ def page(
         _finding(arena, found),
         *(
             f"<h2>{html.escape(task)}</h2>{_table(arena, task, found)}{_heat(arena, task, found)}"
-            f"{_figures(task, figures)}{_samples(samples.get(task, {}))}"
+            f"{_figures(task, figures)}{_samples(after.samples.get(task, {}))}"
+            f"{_seen(arena, after.seen.get(task, []))}"
             for task in arena.tasks
         ),
         _scaling(laws, figures),
@@ -140,3 +143,23 @@ def _samples(texts: Mapping[str, str]) -> str:
         for name, text in texts.items()
     )
     return f"<h3>Samples</h3>{shown}" if shown else ""
+
+
+def _seen(arena: ArenaConfig, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Pictures or spectrograms, and what each contestant's best run says of them."""
+    if not rows:
+        return ""
+    names = [name for name in arena.contestants if name in rows[0]["answers"]]
+    lines = []
+    for row in rows:
+        picture = f'<img alt="" src="data:image/png;base64,{row["picture"]}">'
+        cells = [picture, html.escape(row["is"])]
+        for name in names:
+            answer = html.escape(row["answers"][name])
+            cells.append(answer if row["answers"][name] == row["is"] else f"<mark>{answer}</mark>")
+        lines.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    heads = "".join(f"<th>{html.escape(head)}</th>" for head in ("", "is", *names))
+    return (
+        f'<h3>Some of the validation rows</h3><div class="wide"><table class="seen">'
+        f"<tr>{heads}</tr>{''.join(lines)}</table></div>"
+    )
