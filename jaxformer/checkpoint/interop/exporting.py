@@ -37,7 +37,7 @@ from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.errors import UserError
 from jaxformer.model.accounting import FURTHER_PATH
 from jaxformer.model.config import ModelConfig
-from jaxformer.model.inputs import RawConfig
+from jaxformer.model.inputs import FramesConfig, RawConfig
 from jaxformer.paths import is_remote, nearest_existing
 from jaxformer.terminal import progress, say
 
@@ -139,6 +139,9 @@ def export_model(
         if config.data.images is not None:
             preprocessor = preprocessor_config(config, family.image_processor)
             _write_json(building / PREPROCESSOR, preprocessor)
+        if model.encoder is not None and isinstance(model.encoder.inputs, FramesConfig):
+            size = (model.encoder.inputs.mels, model.encoder.length)
+            _write_json(building / PREPROCESSOR, sound.preprocessor_of_whisper(*size))
         _write_json(building / "config.json", options)
         _write_tensors(table, reader, building, dtype, str(run))
         if out.exists():
@@ -194,7 +197,9 @@ def _write_tensors(
     title: str,
 ) -> None:
     """Write in the order of our arrays, each of which holds those of several layers."""
-    rules = sorted(table.rules, key=lambda rule: leaf_of(rule.ours[0], table.model)[0])
+    rules = sorted(
+        table.rules, key=lambda rule: [leaf_of(path, table.model)[0] for path in rule.ours[:1]]
+    )
     infos = {
         name: TensorInfo(shape, dtype)
         for rule in rules
