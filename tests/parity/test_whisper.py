@@ -103,6 +103,7 @@ def test_import_and_export_keep_the_model(tmp_path: Path) -> None:
         again = back.eval()(features, decoder_input_ids=written).logits
     np.testing.assert_allclose(again.numpy(), found.numpy(), atol=1e-5, rtol=0)
     extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path / "out")
+    assert back.config.decoder_start_token_id == START
     prepared = extractor(given, sampling_rate=RATE, return_tensors="pt").input_features
     assert torch.equal(prepared, features)
     import_model(HuggingFaceFolder(tmp_path / "out"), tmp_path / "back")

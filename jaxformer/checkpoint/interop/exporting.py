@@ -32,8 +32,7 @@ from jaxformer.checkpoint.manifest import differences
 from jaxformer.checkpoint.weights import Weights, find_weights
 from jaxformer.config import Config
 from jaxformer.data.class_names import ClassNames
-from jaxformer.data.pairs import decoder_start
-from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
+from jaxformer.data.tokenizers import Tokenizer, load_tokenizer, start_id
 from jaxformer.errors import UserError
 from jaxformer.model.accounting import FURTHER_PATH
 from jaxformer.model.config import ModelConfig
@@ -126,6 +125,8 @@ def export_model(
                 _write_vocabulary(building, tokenizer)
         else:
             ends = dict(NO_ENDS)
+            if config.data.writes:
+                ends["decoder_start_token_id"] = _start(config, tokenizer)
             if not stands_in:
                 ends |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
                 _write_json(building / "generation_config.json", ends)
@@ -133,8 +134,6 @@ def export_model(
                 if TEXT in family.parts and config.data.images is not None:
                     # Where transformers looks for the end of a text.
                     options[TEXT] |= ends | {"pad_token_id": config.data.images.fill}
-            if config.data.pairs is not None:
-                options["decoder_start_token_id"] = decoder_start(config.data, tokenizer)
             options |= ends
         if config.data.images is not None:
             preprocessor = preprocessor_config(config, family.image_processor)
@@ -150,6 +149,13 @@ def export_model(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return options
+
+
+def _start(config: Config, tokenizer: Tokenizer) -> int:
+    """What the decoder reads before a target, also where another tokenizer stands in."""
+    section = config.data.pairs or config.data.audio
+    assert section is not None
+    return start_id(tokenizer) if section.start is None else section.start
 
 
 def _ends_of_sound(config: Config, tokenizer: Tokenizer) -> Json:

@@ -28,6 +28,7 @@ WHISPER: Json = {
     "dither": 0.0,
 }
 SAMPLE_RATE, SAMPLES_PER_PLACE = 16000, 320  # of Whisper
+START = 50257  # decoder_start_token_id of transformers' WhisperConfig
 PLACES_PER_SECOND = SAMPLE_RATE // SAMPLES_PER_PLACE
 # Their names, how batches are filled up, which leaves no trace here, and what follows from others.
 UNREAD = (
@@ -70,6 +71,7 @@ def recordings_of_whisper(source: Source, encoder: Json) -> Json:
         "samples_per_place": SAMPLES_PER_PLACE,
         "text": "text",
         "source_length": length,
+        "start": source.config.get("decoder_start_token_id", START),
     }
 
 

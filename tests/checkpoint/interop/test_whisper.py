@@ -37,6 +37,7 @@ CONFIG: Json = {
     "max_target_positions": 12,
     "forced_decoder_ids": [[1, 2]],
     "suppress_tokens": [],
+    "decoder_start_token_id": 5,
 }
 PREPROCESSOR: Json = {
     "feature_extractor_type": "WhisperFeatureExtractor",
@@ -90,6 +91,7 @@ def test_a_whisper_comes_out_as_it_went_in(tmp_path: Path) -> None:
     config = import_model(source, tmp_path / "run")
     assert config.data.kind == "audio"
     assert (config.data.sequence_length, config.data.audio.source_length) == (12, 50)
+    assert config.data.audio.start == 5
     assert config.data.audio.samples_per_place == config.model.encoder.inputs.samples == 320
     export_model(tmp_path / "run", tmp_path / "out")
     written = HuggingFaceFolder(tmp_path / "out")
@@ -98,8 +100,10 @@ def test_a_whisper_comes_out_as_it_went_in(tmp_path: Path) -> None:
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(written.read(name), tensor)
     assert written.preprocessor == PREPROCESSOR
-    sizes = {key: CONFIG[key] for key in CONFIG if key.startswith(("encoder", "decoder", "max"))}
-    assert sizes.items() <= written.config.items()
+    kept = {key: CONFIG[key] for key in CONFIG if key.startswith(("encoder", "decoder", "max"))}
+    assert kept.items() <= written.config.items()
+    generation = json.loads((tmp_path / "out/generation_config.json").read_text())
+    assert generation["decoder_start_token_id"] == 5
     import_model(written, tmp_path / "again")
 
 
