@@ -75,6 +75,10 @@ PUBLISHED = {
     # Without an embedding of hidden places, and a length for each place of weight norm.
     "wav2vec2-base": 94_396_320 - 768 - 128,
     "hubert-large": 315_471_520 - 1024 - 128,
+    # Without the sines and cosines of 1,500 positions, which are not trained.
+    "whisper-tiny": 37_760_640 - 1500 * 384,
+    "whisper-base": 72_593_920 - 1500 * 512,
+    "whisper-small": 241_734_912 - 1500 * 768,
 }
 # Of these, the parameters that a token meets: with the embedding's table, and without it.
 ACTIVE = {
@@ -112,6 +116,7 @@ OWN_FAMILY = {
     "ministral-8b": "ministral",
     "clip-b32": "clip",
     "siglip-b16": "siglip",
+    "whisper-tiny": "whisper",
 }
 
 

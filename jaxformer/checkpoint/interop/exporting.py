@@ -32,12 +32,11 @@ from jaxformer.checkpoint.manifest import differences
 from jaxformer.checkpoint.weights import Weights, find_weights
 from jaxformer.config import Config
 from jaxformer.data.class_names import ClassNames
-from jaxformer.data.pairs import decoder_start
-from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
+from jaxformer.data.tokenizers import Tokenizer, load_tokenizer, start_id
 from jaxformer.errors import UserError
 from jaxformer.model.accounting import FURTHER_PATH
 from jaxformer.model.config import ModelConfig
-from jaxformer.model.inputs import RawConfig
+from jaxformer.model.inputs import FramesConfig, RawConfig
 from jaxformer.paths import is_remote, nearest_existing
 from jaxformer.terminal import progress, say
 
@@ -126,6 +125,8 @@ def export_model(
                 _write_vocabulary(building, tokenizer)
         else:
             ends = dict(NO_ENDS)
+            if config.data.writes:
+                ends["decoder_start_token_id"] = _start(config, tokenizer)
             if not stands_in:
                 ends |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
                 _write_json(building / "generation_config.json", ends)
@@ -133,12 +134,13 @@ def export_model(
                 if TEXT in family.parts and config.data.images is not None:
                     # Where transformers looks for the end of a text.
                     options[TEXT] |= ends | {"pad_token_id": config.data.images.fill}
-            if config.data.pairs is not None:
-                options["decoder_start_token_id"] = decoder_start(config.data, tokenizer)[0]
             options |= ends
         if config.data.images is not None:
             preprocessor = preprocessor_config(config, family.image_processor)
             _write_json(building / PREPROCESSOR, preprocessor)
+        if model.encoder is not None and isinstance(model.encoder.inputs, FramesConfig):
+            size = (model.encoder.inputs.mels, model.encoder.length)
+            _write_json(building / PREPROCESSOR, sound.preprocessor_of_whisper(*size))
         _write_json(building / "config.json", options)
         _write_tensors(table, reader, building, dtype, str(run))
         if out.exists():
@@ -147,6 +149,15 @@ def export_model(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return options
+
+
+def _start(config: Config, tokenizer: Tokenizer) -> int:
+    """What the decoder reads before a target, also where another tokenizer stands in."""
+    section = config.data.pairs or config.data.audio
+    assert section is not None
+    if section.start is None:
+        return start_id(tokenizer)
+    return section.start if isinstance(section.start, int) else section.start[0]
 
 
 def _ends_of_sound(config: Config, tokenizer: Tokenizer) -> Json:
@@ -194,7 +205,9 @@ def _write_tensors(
     title: str,
 ) -> None:
     """Write in the order of our arrays, each of which holds those of several layers."""
-    rules = sorted(table.rules, key=lambda rule: leaf_of(rule.ours[0], table.model)[0])
+    rules = sorted(
+        table.rules, key=lambda rule: [leaf_of(path, table.model)[0] for path in rule.ours[:1]]
+    )
     infos = {
         name: TensorInfo(shape, dtype)
         for rule in rules

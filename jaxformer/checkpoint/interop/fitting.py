@@ -20,10 +20,10 @@ from jaxformer.model.mixers.mamba import MambaConfig
 from jaxformer.model.trunk_config import TrunkConfig
 from jaxformer.schema.explanations import show
 
-# What follows from the layers, is of the start alone, or is in another file than config.json.
+# What follows from the layers, is of training alone, or is in another file than config.json.
 ELSEWHERE: Any = {
     **dict.fromkeys(("mixer", "ffn", "first", "pattern", "positions", "init"), True),
-    "inputs": {"mean", "std", "sample_rate"},
+    "inputs": {"mean", "std", "sample_rate", "augment"},
     "outputs": {"scale"},
     "encoder": True,
     "residual": {"dropout"},

@@ -21,7 +21,7 @@ from jaxformer.checkpoint.interop.folder import VOCABULARY
 from jaxformer.checkpoint.interop.pictures import class_names, preparation
 from jaxformer.checkpoint.interop.quantized import dequantised
 from jaxformer.checkpoint.interop.rules import Rule
-from jaxformer.checkpoint.interop.sound import sample_rate
+from jaxformer.checkpoint.interop.sound import recordings_of_whisper, sample_rate
 from jaxformer.checkpoint.interop.source import Source
 from jaxformer.checkpoint.interop.table import Table
 from jaxformer.checkpoint.manifest import git_revision, source_hash, versions
@@ -73,9 +73,9 @@ def import_model(source: Source, out: Path) -> Config:
     model = family.read(stored, f"{source.name}: config.json")
 
     kinds = {"images": _of_pictures, "audio": _of_sound, "pairs": _of_pairs}
+    if model.get("encoder") is not None:
+        kinds |= {"images": _of_pictures_and_texts, "audio": _of_sound_and_texts}
     make_sections = kinds.get(family.reads, _of_text)
-    if family.reads == "images" and model.get("encoder") is not None:
-        make_sections = _of_pictures_and_texts
     building = out.with_name(f".{out.name}.importing")
     shutil.rmtree(building, ignore_errors=True)
     try:
@@ -218,6 +218,20 @@ def _of_sound(source: Source, family: Family, model: Json, tokenizer: Path, out:
         "sequence_length": LONGEST_ROW,
     }
     return {"model": {**model, "inputs": inputs}, "data": data}
+
+
+def _of_sound_and_texts(
+    source: Source, family: Family, model: Json, tokenizer: Path, out: Path
+) -> Json:
+    """The sections of a model that writes what is said, whose tokenizer is written. Its source of
+    recordings is a folder in the run that nobody has made yet."""
+    sections = _of_text(source, family, model, tokenizer, out)
+    recordings = {
+        "kind": "audio",
+        "source": f"audiofolder:{out.absolute() / 'recordings'}",
+        "audio": recordings_of_whisper(source, model["encoder"]),
+    }
+    return {**sections, "data": sections["data"] | recordings}
 
 
 def _training(family: Family, tokenizer: Path, source: Source) -> Json:

@@ -30,7 +30,7 @@ def refuse_other_models(
     if config.get("is_encoder_decoder") and not has_encoder:
         raise UserError(
             f"{name}: config.json has is_encoder_decoder true; of models with an encoder and a "
-            f"decoder, only t5 can be imported"
+            f"decoder, only t5 and whisper can be imported"
         )
     every = {key: value for key, value in config.items() if _is_a_model(key, value)}
     parts = {key: value for key, value in every.items() if key not in allowed}

@@ -31,6 +31,7 @@ from jaxformer.checkpoint.interop.families.smollm3 import SMOLLM3
 from jaxformer.checkpoint.interop.families.t5 import T5
 from jaxformer.checkpoint.interop.families.vit import VIT
 from jaxformer.checkpoint.interop.families.wav2vec2 import HUBERT, WAV2VEC2
+from jaxformer.checkpoint.interop.families.whisper import WHISPER
 from jaxformer.checkpoint.interop.families.xlstm import XLSTM
 from jaxformer.checkpoint.interop.family import Family, Json
 from jaxformer.checkpoint.interop.fitting import fit
@@ -45,7 +46,7 @@ TABLE = (
     *(MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, GRANITEMOE, GPT_OSS, DEEPSEEK2, DEEPSEEK3),
     *(MAMBA, MAMBA2, RECURRENT_GEMMA, XLSTM),
     *(QWEN3_NEXT, KIMI_LINEAR, JAMBA),
-    *(BERT, MODERNBERT, VIT, CLIP, SIGLIP, WAV2VEC2, HUBERT, T5),
+    *(BERT, MODERNBERT, VIT, CLIP, SIGLIP, WAV2VEC2, HUBERT, T5, WHISPER),
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in TABLE}
 
@@ -58,7 +59,7 @@ def family_of(config: Json, name: str) -> Family:
     """
     model_type = config.get("model_type")
     known = FAMILIES.get(model_type) if isinstance(model_type, str) else None
-    has_encoder = known is not None and known.reads == "pairs"
+    has_encoder = known is not None and known.defaults.get("is_encoder_decoder", False)
     refuse_other_models(config, name, known.parts if known else (), has_encoder=has_encoder)
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         nearest = did_you_mean(model_type, FAMILIES) if isinstance(model_type, str) else ""
