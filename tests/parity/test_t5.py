@@ -58,7 +58,7 @@ def test_import_and_export_keep_the_model(name: str, tmp_path: Path) -> None:
     logits = run.model.apply({"params": run.params}, Pair(tokens, read))
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
 
-    one = write(run.model, BeamSearch(1, 0.0, 9), START, END, run.params, read)
+    one = write(run.model, BeamSearch(1, 0.0, 9), (START,), END, run.params, read)
     for ours, others in zip(np.asarray(one.tokens), greedy.numpy()[:, 1:], strict=True):
         end = list(ours).index(END) + 1 if END in ours else len(ours)
         assert ours[:end].tolist() == others[:end].tolist()

@@ -84,7 +84,7 @@ def test_import_and_export_keep_the_model(tmp_path: Path) -> None:
     logits = run.model.apply({"params": run.params}, Pair(tokens, source))
     np.testing.assert_allclose(logits, found.numpy(), atol=1e-4, rtol=0)
 
-    one = write(run.model, BeamSearch(1, 0.0, 9), START, END, run.params, source)
+    one = write(run.model, BeamSearch(1, 0.0, 9), (START,), END, run.params, source)
     others = greedy(theirs, features, 9).numpy()
     for ours, expected in zip(np.asarray(one.tokens), others, strict=True):
         end = list(ours).index(END) + 1 if END in ours else len(ours)
