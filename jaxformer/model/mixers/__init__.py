@@ -3,6 +3,7 @@
 from jaxformer.model.mixers.attention import Attention, AttentionConfig
 from jaxformer.model.mixers.base import MIXERS, Cache, Mixer, MixerConfig, build_mixer
 from jaxformer.model.mixers.bidirectional import Bidirectional, BidirectionalConfig
+from jaxformer.model.mixers.comba import Comba, CombaConfig
 from jaxformer.model.mixers.convolution import Convolution, ConvolutionConfig
 from jaxformer.model.mixers.cross_attention import CrossAttention, CrossAttentionConfig
 from jaxformer.model.mixers.delta import Delta, DeltaConfig
@@ -32,6 +33,7 @@ MIXERS |= {
     GLAConfig: GLA,
     DeltaConfig: Delta,
     GatedDeltaConfig: GatedDelta,
+    CombaConfig: Comba,
     KDAConfig: KDA,
     DeltaProductConfig: DeltaProduct,
     RWKV7Config: RWKV7,

@@ -1,0 +1,52 @@
+"""Recurrences whose gates stand at their limits are the recurrences that they come from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import meta
+
+from jaxformer.model.dims import Dims, InitConfig
+from jaxformer.model.mixers import Mixer, build_mixer
+from jaxformer.model.mixers.base import MixerConfig
+from jaxformer.model.mixers.comba import CombaConfig
+from jaxformer.model.mixers.delta import DeltaConfig
+from jaxformer.model.positions import NoPositionsConfig
+from jaxformer.model.rows import RowInfo
+
+D_MODEL, LENGTH = 12, 9
+DIMS = Dims(D_MODEL, num_layers=2, init=InitConfig(std="fan_in", output="plain"), dtype="float64")
+X = np.random.default_rng(1).normal(size=(2, LENGTH, D_MODEL))
+ROWS = RowInfo(np.broadcast_to(np.arange(LENGTH), (2, LENGTH)), np.ones((2, LENGTH), np.int32))
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def build(config: MixerConfig) -> Mixer:
+    return build_mixer(config, DIMS, NoPositionsConfig(), parent=None)
+
+
+def start(config: MixerConfig) -> dict:
+    return meta.unbox(jax.jit(build(config).init)(jax.random.key(0), X, ROWS)["params"])
+
+
+def outputs(config: MixerConfig, params: dict) -> jax.Array:
+    return jax.jit(build(config).apply)({"params": params}, X, ROWS)[0]
+
+
+def assert_same(ours: jax.Array, theirs: jax.Array) -> None:
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12 * float(jnp.abs(theirs).max()))
+
+
+def test_comba_that_neither_decays_nor_spares_nor_corrects_is_deltanet() -> None:
+    sizes = {"num_heads": 2, "head_dim": 4, "value_expansion": 1.5}
+    config = CombaConfig(**sizes, output_correction=0.0, output_gate=False)
+    params = start(config)
+    always = jnp.full_like(params["a_log"], 40.0)  # e^−40 and 1 − σ(40) are less than a rounding
+    limits = {"a_log": -always, "feedback": always}
+    shared = {name: params[name] for name in ("query", "key", "value", "conv", "beta", "out")}
+    assert_same(outputs(config, params | limits), outputs(DeltaConfig(**sizes), shared))
