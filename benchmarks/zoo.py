@@ -24,6 +24,7 @@ def mixer(kind: str, d_model: int = D_MODEL) -> dict:
         "gated_delta": HEADS | {"head_dim": size, "value_expansion": 1.0},
         "comba": HEADS | {"head_dim": size, "value_expansion": 1.0},
         "kda": HEADS | {"head_dim": size},
+        "gated_delta2": HEADS | {"head_dim": size},
         "delta_product": HEADS | {"head_dim": size, "value_expansion": 1.0},
         "mamba2": {"expansion": 1.0, "head_dim": size, "state_size": size},
         "parallel": {

@@ -102,7 +102,7 @@ def beside_products(config: MixerConfig, width: int, is_causal: bool = True) -> 
     tap = 2.0  # of a convolution, for each channel
     rows = 2.0 * SMALLEST_INVERSE**2 / 3  # of an inverse, where it is made row by row
     match config.kind:
-        case "delta" | "gated_delta" | "comba" | "kda":
+        case "delta" | "gated_delta" | "comba" | "kda" | "gated_delta2":
             return tap * config.conv_width * config.channels + rows * config.num_heads
         case "delta_product":
             inverses = config.num_householder * config.num_heads

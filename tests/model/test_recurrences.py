@@ -11,6 +11,8 @@ from jaxformer.model.mixers import Mixer, build_mixer
 from jaxformer.model.mixers.base import MixerConfig
 from jaxformer.model.mixers.comba import CombaConfig
 from jaxformer.model.mixers.delta import DeltaConfig
+from jaxformer.model.mixers.gated_delta2 import GatedDelta2Config
+from jaxformer.model.mixers.kda import KDAConfig
 from jaxformer.model.positions import NoPositionsConfig
 from jaxformer.model.rows import RowInfo
 
@@ -50,3 +52,22 @@ def test_comba_that_neither_decays_nor_spares_nor_corrects_is_deltanet() -> None
     limits = {"a_log": -always, "feedback": always}
     shared = {name: params[name] for name in ("query", "key", "value", "conv", "beta", "out")}
     assert_same(outputs(config, params | limits), outputs(DeltaConfig(**sizes), shared))
+
+
+def test_gated_delta_net_2_with_one_gate_for_all_channels_is_kimi_delta_attention() -> None:
+    """Their output gates are silu and σ, which agree at 1."""
+    heads, key, value = 2, 4, 6
+    sizes = {"num_heads": heads, "head_dim": key, "value_expansion": 1.5}
+    params = start(KDAConfig(**sizes))
+    one = {"kernel": jnp.zeros((key, heads, value)), "bias": jnp.ones((heads, value))}
+    params |= {"gate_out": one}
+    beta = params["beta"]["kernel"][..., None]  # [d_model, heads, 1]
+    channels = {
+        "erase": {"kernel": jnp.broadcast_to(beta, (D_MODEL, heads, key))},
+        "write": {"kernel": jnp.broadcast_to(beta, (D_MODEL, heads, value))},
+    }
+    own = {name: leaf for name, leaf in params.items() if name != "beta"}
+    assert_same(
+        outputs(GatedDelta2Config(**sizes), own | channels),
+        outputs(KDAConfig(**sizes), params),
+    )

@@ -9,6 +9,7 @@ from jaxformer.model.mixers.cross_attention import CrossAttention, CrossAttentio
 from jaxformer.model.mixers.delta import Delta, DeltaConfig
 from jaxformer.model.mixers.delta_product import DeltaProduct, DeltaProductConfig
 from jaxformer.model.mixers.gated_delta import GatedDelta, GatedDeltaConfig
+from jaxformer.model.mixers.gated_delta2 import GatedDelta2, GatedDelta2Config
 from jaxformer.model.mixers.gla import GLA, GLAConfig
 from jaxformer.model.mixers.hgrn2 import HGRN2, HGRN2Config
 from jaxformer.model.mixers.kda import KDA, KDAConfig
@@ -35,6 +36,7 @@ MIXERS |= {
     GatedDeltaConfig: GatedDelta,
     CombaConfig: Comba,
     KDAConfig: KDA,
+    GatedDelta2Config: GatedDelta2,
     DeltaProductConfig: DeltaProduct,
     RWKV7Config: RWKV7,
     Mamba2Config: Mamba2,
