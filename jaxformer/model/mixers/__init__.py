@@ -22,6 +22,7 @@ from jaxformer.model.mixers.mlstm import MLSTM, MLSTMConfig
 from jaxformer.model.mixers.parallel import Parallel, ParallelConfig
 from jaxformer.model.mixers.retention import Retention, RetentionConfig
 from jaxformer.model.mixers.rglru import RGLRU, RGLRUConfig
+from jaxformer.model.mixers.rwkv6 import RWKV6, RWKV6Config
 from jaxformer.model.mixers.rwkv7 import RWKV7, RWKV7Config
 from jaxformer.model.mixers.s4d import S4D, S4DConfig
 from jaxformer.model.mixers.scanned import Scanned, ScannedConfig
@@ -38,6 +39,7 @@ MIXERS |= {
     KDAConfig: KDA,
     GatedDelta2Config: GatedDelta2,
     DeltaProductConfig: DeltaProduct,
+    RWKV6Config: RWKV6,
     RWKV7Config: RWKV7,
     Mamba2Config: Mamba2,
     LinearAttentionConfig: LinearAttention,
