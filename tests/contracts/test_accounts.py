@@ -122,6 +122,8 @@ def beside_products(config: MixerConfig, width: int, is_causal: bool = True) -> 
             return 3 * config.state_size * width
         case "min_gru":
             return 4 * config.expansion * width
+        case "hgrn":
+            return 8 * config.expansion * width
         case "convolution":  # two filters in an encoder
             return tap * config.width * config.expansion * width * (1 if is_causal else 2)
         case "parallel":

@@ -11,6 +11,7 @@ from jaxformer.model.mixers.delta_product import DeltaProduct, DeltaProductConfi
 from jaxformer.model.mixers.gated_delta import GatedDelta, GatedDeltaConfig
 from jaxformer.model.mixers.gated_delta2 import GatedDelta2, GatedDelta2Config
 from jaxformer.model.mixers.gla import GLA, GLAConfig
+from jaxformer.model.mixers.hgrn import HGRN, HGRNConfig
 from jaxformer.model.mixers.hgrn2 import HGRN2, HGRN2Config
 from jaxformer.model.mixers.kda import KDA, KDAConfig
 from jaxformer.model.mixers.latent_attention import LatentAttention, LatentAttentionConfig
@@ -46,6 +47,7 @@ MIXERS |= {
     HGRN2Config: HGRN2,
     MLSTMConfig: MLSTM,
     MinGRUConfig: MinGRU,
+    HGRNConfig: HGRN,
     MambaConfig: Mamba,
     RGLRUConfig: RGLRU,
     S4DConfig: S4D,
