@@ -13,12 +13,15 @@ from jaxformer.model.mixers.comba import CombaConfig
 from jaxformer.model.mixers.delta import DeltaConfig
 from jaxformer.model.mixers.gated_delta2 import GatedDelta2Config
 from jaxformer.model.mixers.kda import KDAConfig
+from jaxformer.model.mixers.mamba3 import Mamba3Config
 from jaxformer.model.positions import NoPositionsConfig
 from jaxformer.model.rows import RowInfo
+from jaxformer.ops.decayed_outer_product import decayed_outer_product
 
 D_MODEL, LENGTH = 12, 9
 DIMS = Dims(D_MODEL, num_layers=2, init=InitConfig(std="fan_in", output="plain"), dtype="float64")
 X = np.random.default_rng(1).normal(size=(2, LENGTH, D_MODEL))
+X[..., -1] = 1.0  # so that a weight can be a bias
 ROWS = RowInfo(np.broadcast_to(np.arange(LENGTH), (2, LENGTH)), np.ones((2, LENGTH), np.int32))
 
 
@@ -71,3 +74,28 @@ def test_gated_delta_net_2_with_one_gate_for_all_channels_is_kimi_delta_attentio
         outputs(GatedDelta2Config(**sizes), own | channels),
         outputs(KDAConfig(**sizes), params),
     )
+
+
+def test_mamba_3_of_steps_that_count_at_their_end_and_no_turn_has_mamba_2s_recurrence() -> None:
+    """S_t = α_t S_{t−1} + Δ_t B_t x_tᵀ."""
+    config = Mamba3Config(expansion=1.0, head_dim=6, state_size=4)
+    params = start(config)
+    ends = jnp.zeros_like(params["trapezoid"]["kernel"]).at[-1].set(40.0)
+    params |= {"trapezoid": {"kernel": ends}}
+    params |= {"angle": {"kernel": jnp.zeros_like(params["angle"]["kernel"])}}
+
+    def normal(name: str) -> jax.Array:
+        """[batch, length, heads, state_size], with the bias that it starts with."""
+        own = X @ params[name]["kernel"][:, 0]
+        own /= jnp.sqrt(jnp.mean(own**2, axis=-1, keepdims=True) + 1e-5)
+        return 1 + jnp.repeat(own[:, :, None], 2, axis=2)
+
+    x, z = (jnp.tensordot(X, params[name]["kernel"], 1) for name in ("x", "z"))
+    step = jax.nn.softplus(X @ params["dt"]["kernel"] + params["dt_bias"])[..., None]
+    log_decay = -jax.nn.softplus(X @ params["a"]["kernel"])[..., None] * step
+    empty = build(config).init_cache(2, LENGTH, jnp.float64).memory
+    o, _ = decayed_outer_product(
+        normal("c"), normal("b"), step * x, log_decay, jnp.asarray(ROWS.segment_ids), empty
+    )
+    expected = jnp.tensordot((o + x) * jax.nn.silu(z), params["output"]["kernel"], 2)
+    assert_same(outputs(config, params), expected)

@@ -18,6 +18,7 @@ from jaxformer.model.mixers.latent_attention import LatentAttention, LatentAtten
 from jaxformer.model.mixers.linear_attention import LinearAttention, LinearAttentionConfig
 from jaxformer.model.mixers.mamba import Mamba, MambaConfig
 from jaxformer.model.mixers.mamba2 import Mamba2, Mamba2Config
+from jaxformer.model.mixers.mamba3 import Mamba3, Mamba3Config
 from jaxformer.model.mixers.min_gru import MinGRU, MinGRUConfig
 from jaxformer.model.mixers.mlstm import MLSTM, MLSTMConfig
 from jaxformer.model.mixers.parallel import Parallel, ParallelConfig
@@ -43,6 +44,7 @@ MIXERS |= {
     RWKV6Config: RWKV6,
     RWKV7Config: RWKV7,
     Mamba2Config: Mamba2,
+    Mamba3Config: Mamba3,
     LinearAttentionConfig: LinearAttention,
     HGRN2Config: HGRN2,
     MLSTMConfig: MLSTM,
