@@ -26,8 +26,8 @@ class CombaConfig(ConvolvedMemoryConfig):
     value_expansion: ValueExpansion = 2.0
     output_correction: NonNegativeFloat = Field(
         1.0,
-        description="the initial value of d; of the paper's models, 0.02 served better with 340M "
-        "parameters, and 1 with 1.3B",
+        description="the initial value of d, where the query q − d k reads the memory; the authors "
+        "found 0.02 better with 340M parameters, and 1 with 1.3B",
     )
     output_gate: bool = Field(
         True,
