@@ -22,9 +22,12 @@ def mixer(kind: str, d_model: int = D_MODEL) -> dict:
         "gla": HEADS,
         "delta": HEADS | {"head_dim": size},
         "gated_delta": HEADS | {"head_dim": size, "value_expansion": 1.0},
+        "comba": HEADS | {"head_dim": size, "value_expansion": 1.0},
         "kda": HEADS | {"head_dim": size},
+        "gated_delta2": HEADS | {"head_dim": size},
         "delta_product": HEADS | {"head_dim": size, "value_expansion": 1.0},
         "mamba2": {"expansion": 1.0, "head_dim": size, "state_size": size},
+        "mamba3": {"expansion": 1.0, "head_dim": size, "state_size": size},
         "parallel": {
             "mixers": [
                 {"kind": "attention", "window": 256} | HEADS,

@@ -15,6 +15,7 @@ from jaxformer.ops.decay import (
     carry,
     decayed_products,
     drop_other_documents,
+    exclusive,
     for_heads,
     running_total,
 )
@@ -47,18 +48,54 @@ def decayed_outer_product(
     """
     if q.shape[1] == 1:
         return decayed_step(q, k, v, log_decay, segment_ids, state)
+    return _in_chunks(q, k, v, log_decay, segment_ids, state, chunk, strict=False)
+
+
+def past_outer_product(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array,
+    segment_ids: jax.Array,
+    state: State,
+    *,
+    chunk: int = 64,
+) -> tuple[jax.Array, State]:
+    """S_t as in `decayed_outer_product`, read before the token's own decay and write:
+    o_t = S_{t−1}ᵀ q_t, zero for the first token of a document (RWKV-6, arXiv:2404.05892).
+
+    Args and returns: as for `decayed_outer_product`.
+    """
+    if q.shape[1] == 1:
+        return _past_step(q, k, v, log_decay, segment_ids, state)
+    return _in_chunks(q, k, v, log_decay, segment_ids, state, chunk, strict=True)
+
+
+def _in_chunks(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array,
+    segment_ids: jax.Array,
+    state: State,
+    chunk: int,
+    *,
+    strict: bool,
+) -> tuple[jax.Array, State]:
+    """Queries read the memory after their token, or before it if strict."""
     length, wide = q.shape[1], state.memory.dtype
     size = min(chunk, length)
     chunks = Chunks.of(segment_ids, size, state.segment)
     qs, ks, vs, logs = (by_chunk(x.astype(wide), size) for x in (q, k, v, log_decay))
     log_total = running_total(logs)  # [batch, heads, chunks, size, K or 1]
+    log_read = exclusive(log_total) if strict else log_total
 
-    scores = decayed_products(qs, ks, log_total, log_total)
-    inside = jnp.where(chunks.causal(strict=False), scores, 0.0) @ vs
+    scores = decayed_products(qs, ks, log_read, log_total, strict=strict)
+    inside = jnp.where(chunks.causal(strict=strict), scores, 0.0) @ vs
     qs, ks = (for_heads(x, v.shape[2]) for x in (qs, ks))
     written = chunks.writes(ks, log_total).swapaxes(-1, -2) @ vs
     before, memory = carry(state.memory, chunks.decay(log_total), written)
-    outside = chunks.reads(qs, log_total) @ before
+    outside = chunks.reads(qs, log_read) @ before
     return by_token(inside + outside, length).astype(v.dtype), State(memory, segment_ids[:, -1])
 
 
@@ -78,3 +115,19 @@ def decayed_step(
     memory += key[..., :, None] * value[..., None, :]
     o = jnp.einsum("bhkv,bhk->bhv", memory, query)
     return o[:, None].astype(v.dtype), State(memory, segment)
+
+
+def _past_step(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array,
+    segment_ids: jax.Array,
+    state: State,
+) -> tuple[jax.Array, State]:
+    """`past_outer_product` of one token, length 1."""
+    before = drop_other_documents(state, segment_ids[:, 0])
+    query = for_heads(q[:, 0].astype(before.dtype), v.shape[2])
+    o = jnp.einsum("bhkv,bhk->bhv", before, query)
+    _, after = decayed_step(q, k, v, log_decay, segment_ids, state)
+    return o[:, None].astype(v.dtype), after

@@ -1,7 +1,8 @@
 """Recurrences that erase before they write: the delta rule, and diagonal plus low rank.
 
 DeltaNet in chunks: Yang et al., 2024, arXiv:2406.06484; with decay per head: arXiv:2412.06464,
-per channel: arXiv:2510.26692; diagonal plus low rank: Peng et al., 2025, arXiv:2503.14456.
+per channel: arXiv:2510.26692; with another key to erase than to write: arXiv:2506.02475 and
+arXiv:2605.22791; diagonal plus low rank: Peng et al., 2025, arXiv:2503.14456.
 """
 
 import math
@@ -78,6 +79,55 @@ def delta_rule(
     scores = decayed_products(qs, writes, log_total, log_total)
     scores = jnp.where(chunks.causal(strict=False), scores, 0.0)
     o, memory = _read_out(state, chunks, qs, log_total, system, writes, scores)
+    return by_token(o, length).astype(v.dtype), State(memory, segment_ids[:, -1])
+
+
+def two_key_delta_rule(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    p: jax.Array,
+    log_decay: jax.Array,
+    segment_ids: jax.Array,
+    state: State,
+    *,
+    chunk: int = 64,
+) -> tuple[jax.Array, State]:
+    """S_t = (Diag(a_t) − k_t p_tᵀ) S_{t−1} + k_t v_tᵀ,  o_t = S_tᵀ q_t.
+
+    It erases what the memory answers to p_t and writes with k_t. The delta rule is the case
+    p_t = a_t ⊙ k_t with β_t k_t for k_t.
+
+    Args:
+        q, k, p: [batch, length, heads, K].
+        v: [batch, length, heads, V].
+        log_decay, segment_ids, state, chunk: as in `delta_rule`.
+
+    The values w_t = v_t − S_{t−1}ᵀ p_t of a chunk, one row per token, solve
+
+        w_t + Σ_{s<t} p_tᵀ Diag(G_{t−1}/G_s) k_s w_s = v_t − S_0ᵀ (G_{t−1} ⊙ p_t).
+
+    Returns:
+        (o [batch, length, heads, V] in v's type, the state after the last token).
+    """
+    if q.shape[1] == 1:
+        return _step(q, k, v, -k, p, log_decay, segment_ids, state)
+    length, wide = q.shape[1], state.memory.dtype
+    size = min(chunk, length)
+    chunks = Chunks.of(segment_ids, size, state.segment)
+    qs, ks, vs, ps, logs = (by_chunk(x.astype(wide), size) for x in (q, k, v, p, log_decay))
+    log_total = running_total(logs)
+    log_before = exclusive(log_total)
+
+    erased = decayed_products(ps, ks, log_before, log_total, strict=True)
+    system = System(
+        lower=jnp.where(chunks.causal(strict=True), erased, 0.0),
+        right=vs,
+        read=-chunks.reads(ps, log_before),
+    )
+    scores = decayed_products(qs, ks, log_total, log_total)
+    scores = jnp.where(chunks.causal(strict=False), scores, 0.0)
+    o, memory = _read_out(state, chunks, qs, log_total, system, ks, scores)
     return by_token(o, length).astype(v.dtype), State(memory, segment_ids[:, -1])
 
 

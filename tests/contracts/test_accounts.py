@@ -102,7 +102,7 @@ def beside_products(config: MixerConfig, width: int, is_causal: bool = True) -> 
     tap = 2.0  # of a convolution, for each channel
     rows = 2.0 * SMALLEST_INVERSE**2 / 3  # of an inverse, where it is made row by row
     match config.kind:
-        case "delta" | "gated_delta" | "kda":
+        case "delta" | "gated_delta" | "comba" | "kda" | "gated_delta2":
             return tap * config.conv_width * config.channels + rows * config.num_heads
         case "delta_product":
             inverses = config.num_householder * config.num_heads
@@ -122,6 +122,8 @@ def beside_products(config: MixerConfig, width: int, is_causal: bool = True) -> 
             return 3 * config.state_size * width
         case "min_gru":
             return 4 * config.expansion * width
+        case "hgrn":
+            return 8 * config.expansion * width
         case "convolution":  # two filters in an encoder
             return tap * config.width * config.expansion * width * (1 if is_causal else 2)
         case "parallel":

@@ -9,8 +9,8 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from jaxformer.ops.decay import State, decayed_products, running_total
-from jaxformer.ops.decayed_outer_product import decayed_outer_product
-from jaxformer.ops.delta_rule import delta_rule, diagonal_plus_low_rank
+from jaxformer.ops.decayed_outer_product import decayed_outer_product, past_outer_product
+from jaxformer.ops.delta_rule import delta_rule, diagonal_plus_low_rank, two_key_delta_rule
 from jaxformer.ops.diagonal import diagonal_recurrence
 from jaxformer.ops.recurrent import token_by_token
 
@@ -39,7 +39,9 @@ def inputs(decay: str, smallest: float, engine: str) -> tuple[tuple, State]:
     beta = jnp.asarray(rng.uniform(0, 2, size=(BATCH, LENGTH, HEADS)))
     given = {
         "decayed": (normal(KEY), normal(KEY), normal(VALUE)),
+        "past": (normal(KEY), normal(KEY), normal(VALUE)),
         "delta": (normal(KEY), unit, normal(VALUE), beta),
+        "two_keys": (normal(KEY), unit * beta[..., None], normal(VALUE), unit),
         "low_rank": (normal(KEY), normal(KEY), normal(VALUE), unit * beta[..., None], -unit),
     }[engine]
     memory = jnp.asarray(rng.normal(size=(BATCH, HEADS, KEY, VALUE)))
@@ -48,7 +50,9 @@ def inputs(decay: str, smallest: float, engine: str) -> tuple[tuple, State]:
 
 ENGINES: dict[str, Callable] = {
     "decayed": decayed_outer_product,
+    "past": past_outer_product,
     "delta": delta_rule,
+    "two_keys": two_key_delta_rule,
     "low_rank": diagonal_plus_low_rank,
 }
 
@@ -145,6 +149,28 @@ def test_the_gradient_keeps_a_memory_a_chunk_not_a_token(engine: str) -> None:
     _, pull = jax.vjp(run, wide, jnp.zeros((BATCH, HEADS, size, size)))
     kept = max(leaf.size for leaf in jax.tree.leaves(pull))
     assert kept <= BATCH * HEADS * (length / 16) * size * size
+
+
+def test_two_keys_that_are_one_are_the_delta_rule() -> None:
+    (q, k, v, beta, log_decay), state = inputs("key", -0.5, "delta")
+    segments = jnp.asarray(SEGMENTS)
+    o, last = delta_rule(q, k, v, beta, log_decay, segments, state, chunk=8)
+    write, erase = beta[..., None] * k, jnp.exp(log_decay) * k
+    same, same_last = two_key_delta_rule(q, write, v, erase, log_decay, segments, state, chunk=8)
+    np.testing.assert_allclose(same, o, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(same_last.memory, last.memory, rtol=0, atol=1e-12)
+
+
+def test_the_past_with_the_token_itself_is_the_memory_after_it() -> None:
+    """S_tᵀ q = S_{t−1}ᵀ (a_t ⊙ q) + (k · q) v."""
+    (q, k, v, log_decay), state = inputs("key", -0.5, "decayed")
+    segments = jnp.asarray(SEGMENTS)
+    o, last = decayed_outer_product(q, k, v, log_decay, segments, state, chunk=8)
+    decayed = jnp.exp(log_decay) * q
+    past, same_last = past_outer_product(decayed, k, v, log_decay, segments, state, chunk=8)
+    own = jnp.sum(q * k, axis=-1, keepdims=True) * v
+    np.testing.assert_allclose(past + own, o, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(same_last.memory, last.memory)
 
 
 def test_the_diagonal_engine_in_chunks_equals_one_step_after_another() -> None:

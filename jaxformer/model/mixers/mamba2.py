@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
-from pydantic import Field, PositiveFloat, PositiveInt
 
 from jaxformer.model.decay_init import a_log_init, dt_bias_init
-from jaxformer.model.mixers.base import Mixer, MixerConfig
+from jaxformer.model.mixers.base import Mixer
 from jaxformer.model.mixers.matrix_memory import CHUNK, MemorySizes
 from jaxformer.model.mixers.options import ConvWidth
-from jaxformer.model.positions import PositionsUnion
+from jaxformer.model.mixers.state_space import StateSpaceConfig
 from jaxformer.model.projections import Projection, project_heads
 from jaxformer.model.rows import RowInfo
 from jaxformer.model.short_convolution import ConvolutionCache, ShortConvolution
@@ -23,29 +22,9 @@ from jaxformer.ops.decayed_outer_product import decayed_outer_product
 EPSILON = 1e-5
 
 
-class Mamba2Config(MixerConfig):
+class Mamba2Config(StateSpaceConfig):
     kind: Literal["mamba2"] = "mamba2"
-    expansion: PositiveFloat = Field(2.0, description="the inner width, as a multiple of d_model")
-    head_dim: PositiveInt = Field(64, description="features per head")
-    state_size: PositiveInt = Field(128, description="states per feature")
-    num_groups: PositiveInt = Field(1, description="groups of heads that share B and C")
     conv_width: ConvWidth = 4
-
-    def check(self, d_model: int, positions: PositionsUnion) -> None:
-        if self.expansion * d_model % self.head_dim:
-            raise ValueError(
-                f"expansion × d_model = {self.expansion * d_model:g} is not divisible by head_dim "
-                f"{self.head_dim}; change one of them"
-            )
-        if self.sizes(d_model).heads % self.num_groups:
-            raise ValueError(
-                f"expansion × d_model / head_dim = {self.sizes(d_model).heads} heads are not "
-                f"divisible by num_groups {self.num_groups}; change one of them"
-            )
-
-    def sizes(self, d_model: int) -> MemorySizes:
-        heads = round(self.expansion * d_model) // self.head_dim
-        return MemorySizes(heads, self.state_size, self.head_dim)
 
 
 @struct.dataclass

@@ -19,11 +19,9 @@ from jaxformer.model.positions import PositionsUnion
 from jaxformer.model.projections import Projection
 from jaxformer.model.rows import RowInfo
 from jaxformer.model.short_convolution import ConvolutionCache
+from jaxformer.model.token_shift import DEPTH, mix_init, token_before
 from jaxformer.ops.decay import State
 from jaxformer.ops.delta_rule import diagonal_plus_low_rank
-
-# Published initial values depend on the depth, from 0 to 1; here all layers start as the middle.
-DEPTH = 0.5
 
 
 class RWKV7Config(MixerConfig):
@@ -73,10 +71,10 @@ class RWKV7(Mixer):
         sizes, d_model = self._sizes, self.dims.d_model
         heads, size, wide = sizes.heads, sizes.key, sizes.wide(x.dtype)
         start = self.init_cache(x.shape[0], x.shape[1], x.dtype) if cache is None else cache
-        before, shift = _previous(x, rows.segment_ids, start.shift)
+        before, shift = token_before(x, rows.segment_ids, start.shift)
 
         def mixed(name: str, power: float, extra: float = 0.0) -> jax.Array:
-            init = nn.with_logical_partitioning(_mix_init(power, extra), ("vector",))
+            init = nn.with_logical_partitioning(mix_init(power, extra), ("vector",))
             mix = self.param(f"mix_{name}", init, (d_model,), jnp.float32).astype(x.dtype)
             return x + mix * (before - x)
 
@@ -155,26 +153,6 @@ class RWKV7(Mixer):
     def cache_bytes(self, length: int) -> int:
         dtype = self.dims.dtype
         return self._sizes.bytes(dtype) + ConvolutionCache.bytes(2, self.dims.d_model, dtype)
-
-
-def _previous(
-    x: jax.Array, segment_ids: jax.Array, cache: ConvolutionCache
-) -> tuple[jax.Array, ConvolutionCache]:
-    """(x of the token before, zero at the start of a document; the cache after x)."""
-    inputs, segments = cache.extended(x, segment_ids)
-    same = segments[:, :-1] == segment_ids
-    before = jnp.where(same[..., None], inputs[:, :-1], 0.0)
-    return before, ConvolutionCache(inputs[:, -1:], segments[:, -1:])
-
-
-def _mix_init(power: float, extra: float) -> nn.initializers.Initializer:
-    """μ_i = 1 − (i/d)^{power · (1 − depth)} − extra · depth, over the d channels."""
-
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
-        ramp = jnp.arange(shape[0], dtype=dtype) / shape[0]
-        return 1 - ramp ** (power * (1 - DEPTH)) - extra * DEPTH
-
-    return init
 
 
 def _decay_bias_init(

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 from contracts.definition import ROPE, Case, compiled
 from contracts.definitions.attention import full_attention
+from contracts.definitions.comba import comba
 from contracts.definitions.gated_delta import gated_delta
 from contracts.definitions.mamba2 import mamba2
 from contracts.definitions.min_gru import min_gru
 from contracts.definitions.retention import retention
 from contracts.definitions.rglru import rglru
+from contracts.definitions.rwkv6 import rwkv6
 from contracts.definitions.rwkv7 import rwkv7
 from contracts.definitions.slstm import slstm
 
@@ -56,11 +58,13 @@ def scanned(params: dict, x: jax.Array, config: ScannedConfig, scheme: Positions
 DEFINITIONS = {
     "attention": full_attention,
     "bidirectional": bidirectional,
+    "comba": compiled(comba),
     "gated_delta": compiled(gated_delta),
     "mamba2": compiled(mamba2),
     "min_gru": compiled(min_gru),
     "retention": compiled(retention),
     "rglru": compiled(rglru),
+    "rwkv6": compiled(rwkv6),
     "rwkv7": compiled(rwkv7),
     "slstm": compiled(slstm),
 }
@@ -83,12 +87,16 @@ MIN_GRU = {"kind": "min_gru"}
 RETENTION = {"kind": "retention", "num_heads": 2, "value_expansion": 1.0}
 MAMBA2 = {"kind": "mamba2", "expansion": 1.0, "head_dim": 4, "state_size": 5}
 GATED_DELTA = {"kind": "gated_delta", "num_heads": 1, "head_dim": 4, "value_expansion": 1.0}
+COMBA = {"kind": "comba", "num_heads": 1, "head_dim": 4, "value_expansion": 1.0}
+RWKV6 = {"kind": "rwkv6", "head_dim": 4, "mix_rank": 3, "decay_rank": 3}
 
 # One of every engine.
 ENCODERS = {
     "bidirectional_retention": _both_ways(RETENTION, ROPE),
     "bidirectional_mamba2": _both_ways(MAMBA2),
     "bidirectional_gated_delta": _both_ways(GATED_DELTA, merge="concat"),
+    "bidirectional_comba": _both_ways(COMBA),
+    "bidirectional_rwkv6": _both_ways(RWKV6),
     "bidirectional_rglru": _both_ways({"kind": "rglru", "num_heads": 2}, shared=True),
     "bidirectional_rwkv7": _both_ways({"kind": "rwkv7", "head_dim": 4}),
     "bidirectional_slstm": _both_ways({"kind": "slstm", "num_heads": 2}),
