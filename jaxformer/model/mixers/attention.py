@@ -35,7 +35,7 @@ from jaxformer.model.positions import (
     rope,
     rope_rotation,
 )
-from jaxformer.model.projections import Projection
+from jaxformer.model.projections import Projection, sub_normed
 from jaxformer.model.rows import RowInfo
 from jaxformer.ops.attention import Tokens, Visibility, appended, attend
 from jaxformer.ops.kernels.choice import choose
@@ -94,6 +94,10 @@ class AttentionConfig(MixerConfig):
                 positions.rotated_size(self.head_size(d_model))
             case AxialRoPEConfig():
                 positions.check(self.head_size(d_model))
+
+    @property
+    def has_sub_norm(self) -> bool:
+        return True
 
     @property
     def sees_any_order(self) -> bool:
@@ -171,7 +175,7 @@ class Attention(Mixer):
             self.dims.init.output_matrix(config.num_heads * self._head_dim, self.dims.num_layers),
             config.output_bias,
             name="output",
-        )(y)
+        )(sub_normed(y, self.dims))
         return output, cache
 
     @property
@@ -182,10 +186,12 @@ class Attention(Mixer):
         self, x: jax.Array, name: str, heads: int, axis: str, use_bias: bool
     ) -> jax.Array:
         """[batch, length, d_model] → [batch, length, heads, head_dim]."""
+        init = self.dims.init
+        start = init.inner_matrix if name == "value" else init.matrix
         y = Projection(
             (heads, self._head_dim),
             ("d_model", axis, "head_dim"),
-            self.dims.init.matrix(self.dims.d_model),
+            start(self.dims.d_model),
             use_bias,
             name=name,
         )(x)

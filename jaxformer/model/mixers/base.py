@@ -45,6 +45,11 @@ class MixerConfig(Kind):
         return False
 
     @property
+    def has_sub_norm(self) -> bool:
+        """Whether it can have a norm before its output matrix, see `Dims.sub_norm`."""
+        return False
+
+    @property
     def reads_source(self) -> bool:
         """Whether it is for decoders, whose encoder reads a source."""
         return False
