@@ -6,10 +6,15 @@ from jaxformer.model.layer import Layer
 from jaxformer.model.norms import NormConfig
 from jaxformer.model.placements import Number
 from jaxformer.model.residuals.base import RESIDUALS, Residual, ResidualConfig, Stream
+from jaxformer.model.residuals.parallel import ParallelBlock, ParallelBlockConfig
 from jaxformer.model.residuals.plain import Plain, PlainConfig, scaled
+from jaxformer.model.residuals.weighted import LayerScale, LayerScaleConfig, ReZero, ReZeroConfig
 
 RESIDUALS |= {
     PlainConfig: Plain,
+    ReZeroConfig: ReZero,
+    LayerScaleConfig: LayerScale,
+    ParallelBlockConfig: ParallelBlock,
 }
 
 __all__ = [
