@@ -8,6 +8,7 @@ from jaxformer.model.channel_mixers import build_channel_mixer
 from jaxformer.model.dims import Dims
 from jaxformer.model.layer import Layer
 from jaxformer.model.mixers import Cache, build_mixer
+from jaxformer.model.mixers.base import FirstValues
 from jaxformer.model.mixers.kept import mix
 from jaxformer.model.residuals import Number, Residual, Stream
 from jaxformer.model.rows import LayerAux, RowInfo
@@ -40,7 +41,14 @@ class Block(nn.Module):
         if layer.mixer is not None:
             mixer = build_mixer(layer.mixer, self.dims, layer.positions, name="mixer")
             x = residual.read(stream, "mixer") if layer.mixer_norm else residual.bare(stream)
-            y, cache = mix(mixer, x.reshape(*shape, -1), rows, cache)
+            given = (x.reshape(*shape, -1), rows, cache)
+            if residual.shares_values:
+                values, is_first = residual.first_values(stream)
+                first = FirstValues(values.reshape(*shape, *values.shape[1:]), is_first)
+                y, cache, own = mixer.with_values(*given, first)
+                stream = residual.with_values(stream, own.reshape(values.shape))
+            else:
+                y, cache = mix(mixer, *given)
             stream = residual.write(stream, y.reshape(x.shape), "mixer")
         if layer.ffn is not None:
             ffn = build_channel_mixer(layer.ffn, self.dims, name="ffn")

@@ -8,6 +8,7 @@ from jaxformer.model.placements import Number
 from jaxformer.model.residuals.base import RESIDUALS, Residual, ResidualConfig, Stream
 from jaxformer.model.residuals.parallel import ParallelBlock, ParallelBlockConfig
 from jaxformer.model.residuals.plain import Plain, PlainConfig, scaled
+from jaxformer.model.residuals.values import ValueResidual, ValueResidualConfig
 from jaxformer.model.residuals.weighted import LayerScale, LayerScaleConfig, ReZero, ReZeroConfig
 
 RESIDUALS |= {
@@ -15,6 +16,7 @@ RESIDUALS |= {
     ReZeroConfig: ReZero,
     LayerScaleConfig: LayerScale,
     ParallelBlockConfig: ParallelBlock,
+    ValueResidualConfig: ValueResidual,
 }
 
 __all__ = [

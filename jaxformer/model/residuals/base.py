@@ -11,6 +11,7 @@ from pydantic import Field
 
 from jaxformer.model.dropout import Dropout
 from jaxformer.model.layer import Layer, count_sublayers
+from jaxformer.model.mixers.base import FirstValues
 from jaxformer.model.norms import NormConfig
 from jaxformer.model.placements import PLACEMENTS, Number, Placement
 from jaxformer.parallel.stream import gather_tokens, scatter_tokens
@@ -131,8 +132,16 @@ class Residual:
         """Forward FLOPs per token of `last`."""
         return 0.0
 
-    # Whether mixers read the values of the first layer: see `ValueResidual`.
+    # Whether mixers mix the values of the first layer with their own.
     shares_values: ClassVar[bool] = False
+
+    def first_values(self, stream: Stream) -> FirstValues:
+        """The values of the first layer, [batch · length, kv_heads, head_dim]."""
+        raise NotImplementedError
+
+    def with_values(self, stream: Stream, values: jax.Array) -> Stream:
+        """The stream after a mixer has made these values."""
+        raise NotImplementedError
 
     def placement(self, sublayer: str) -> Placement:
         """Where the norms of a sub-layer stand."""
