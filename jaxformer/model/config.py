@@ -76,6 +76,7 @@ class ModelConfig(TrunkConfig):
                 layer.mixer.check(self.d_model, layer.positions)
             if layer.ffn is not None and layer.ffn.reads_tokens:
                 raise ValueError(HASHES)
+            self.residual.check(self.d_model, self.norm, [layer], self.depth.kind)
             if layer.uses_positions and layer.positions.kind == "relative":
                 raise ValueError(
                     "further has the model's positions, relative, whose table is of the model's "

@@ -6,6 +6,8 @@ from jaxformer.model.layer import Layer
 from jaxformer.model.norms import NormConfig
 from jaxformer.model.placements import Number
 from jaxformer.model.residuals.base import RESIDUALS, Residual, ResidualConfig, Stream
+from jaxformer.model.residuals.hyper_connections import HyperConnections, HyperConnectionsConfig
+from jaxformer.model.residuals.manifold import ManifoldConfig, ManifoldConnections
 from jaxformer.model.residuals.parallel import ParallelBlock, ParallelBlockConfig
 from jaxformer.model.residuals.plain import Plain, PlainConfig, scaled
 from jaxformer.model.residuals.values import ValueResidual, ValueResidualConfig
@@ -17,6 +19,8 @@ RESIDUALS |= {
     LayerScaleConfig: LayerScale,
     ParallelBlockConfig: ParallelBlock,
     ValueResidualConfig: ValueResidual,
+    HyperConnectionsConfig: HyperConnections,
+    ManifoldConfig: ManifoldConnections,
 }
 
 __all__ = [
