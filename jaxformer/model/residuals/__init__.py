@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from jaxformer.model.layer import Layer
 from jaxformer.model.norms import NormConfig
 from jaxformer.model.placements import Number
+from jaxformer.model.residuals.attention import AttentionResiduals, AttentionResidualsConfig
 from jaxformer.model.residuals.base import RESIDUALS, Residual, ResidualConfig, Stream
 from jaxformer.model.residuals.hyper_connections import HyperConnections, HyperConnectionsConfig
 from jaxformer.model.residuals.manifold import ManifoldConfig, ManifoldConnections
@@ -21,6 +22,7 @@ RESIDUALS |= {
     ValueResidualConfig: ValueResidual,
     HyperConnectionsConfig: HyperConnections,
     ManifoldConfig: ManifoldConnections,
+    AttentionResidualsConfig: AttentionResiduals,
 }
 
 __all__ = [
