@@ -138,9 +138,24 @@ class Norm(nn.Module):
         return self.param("alpha", nn.with_logical_partitioning(start, ()), (), jnp.float32)
 
 
-# What a norm does before its scale and bias, by its kind.
+def _rms(norm: Norm, x: jax.Array) -> jax.Array:
+    """γ ⊙ x / √(mean(x²) + ε) (arXiv:1910.07467)."""
+    return rms_normalize(x, norm.config.eps)
+
+
+def _layer(norm: Norm, x: jax.Array) -> jax.Array:
+    """γ ⊙ (x − mean(x)) / √(var(x) + ε) (arXiv:1607.06450)."""
+    return layer_normalize(x, norm.config.eps)
+
+
+def _dyt(norm: Norm, x: jax.Array) -> jax.Array:
+    """γ ⊙ tanh(α x), with a learned number α (arXiv:2503.10622)."""
+    return dynamic_tanh(x, norm.alpha())
+
+
+# What a norm does before its bias, by its kind; the scale γ is the caller's.
 NORMS: dict[str, Callable[[Norm, jax.Array], jax.Array]] = {
-    "rms": lambda norm, x: rms_normalize(x, norm.config.eps),
-    "layer": lambda norm, x: layer_normalize(x, norm.config.eps),
-    "dyt": lambda norm, x: dynamic_tanh(x, norm.alpha()),
+    "rms": _rms,
+    "layer": _layer,
+    "dyt": _dyt,
 }

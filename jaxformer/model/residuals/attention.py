@@ -43,7 +43,7 @@ class AttentionResidualsConfig(ResidualConfig):
 
 class AttentionResiduals(Residual):
     """h_q = Σ_i softmax_i(w_q · RMSNorm(v_i)) v_i is what sub-layer q reads, where v_0 is the
-    embedding and v_i = f_i(N(h_i)) (equations 2 to 4); w starts at 0. In the block form, v_i is the
+    embedding and v_i = f_i(N(h_i)); w starts at 0. In the block form, v_i is the
     sum of the outputs of block i, as far as there are some. The model's output is read in the same
     way, with a query of its own.
 
@@ -63,8 +63,8 @@ class AttentionResiduals(Residual):
     def write(self, stream: jax.Array, y: jax.Array, sublayer: str) -> jax.Array:
         place = 1 + self._order(sublayer) // self._block
         y = self.addend(y, sublayer)
-        so_far = jax.lax.dynamic_index_in_dim(stream, place, axis=-2, keepdims=False)
-        written = jax.lax.dynamic_update_index_in_dim(stream, so_far + y, place, axis=-2)
+        so_far = jax.lax.dynamic_index_in_dim(stream, place, axis=1, keepdims=False)
+        written = jax.lax.dynamic_update_index_in_dim(stream, so_far + y, place, axis=1)
         return constrain_stream(written)
 
     def finish(self, stream: jax.Array) -> jax.Array:

@@ -28,7 +28,7 @@ class HyperConnectionsConfig(StreamsConfig):
 
 
 class HyperConnections(Streams):
-    """h = A_mᵀ X, X ← A_rᵀ X + Bᵀ f(N(h)) for n streams X [n, d_model] (equations 1 to 5)."""
+    """h = A_mᵀ X, X ← A_rᵀ X + Bᵀ f(N(h)) for n streams X [n, d_model]."""
 
     config: HyperConnectionsConfig
 
@@ -44,7 +44,7 @@ class HyperConnection(nn.Module):
 
     A_m + s_α tanh(X̄ w_m),  A_r + s_α tanh(X̄ W_r),  B + s_β tanh(X̄ w_β)
 
-    with X̄ the streams, each normalised (equations 10 to 13). They start at A_m = e_k for
+    with X̄ the streams, each normalised. They start at A_m = e_k for
     sub-layer k modulo n, A_r = 1, B = 1, w = 0 and s = 0.01.
     """
 

@@ -55,7 +55,7 @@ class ManifoldConfig(StreamsConfig):
 
 
 class ManifoldConnections(Streams):
-    """X ← H_res X + H_postᵀ f(N(H_pre X)) for n streams X [n, d_model] (equation 3)."""
+    """X ← H_res X + H_postᵀ f(N(H_pre X)) for n streams X [n, d_model]."""
 
     config: ManifoldConfig
 
@@ -68,7 +68,7 @@ class ManifoldConnections(Streams):
 class ManifoldConnection(nn.Module):
     """H_pre = σ(α_pre x̂ φ_pre + b_pre), H_post = 2σ(α_post x̂ φ_post + b_post) and
     H_res = P(α_res x̂ φ_res + b_res) with x̂ = RMSNorm(vec X), where P makes the matrix doubly
-    stochastic (equations 7 and 8).
+    stochastic.
 
     It starts as the plain residual's stream, n times: φ = 0, α = 0.01, H_post = 1, H_res nearly the
     identity, and H_pre sums to 1, most of it on stream k modulo n for sub-layer k. With equal

@@ -41,8 +41,8 @@ class ValueResidualConfig(ResidualConfig):
 
 
 class ValueResidual(Plain):
-    """x + f(N(x)), where attention has the values λ₁ v_l + λ₂ v_1 in layer l > 1 (equation 5), with
-    numbers λ of each layer that start at ½."""
+    """x + f(N(x)), where attention has the values λ₁ v_l + λ₂ v_1 in layer l > 1, with numbers λ of
+    each layer that start at ½."""
 
     config: ValueResidualConfig
     shares_values = True

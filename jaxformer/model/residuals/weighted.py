@@ -19,8 +19,8 @@ class ReZeroConfig(ResidualConfig):
 
 
 class ReZero(Plain):
-    """x + a f(N(x)), with a number a of each layer that starts at 0 (equation 2); the norm N is
-    placed as `model.norm` says."""
+    """x + a f(N(x)), with a number a of each layer that starts at 0; the norm N is placed as
+    `model.norm` says."""
 
     config: ReZeroConfig
 
@@ -42,14 +42,14 @@ class LayerScaleConfig(ResidualConfig):
     )
 
     def starts_at(self, num_layers: int) -> float:
-        """As section 2 of the paper says where `start` is null."""
+        """As published, where `start` is null."""
         if self.start is not None:
             return self.start
         return 0.1 if num_layers <= 18 else 1e-5 if num_layers <= 24 else 1e-6
 
 
 class LayerScale(Plain):
-    """x + λ ⊙ f(N(x)), with a vector λ of each sub-layer (equation 3)."""
+    """x + λ ⊙ f(N(x)), with a vector λ of each sub-layer."""
 
     config: LayerScaleConfig
 
