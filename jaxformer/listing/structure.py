@@ -40,16 +40,18 @@ def placement_rows() -> list[tuple[str, ...]]:
     from jaxformer.model.norms import NormConfig
     from jaxformer.model.placements import PLACEMENTS
 
-    rows = [("placement", "source", "final norm", "gain", "what it computes")]
+    rows: list[tuple[str, ...]] = [
+        ("placement", "source", "final norm", "gain", "what it computes")
+    ]
     for name, placement in PLACEMENTS.items():
         config = NormConfig.model_validate({"placement": name})
-        gain = placement.gain
+        gain = placement.gain(2 * REFERENCE_LAYERS)
         rows.append(
             (
                 name,
                 placement.source,
                 "yes" if config.has_final_norm else "no",
-                "" if gain is None else f"{gain(2 * REFERENCE_LAYERS):.3f}",
+                "" if gain is None else f"{gain:.3f}",
                 summary(placement),
             )
         )
@@ -124,7 +126,7 @@ def structure_page() -> str:
         "## Residuals",
         "",
         "`model.residual` says how sub-layers read and change what layers pass on. Parameters are",
-        "those per layer that `plain` has not, and FLOPs of the forward pass are relative to it.",
+        "those that `plain` has not, per layer, and FLOPs of the forward pass are relative to it.",
         "The stream is what layers pass on for each token, in multiples of d_model: so much more",
         "memory do activations take between layers, and so much more do the stages of a pipeline",
         "send. Decoding keeps nothing more for any of them.",

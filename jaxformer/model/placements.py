@@ -1,7 +1,6 @@
 """Where norms stand around a sub-layer, and how the stream and its output are joined."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -33,10 +32,13 @@ class Placement:
     # Whether the sub-layer's output is added to the stream and that is all, so that there may be
     # several streams.
     is_additive: ClassVar[bool] = True
-    # What the matrices of values, of an FFN and of outputs are multiplied by when they start, for
-    # so many sub-layers, in place of 1/√(2 · num_layers) of outputs; None where nothing is
-    # published.
-    gain: ClassVar[Callable[[int], float] | None] = None
+
+    @staticmethod
+    def gain(sublayers: int) -> float | None:
+        """What the matrices of values, of FFNs and of outputs are multiplied by when they start,
+        for so many sub-layers, in place of 1/√(2 · num_layers) of outputs; None where nothing is
+        published."""
+        return None
 
     def before(self, x: jax.Array) -> jax.Array:
         """What f reads, of the stream."""
@@ -97,11 +99,15 @@ class After(Placement):
 
 
 class SubLN(Pre):
-    """x + W N(g(N(x))) for a sub-layer f(x) = W g(x), whose own part `Dims.sub_norm` is. With S
-    sub-layers, which are 2N for N layers, the gain is √(ln S)."""
+    """x + W N(g(N(x))) for a sub-layer f(x) = W g(x) with output matrix W. With S sub-layers, which
+    are 2N for N layers, the gain is √(ln S)."""
 
+    # The norm inside of f is the mixer's and the FFN's: see `Dims.sub_norm`.
     source = "arXiv:2210.06423"
-    gain = staticmethod(lambda sublayers: math.sqrt(math.log(sublayers)))
+
+    @staticmethod
+    def gain(sublayers: int) -> float:
+        return math.sqrt(math.log(sublayers))
 
 
 class DeepNorm(Post):
@@ -109,7 +115,10 @@ class DeepNorm(Post):
     (4S)^−¼."""
 
     source = "arXiv:2203.00555"
-    gain = staticmethod(lambda sublayers: float((4 * sublayers) ** -0.25))
+
+    @staticmethod
+    def gain(sublayers: int) -> float:
+        return float((4 * sublayers) ** -0.25)
 
     def joined(self, x: jax.Array, y: jax.Array) -> jax.Array:
         wide = jnp.promote_types(x.dtype, jnp.float32)
@@ -121,7 +130,10 @@ class LayerNormScaling(Pre):
     """x + f(N(x) / √l) in layer l = 1, 2, …; outputs start as other matrices do."""
 
     source = "arXiv:2502.05795"
-    gain = staticmethod(lambda sublayers: 1.0)
+
+    @staticmethod
+    def gain(sublayers: int) -> float:
+        return 1.0
 
     def before(self, x: jax.Array) -> jax.Array:
         wide = jnp.promote_types(x.dtype, jnp.float32)

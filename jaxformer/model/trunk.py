@@ -65,8 +65,9 @@ class Trunk(nn.Module):
     @property
     def dims(self) -> Dims:
         config, init = self.config, self.config.init
-        if (gain := PLACEMENTS[config.norm.placement].gain) is not None:
-            init = init.with_gain(gain(count_sublayers(config.layers())))
+        gain = PLACEMENTS[config.norm.placement].gain(count_sublayers(config.layers()))
+        if gain is not None:
+            init = init.with_gain(gain)
         return Dims(
             config.d_model,
             config.num_layers,

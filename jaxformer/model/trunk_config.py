@@ -174,13 +174,12 @@ class TrunkConfig(Schema):
                         f"the {key} of {name}, {part.kind}, has no place for it; allowed mixers: "
                         f"attention, cross_attention; allowed ffn: dense ones, such as swiglu"
                     )
-        gain = PLACEMENTS[placement].gain
         if placement in ("deepnorm", "sub") and self.inputs.own_layers:
             raise ValueError(
                 f"norm.placement is {placement}, whose start of matrices goes by the number of "
                 f"layers, but inputs {self.inputs.kind} have layers of their own; give another one"
             )
-        if gain is not None and gain(max(1, count_sublayers(self.layers()))) == 0.0:
+        if PLACEMENTS[placement].gain(max(1, count_sublayers(self.layers()))) == 0.0:
             raise ValueError(
                 f"norm.placement is {placement}, whose start of matrices is 0 with a single mixer "
                 f"or FFN; deepen the model, or give another one"

@@ -181,8 +181,8 @@ def test_matrices_start_as_published(placement: str, gain: float | None) -> None
         ({"norm": {"alpha": 0.2}}, "alpha is 0.2, which is of no use with rms; give kind: dyt"),
         ({"norm": {"post_share": 0.5}}, "post_share is 0.5, .* with pre; give placement: mixed"),
         (
-            {"norm": {"placement": "sub"}, "mixer": {"kind": "retention"}},
-            "the mixer of layer 0, retention, has no place for it; allowed mixers: attention",
+            {"norm": {"placement": "sub"}, "mixer": {"kind": "min_gru"}},
+            "the mixer of layer 0, min_gru, has no place for it; allowed mixers: attention",
         ),
         (
             {"norm": {"placement": "sub"}, "num_layers": 1, "pattern": [{"ffn": "none"}]},

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -325,12 +326,12 @@ def test_cached_pieces_and_other_layouts_are_the_whole(options: dict) -> None:
 
     decoder = model.clone(layout="separate")
     variables, cache = {"params": separate_layers(params)}, decoder.init_cache(2, LENGTH)
-    step = jax.jit(lambda *given: decoder.apply(variables, *given, method="predict"))
+    step = jax.jit(partial(decoder.apply, method="predict"))
     positions = np.broadcast_to(np.arange(LENGTH), TOKENS.shape)
     pieces = []
     for begin, end in ((0, 3), (3, 4), (4, LENGTH)):
         rows = (TOKENS[:, begin:end], positions[:, begin:end], np.ones((2, end - begin), np.int32))
-        found, cache = step(*rows, None, cache)
+        found, cache = step(variables, *rows, None, cache)
         pieces.append(found)
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, rtol=0, atol=1e-12)
 
@@ -420,8 +421,11 @@ def test_only_weights_that_multiply_features_decay() -> None:
             "attention_residuals counts sub-layers, but some layers have a mixer or an FFN that",
         ),
         (
-            {"residual": {"kind": "value_residual"}, "pattern": [{}, {"mixer": {"kind": "gla"}}]},
-            "so they have to be attention, .* they are attention, gla",
+            {
+                "residual": {"kind": "value_residual"},
+                "pattern": [{}, {"mixer": {"kind": "min_gru"}}],
+            },
+            "so they have to be attention, .* they are attention, min_gru",
         ),
         (
             {"residual": {"kind": "parallel"}, "pattern": [{"mixer_norm": False}]},

@@ -87,7 +87,7 @@ class ManifoldConnection(nn.Module):
             return jnp.log(share / (1 - share)).astype(dtype)
 
         def apart(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-            is_identity = jnp.eye(n) if len(shape) == 2 else jnp.arange(*shape) == 0
+            is_identity = jnp.eye(n) if len(shape) == 2 else jnp.arange(shape[0]) == 0
             return jnp.where(is_identity, 0.0, APART).astype(dtype)
 
         # Both n and d_model are normalised over.

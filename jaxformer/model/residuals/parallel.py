@@ -9,7 +9,7 @@ import jax
 from jaxformer.model.layer import Layer
 from jaxformer.model.norms import NormConfig
 from jaxformer.model.residuals.base import ResidualConfig
-from jaxformer.model.residuals.plain import Plain
+from jaxformer.model.residuals.plain import OneStream
 
 
 class ParallelBlockConfig(ResidualConfig):
@@ -23,7 +23,7 @@ class ParallelBlockConfig(ResidualConfig):
         self.check_additive(norm)
 
 
-class ParallelBlock(Plain):
+class ParallelBlock(OneStream):
     """x + mixer(N(x)) + ffn(N(x)), with one norm N."""
 
     config: ParallelBlockConfig
@@ -33,6 +33,3 @@ class ParallelBlock(Plain):
             self.made["read"] = super().read(stream, sublayer)
         read: jax.Array = self.made["read"]
         return read
-
-    def weighed(self, y: jax.Array, sublayer: str) -> jax.Array:
-        return y

@@ -20,10 +20,8 @@ class PlainConfig(ResidualConfig):
     )
 
 
-class Plain(Residual):
-    """x + m f(N(x)) for a sub-layer f and a multiplier m, or another placement of the norm N."""
-
-    config: PlainConfig
+class OneStream(Residual):
+    """x + f(N(x)) for a sub-layer f, or another placement of the norm N."""
 
     def start(self, x: jax.Array) -> jax.Array:
         return x
@@ -37,10 +35,19 @@ class Plain(Residual):
 
     def weighed(self, y: jax.Array, sublayer: str) -> jax.Array:
         """What is added, times its weight."""
-        return scaled(y, self.config.multiplier)
+        return y
 
     def finish(self, stream: jax.Array) -> jax.Array:
         return stream
+
+
+class Plain(OneStream):
+    """x + m f(N(x)) for a sub-layer f and a multiplier m, or another placement of the norm N."""
+
+    config: PlainConfig
+
+    def weighed(self, y: jax.Array, sublayer: str) -> jax.Array:
+        return scaled(y, self.config.multiplier)
 
 
 def scaled(x: jax.Array, factor: float | jax.Array) -> jax.Array:

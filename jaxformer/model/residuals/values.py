@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxformer.model.layer import Layer
 from jaxformer.model.mixers.base import FirstValues
 from jaxformer.model.norms import NormConfig
-from jaxformer.model.residuals.base import ResidualConfig
-from jaxformer.model.residuals.plain import Plain
+from jaxformer.model.residuals.base import Residual, ResidualConfig
+from jaxformer.parallel.stream import constrain_stream, gather_tokens
 
 ValueStream = dict[str, Any]  # x [..., d_model], values [..., kv_heads, head_dim]
 
@@ -40,7 +40,7 @@ class ValueResidualConfig(ResidualConfig):
             )
 
 
-class ValueResidual(Plain):
+class ValueResidual(Residual):
     """x + f(N(x)), where attention has the values λ₁ v_l + λ₂ v_1 in layer l > 1, with numbers λ of
     each layer that start at ½."""
 
@@ -56,13 +56,11 @@ class ValueResidual(Plain):
         return {"x": x, "values": values}
 
     def read(self, stream: ValueStream, sublayer: str) -> jax.Array:
-        return super().read(stream["x"], sublayer)
+        return gather_tokens(self.placement(sublayer).before(stream["x"]))
 
     def write(self, stream: ValueStream, y: jax.Array, sublayer: str) -> ValueStream:
-        return stream | {"x": super().write(stream["x"], y, sublayer)}
-
-    def weighed(self, y: jax.Array, sublayer: str) -> jax.Array:
-        return y
+        x = self.placement(sublayer).joined(stream["x"], self.addend(y, sublayer))
+        return stream | {"x": constrain_stream(x)}
 
     def finish(self, stream: ValueStream) -> jax.Array:
         x: jax.Array = stream["x"]

@@ -8,7 +8,7 @@ import jax
 from pydantic import Field, PositiveFloat
 
 from jaxformer.model.residuals.base import ResidualConfig, Weight
-from jaxformer.model.residuals.plain import Plain, scaled
+from jaxformer.model.residuals.plain import OneStream, scaled
 
 
 class ReZeroConfig(ResidualConfig):
@@ -18,7 +18,7 @@ class ReZeroConfig(ResidualConfig):
     kind: Literal["rezero"] = "rezero"
 
 
-class ReZero(Plain):
+class ReZero(OneStream):
     """x + a f(N(x)), with a number a of each layer that starts at 0; the norm N is placed as
     `model.norm` says."""
 
@@ -48,7 +48,7 @@ class LayerScaleConfig(ResidualConfig):
         return 0.1 if num_layers <= 18 else 1e-5 if num_layers <= 24 else 1e-6
 
 
-class LayerScale(Plain):
+class LayerScale(OneStream):
     """x + λ ⊙ f(N(x)), with a vector λ of each sub-layer."""
 
     config: LayerScaleConfig
