@@ -55,6 +55,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/jaxformer schema > configs/schema.json
 	$(BIN)/jaxformer list mixers-page > docs/mixers.md
 	$(BIN)/jaxformer list depth-page > docs/depth.md
+	$(BIN)/jaxformer list structure-page > docs/structure.md
 	$(BIN)/jaxformer list configuration-page > docs/configuration.md
 
 benchmark: $(VENV)/.installed-dev

@@ -17,6 +17,7 @@ from jaxformer.listing import (
     mixers_page,
     objective_rows,
 )
+from jaxformer.listing.structure import structure_page
 from jaxformer.model.depth import DEPTHS, DepthConfig, Visit
 from jaxformer.model.depth.stack import Stack
 from jaxformer.objectives import OBJECTIVES
@@ -24,7 +25,10 @@ from jaxformer.objectives import OBJECTIVES
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-@pytest.mark.parametrize(("name", "page"), [("mixers", mixers_page), ("depth", depth_page)])
+@pytest.mark.parametrize(
+    ("name", "page"),
+    [("mixers", mixers_page), ("depth", depth_page), ("structure", structure_page)],
+)
 def test_a_generated_page_is_current(name: str, page: Callable[[], str]) -> None:
     assert (DOCS / f"{name}.md").read_text(encoding="utf-8") == page(), "run: make format"
 

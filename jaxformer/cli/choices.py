@@ -9,6 +9,7 @@ from jaxformer.cli.arguments import DONE, FAILED, add_command
 
 TABLES = (
     "mixers",
+    "residuals",
     "depths",
     "objectives",
     "configs",
@@ -16,6 +17,7 @@ TABLES = (
     "tasks",
     "mixers-page",
     "depth-page",
+    "structure-page",
     "configuration-page",
 )
 
@@ -39,9 +41,11 @@ def _add_list(commands: Any) -> None:
 def _list(arguments: argparse.Namespace) -> int:
     from jaxformer import listing
     from jaxformer.config.page import configuration_page
+    from jaxformer.listing import structure
 
     tables = {
         "mixers": listing.list_mixers,
+        "residuals": structure.list_residuals,
         "depths": listing.list_depths,
         "objectives": listing.list_objectives,
         "configs": listing.list_configs,
@@ -49,6 +53,7 @@ def _list(arguments: argparse.Namespace) -> int:
         "tasks": listing.list_tasks,
         "mixers-page": listing.mixers_page,
         "depth-page": listing.depth_page,
+        "structure-page": structure.structure_page,
         "configuration-page": configuration_page,
     }
     print(tables[arguments.what]().rstrip())

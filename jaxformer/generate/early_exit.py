@@ -79,7 +79,8 @@ class ExitingDecoder(Decoder):
         """With a decoder's parameters, which are not copied.
 
         Raises:
-            UserError: tokens differ in the layers they pass, or these see chunks of them.
+            UserError: tokens differ in the layers they pass, these see chunks of them, or the
+                output can be read above the last layer alone.
         """
         model = decoder.model
         depth, inputs = model.config.depth, model.config.inputs
@@ -87,6 +88,12 @@ class ExitingDecoder(Decoder):
             raise UserError(
                 f"early exits need model.depth fixed or exits, and model.inputs tokens; here they "
                 f"are {depth.kind} and {inputs.kind}; leave exit_confidence out"
+            )
+        residual = model.config.residual
+        if not residual.has_exits:
+            raise UserError(
+                f"early exits read the model's output below the last layer, which residual "
+                f"{residual.kind} has none for; leave exit_confidence out"
             )
         return cls(model, decoder.params, decoder.eos_id, decoder.mesh, {}, rule)
 
@@ -149,15 +156,16 @@ def step(
     stream = depth.residual.start(x)
     batch = len(tokens)
     has_left, passed = jnp.zeros(batch, bool), jnp.zeros(batch, jnp.int32)
-    longer = {}
+    longer, number = {}, 0
     parts = depth.parts()
     for place, (name, layers, _) in enumerate(parts):
         before, caches = stream, []
         for index, layer in enumerate(layers):
             own = (params["stack"][name][f"layer_{index}"], cache[name][index])
             block = Block(layer, depth.residual, depth.dims, parent=None)
-            stream, kept = _block(block, *own, stream, rows, has_left)
+            stream, kept = _block(block, *own, stream, rows, has_left, number)
             caches.append(kept)
+            number += 1
         longer[name] = tuple(caches)
         passed = jnp.where(has_left, passed, passed + len(layers))
         if place < len(parts) - 1 and name != "first":
@@ -169,17 +177,23 @@ def step(
 
 
 def _block(
-    block: Block, params: Any, cache: Any, stream: Any, rows: RowInfo, has_left: jax.Array
+    block: Block,
+    params: Any,
+    cache: Any,
+    stream: Any,
+    rows: RowInfo,
+    has_left: jax.Array,
+    number: int,
 ) -> tuple[Any, Any]:
     """(the stream after the layer, unchanged in rows that have left; the longer cache)."""
     # XLA computes of this no more than the cache needs.
     reading = replace(block, layer=block.layer.model_copy(update={"ffn": None}))
 
     def skipped() -> tuple[Any, Any]:
-        return stream, reading.apply({"params": params}, stream, rows, cache)[1]
+        return stream, reading.apply({"params": params}, stream, rows, cache, number)[1]
 
     def passed() -> tuple[Any, Any]:
-        return block.apply({"params": params}, stream, rows, cache)[:2]
+        return block.apply({"params": params}, stream, rows, cache, number)[:2]
 
     new, cache = jax.lax.cond(jnp.all(has_left), skipped, passed)
     return choose_rows(has_left, stream, new), cache

@@ -8,8 +8,9 @@ from jaxformer.model.channel_mixers import build_channel_mixer
 from jaxformer.model.dims import Dims
 from jaxformer.model.layer import Layer
 from jaxformer.model.mixers import Cache, build_mixer
+from jaxformer.model.mixers.base import FirstValues
 from jaxformer.model.mixers.kept import mix
-from jaxformer.model.residuals import Residual, Stream
+from jaxformer.model.residuals import Number, Residual, Stream
 from jaxformer.model.rows import LayerAux, RowInfo
 
 
@@ -23,21 +24,31 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, stream: Stream, rows: RowInfo, cache: Cache | None = None
+        self, stream: Stream, rows: RowInfo, cache: Cache | None = None, number: Number = 0
     ) -> tuple[Stream, Cache | None, LayerAux]:
         """The residual's stream → (stream, the mixer's cache, the layer's loss and statistics).
 
         The statistics are the channel mixer's, and `activation`: the stream's mean square, summed
         over tokens.
+
+        Args:
+            number: of the layer among those that the stream passes, from 0.
         """
-        layer, residual, aux = self.layer, self.residual, LayerAux({})
+        layer, residual, aux = self.layer, self.residual.at(number), LayerAux({})
         shape = rows.segment_ids.shape  # (batch, length)
         # XLA on a CPU has faster code for two dimensions.
         stream = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stream)
         if layer.mixer is not None:
             mixer = build_mixer(layer.mixer, self.dims, layer.positions, name="mixer")
             x = residual.read(stream, "mixer") if layer.mixer_norm else residual.bare(stream)
-            y, cache = mix(mixer, x.reshape(*shape, -1), rows, cache)
+            given = (x.reshape(*shape, -1), rows, cache)
+            if residual.shares_values:
+                values, is_first = residual.first_values(stream)
+                first = FirstValues(values.reshape(*shape, *values.shape[1:]), is_first)
+                y, cache, own = mixer.with_values(*given, first)
+                stream = residual.with_values(stream, own.reshape(values.shape))
+            else:
+                y, cache = mix(mixer, *given)
             stream = residual.write(stream, y.reshape(x.shape), "mixer")
         if layer.ffn is not None:
             ffn = build_channel_mixer(layer.ffn, self.dims, name="ffn")
@@ -69,13 +80,15 @@ class Group(nn.Module):
 
     @nn.compact
     def __call__(
-        self, stream: Stream, caches: tuple[Cache, ...] | None, rows: RowInfo
+        self, stream: Stream, caches: tuple[Cache, ...] | None, rows: RowInfo, first: Number
     ) -> tuple[Stream, tuple[tuple[Cache, ...] | None, tuple[LayerAux, ...]]]:
-        """stream → (stream, (caches, aux)), one of each per layer; positional, for `nn.scan`."""
+        """stream → (stream, (caches, aux)), one of each per layer; `first` is the number of the
+        lowest. Arguments are positional, for `nn.scan`."""
         longer, said = [], []
         for index, layer in enumerate(self.layers):
             block = BLOCKS[type(layer)](layer, self.residual, self.dims, name=f"layer_{index}")
-            stream, cache, aux = block(stream, rows, None if caches is None else caches[index])
+            cache = None if caches is None else caches[index]
+            stream, cache, aux = block(stream, rows, cache, first + index)
             longer.append(cache)
             said.append(aux)
         return stream, (None if caches is None else tuple(longer), tuple(said))

@@ -76,15 +76,16 @@ class ModelConfig(TrunkConfig):
                 layer.mixer.check(self.d_model, layer.positions)
             if layer.ffn is not None and layer.ffn.reads_tokens:
                 raise ValueError(HASHES)
+            self.residual.check(self.d_model, self.norm, [layer], self.depth.kind)
             if layer.uses_positions and layer.positions.kind == "relative":
                 raise ValueError(
                     "further has the model's positions, relative, whose table is of the model's "
                     "layers alone; give further.layer.positions. Allowed: rope, alibi, none"
                 )
-        if self.norm.placement == "post" and getattr(self.further, "own_norms", False):
+        if not self.norm.has_final_norm and getattr(self.further, "own_norms", False):
             raise ValueError(
-                "further.own_norms is given with norm.placement post, where there is no final norm "
-                "that modules could read; leave it out"
+                f"further.own_norms is given with norm.placement {self.norm.placement}, where "
+                f"there is no final norm that modules could read; leave it out"
             )
         return self
 
@@ -106,6 +107,13 @@ class ModelConfig(TrunkConfig):
                 "mixer={kind: cross_attention}, as in pattern=[{ffn: none}, "
                 "{mixer: {kind: cross_attention}}], or outputs={kind: contrastive}"
             )
+        for part in (self, self.encoder):
+            if readers and part.norm.placement in ("deepnorm", "sub"):
+                raise ValueError(
+                    f"norm.placement is {part.norm.placement}, which is here for models without "
+                    f"an encoder: with one, its constants depend on both depths. Give another one, "
+                    f"such as pre"
+                )
         if readers and self.outputs.reads_source:
             raise ValueError(
                 f"outputs are {self.outputs.kind}, which compare tokens with the source, but the "

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from pydantic import Field, PositiveFloat, model_validator
 
 from jaxformer.errors import did_you_mean
+from jaxformer.model.norms import NormConfig
 from jaxformer.ops.kernels.registry import names
 from jaxformer.schema.base import Schema
 
@@ -18,7 +19,8 @@ class InitConfig(Schema):
 
     Matrices that write into the residual stream (a mixer's and an FFN's last) are divided by
     √(2 · num_layers) when `output` is `scaled` (GPT-2), start at zero when it is `zero` (the untied
-    head as well), and are like all others when it is `plain`.
+    head as well), and are like all others when it is `plain`. Placements of norms with a start of
+    their own, see model.norm, replace what `scaled` does.
     """
 
     std: PositiveFloat | Literal["fan_in"] = Field(
@@ -32,6 +34,10 @@ class InitConfig(Schema):
         """The initializer of a matrix inside a layer."""
         return nn.initializers.normal(fan_in**-0.5 if self.std == "fan_in" else self.std)
 
+    def inner_matrix(self, fan_in: int) -> nn.initializers.Initializer:
+        """The initializer of a matrix below an output matrix: of values, or an FFN's first."""
+        return self.matrix(fan_in)
+
     def output_matrix(self, fan_in: int, num_layers: int) -> nn.initializers.Initializer:
         """The initializer of a matrix that writes into the residual stream."""
         if self.output == "zero":
@@ -39,6 +45,23 @@ class InitConfig(Schema):
         std = fan_in**-0.5 if self.std == "fan_in" else self.std
         scale = 1 / math.sqrt(2 * num_layers) if self.output == "scaled" else 1.0
         return nn.initializers.normal(std * scale)
+
+    def with_gain(self, gain: float) -> "InitConfig":
+        """The start that a placement of norms has, see `Placement.gain`."""
+        return self if self.output == "plain" else GainedInit(**self.model_dump(), gain=gain)
+
+
+class GainedInit(InitConfig):
+    """Matrices of values, of FFNs and of outputs start `gain` times as large as others."""
+
+    gain: PositiveFloat
+
+    def inner_matrix(self, fan_in: int) -> nn.initializers.Initializer:
+        std = fan_in**-0.5 if self.std == "fan_in" else self.std
+        return nn.initializers.normal(std * self.gain)
+
+    def output_matrix(self, fan_in: int, num_layers: int) -> nn.initializers.Initializer:
+        return nn.initializers.zeros if self.output == "zero" else self.inner_matrix(fan_in)
 
 
 class KernelsConfig(Schema):
@@ -91,7 +114,8 @@ class Dims:
     layers measure themselves. Of a cache, up to `taken_back` of the newest tokens can be taken back
     again, for which recurrences keep states if `keeps_states`, see `mixers.kept`. Where the model
     is not causal, tokens see their whole document; the tokens of pictures lie on a `grid`, and the
-    layers of a decoder read a `source`."""
+    layers of a decoder read a `source`. `sub_norm` is the norm before a sub-layer's output matrix,
+    if there is one."""
 
     d_model: int
     num_layers: int
@@ -104,3 +128,4 @@ class Dims:
     is_causal: bool = True
     grid: Grid | None = None
     source: SourceDims | None = None
+    sub_norm: NormConfig | None = None

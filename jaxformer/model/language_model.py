@@ -393,7 +393,7 @@ class LanguageModel(Trunk):
         return kind(
             config.further,
             config.further_layer(),
-            build_residual(config.residual, config.norm),
+            build_residual(config.residual, config.norm, [config.further_layer()]),
             config.norm,
             dataclasses.replace(self.dims, taken_back=taken_back),
             self.remat,

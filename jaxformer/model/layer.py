@@ -1,5 +1,6 @@
 """One layer of a model: as a pattern gives it, and with the defaults filled in."""
 
+from collections.abc import Iterable
 from typing import Literal, TypeVar
 
 from pydantic import Field
@@ -31,6 +32,11 @@ class Layer(Schema):
     @property
     def uses_positions(self) -> bool:
         return self.mixer is not None and self.mixer.uses(self.positions)
+
+
+def count_sublayers(layers: Iterable[Layer]) -> int:
+    """How many mixers and FFNs the layers have."""
+    return sum((layer.mixer is not None) + (layer.ffn is not None) for layer in layers)
 
 
 class LayerConfig(Schema):

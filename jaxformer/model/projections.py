@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxformer.model.dims import Dims
-from jaxformer.model.norms import rms_normalize
+from jaxformer.model.norms import Norm, rms_normalize
 
 
 class Projection(nn.Module):
@@ -73,6 +73,15 @@ def project_heads(
         use_bias,
         name=name,
     )(x)
+
+
+def sub_normed(o: jax.Array, dims: Dims) -> jax.Array:
+    """o [batch, length, heads, head_dim] as the output matrix of attention reads it: normalised
+    over all heads if `dims.sub_norm` says so, inside a compact call."""
+    if dims.sub_norm is None:
+        return o
+    merged = o.reshape(*o.shape[:2], -1)
+    return Norm(dims.sub_norm, "heads", name="sub_norm")(merged).reshape(o.shape)
 
 
 class HeadsOutput(nn.Module):

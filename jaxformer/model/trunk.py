@@ -11,9 +11,11 @@ from jaxformer.model.depth import DEPTHS, Depth
 from jaxformer.model.dims import AUTOMATIC, Dims, KernelsConfig
 from jaxformer.model.dropout import Dropout
 from jaxformer.model.inputs import INPUTS, Inputs
+from jaxformer.model.layer import count_sublayers
 from jaxformer.model.lora import LoRAConfig, adapted
 from jaxformer.model.mixers import Cache
 from jaxformer.model.norms import Norm
+from jaxformer.model.placements import PLACEMENTS
 from jaxformer.model.positions import RelativePositionsConfig
 from jaxformer.model.relative_positions import bias_heads, with_bias
 from jaxformer.model.residuals import build_residual
@@ -56,17 +58,20 @@ class Trunk(nn.Module):
             start = config.init.matrix(config.d_model)
             start = nn.with_logical_partitioning(start, ("heads", "buckets"))
             self.relative_bias = self.param("relative_bias", start, shape, jnp.float32)
-        if config.norm.placement != "post":
+        if config.norm.has_final_norm:
             self.final_norm = Norm(config.norm)
         nn.share_scope(self, self.inputs)
 
     @property
     def dims(self) -> Dims:
-        config = self.config
+        config, init = self.config, self.config.init
+        gain = PLACEMENTS[config.norm.placement].gain(count_sublayers(config.layers()))
+        if gain is not None:
+            init = init.with_gain(gain)
         return Dims(
             config.d_model,
             config.num_layers,
-            config.init,
+            init,
             self.dtype,
             self.kernels,
             self.statistics,
@@ -74,6 +79,7 @@ class Trunk(nn.Module):
             self.keeps_states,
             config.order == "causal",
             config.inputs.grid,
+            sub_norm=config.norm if config.norm.placement == "sub" else None,
         )
 
     def trunk(
@@ -130,7 +136,7 @@ class Trunk(nn.Module):
 
     def bare_normed(self, x: jax.Array) -> jax.Array:
         """The final norm, if there is one, of the last layer's output."""
-        return x if self.config.norm.placement == "post" else self.final_norm(x)
+        return self.final_norm(x) if self.config.norm.has_final_norm else x
 
     def embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """What the layers read of tokens [batch, length] where inputs see one at a time."""
@@ -147,7 +153,7 @@ class Trunk(nn.Module):
             self.vocab_size,
             config.positions,
             config.scale_embeddings,
-            build_residual(config.residual, config.norm),
+            build_residual(config.residual, config.norm, config.inputs.own_layers),
             self.remat,
             **place,
         )
@@ -155,12 +161,12 @@ class Trunk(nn.Module):
     @nn.nowrap
     def depth(self, **place: None) -> Depth:
         """All layers; `place` is parent=None outside of the model."""
-        config = self.config
+        config, layers = self.config, self.config.layers()
         return DEPTHS[type(config.depth)](
             config.depth,
-            config.layers(),
+            layers,
             len(config.pattern),
-            build_residual(config.residual, config.norm),
+            build_residual(config.residual, config.norm, layers),
             self.dims,
             self.remat,
             self.layout,

@@ -11,9 +11,10 @@ from jaxformer.model.channel_mixers.moe import MoEConfig
 from jaxformer.model.depth import DepthConfig, FixedConfig
 from jaxformer.model.dims import InitConfig
 from jaxformer.model.inputs import InputsConfig, PatchesConfig, TokensConfig
-from jaxformer.model.layer import Layer, LayerConfig
+from jaxformer.model.layer import Layer, LayerConfig, count_sublayers
 from jaxformer.model.mixers import MixerConfig
 from jaxformer.model.norms import NormConfig
+from jaxformer.model.placements import PLACEMENTS
 from jaxformer.model.positions import (
     OF_THE_MODEL,
     ALiBiConfig,
@@ -152,13 +153,39 @@ class TrunkConfig(Schema):
                 )
 
     def _check_norms(self) -> None:
-        """Refuse to leave out the norm before a mixer where there is none, or another."""
+        """Refuse to leave out the norm before a mixer where there is none, or another; norms where
+        layers have no place for them; and residuals that do not fit the layers."""
+        placement = self.norm.placement
         for name, layer in self._named_layers():
-            if not layer.mixer_norm and self.norm.placement != "pre":
+            if not layer.mixer_norm and placement != "pre":
                 raise ValueError(
                     f"{name} has mixer_norm false, which leaves out the norm before its mixer, but "
-                    f"norm.placement is {self.norm.placement}; allowed: with pre"
+                    f"norm.placement is {placement}; allowed: with pre"
                 )
+            if not layer.mixer_norm and not self.residual.reads_bare:
+                raise ValueError(
+                    f"{name} has mixer_norm false, which leaves out the norm before its mixer, but "
+                    f"residual {self.residual.kind} has other parts there; allowed: with plain"
+                )
+            for key, part in (("mixer", layer.mixer), ("ffn", layer.ffn)):
+                if placement == "sub" and part is not None and not part.has_sub_norm:
+                    raise ValueError(
+                        f"norm.placement is sub, which has a norm before each output matrix, but "
+                        f"the {key} of {name}, {part.kind}, has no place for it; allowed mixers: "
+                        f"attention, cross_attention; allowed ffn: dense ones, such as swiglu"
+                    )
+        if placement in ("deepnorm", "sub") and self.inputs.own_layers:
+            raise ValueError(
+                f"norm.placement is {placement}, whose start of matrices goes by the number of "
+                f"layers, but inputs {self.inputs.kind} have layers of their own; give another one"
+            )
+        if PLACEMENTS[placement].gain(max(1, count_sublayers(self.layers()))) == 0.0:
+            raise ValueError(
+                f"norm.placement is {placement}, whose start of matrices is 0 with a single mixer "
+                f"or FFN; deepen the model, or give another one"
+            )
+        for layers in filter(None, (self.layers(), self.inputs.own_layers)):
+            self.residual.check(self.d_model, self.norm, layers, self.depth.kind)
 
     def _check_grid(self) -> None:
         """Refuse what reads the places of tokens in a picture where they have none."""

@@ -38,7 +38,7 @@ RULES: Rules = (
     ("kv_heads", "tensor"),
     ("d_hidden", "tensor"),
     ("experts", "expert"),
-    ("choices", None),  # a router's outputs
+    ("choices", None),  # a router's outputs, and weights that tokens choose
     ("classes", None),
     ("numbers", None),  # that stand at a place, and are predicted
     ("d_model", FULLY),
@@ -51,6 +51,8 @@ RULES: Rules = (
     ("group", None),
     ("steps", None),
     ("branch", None),
+    ("stream", None),  # of a residual with several
+    ("into_stream", None),
     ("head_input", None),
     ("state", None),
     ("gates", None),

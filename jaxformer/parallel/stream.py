@@ -8,19 +8,23 @@ arXiv:2205.05198). On other meshes, and where `tensor` does not divide the token
 import math
 from functools import partial
 
+import flax.linen as nn
 import jax
 from jax.lax import with_sharding_constraint
 from jax.sharding import PartitionSpec
 
-from jaxformer.parallel.rules import constrain_tokens, mesh_axes
+from jaxformer.parallel.rules import mesh_axes
 
 Axes = tuple[str, ...]
 
 
 def constrain_stream(x: jax.Array) -> jax.Array:
-    """Keep the residual stream [batch · length, d_model] where it lies between sub-layers."""
+    """Keep the residual stream [batch · length, ..., d_model] where it lies between sub-layers;
+    several streams of a token lie together."""
     rows = _axes_of_rows(x)
-    return constrain_tokens(x, "d_model") if rows is None else _cut(x, rows)
+    if rows is not None:
+        return _cut(x, rows)
+    return nn.with_logical_constraint(x, ("batch", *(None for _ in x.shape[2:]), "d_model"))
 
 
 def gather_tokens(x: jax.Array) -> jax.Array:

@@ -83,6 +83,7 @@ def part_of(scope: str, model: ModelConfig) -> str:
 
 
 def _of_layer(path: str, module: str, model: ModelConfig) -> str:
+    module, _, _ = module.partition(".")  # from the name of a method
     if module == "ffn":
         return "ffn"
     if module != "mixer":

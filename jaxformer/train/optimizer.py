@@ -16,8 +16,18 @@ PyTree = Any
 OptimizerConfig = AdamWConfig | LionConfig | AdafactorConfig | MuonConfig | SGDConfig
 
 # An index along these picks one of several weights: a convolution's tap, a state's rates, a gate, a
-# bucket's biases.
-STACKING_AXES = ("layers", "experts", "width", "state", "gates", "branch", "buckets")
+# bucket's biases, a residual stream's weights.
+STACKING_AXES = (
+    "layers",
+    "experts",
+    "width",
+    "state",
+    "gates",
+    "branch",
+    "buckets",
+    "stream",
+    "into_stream",
+)
 # Axes that together are one side of a matrix.
 ONE_SIDE = {
     ("heads", "head_dim"),

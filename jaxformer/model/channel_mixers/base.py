@@ -32,6 +32,11 @@ class ChannelMixerConfig(Kind):
         return True
 
     @property
+    def has_sub_norm(self) -> bool:
+        """Whether it can have a norm before its output matrix, see `Dims.sub_norm`."""
+        return False
+
+    @property
     def reads_tokens(self) -> bool:
         """Whether it reads the ids of tokens, `rows.tokens`."""
         return False

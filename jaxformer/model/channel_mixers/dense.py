@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from jaxformer.model.channel_mixers.base import ChannelMixer, ChannelMixerConfig
+from jaxformer.model.norms import Norm
 from jaxformer.model.projections import Projection
 from jaxformer.model.rows import LayerAux, RowInfo
 from jaxformer.parallel.rules import constrain_tokens
@@ -42,6 +43,10 @@ class DenseConfig(ChannelMixerConfig):
     d_hidden: PositiveInt = Field(description="the width between the matrices")
     bias: bool = Field(False, description="adds a bias to each matrix")
     clamp: PositiveFloat | None = Field(None, description=CLAMP)
+
+    @property
+    def has_sub_norm(self) -> bool:
+        return True
 
     @property
     def gated(self) -> bool:
@@ -94,7 +99,7 @@ class Dense(ChannelMixer):
             return Projection(
                 (config.d_hidden,),
                 ("d_model", "d_hidden"),
-                init.matrix(self.dims.d_model),
+                init.inner_matrix(self.dims.d_model),
                 config.bias,
                 name=name,
             )(x)
@@ -103,6 +108,8 @@ class Dense(ChannelMixer):
         gate = project_in("gate") if config.gated else None
         hidden = activate(config.kind, hidden, gate, config.clamp)
         hidden = constrain_tokens(hidden, "d_hidden")
+        if self.dims.sub_norm is not None:
+            hidden = Norm(self.dims.sub_norm, "d_hidden", name="sub_norm")(hidden)
         y = Projection(
             (self.dims.d_model,),
             ("d_hidden", "d_model"),

@@ -226,7 +226,7 @@ class MoE(ChannelMixer):
         into = ("in", "gate") if config.activation in GATED else ("in",)
         shape, names = (width, config.d_hidden), ("d_model", "d_hidden")
         out = init.output_matrix(config.d_hidden, self.dims.num_layers)
-        starts = {name: init.matrix(width) for name in into} | {"out": out}
+        starts = {name: init.inner_matrix(width) for name in into} | {"out": out}
         return {
             name: ExpertMatrix(
                 config.num_experts,

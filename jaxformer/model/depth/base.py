@@ -88,6 +88,7 @@ class Depth(nn.Module):
     layout: Literal["scanned", "unrolled", "separate"] = "scanned"
     micro_batches: int | None = None
     first: int = 0  # so many of the layers lie below those that repeat
+    below: int = 0  # so many layers of the model lie below all of these
 
     def __call__(
         self, x: jax.Array, rows: RowInfo, caches: dict[str, Cache] | None = None
@@ -135,16 +136,19 @@ class Depth(nn.Module):
     def flops(self, length: int) -> float:
         """Forward FLOPs per token in rows of `length` tokens, on average in training."""
         shares = ((layer, mean) for layer, mean, _ in self.visits())
-        return self.own_flops() + sum(self._cost(*each, length) for each in shares)
+        return self._own_flops() + sum(self._cost(*each, length) for each in shares)
 
     def most_flops(self, length: int) -> float:
         """Forward FLOPs per token in the costliest row of `length` tokens."""
         shares = ((layer, most) for layer, _, most in self.visits())
-        return self.own_flops() + sum(self._cost(*each, length) for each in shares)
+        return self._own_flops() + sum(self._cost(*each, length) for each in shares)
+
+    def _own_flops(self) -> float:
+        return self.own_flops() + self.residual.last_flops(self.dims.d_model)
 
     def _cost(self, layer: Layer, share: float, length: int) -> float:
         seen = max(1, round(share * length))
-        flops = 0.0
+        flops = self.residual.flops(layer, self.dims.d_model)
         if layer.mixer is not None:
             mixer = build_mixer(layer.mixer, self.dims, layer.positions, parent=None)
             flops += mixer.flops(seen)

@@ -13,11 +13,17 @@ from pydantic import Field, PositiveInt
 from jaxformer.model.block import Block
 from jaxformer.model.depth.base import DepthConfig, Visit
 from jaxformer.model.depth.fixed import FixedConfig
-from jaxformer.model.depth.stack import Stack, choose_rows, together
+from jaxformer.model.depth.stack import (
+    Stack,
+    choose_rows,
+    count_of,
+    first_of_each,
+    together,
+)
 from jaxformer.model.dims import Dims
 from jaxformer.model.layer import Layer
 from jaxformer.model.mixers import Cache
-from jaxformer.model.residuals import Residual, Stream
+from jaxformer.model.residuals import Number, Residual, Stream
 from jaxformer.model.rows import Exits, LayerAux, RowInfo
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -89,7 +95,7 @@ class SkippedGroup(nn.Module):
         stream: Stream,
         caches: tuple[Cache, ...] | None,
         rows: RowInfo,
-        first: jax.Array,
+        first: Number,
     ) -> tuple[Stream, tuple[tuple[Cache, ...] | None, tuple[LayerAux, ...], jax.Array]]:
         """As `Group`, with the number of the first layer, and the stream after the last one as an
         array [batch, length, d_model]."""
@@ -97,7 +103,8 @@ class SkippedGroup(nn.Module):
         skips = self.layer_dropout > 0 and self.has_rng("depth")
         for index, layer in enumerate(self.layers):
             block = Block(layer, self.residual, self.dims, name=f"layer_{index}")
-            passed, cache, aux = block(stream, rows, None if caches is None else caches[index])
+            cache = None if caches is None else caches[index]
+            passed, cache, aux = block(stream, rows, cache, first + index)
             if skips:
                 rate = skip_rate(self.layer_dropout, first + index, self.dims.num_layers)
                 number_of_rows = len(rows.segment_ids)
@@ -110,7 +117,7 @@ class SkippedGroup(nn.Module):
         return stream, (None if caches is None else tuple(longer), tuple(said), state)
 
 
-def skip_rate(most: float, layer: jax.Array, num_layers: int) -> jax.Array:
+def skip_rate(most: float, layer: Number, num_layers: int) -> jax.Array:
     """most · (e^{layer ln 2 / (num_layers − 1)} − 1)."""
     return most * jnp.expm1(layer * (math.log(2) / (num_layers - 1)))
 
@@ -129,11 +136,11 @@ class ExitStack(Stack):
         training = self.has_rng("depth")
         parts = super().parts() if training or self.is_initializing() else self.parts()
         for name, layers, repetitions in parts:
-            count = 1 if repetitions is None else repetitions
-            firsts = first + len(layers) * jnp.arange(count, dtype=jnp.int32)
+            count = count_of(repetitions)
+            numbers = first_of_each(first, len(layers), repetitions)
             first += len(layers) * count
             cache = None if caches is None else caches[name]
-            given = (stream, cache, rows, firsts[0] if repetitions is None else firsts)
+            given = (stream, cache, rows, numbers)
             stream, (longer[name], aux, state) = self._pass(name, layers, repetitions, given)
             said.append((aux, count))
             states.append(state if repetitions is not None else state[None])

@@ -1,12 +1,12 @@
 """Layers that change some tokens only, and read them all."""
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 
-from jaxformer.model.residuals import Residual, Stream
+from jaxformer.model.residuals import Number, Residual, Stream
 
 
 class Held(NamedTuple):
@@ -26,12 +26,18 @@ class HeldResidual(Residual):
 
     inner: Residual
 
+    def at(self, number: Number) -> Self:
+        return replace(self, inner=self.inner.at(number))
+
     def start(self, x: Any) -> Held:
         """x is a `Held`, whose stream is what `inner` starts from."""
         return Held(self.inner.start(x.stream), x.moves)
 
     def read(self, stream: Held, sublayer: str) -> jax.Array:
         return self.inner.read(stream.stream, sublayer)
+
+    def bare(self, stream: Held) -> jax.Array:
+        return self.inner.bare(stream.stream)
 
     def write(self, stream: Held, y: jax.Array, sublayer: str) -> Held:
         written = self.inner.write(stream.stream, y, sublayer)

@@ -3,6 +3,7 @@ arXiv:2404.02258)."""
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Literal
 
 import flax.linen as nn
@@ -17,7 +18,7 @@ from jaxformer.model.depth.routing import Router, continue_through, pass_through
 from jaxformer.model.depth.stack import Stack
 from jaxformer.model.layer import Layer
 from jaxformer.model.mixers import Cache
-from jaxformer.model.residuals import Stream
+from jaxformer.model.residuals import Number, Stream
 from jaxformer.model.rows import LayerAux, RowInfo
 
 
@@ -77,7 +78,7 @@ class RoutedBlock(Block):
 
     @nn.compact
     def __call__(
-        self, stream: Stream, rows: RowInfo, cache: Cache | None = None
+        self, stream: Stream, rows: RowInfo, cache: Cache | None = None, number: Number = 0
     ) -> tuple[Stream, Cache | None, LayerAux]:
         """See `Block`; of its own it has the statistics `routed`, the number of tokens picked, and
         `predicted`, the number of those that the predictor was right about."""
@@ -85,9 +86,10 @@ class RoutedBlock(Block):
         router = Router(self.dims, layer.capacity, layer.predictor_weight, name="routing")
         choice, learned = router(self.residual.finish(stream), real)
         if cache is not None:
-            stream, cache = continue_through(self._continue, stream, rows, choice, cache)
+            layers = partial(self._continue, number)
+            stream, cache = continue_through(layers, stream, rows, choice, cache)
             return stream, cache, LayerAux({})
-        stream, aux = pass_through(self._pass, stream, rows, choice)
+        stream, aux = pass_through(partial(self._pass, number), stream, rows, choice)
         stats, loss = {"routed": jnp.sum(choice.picked, dtype=jnp.float32)}, aux.loss
         if learned is not None:
             stats["predicted"] = jnp.sum(learned.right & real, dtype=jnp.float32)
@@ -97,13 +99,15 @@ class RoutedBlock(Block):
             stats["activation"] = squares(x.reshape(-1, x.shape[-1]), rows)
         return stream, None, LayerAux(aux.stats | stats, loss)
 
-    def _pass(self, stream: Stream, rows: RowInfo) -> tuple[Stream, LayerAux]:
-        stream, _, aux = super().__call__(stream, rows)
+    def _pass(self, number: Number, stream: Stream, rows: RowInfo) -> tuple[Stream, LayerAux]:
+        stream, _, aux = super().__call__(stream, rows, None, number)
         return stream, aux
 
-    def _continue(self, stream: Stream, rows: RowInfo, cache: Cache) -> tuple[Stream, Cache]:
+    def _continue(
+        self, number: Number, stream: Stream, rows: RowInfo, cache: Cache
+    ) -> tuple[Stream, Cache]:
         block = Block(self.layer, self.residual, self.dims, parent=None)
-        made = block.apply({"params": self.variables["params"]}, stream, rows, cache)
+        made = block.apply({"params": self.variables["params"]}, stream, rows, cache, number)
         return made[0], made[1]
 
 

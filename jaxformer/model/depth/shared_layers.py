@@ -68,5 +68,6 @@ class SharedLayers(Depth):
             self.dims,
             self.remat,
             self.layout,
+            below=self.numbers[part][0],
             **place,
         )

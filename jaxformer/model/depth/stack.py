@@ -14,7 +14,7 @@ from jaxformer.model.block import Group
 from jaxformer.model.depth.base import Depth, Visit
 from jaxformer.model.layer import Layer
 from jaxformer.model.mixers import Cache, Mixer, build_mixer
-from jaxformer.model.residuals import Stream
+from jaxformer.model.residuals import Number, Stream
 from jaxformer.model.rows import EXPERT_LOAD, LayerAux, RowInfo
 from jaxformer.parallel.pipeline import Pipeline, pipeline_of_rows, run_stages
 
@@ -47,16 +47,19 @@ class Stack(Depth):
         pipeline, stream = None, self.residual.start(x)
         if self.layout == "scanned" and caches is None and not self.is_initializing():
             pipeline = pipeline_of_rows(len(x), self.micro_batches)
-        longer, said = {}, []
+        longer, said, first = {}, [], self.below
         for name, layers, repetitions in self.parts():
+            numbers = first_of_each(first, len(layers), repetitions)
             if repetitions is not None and pipeline is not None:
-                stream, aux = self._pipelined(pipeline, name, layers, repetitions, stream, rows)
+                place = (name, layers, repetitions, numbers)
+                stream, aux = self._pipelined(pipeline, *place, stream, rows)
             else:
                 part = self._repeated(layers, repetitions, name=name)
                 cache = None if caches is None else caches[name]
-                stream, (longer[name], aux) = part(stream, cache, rows)
-            said.append((aux, repetitions or 1))
-        x = self.residual.finish(stream)
+                stream, (longer[name], aux) = part(stream, cache, rows, numbers)
+            first += len(layers) * count_of(repetitions)
+            said.append((aux, count_of(repetitions)))
+        x = self.residual.last(stream)
         return x, None if caches is None else longer, together(said)
 
     @nn.nowrap
@@ -64,7 +67,7 @@ class Stack(Depth):
         self, layers: tuple[Layer, ...], repetitions: int | None, **place: str | None
     ) -> nn.Module:
         """`layers`, scanned over `repetitions`, or applied once without a scan if that is None."""
-        group = self._lifted(Group, repetitions, (0, nn.broadcast))
+        group = self._lifted(Group, repetitions, (0, nn.broadcast, 0))
         return group(layers, self.residual, self.dims, **place)
 
     @nn.nowrap
@@ -95,19 +98,22 @@ class Stack(Depth):
         name: str,
         layers: tuple[Layer, ...],
         repetitions: int,
+        numbers: Number,
         stream: Stream,
         rows: RowInfo,
     ) -> tuple[Stream, tuple[LayerAux, ...]]:
         stage = self._repeated(layers, repetitions // pipeline.stages, parent=None)
         keys = {name: self.make_rng(name) for name in KEYS if self.has_rng(name)}
 
-        def of_layers(params: dict, rows: tuple, keys: dict[str, jax.Array]) -> tuple:
+        def of_layers(own: tuple, rows: tuple, keys: dict[str, jax.Array]) -> tuple:
+            params, numbers = own
             stream, info = rows
-            stream, (_, aux) = stage.apply({"params": params}, stream, None, info, rngs=keys)
+            given = (stream, None, info, numbers)
+            stream, (_, aux) = stage.apply({"params": params}, *given, rngs=keys)
             return (stream, info), aux
 
-        params = self.get_variable("params", name)
-        (stream, _), aux = run_stages(of_layers, params, (stream, rows), pipeline, keys)
+        layers_of_stages = (self.get_variable("params", name), numbers)
+        (stream, _), aux = run_stages(of_layers, layers_of_stages, (stream, rows), pipeline, keys)
         return stream, aux
 
     @property
@@ -181,6 +187,19 @@ class Stack(Depth):
                 empty = jax.tree.map(partial(_repeat, repetitions), empty)
             caches[name] = empty
         return caches
+
+
+def count_of(repetitions: int | None) -> int:
+    """How many times a part of `Stack.parts` is passed."""
+    return 1 if repetitions is None else repetitions
+
+
+def first_of_each(first: int, length: int, repetitions: int | None) -> Number:
+    """The number of the lowest layer of each repetition [repetitions] of `length` layers, of which
+    `first` is the lowest; or of the only one."""
+    if repetitions is None:
+        return first
+    return first + length * jnp.arange(repetitions, dtype=jnp.int32)
 
 
 def together(said: Sequence[tuple[tuple[LayerAux, ...], int]]) -> LayerAux:

@@ -151,7 +151,8 @@ class Further(nn.Module):
     def flops(self, length: int) -> float:
         """Forward FLOPs per token of all predictions, without the output."""
         mixer, ffn = self.mixer(), self.layer.ffn
-        one = self.own_flops() + (0.0 if mixer is None else mixer.flops(length))
+        one = self.own_flops() + self.residual.flops(self.layer, self.dims.d_model)
+        one += 0.0 if mixer is None else mixer.flops(length)
         if ffn is not None:
             one += build_channel_mixer(ffn, self.dims, parent=None).flops(length)
         return self.config.count * one

@@ -1,7 +1,7 @@
 """H-Net's dynamic chunking: layers see chunks of tokens that the model itself finds (Hwang et al.,
 2025, arXiv:2507.07955)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -22,6 +22,7 @@ from jaxformer.model.mixers import Cache, MixerConfig, build_mixer
 from jaxformer.model.norms import Norm
 from jaxformer.model.positions import OF_THE_MODEL, PositionsUnion, RoPEConfig
 from jaxformer.model.projections import Projection
+from jaxformer.model.residuals import Residual
 from jaxformer.model.rows import LayerAux, RowInfo
 from jaxformer.ops.chunking import Chunking, at_chunks, at_tokens, find_chunks, smoothed
 
@@ -162,8 +163,10 @@ class Chunks(Tokens):
         block = Block
         if self.remat != "none":
             block = nn.remat(Block, policy=REMAT_POLICIES[self.remat])
-        self.encoder = [block(layer, self.residual, self._own_dims) for layer in config.encoder]
-        self.decoder = [block(layer, self.residual, self._own_dims) for layer in config.decoder]
+        self.encoder, self.decoder = (
+            [block(layer, self._residual_of(part), self._own_dims) for layer in layers]
+            for part, layers in (("encoder", config.encoder), ("decoder", config.decoder))
+        )
         self.router = Router(dims)
         self.around = _square(nn.initializers.zeros, dims)
         if config.norms:
@@ -175,7 +178,7 @@ class Chunks(Tokens):
         batch, length = tokens.shape
         carried = self._start(batch, length) if cache is None else cache["carried"]
         x, encoder_cache, encoder_loss = self._own(
-            self.encoder, self.embed(tokens, rows), rows, cache and cache["encoder"]
+            "encoder", self.embed(tokens, rows), rows, cache and cache["encoder"]
         )
         if self.config.norms:
             x = self.encoder_norm(x)
@@ -207,9 +210,7 @@ class Chunks(Tokens):
         confidence = jnp.where(boundaries, p, 1 - p)[..., None]
         y *= 1 + (confidence - jax.lax.stop_gradient(confidence))  # exactly 1 forward
         y = (y + self.around(x.astype(p.dtype))).astype(x.dtype)
-        y, decoder_cache, decoder_loss = self._own(
-            self.decoder, y, rows, cache and cache["decoder"]
-        )
+        y, decoder_cache, decoder_loss = self._own("decoder", y, rows, cache and cache["decoder"])
         if cache is None:
             loss = self._ratio_loss(p, boundaries, real) + encoder_loss + decoder_loss
             stats = aux.stats | _statistics(p, boundaries, real, chunking)
@@ -226,18 +227,20 @@ class Chunks(Tokens):
 
     def _own(
         self,
-        blocks: Sequence[Block],
+        part: Literal["encoder", "decoder"],
         x: jax.Array,
         rows: RowInfo,
         caches: tuple[Cache, ...] | None,
     ) -> tuple[jax.Array, tuple[Cache, ...], jax.Array]:
         """x through layers of all tokens → (x, their caches, their losses, summed)."""
-        stream, longer, loss = self.residual.start(x), [], jnp.zeros((), jnp.float32)
+        residual, blocks = self._residual_of(part), getattr(self, part)
+        stream, longer, loss = residual.start(x), [], jnp.zeros((), jnp.float32)
         for index, block in enumerate(blocks):
-            stream, cache, aux = block(stream, rows, None if caches is None else caches[index])
+            cache = None if caches is None else caches[index]
+            stream, cache, aux = block(stream, rows, cache, index)
             longer.append(cache)
             loss = loss if aux.loss is None else loss + aux.loss
-        return self.residual.finish(stream), tuple(longer), loss
+        return residual.finish(stream), tuple(longer), loss
 
     def _ratio_loss(self, p: jax.Array, boundaries: jax.Array, real: jax.Array) -> jax.Array:
         ratio = self.config.ratio
@@ -282,6 +285,11 @@ class Chunks(Tokens):
             "state": jnp.zeros((batch, d_model), jnp.promote_types(dtype, jnp.float32)),  # z̄
         }
 
+    @nn.nowrap
+    def _residual_of(self, part: str) -> Residual:
+        """That of the layers of the encoder or the decoder."""
+        return replace(self.residual, layers=getattr(self.config, part))
+
     @property
     def _own_dims(self) -> Dims:
         """Statistics of layers are those of the model's layers."""
@@ -295,9 +303,12 @@ class Chunks(Tokens):
     def own_flops(self, length: int) -> float:
         flops = 3 * 2.0 * self.dims.d_model**2  # the router's two matrices, and the one around
         flops += sum(mixer.flops(length) for mixer in self.own_mixers())
-        for layer in self.config.own_layers:
-            if layer.ffn is not None:
-                flops += build_channel_mixer(layer.ffn, self.dims, parent=None).flops(length)
+        for part in ("encoder", "decoder"):
+            residual = self._residual_of(part)
+            for layer in residual.layers:
+                flops += residual.flops(layer, self.dims.d_model)
+                if layer.ffn is not None:
+                    flops += build_channel_mixer(layer.ffn, self.dims, parent=None).flops(length)
         return flops
 
     @nn.nowrap

@@ -12,7 +12,7 @@ from flax import struct
 from jax.typing import DTypeLike
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from jaxformer.model.mixers.base import Mixer, MixerConfig
+from jaxformer.model.mixers.base import FirstValues, Mixer, MixerConfig
 from jaxformer.model.mixers.options import (
     HeadDim,
     LogitFactor,
@@ -35,7 +35,7 @@ from jaxformer.model.positions import (
     rope,
     rope_rotation,
 )
-from jaxformer.model.projections import Projection
+from jaxformer.model.projections import Projection, sub_normed
 from jaxformer.model.rows import RowInfo
 from jaxformer.ops.attention import Tokens, Visibility, appended, attend
 from jaxformer.ops.kernels.choice import choose
@@ -96,6 +96,10 @@ class AttentionConfig(MixerConfig):
                 positions.check(self.head_size(d_model))
 
     @property
+    def has_sub_norm(self) -> bool:
+        return True
+
+    @property
     def sees_any_order(self) -> bool:
         return self.window is None  # a window counts places in the row
 
@@ -114,6 +118,9 @@ class AttentionConfig(MixerConfig):
     @property
     def kv_heads(self) -> int:
         return self.num_kv_heads or self.num_heads
+
+    def value_shape(self, d_model: int) -> tuple[int, int]:
+        return self.kv_heads, self.head_size(d_model)
 
     def head_size(self, d_model: int) -> int:
         return self.head_dim or d_model // self.num_heads
@@ -142,15 +149,23 @@ class Attention(Mixer):
 
     config: AttentionConfig
 
-    @nn.compact
     def __call__(
         self, x: jax.Array, rows: RowInfo, cache: KVCache | None = None
     ) -> tuple[jax.Array, KVCache | None]:
+        y, cache, _ = self.with_values(x, rows, cache, None)
+        return y, cache
+
+    @nn.compact
+    def with_values(
+        self, x: jax.Array, rows: RowInfo, cache: KVCache | None, first: FirstValues | None
+    ) -> tuple[jax.Array, KVCache | None, jax.Array]:
         config, d_model = self.config, self.dims.d_model
         bias, of_keys = (has_bias(config.qkv_bias, part) for part in ("query", "key"))
         q = self._project_in(x, "query", config.num_heads, "heads", bias)
         k = self._project_in(x, "key", config.kv_heads, "kv_heads", of_keys)
-        v = self._project_in(x, "value", config.kv_heads, "kv_heads", bias)
+        own = v = self._project_in(x, "value", config.kv_heads, "kv_heads", bias)
+        if first is not None:
+            v = self._mixed(own, first)
         if config.qk_norm:
             q, k = self._normalize(q, "query", "heads"), self._normalize(k, "key", "kv_heads")
         rotation = self._rotation(rows, x.dtype)
@@ -171,8 +186,8 @@ class Attention(Mixer):
             self.dims.init.output_matrix(config.num_heads * self._head_dim, self.dims.num_layers),
             config.output_bias,
             name="output",
-        )(y)
-        return output, cache
+        )(sub_normed(y, self.dims))
+        return output, cache, own
 
     @property
     def _head_dim(self) -> int:
@@ -182,10 +197,12 @@ class Attention(Mixer):
         self, x: jax.Array, name: str, heads: int, axis: str, use_bias: bool
     ) -> jax.Array:
         """[batch, length, d_model] → [batch, length, heads, head_dim]."""
+        init = self.dims.init
+        start = init.inner_matrix if name == "value" else init.matrix
         y = Projection(
             (heads, self._head_dim),
             ("d_model", axis, "head_dim"),
-            self.dims.init.matrix(self.dims.d_model),
+            start(self.dims.d_model),
             use_bias,
             name=name,
         )(x)
@@ -199,6 +216,12 @@ class Attention(Mixer):
                 assert self.dims.grid is not None  # as `ModelConfig` has checked
                 return axial_rotation(rows, self.scheme, self.dims.grid, self._head_dim, dtype)
         return None
+
+    def _mixed(self, v: jax.Array, first: FirstValues) -> jax.Array:
+        """λ₁ v + λ₂ v₁ (arXiv:2410.17897), both of which start at ½; v in the first layer."""
+        start = nn.with_logical_partitioning(nn.initializers.constant(0.5), ("branch",))
+        own, of_first = self.param("value_weights", start, (2,), jnp.float32).astype(v.dtype)
+        return jnp.where(first.is_first, v, own * v + of_first * first.values)
 
     def _learned(self, rows: RowInfo) -> dict:
         """What attention learns besides its matrices."""

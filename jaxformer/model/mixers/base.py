@@ -1,6 +1,6 @@
 """The contract of a token mixer."""
 
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,13 @@ from jaxformer.schema.kinds import Kind
 Cache = Any  # a pytree of arrays, each mixer's own
 
 MIXERS: dict[type["MixerConfig"], type["Mixer"]] = {}  # filled in mixers/__init__.py
+
+
+class FirstValues(NamedTuple):
+    """The values of a model's first layer, which those above it mix with their own."""
+
+    values: jax.Array  # [batch, length, kv_heads, head_dim]
+    is_first: bool | jax.Array  # []; in the first layer, `values` has none yet
 
 
 class MixerConfig(Kind):
@@ -42,6 +49,16 @@ class MixerConfig(Kind):
     @property
     def sees_both_ways(self) -> bool:
         """Whether, in a model that is not causal, tokens see those behind them too."""
+        return False
+
+    def value_shape(self, d_model: int) -> tuple[int, int] | None:
+        """(kv_heads, head_dim) of its values, if it can mix those of the first layer with them, see
+        `Mixer.with_values`."""
+        return None
+
+    @property
+    def has_sub_norm(self) -> bool:
+        """Whether it can have a norm before its output matrix, see `Dims.sub_norm`."""
         return False
 
     @property
@@ -95,6 +112,12 @@ class Mixer(nn.Module):
             cache: None to start from an empty state, as in training; else what `init_cache` or an
                 earlier call returned, to continue from by any length ≥ 1.
         """
+        raise NotImplementedError
+
+    def with_values(
+        self, x: jax.Array, rows: RowInfo, cache: Cache | None, first: FirstValues | None
+    ) -> tuple[jax.Array, Cache | None, jax.Array]:
+        """`__call__`, with values λ₁ v + λ₂ v₁ for its own v and v₁ of the first layer; and v."""
         raise NotImplementedError
 
     def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> Cache:

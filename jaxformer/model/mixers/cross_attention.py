@@ -23,7 +23,7 @@ from jaxformer.model.mixers.options import (
     has_bias,
 )
 from jaxformer.model.positions import PositionsUnion
-from jaxformer.model.projections import Projection
+from jaxformer.model.projections import Projection, sub_normed
 from jaxformer.model.rows import Memory, RowInfo
 from jaxformer.ops import shards
 from jaxformer.ops.attention import Tokens, Visibility, attend
@@ -46,6 +46,10 @@ class CrossAttentionConfig(MixerConfig):
 
     @property
     def reads_source(self) -> bool:
+        return True
+
+    @property
+    def has_sub_norm(self) -> bool:
         return True
 
     @property
@@ -105,7 +109,7 @@ class CrossAttention(Mixer):
             self.dims.init.output_matrix(config.num_heads * self._head_dim, self.dims.num_layers),
             config.output_bias,
             name="output",
-        )(y)
+        )(sub_normed(y, self.dims))
         return output, None if cache is None else self._kept(source, cache)
 
     def _of_source(self, memory: Memory) -> SourceCache:
@@ -116,10 +120,12 @@ class CrossAttention(Mixer):
 
     def _projected(self, x: jax.Array, name: str, heads: int, axis: str) -> jax.Array:
         """[batch, length, features] → [batch, length, heads, head_dim]."""
+        init = self.dims.init
+        start = init.inner_matrix if name == "value" else init.matrix
         y = Projection(
             (heads, self._head_dim),
             ("d_model", axis, "head_dim"),
-            self.dims.init.matrix(x.shape[-1]),
+            start(x.shape[-1]),
             has_bias(self.config.qkv_bias, name),
             name=name,
         )(x)

@@ -1,30 +1,29 @@
-"""What `jaxformer list` prints: mixers, depths, objectives, optimizers, tasks, and the repository's
-configurations."""
+"""What `jaxformer list` prints: mixers, residuals, depths, objectives, optimizers, tasks, and the
+repository's configurations."""
 
-import inspect
-import re
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
+from typing import Any
 
 from jaxformer.errors import UserError
+from jaxformer.listing.tables import (
+    D_MODEL,
+    REFERENCE_LAYERS,
+    SHORT,
+    columns,
+    entry,
+    first_sentence,
+    paper,
+    reference_model,
+    table,
+)
 from jaxformer.schema.explanations import show
-from jaxformer.schema.tree import all_kinds, kinds_of, one_of, section_classes
+from jaxformer.schema.tree import kinds_of, one_of, section_classes
 
-if TYPE_CHECKING:
-    from jaxformer.model.language_model import LanguageModel
+CONFIGS = Path(__file__).parents[2] / "configs"
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-
-
-# The table of mixers is computed for a wide layer, at two lengths, which show how costs grow.
-D_MODEL, SHORT, LONG = 1024, 4096, 8192
-# So many layers has the model for which depths and objectives are compared.
-REFERENCE_LAYERS = 8
+# A second length shows how the costs of a mixer grow.
+LONG = 8192
 
 
 def list_mixers() -> str:
@@ -32,10 +31,9 @@ def list_mixers() -> str:
     from jaxformer.model.mixers import MIXERS
 
     entries = [
-        _entry([sys.modules[module.__module__], module], config)
-        for config, module in MIXERS.items()
+        entry([sys.modules[module.__module__], module], config) for config, module in MIXERS.items()
     ]
-    return "\n\n".join([_columns(mixer_rows()), *entries])
+    return "\n\n".join([columns(mixer_rows()), *entries])
 
 
 def mixer_rows() -> list[tuple[str, ...]]:
@@ -52,7 +50,7 @@ def mixer_rows() -> list[tuple[str, ...]]:
         ("kind", "source", "training", "kernel", "compute", "state", f"bytes at {SHORT:,}")
     ]
     for config, module in MIXERS.items():
-        source = _paper(sys.modules[module.__module__])
+        source = paper(sys.modules[module.__module__])
         if any(field.is_required() for field in config.model_fields.values()):
             rows.append((one_of(kinds_of(config)), source, module.form, *["of its parts"] * 4))
             continue
@@ -85,7 +83,7 @@ def mixers_page() -> str:
         f"{SHORT:,} tokens at width {D_MODEL:,} in bfloat16, with the mixer's default options. The",
         "options are in [configuration.md](configuration.md#modelmixer).",
         "",
-        *_table([head, *rows]),
+        *table([head, *rows]),
         "",
     ]
     return "\n".join(lines)
@@ -95,16 +93,16 @@ def list_depths() -> str:
     """Every registered depth: its costs, and its options."""
     from jaxformer.model.depth import DEPTHS
 
-    entries = [_entry([sys.modules[config.__module__], config], config) for config in DEPTHS]
-    return "\n\n".join([_columns(row[:-1] for row in depth_rows()), *entries])
+    entries = [entry([sys.modules[config.__module__], config], config) for config in DEPTHS]
+    return "\n\n".join([columns(row[:-1] for row in depth_rows()), *entries])
 
 
 def list_objectives() -> str:
     """Every registered objective: what it needs, and its options."""
     from jaxformer.objectives import OBJECTIVES
 
-    entries = [_entry([sys.modules[config.__module__], config], config) for config in OBJECTIVES]
-    return "\n\n".join([_columns(row[:-1] for row in objective_rows()), *entries])
+    entries = [entry([sys.modules[config.__module__], config], config) for config in OBJECTIVES]
+    return "\n\n".join([columns(row[:-1] for row in objective_rows()), *entries])
 
 
 def depth_rows() -> list[tuple[str, ...]]:
@@ -117,7 +115,7 @@ def depth_rows() -> list[tuple[str, ...]]:
     from jaxformer.model.depth import DEPTHS, FixedConfig
 
     def costs(options: dict[str, Any]) -> tuple[float, float, int]:
-        model = _reference_model(depth=options)
+        model = reference_model(depth=options)
         depth = model.depth(parent=None)
         return depth.flops(SHORT), depth.most_flops(SHORT), cache_bytes(model, SHORT)
 
@@ -135,11 +133,11 @@ def depth_rows() -> list[tuple[str, ...]]:
         rows.append(
             (
                 kind,
-                _paper(sys.modules[config.__module__]),
+                paper(sys.modules[config.__module__]),
                 *figures,
                 "yes" if config.has_stages else "no",
                 config.decoder,
-                _first_sentence(config) + _with(config.example),
+                first_sentence(config) + _with(config.example),
             )
         )
     return rows
@@ -150,7 +148,7 @@ def objective_rows() -> list[tuple[str, ...]]:
     `next_token`, what it needs, its decoder, and what it does."""
     from jaxformer.objectives import OBJECTIVES, NextTokenConfig
 
-    model = _reference_model(further={"kind": "modules", "count": 1})
+    model = reference_model(further={"kind": "modules", "count": 1})
     plain = NextTokenConfig().flops(model, SHORT)
     rows: list[tuple[str, ...]] = [
         ("kind", "source", "FLOPs", "needs", "decoder", "what it minimizes")
@@ -162,11 +160,11 @@ def objective_rows() -> list[tuple[str, ...]]:
         rows.append(
             (
                 kind,
-                _paper(sys.modules[config.__module__]),
+                paper(sys.modules[config.__module__]),
                 f"{relative:.2f} ×",
                 config.needs,
                 config.decoder,
-                _first_sentence(config),
+                first_sentence(config),
             )
         )
     return rows
@@ -181,10 +179,10 @@ def further_rows() -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("kind", "source", "FLOPs of one", "what it is")]
     for config in FURTHER:
         kind = one_of(kinds_of(config))
-        model = _reference_model(further={"kind": kind, "count": 1})
+        model = reference_model(further={"kind": kind, "count": 1})
         share = further_flops_per_token(model, SHORT) / flops_per_token(model, SHORT)
-        source = _paper(sys.modules[config.__module__])
-        rows.append((kind, source, f"{share:.2f} ×", _first_sentence(config)))
+        source = paper(sys.modules[config.__module__])
+        rows.append((kind, source, f"{share:.2f} ×", first_sentence(config)))
     return rows
 
 
@@ -204,7 +202,7 @@ def depth_page() -> str:
         "in the costliest sequence, and bytes of decoding state. The options are in",
         "[configuration.md](configuration.md#modeldepth).",
         "",
-        *_table(depth_rows()),
+        *table(depth_rows()),
         "",
         "## Objectives",
         "",
@@ -212,7 +210,7 @@ def depth_page() -> str:
         "relative to `next_token`. The options are in",
         "[configuration.md](configuration.md#trainobjective).",
         "",
-        *_table(objective_rows()),
+        *table(objective_rows()),
         "",
         "## Further predictions",
         "",
@@ -221,25 +219,10 @@ def depth_page() -> str:
         "to the forward pass of the model. The options are in",
         "[configuration.md](configuration.md#modelfurther).",
         "",
-        *_table(further_rows()),
+        *table(further_rows()),
         "",
     ]
     return "\n".join(lines)
-
-
-def _reference_model(**parts: dict[str, Any]) -> "LanguageModel":
-    """The model whose costs the page of depths compares."""
-    from jaxformer.model.config import ModelConfig
-    from jaxformer.model.language_model import build_model
-
-    config = {
-        "d_model": D_MODEL,
-        "num_layers": REFERENCE_LAYERS,
-        "vocab_size": 32_000,
-        "mixer": {"kind": "attention"},
-        "ffn": {"kind": "swiglu", "d_hidden": 8 * D_MODEL // 3},
-    }
-    return build_model(ModelConfig.model_validate(config | parts), dtype="bfloat16")
 
 
 def _with(options: dict[str, Any]) -> str:
@@ -248,35 +231,18 @@ def _with(options: dict[str, Any]) -> str:
     return f" The figures are for {given}." if given else ""
 
 
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    """In Markdown, whose columns end at a bar."""
-    head, *others = rows
-    escaped = ([cell.replace("|", "\\|") for cell in row] for row in others)
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *escaped)]
-
-
-def _first_sentence(documented: object) -> str:
-    return re.split(r"(?<=\.)\s", _summary(documented))[0]
-
-
-def _paper(module: object) -> str:
-    """The first paper that a module's doc-string names."""
-    found = re.search(r"arXiv:\d{4}\.\d{5}", inspect.getdoc(module) or "")
-    return found.group() if found else ""
-
-
 def list_optimizers() -> str:
     """Every optimizer with its options and their defaults."""
     from jaxformer.config import OptimizerUnion
 
-    return "\n".join(_entry([config], config) for config in section_classes(OptimizerUnion))
+    return "\n".join(entry([config], config) for config in section_classes(OptimizerUnion))
 
 
 def list_tasks() -> str:
     """Every synthetic task with its options and their defaults."""
     from jaxformer.tasks import TaskUnion
 
-    return "\n".join(_entry([config], config) for config in section_classes(TaskUnion))
+    return "\n".join(entry([config], config) for config in section_classes(TaskUnion))
 
 
 def list_configs(folder: Path = CONFIGS) -> str:
@@ -289,31 +255,7 @@ def list_configs(folder: Path = CONFIGS) -> str:
         raise UserError(f"{folder} does not exist: the configurations are in the repository")
     files = sorted(folder.rglob("*.yaml"))
     rows = [(str(_from_here(file)), _header(file)) for file in files]
-    return _columns(rows)
-
-
-def _entry(documented: Iterable[object], config: type[BaseModel]) -> str:
-    options = ", ".join(
-        f"{key}={_default(field)}" for key, field in config.model_fields.items() if key != "kind"
-    )
-    summaries = dict.fromkeys(_summary(thing) for thing in documented)
-    return "\n    ".join([one_of(kinds_of(config)), *summaries, f"options: {options or 'none'}"])
-
-
-def _default(field: FieldInfo) -> str:
-    if field.is_required():
-        return "(required)"
-    if isinstance(field.default, BaseModel):  # a section, with options of its own
-        default = getattr(field.default, "kind", "")
-        kinds = all_kinds(section_classes(field.annotation))
-        return " | ".join(dict.fromkeys([default, *kinds]))
-    return show(field.default)
-
-
-def _summary(documented: object) -> str:
-    """The first paragraph of a doc-string, on one line."""
-    paragraph = (inspect.getdoc(documented) or "").partition("\n\n")[0]
-    return " ".join(paragraph.split())
+    return columns(rows)
 
 
 def _header(file: Path) -> str:
@@ -329,12 +271,3 @@ def _header(file: Path) -> str:
 def _from_here(file: Path) -> Path:
     here = Path.cwd()
     return file.relative_to(here) if file.is_relative_to(here) else file
-
-
-def _columns(rows: Iterable[tuple[str, ...]]) -> str:
-    rows = list(rows)
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
