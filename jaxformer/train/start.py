@@ -63,8 +63,8 @@ class Start:
         params, stored = self.source.restore(self.wanted)
         seen = fingerprint(stored)  # now: the parameters are used up
         if self.moves or self.resizings:
-            bring = partial(_brought, self.moves, self.resizings)
-            bring = jax.jit(bring, out_shardings=self.shardings)
+            brought = partial(_brought, self.moves, self.resizings)
+            bring = jax.jit(brought, out_shardings=self.shardings)
             params = from_paths(bring(by_path(params)))
         return program.initial_state(split(params, self.taken)[0]), seen
 

@@ -142,8 +142,6 @@ def per_pair(config: MixerConfig, width: int) -> float:
     match config.kind:
         case "attention":
             return 4.0 * config.num_heads * (config.head_dim or width / config.num_heads)
-        case "tensor_product":
-            return 4.0 * config.num_heads * config.head_dim
         case "latent_attention":
             sizes = config.head_dim + config.rope_dim + config.value_dim
             return 2.0 * config.num_heads * sizes

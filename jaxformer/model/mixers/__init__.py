@@ -29,12 +29,10 @@ from jaxformer.model.mixers.rwkv7 import RWKV7, RWKV7Config
 from jaxformer.model.mixers.s4d import S4D, S4DConfig
 from jaxformer.model.mixers.scanned import Scanned, ScannedConfig
 from jaxformer.model.mixers.slstm import SLSTM, SLSTMConfig
-from jaxformer.model.mixers.tensor_product import TensorProduct, TensorProductConfig
 
 MIXERS |= {
     AttentionConfig: Attention,
     LatentAttentionConfig: LatentAttention,
-    TensorProductConfig: TensorProduct,
     RetentionConfig: Retention,
     GLAConfig: GLA,
     DeltaConfig: Delta,
