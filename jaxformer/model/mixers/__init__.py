@@ -8,6 +8,10 @@ from jaxformer.model.mixers.convolution import Convolution, ConvolutionConfig
 from jaxformer.model.mixers.cross_attention import CrossAttention, CrossAttentionConfig
 from jaxformer.model.mixers.delta import Delta, DeltaConfig
 from jaxformer.model.mixers.delta_product import DeltaProduct, DeltaProductConfig
+from jaxformer.model.mixers.forgetting_attention import (
+    ForgettingAttention,
+    ForgettingAttentionConfig,
+)
 from jaxformer.model.mixers.gated_delta import GatedDelta, GatedDeltaConfig
 from jaxformer.model.mixers.gated_delta2 import GatedDelta2, GatedDelta2Config
 from jaxformer.model.mixers.gla import GLA, GLAConfig
@@ -35,6 +39,7 @@ MIXERS |= {
     AttentionConfig: Attention,
     LatentAttentionConfig: LatentAttention,
     TensorProductConfig: TensorProduct,
+    ForgettingAttentionConfig: ForgettingAttention,
     RetentionConfig: Retention,
     GLAConfig: GLA,
     DeltaConfig: Delta,
