@@ -144,6 +144,9 @@ def per_pair(config: MixerConfig, width: int) -> float:
             return 4.0 * config.num_heads * (config.head_dim or width / config.num_heads)
         case "tensor_product":
             return 4.0 * config.num_heads * config.head_dim
+        case "differential_attention":  # two maps, of values twice as wide as keys
+            head_dim = config.head_dim or width / config.num_heads / 2
+            return 2 * 2.0 * config.num_heads * (head_dim + 2 * head_dim)
         case "latent_attention":
             sizes = config.head_dim + config.rope_dim + config.value_dim
             return 2.0 * config.num_heads * sizes

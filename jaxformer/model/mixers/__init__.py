@@ -8,6 +8,10 @@ from jaxformer.model.mixers.convolution import Convolution, ConvolutionConfig
 from jaxformer.model.mixers.cross_attention import CrossAttention, CrossAttentionConfig
 from jaxformer.model.mixers.delta import Delta, DeltaConfig
 from jaxformer.model.mixers.delta_product import DeltaProduct, DeltaProductConfig
+from jaxformer.model.mixers.differential_attention import (
+    DifferentialAttention,
+    DifferentialAttentionConfig,
+)
 from jaxformer.model.mixers.forgetting_attention import (
     ForgettingAttention,
     ForgettingAttentionConfig,
@@ -39,6 +43,7 @@ MIXERS |= {
     AttentionConfig: Attention,
     LatentAttentionConfig: LatentAttention,
     TensorProductConfig: TensorProduct,
+    DifferentialAttentionConfig: DifferentialAttention,
     ForgettingAttentionConfig: ForgettingAttention,
     RetentionConfig: Retention,
     GLAConfig: GLA,
