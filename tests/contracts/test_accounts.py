@@ -140,7 +140,7 @@ def beside_products(config: MixerConfig, width: int, is_causal: bool = True) -> 
 def per_pair(config: MixerConfig, width: int) -> float:
     """FLOPs of a query that meets one key more, in all heads."""
     match config.kind:
-        case "attention" | "forgetting_attention":
+        case "attention" | "forgetting_attention" | "stick_breaking_attention":
             return 4.0 * config.num_heads * (config.head_dim or width / config.num_heads)
         case "tensor_product":
             return 4.0 * config.num_heads * config.head_dim

@@ -37,6 +37,10 @@ from jaxformer.model.mixers.rwkv7 import RWKV7, RWKV7Config
 from jaxformer.model.mixers.s4d import S4D, S4DConfig
 from jaxformer.model.mixers.scanned import Scanned, ScannedConfig
 from jaxformer.model.mixers.slstm import SLSTM, SLSTMConfig
+from jaxformer.model.mixers.stick_breaking_attention import (
+    StickBreakingAttention,
+    StickBreakingAttentionConfig,
+)
 from jaxformer.model.mixers.tensor_product import TensorProduct, TensorProductConfig
 
 MIXERS |= {
@@ -45,6 +49,7 @@ MIXERS |= {
     TensorProductConfig: TensorProduct,
     DifferentialAttentionConfig: DifferentialAttention,
     ForgettingAttentionConfig: ForgettingAttention,
+    StickBreakingAttentionConfig: StickBreakingAttention,
     RetentionConfig: Retention,
     GLAConfig: GLA,
     DeltaConfig: Delta,
