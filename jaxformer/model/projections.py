@@ -63,12 +63,20 @@ def _product_of_matrices(x: jax.Array, kernel: jax.Array, num_inputs: int) -> ja
 
 
 def project_heads(
-    x: jax.Array, dims: Dims, name: str, num_heads: int, head_dim: int, *, use_bias: bool = False
+    x: jax.Array,
+    dims: Dims,
+    name: str,
+    num_heads: int,
+    head_dim: int,
+    *,
+    axis: str = "heads",
+    use_bias: bool = False,
 ) -> jax.Array:
-    """[batch, length, d_model] → [batch, length, heads, head_dim], inside a compact call."""
+    """[batch, length, d_model] → [batch, length, heads, head_dim], inside a compact call; `axis` is
+    the logical axis of the heads."""
     return Projection(
         (num_heads, head_dim),
-        ("d_model", "heads", "head_dim"),
+        ("d_model", axis, "head_dim"),
         dims.init.matrix(dims.d_model),
         use_bias,
         name=name,
@@ -82,6 +90,18 @@ def sub_normed(o: jax.Array, dims: Dims) -> jax.Array:
         return o
     merged = o.reshape(*o.shape[:2], -1)
     return Norm(dims.sub_norm, "heads", name="sub_norm")(merged).reshape(o.shape)
+
+
+def merge_heads(y: jax.Array, dims: Dims) -> jax.Array:
+    """W_o concat_h y_h: [batch, length, heads, head_dim] → [batch, length, d_model], inside a
+    compact call."""
+    num_heads, head_dim = y.shape[2:]
+    return Projection(
+        (dims.d_model,),
+        ("heads", "head_dim", "d_model"),
+        dims.init.output_matrix(num_heads * head_dim, dims.num_layers),
+        name="output",
+    )(y)
 
 
 class HeadsOutput(nn.Module):
@@ -106,9 +126,4 @@ class HeadsOutput(nn.Module):
             y *= self.param("scale", ones, (head_dim,), jnp.float32).astype(y.dtype)
         if self.gate is not None:
             y *= self.gate(project_heads(x, self.dims, "gate", num_heads, head_dim))
-        return Projection(
-            (self.dims.d_model,),
-            ("heads", "head_dim", "d_model"),
-            self.dims.init.output_matrix(num_heads * head_dim, self.dims.num_layers),
-            name="output",
-        )(y)
+        return merge_heads(y, self.dims)

@@ -2,7 +2,10 @@
 
 from jaxformer.model.config import ModelConfig
 
-ANY_ORDER = "attention without a window, latent_attention, or parallel of these"
+ANY_ORDER = (
+    "attention without a window, latent_attention, differential_attention, "
+    "tensor_product_attention, or parallel of these"
+)
 
 
 def check_mask(kind: str, model: ModelConfig) -> None:

@@ -79,6 +79,20 @@ class Visibility(NamedTuple):
         return (near + far) / length
 
 
+class LogForget(NamedTuple):
+    """c_i = Σ_{l ≤ i} log f_l, the sums over a row of what every head keeps at each token: a gate f
+    in [0, 1] (FoX: Lin et al., 2025, arXiv:2503.02130). From key j to query i, e^{c_i − c_j} is
+    kept. Where the sums begin does not matter."""
+
+    queries: jax.Array  # [batch, q, heads]
+    keys: jax.Array  # [batch, s, heads]
+
+    @classmethod
+    def of(cls, queries: jax.Array | None, keys: jax.Array | None) -> "LogForget | None":
+        """Both, or None where there are no gates."""
+        return None if queries is None or keys is None else cls(queries, keys)
+
+
 def appended(old: jax.Array, new: jax.Array, lengths: jax.Array) -> jax.Array:
     """A cache's array [batch, slots, ...] with new [batch, n, ...] at slots lengths [batch] on."""
 
@@ -98,7 +112,8 @@ def attend(
     sink_logit: jax.Array | None = None,
     **options: Any,
 ) -> jax.Array:
-    """softmax(cap(scale · q·k) − slope · distance + bias) v, over the keys that are visible.
+    """softmax(cap(scale · q·k) − slope · distance + bias + c_i − c_j) v, over the keys that are
+    visible.
 
     Args:
         v: [batch, s, kv_heads, head_dim].
@@ -131,6 +146,7 @@ def masked_logits(
     slopes: np.ndarray | None = None,
     relative_bias: jax.Array | None = None,
     max_distance: int | None = None,
+    log_forget: LogForget | None = None,
 ) -> jax.Array:
     """What `attend` takes the softmax of.
 
@@ -142,6 +158,8 @@ def masked_logits(
         slopes: [heads], ALiBi's, per token of distance in the document.
         relative_bias, max_distance: T5's biases [batch, heads, buckets], and the distance in the
             document from which on they do not change; both or neither.
+        log_forget: the c of queries and keys, in float32 at least: a long row's sums are large, and
+            only their differences count.
 
     Returns:
         [batch, kv_heads, heads of each, q, s], the lowest number where a query does not see a key.
@@ -161,6 +179,10 @@ def masked_logits(
         table, places = relative_bias.astype(wide), (queries.positions, keys.positions)
         added = biases(table, *places, max_distance, visibility.is_causal)
         logits += added.reshape(logits.shape)
+    if log_forget is not None:
+        by_head = (x.reshape(*x.shape[:2], *logits.shape[1:3]) for x in log_forget)
+        of_queries, of_keys = (jnp.moveaxis(x.astype(wide), 1, 3) for x in by_head)
+        logits += of_queries[..., :, None] - of_keys[..., None, :]
     if visibility.hides_nothing and keys.given is None:
         return logits
     visible = visibility.mask(queries, keys)[:, None, None]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.ops import shards
-from jaxformer.ops.attention import Order, Tokens, masked_logits
+from jaxformer.ops.attention import LogForget, Order, Tokens, masked_logits
 
 # Arrays in this file hold both halves of a device, the earlier first: [2, batch, half, ...].
 
@@ -23,6 +23,7 @@ class Keys(NamedTuple):
     k: jax.Array
     v: jax.Array
     tokens: Tokens
+    log_forget: jax.Array | None  # [2, batch, half, heads]
 
 
 class Mixed(NamedTuple):
@@ -37,6 +38,7 @@ class Queries(NamedTuple):
 
     q: jax.Array
     tokens: Tokens
+    log_forget: jax.Array | None
     log_sum: jax.Array  # [2, batch, half, heads], over all keys
     d_o: jax.Array
     along: jax.Array  # [2, batch, half, heads]: o · d_o
@@ -51,6 +53,7 @@ def ring_attention(
     given: Order | None = None,
     sink_logit: jax.Array | None = None,
     relative_bias: jax.Array | None = None,
+    log_forget: jax.Array | None = None,
     **options: Any,
 ) -> jax.Array:
     """`row_attention` of a shard's queries to the keys of all shards, inside `shard_map`.
@@ -69,10 +72,10 @@ def ring_attention(
         )
     order = jax.lax.axis_index(shards.AXIS) * length + jnp.arange(length, dtype=jnp.int32)
     tokens = Tokens(jnp.broadcast_to(order, positions.shape), positions, segment_ids, given)
-    q, k, v, tokens = jax.tree.map(_deal, (q, k, v, tokens))
+    q, k, v, tokens, log_forget = jax.tree.map(_deal, (q, k, v, tokens, log_forget))
     around = jax.custom_vjp(lambda *arguments: _forward(options, *arguments)[0])
     around.defvjp(partial(_forward, options), partial(_backward, options))
-    return _collect(around(q, k, v, tokens, sink_logit, relative_bias))
+    return _collect(around(q, k, v, tokens, sink_logit, relative_bias, log_forget))
 
 
 def _home(half: int) -> int:
@@ -144,6 +147,7 @@ def _forward(
     tokens: Tokens,
     sink_logit: jax.Array | None,
     relative_bias: jax.Array | None,
+    log_forget: jax.Array | None,
 ) -> tuple[jax.Array, tuple]:
     wide = jnp.promote_types(q.dtype, jnp.float32)
     alone = jnp.finfo(wide).min if sink_logit is None else sink_logit.astype(wide)
@@ -151,7 +155,8 @@ def _forward(
 
     def meet(mixed: Mixed, keys: Keys, pairs: tuple) -> Mixed:
         for query, key in pairs:
-            more = _attend(options, q[query], _half(tokens, query), _half(keys, key))
+            queries = (q[query], _half(tokens, query), _half(log_forget, query))
+            more = _attend(options, *queries, _half(keys, key))
             joined = _joined(_half(mixed, query), more)
             mixed = jax.tree.map(lambda x, y, i=query: x.at[i].set(y), mixed, joined)
         return mixed
@@ -161,7 +166,7 @@ def _forward(
         keys = _to_next(keys)
         return (meet(mixed, keys, _meeting(options, tokens, number)), keys), None
 
-    keys = Keys(k, v, tokens)
+    keys = Keys(k, v, tokens, log_forget)
     nothing = Mixed(
         jnp.zeros((*q.shape[:-1], v.shape[-1]), wide),
         jnp.broadcast_to(alone, q.shape[:-1]),
@@ -176,44 +181,54 @@ def _backward(options: dict, kept: tuple, d_o: jax.Array) -> tuple:
     q, keys, o, log_sum, sink_logit, relative_bias = kept
     wide = log_sum.dtype
     along = jnp.sum(o.astype(wide) * d_o.astype(wide), axis=-1)
-    own = Queries(q, keys.tokens, log_sum, d_o, along)
+    own = Queries(q, keys.tokens, keys.log_forget, log_sum, d_o, along)
 
     def meet(d_own: tuple, keys: Keys, d_keys: tuple, pairs: tuple) -> tuple:
-        d_q, d_bias = d_own
+        d_queries, d_bias = d_own
         for query, key in pairs:
             rows = (_half(own, query), _half(keys, key))
-            more_q, more_bias, *more_keys = _attend_gradient(options, relative_bias, *rows)
-            d_q = d_q.at[query].add(more_q)
-            d_bias = jax.tree.map(jnp.add, d_bias, more_bias)
-            d_keys = tuple(x.at[key].add(y) for x, y in zip(d_keys, more_keys, strict=True))
-        return (d_q, d_bias), d_keys
+            of_queries, of_bias, of_keys = _attend_gradient(options, relative_bias, *rows)
+            d_queries = _added(d_queries, query, of_queries)
+            d_bias = jax.tree.map(jnp.add, d_bias, of_bias)
+            d_keys = _added(d_keys, key, of_keys)
+        return (d_queries, d_bias), d_keys
 
     def turn(carried: tuple, number: jax.Array) -> tuple[tuple, None]:
         gradients, keys = carried
         keys, d_keys = _to_next((keys, gradients[1]))
         return (meet(gradients[0], keys, d_keys, _meeting(options, own.tokens, number)), keys), None
 
-    learned = ((q, relative_bias), (keys.k, keys.v))
+    learned = (((q, keys.log_forget), relative_bias), (keys.k, keys.v, keys.log_forget))
     d_own, d_keys = jax.tree.map(lambda x: jnp.zeros(x.shape, wide), learned)
     start = (meet(d_own, keys, d_keys, _own(options, own.tokens)), keys)
     ((d_own, d_keys), _), _ = jax.lax.scan(turn, start, jnp.arange(1, shards.count()))
-    d_k, d_v = _to_next(d_keys)  # home
+    (d_q, d_forget_q), d_bias = d_own
+    d_k, d_v, d_forget_k = _to_next(d_keys)  # home
+    d_forget = jax.tree.map(jnp.add, d_forget_q, d_forget_k)
     d_sink = None
     if sink_logit is not None:  # the weight of a value of 0
         weights = jnp.exp(sink_logit.astype(wide) - log_sum)
         d_sink = -jnp.sum(weights * along, axis=(0, 1, 2)).astype(sink_logit.dtype)
-    made, given = ((*d_own, d_k, d_v), (q, relative_bias, keys.k, keys.v))
-    d_q, d_bias, d_k, d_v = jax.tree.map(lambda d, x: d.astype(x.dtype), made, given)
-    return d_q, d_k, d_v, None, d_sink, d_bias
+    made = (d_q, d_k, d_v, d_bias, d_forget)
+    given = (q, keys.k, keys.v, relative_bias, keys.log_forget)
+    d_q, d_k, d_v, d_bias, d_forget = jax.tree.map(lambda d, x: d.astype(x.dtype), made, given)
+    return d_q, d_k, d_v, None, d_sink, d_bias, d_forget
 
 
 def _half(x: Any, index: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], x)
 
 
-def _attend(options: dict, q: jax.Array, queries: Tokens, keys: Keys) -> Mixed:
+def _added(totals: Any, half: Any, more: Any) -> Any:
+    return jax.tree.map(lambda x, y: x.at[half].add(y), totals, more)
+
+
+def _attend(
+    options: dict, q: jax.Array, queries: Tokens, log_forget: jax.Array | None, keys: Keys
+) -> Mixed:
     """Attention of one half's queries to one half's keys."""
-    logits = masked_logits(q, keys.k, queries, keys.tokens, **options)
+    sums = LogForget.of(log_forget, keys.log_forget)
+    logits = masked_logits(q, keys.k, queries, keys.tokens, log_forget=sums, **options)
     log_sum = jax.nn.logsumexp(logits, axis=-1, keepdims=True)  # [batch, kv, group, q, 1]
     weights = jnp.exp(logits - log_sum).astype(keys.v.dtype)
     o = jnp.einsum("bkgqs,bskd->bqkgd", weights, keys.v, preferred_element_type=logits.dtype)
@@ -228,20 +243,25 @@ def _joined(one: Mixed, other: Mixed) -> Mixed:
 
 def _attend_gradient(
     options: dict, relative_bias: jax.Array | None, queries: Queries, keys: Keys
-) -> tuple[jax.Array, jax.Array | None, jax.Array, jax.Array]:
-    """Gradients of q, the bias, k and v, where one half's queries met one half's keys."""
+) -> tuple[tuple, jax.Array | None, tuple]:
+    """Gradients of q and its c, of the bias, and of k, v and their c, where one half's queries met
+    one half's keys."""
 
-    def logits_of(q: jax.Array, bias: jax.Array | None, k: jax.Array) -> jax.Array:
-        tokens = (queries.tokens, keys.tokens)
-        return masked_logits(q, k, *tokens, relative_bias=bias, **options)
+    def logits_of(queries_of: tuple, bias: jax.Array | None, keys_of: tuple) -> jax.Array:
+        (q, own), (k, theirs) = queries_of, keys_of
+        tokens, sums = (queries.tokens, keys.tokens), LogForget.of(own, theirs)
+        return masked_logits(q, k, *tokens, relative_bias=bias, log_forget=sums, **options)
 
-    logits, pull = jax.vjp(logits_of, queries.q, relative_bias, keys.k)
+    of_queries, of_keys = (queries.q, queries.log_forget), (keys.k, keys.log_forget)
+    logits, pull = jax.vjp(logits_of, of_queries, relative_bias, of_keys)
     weights = jnp.exp(logits - _by_head(queries.log_sum, logits))
     grouped = queries.d_o.reshape(*queries.d_o.shape[:2], *logits.shape[1:3], -1)
     d_v = jnp.einsum("bkgqs,bqkgd->bskd", weights.astype(queries.d_o.dtype), grouped)
     d_weights = jnp.einsum("bqkgd,bskd->bkgqs", grouped, keys.v)
-    d_q, d_bias, d_k = pull(weights * (d_weights - _by_head(queries.along, logits)))
-    return d_q, d_bias, d_k, d_v
+    d_queries, d_bias, (d_k, d_forget) = pull(
+        weights * (d_weights - _by_head(queries.along, logits))
+    )
+    return d_queries, d_bias, (d_k, d_v, d_forget)
 
 
 def _by_query(x: jax.Array) -> jax.Array:

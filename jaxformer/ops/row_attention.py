@@ -1,7 +1,8 @@
 """Softmax attention of whole rows to themselves, as in training."""
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxformer.ops import shards
-from jaxformer.ops.attention import Order, Tokens, Visibility, attend
+from jaxformer.ops.attention import LogForget, Order, Tokens, Visibility, attend
 from jaxformer.ops.kernels.choice import attend_by, choose
 from jaxformer.ops.ring_attention import ring_attention
 
@@ -20,6 +21,8 @@ SMALLEST_BLOCK = 64
 MOST_BLOCKS = 16
 
 NOWHERE = PartitionSpec(None, None)
+
+OfTokens = TypeVar("OfTokens")  # any arrays [batch, length, ...]
 
 
 def row_attention(
@@ -35,6 +38,7 @@ def row_attention(
     place: PartitionSpec = NOWHERE,
     sink_logit: jax.Array | None = None,
     relative_bias: jax.Array | None = None,
+    log_forget: jax.Array | None = None,
     **options: Any,
 ) -> jax.Array:
     """`attend` of whole rows to themselves: by a kernel, or in blocks of queries that skip the keys
@@ -49,34 +53,33 @@ def row_attention(
         place: the mesh axes of rows and of key-value heads.
         sink_logit: see `attend`.
         relative_bias: see `masked_logits`.
+        log_forget: [batch, length, heads], the c of all tokens, see `LogForget`.
 
     Raises:
         ValueError: `kernel` cannot serve.
     """
     options |= {"visibility": visibility}
-    chosen = choose(kernel, q, v, order=order, sink_logit=sink_logit, **options).name
-    if chosen != "xla":
+    choice = choose(
+        kernel, q, v, order=order, sink_logit=sink_logit, log_forget=log_forget, **options
+    )
+    if choice.name != "xla":
         rows = (q, k, v, positions, segment_ids, sink_logit)
-        return attend_by(chosen, *rows, place=place, **options)
+        return attend_by(choice.name, *rows, place=place, **options)
     length, (window, sinks, is_causal, _) = q.shape[1], visibility
     earlier = 0  # keys before the first query
     if shards.count() > 1:
         if not is_causal or order is not None or window is None or window > length or sinks:
-            cut = (q, k, v, positions, segment_ids, order, sink_logit, relative_bias)
+            cut = (q, k, v, positions, segment_ids, order, sink_logit, relative_bias, log_forget)
             return ring_attention(*cut, **options)
         earlier = window - 1
-        k, v, positions = (_with_end_before(x, earlier, 0) for x in (k, v, positions))
+        extended = partial(_with_end_before, count=earlier, fill=0)
+        k, v, positions, log_forget = jax.tree.map(extended, (k, v, positions, log_forget))
         segment_ids = _with_end_before(segment_ids, earlier, -1)
     in_row = jnp.arange(earlier + length, dtype=jnp.int32)[None]
     tokens = Tokens(in_row, positions, segment_ids, order)
     learned = {"sink_logit": sink_logit, "relative_bias": relative_bias}
-    block = max(SMALLEST_BLOCK, -(-length // MOST_BLOCKS))
-    stops = [*range(block, length, block), length]
-    starts = [0, *stops[:-1]]
-    # The gradient of a split is one concatenation, that of slices a sum of padded arrays.
-    blocks = jax.lax.split(q, np.subtract(stops, starts).tolist(), axis=1)
     outputs = []
-    for start, stop, q_block in zip(starts, stops, blocks, strict=True):
+    for start, stop, q_block in in_blocks(q):
         start, stop = earlier + start, earlier + stop
         reach = (window or length) - 1
         first, last = max(0, start - reach), stop
@@ -84,15 +87,28 @@ def row_attention(
             first, last = 0, length
         elif not is_causal:  # a sink, too, may be seen from before it
             last = min(length, stop + max(reach, sinks - 1))
-        keys, values, places = k[:, first:last], v[:, first:last], _between(tokens, first, last)
+        seen, places = _between((k, v, log_forget), first, last), _between(tokens, first, last)
         if first and sinks:
             earlier_sinks, where = _earlier_sinks(tokens, first, sinks)
-            keys = jnp.concatenate([_take(k, where), keys], axis=1)
-            values = jnp.concatenate([_take(v, where), values], axis=1)
+            seen = jax.tree.map(partial(_behind, where), (k, v, log_forget), seen)
             places = jax.tree.map(lambda *pair: _join(pair), earlier_sinks, places)
+        keys, values, of_keys = seen
         queries = _between(tokens, start, stop)
-        outputs.append(attend(q_block, keys, values, queries, places, **learned, **options))
+        sums = LogForget.of(_between(log_forget, start, stop), of_keys)
+        rest = learned | options
+        outputs.append(attend(q_block, keys, values, queries, places, log_forget=sums, **rest))
     return jnp.concatenate(outputs, axis=1) if len(outputs) > 1 else outputs[0]
+
+
+def in_blocks(q: jax.Array) -> list[tuple[int, int, jax.Array]]:
+    """Blocks of queries [batch, length, ...], each behind the places where it begins and ends."""
+    length = q.shape[1]
+    block = max(SMALLEST_BLOCK, -(-length // MOST_BLOCKS))
+    stops = [*range(block, length, block), length]
+    starts = [0, *stops[:-1]]
+    # The gradient of a split is one concatenation, that of slices a sum of padded arrays.
+    blocks = jax.lax.split(q, np.subtract(stops, starts).tolist(), axis=1)
+    return list(zip(starts, stops, blocks, strict=True))
 
 
 def prefill_attention(
@@ -122,8 +138,13 @@ def _with_end_before(x: jax.Array, count: int, fill: int) -> jax.Array:
     return jnp.concatenate([shards.tokens_before(x, nothing), x], axis=1)
 
 
-def _between(tokens: Tokens, start: int, stop: int) -> Tokens:
+def _between(tokens: OfTokens, start: int, stop: int) -> OfTokens:
     return jax.tree.map(lambda part: part[:, start:stop], tokens)
+
+
+def _behind(where: jax.Array, array: jax.Array, near: jax.Array) -> jax.Array:
+    """array [batch, length, ...] at `where` [batch, n], and `near` behind it."""
+    return jnp.concatenate([_take(array, where), near], axis=1)
 
 
 def _take(array: jax.Array, where: jax.Array) -> jax.Array:

@@ -140,8 +140,16 @@ def beside_products(config: MixerConfig, width: int, is_causal: bool = True) -> 
 def per_pair(config: MixerConfig, width: int) -> float:
     """FLOPs of a query that meets one key more, in all heads."""
     match config.kind:
-        case "attention":
+        case (
+            "attention"
+            | "forgetting_attention"
+            | "stick_breaking_attention"
+            | "tensor_product_attention"
+        ):
             return 4.0 * config.num_heads * (config.head_dim or width / config.num_heads)
+        case "differential_attention":  # two maps, of values twice as wide as keys
+            head_dim = config.head_dim or width / config.num_heads / 2
+            return 2 * 2.0 * config.num_heads * (head_dim + 2 * head_dim)
         case "latent_attention":
             sizes = config.head_dim + config.rope_dim + config.value_dim
             return 2.0 * config.num_heads * sizes

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer.ops.attention import Tokens, Visibility, attend
+from jaxformer.ops.attention import LogForget, Tokens, Visibility, attend
 from jaxformer.ops.row_attention import row_attention
 
 LENGTH = 200  # four blocks, the last one short
@@ -32,10 +32,11 @@ def test_blocks_equal_one_look_at_all_keys(view: tuple, is_causal: bool) -> None
     with jax.enable_x64(True):
         q, k, v = jax.random.normal(jax.random.key(0), (3, 2, LENGTH, 2, 4), jnp.float64)
         tokens, options = documents(), {"scale": 0.5, "slopes": np.array([0.5, 0.1])}
-        blocks = row_attention(
-            q, k, v, tokens.positions, tokens.segment_ids, visibility=visibility, **options
-        )
-        whole = attend(q, k, v, tokens, tokens, visibility=visibility, **options)
+        options |= {"visibility": visibility}
+        c = jnp.cumsum(jax.random.normal(jax.random.key(1), (2, LENGTH, 2), jnp.float64), axis=1)
+        rows = (q, k, v, tokens.positions, tokens.segment_ids)
+        blocks = row_attention(*rows, log_forget=c, **options)
+        whole = attend(q, k, v, tokens, tokens, log_forget=LogForget(c, c), **options)
         np.testing.assert_allclose(blocks, whole, rtol=0, atol=1e-14)
 
 

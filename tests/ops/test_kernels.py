@@ -139,6 +139,7 @@ def test_the_platform_of_the_mesh_chooses_and_a_kernel_that_cannot_serve_is_told
     assert chosen("tpu", visibility=Visibility(64, 4)) == "xla: splash does not support sinks"
     assert chosen("tpu", slopes=np.ones(4)) == "xla: no kernel supports ALiBi"
     assert chosen("gpu", max_distance=128) == "xla: no kernel supports relative positions"
+    assert chosen("tpu", log_forget=np.ones(4)) == "xla: no kernel supports forget gates"
     assert chosen("tpu", dtype="float64") == "xla: it computes in float32, not in float64"
     assert chosen("tpu", length=64) == (
         "xla: rows of 64 tokens are shorter than its smallest block, 128"

@@ -8,6 +8,14 @@ from jaxformer.model.mixers.convolution import Convolution, ConvolutionConfig
 from jaxformer.model.mixers.cross_attention import CrossAttention, CrossAttentionConfig
 from jaxformer.model.mixers.delta import Delta, DeltaConfig
 from jaxformer.model.mixers.delta_product import DeltaProduct, DeltaProductConfig
+from jaxformer.model.mixers.differential_attention import (
+    DifferentialAttention,
+    DifferentialAttentionConfig,
+)
+from jaxformer.model.mixers.forgetting_attention import (
+    ForgettingAttention,
+    ForgettingAttentionConfig,
+)
 from jaxformer.model.mixers.gated_delta import GatedDelta, GatedDeltaConfig
 from jaxformer.model.mixers.gated_delta2 import GatedDelta2, GatedDelta2Config
 from jaxformer.model.mixers.gla import GLA, GLAConfig
@@ -29,10 +37,22 @@ from jaxformer.model.mixers.rwkv7 import RWKV7, RWKV7Config
 from jaxformer.model.mixers.s4d import S4D, S4DConfig
 from jaxformer.model.mixers.scanned import Scanned, ScannedConfig
 from jaxformer.model.mixers.slstm import SLSTM, SLSTMConfig
+from jaxformer.model.mixers.stick_breaking_attention import (
+    StickBreakingAttention,
+    StickBreakingAttentionConfig,
+)
+from jaxformer.model.mixers.tensor_product_attention import (
+    TensorProductAttention,
+    TensorProductAttentionConfig,
+)
 
 MIXERS |= {
     AttentionConfig: Attention,
     LatentAttentionConfig: LatentAttention,
+    TensorProductAttentionConfig: TensorProductAttention,
+    DifferentialAttentionConfig: DifferentialAttention,
+    ForgettingAttentionConfig: ForgettingAttention,
+    StickBreakingAttentionConfig: StickBreakingAttention,
     RetentionConfig: Retention,
     GLAConfig: GLA,
     DeltaConfig: Delta,

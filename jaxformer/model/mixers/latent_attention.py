@@ -1,18 +1,17 @@
 """Multi-head latent attention: keys and values come from one small latent per token (DeepSeek-V2,
 2024, arXiv:2405.04434)."""
 
-import dataclasses
 from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.typing import DTypeLike
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from jaxformer.model.mixers.base import Mixer, MixerConfig
 from jaxformer.model.mixers.options import NumHeads
+from jaxformer.model.mixers.token_cache import TokenCache, token_cache_bytes
 from jaxformer.model.norms import Norm, NormConfig
 from jaxformer.model.positions import (
     ALiBiConfig,
@@ -24,7 +23,7 @@ from jaxformer.model.positions import (
 )
 from jaxformer.model.projections import Projection, project_heads
 from jaxformer.model.rows import RowInfo
-from jaxformer.ops.attention import Tokens, Visibility, appended, attend
+from jaxformer.ops.attention import Visibility, attend
 from jaxformer.ops.kernels.choice import choose
 from jaxformer.ops.row_attention import prefill_attention, row_attention
 from jaxformer.parallel.rules import mesh_axes
@@ -70,16 +69,6 @@ class LatentAttentionConfig(MixerConfig):
         return isinstance(positions, RoPEConfig | ALiBiConfig)
 
 
-@struct.dataclass
-class LatentCache:
-    """Latents and shared keys of all tokens; slot i holds token i."""
-
-    latent: jax.Array  # [batch, slots, kv_rank]
-    key: jax.Array  # [batch, slots, rope_dim], shared by all heads, rotated by its position
-    tokens: Tokens  # each [batch, slots]
-    length: jax.Array  # [batch]: tokens so far
-
-
 class LatentAttention(Mixer):
     """y = W_o concat_h softmax(scale · q_h · k_h) v_h, where [;] concatenates,
 
@@ -96,8 +85,8 @@ class LatentAttention(Mixer):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, rows: RowInfo, cache: LatentCache | None = None
-    ) -> tuple[jax.Array, LatentCache | None]:
+        self, x: jax.Array, rows: RowInfo, cache: TokenCache | None = None
+    ) -> tuple[jax.Array, TokenCache | None]:
         config, heads, init = self.config, self.config.num_heads, self.dims.init
         q = self._queries(x)
         latent = self._latent(x, "latent", config.kv_rank)
@@ -114,10 +103,8 @@ class LatentAttention(Mixer):
             key = rope(key, rotation)
         if cache is not None:
             is_empty = jnp.all(cache.length == 0)
-            order = cache.length[:, None] + jnp.arange(x.shape[1], dtype=jnp.int32)
-            new = Tokens(order, rows.positions, rows.segment_ids)
-            cache = _write(cache, latent, key[:, :, 0], new)
-            latent, key = cache.latent.astype(x.dtype), cache.key[:, :, None].astype(x.dtype)
+            cache, new = cache.appended({"latent": latent, "key": key}, rows)
+            latent, key = (cache.kept[name].astype(x.dtype) for name in ("latent", "key"))
 
         expand = Projection(
             (heads, config.head_dim + config.value_dim),
@@ -192,19 +179,16 @@ class LatentAttention(Mixer):
             name="query",
         )(self._latent(x, "query_latent", config.query_rank))
 
-    def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> LatentCache:
+    def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> TokenCache:
+        """Latents, and the rotated keys that all heads share."""
         if not self.dims.is_causal:
             self.refuse_cache()
-        places = jnp.zeros((batch, max_length), jnp.int32)
-        return LatentCache(
-            latent=jnp.zeros((batch, max_length, self.config.kv_rank), dtype),
-            key=jnp.zeros((batch, max_length, self.config.rope_dim), dtype),
-            tokens=Tokens(places, places, places - 1),
-            length=jnp.zeros(batch, jnp.int32),
-        )
+        latent = jnp.zeros((batch, max_length, self.config.kv_rank), dtype)
+        key = jnp.zeros((batch, max_length, 1, self.config.rope_dim), dtype)
+        return TokenCache.of({"latent": latent, "key": key})
 
-    def rewind(self, cache: LatentCache, counts: jax.Array) -> LatentCache:
-        return dataclasses.replace(cache, length=cache.length - counts)
+    def rewind(self, cache: TokenCache, counts: jax.Array) -> TokenCache:
+        return cache.without(counts)
 
     def flops(self, length: int) -> float:
         config, d_model = self.config, self.dims.d_model
@@ -222,15 +206,4 @@ class LatentAttention(Mixer):
         if not self.dims.is_causal:
             return 0
         features = self.config.kv_rank + self.config.rope_dim
-        return length * (features * jnp.dtype(self.dims.dtype).itemsize + 3 * 4) + 4
-
-
-def _write(cache: LatentCache, latent: jax.Array, key: jax.Array, new: Tokens) -> LatentCache:
-    """The cache with the new tokens appended."""
-
-    return LatentCache(
-        latent=appended(cache.latent, latent, cache.length),
-        key=appended(cache.key, key, cache.length),
-        tokens=jax.tree.map(lambda old, x: appended(old, x, cache.length), cache.tokens, new),
-        length=cache.length + latent.shape[1],
-    )
+        return token_cache_bytes(length, features * jnp.dtype(self.dims.dtype).itemsize)

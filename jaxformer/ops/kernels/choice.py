@@ -33,6 +33,7 @@ def choose(
     slopes: np.ndarray | None = None,
     max_distance: int | None = None,
     sink_logit: jax.Array | jax.ShapeDtypeStruct | None = None,
+    log_forget: jax.Array | jax.ShapeDtypeStruct | None = None,
     **_: Any,
 ) -> Choice:
     """The kernel to use for `attend` of these queries and values with these options.
@@ -62,6 +63,8 @@ def choose(
         obstacle = "no kernel supports ALiBi"
     elif max_distance is not None:
         obstacle = "no kernel supports relative positions"
+    elif log_forget is not None:
+        obstacle = "no kernel supports forget gates"
     elif sink_logit is not None and not kernels[name].takes_sink_logit:
         obstacle = f"{name} does not support sink_logit"
     else:
