@@ -39,7 +39,8 @@ class Block(nn.Module):
         # XLA on a CPU has faster code for two dimensions.
         stream = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stream)
         if layer.mixer is not None:
-            mixer = build_mixer(layer.mixer, self.dims, layer.positions, name="mixer")
+            place = {"name": "mixer", "number": number}
+            mixer = build_mixer(layer.mixer, self.dims, layer.positions, **place)
             x = residual.read(stream, "mixer") if layer.mixer_norm else residual.bare(stream)
             given = (x.reshape(*shape, -1), rows, cache)
             if residual.shares_values:

@@ -1,5 +1,7 @@
 """Differential attention where its second map has no weight, and what it refuses."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 from contracts.contract import DIMS, one_document
 from flax.core import meta
 
+from jaxformer.model.config import ModelConfig
+from jaxformer.model.language_model import build_model
 from jaxformer.model.mixers import build_mixer
 from jaxformer.model.mixers.differential_attention import DifferentialAttentionConfig
 from jaxformer.model.norms import rms_normalize
@@ -70,6 +74,33 @@ def test_the_weight_starts_near_its_option() -> None:
     assert 0 < abs(first - second) < 0.3
     entries = jnp.stack([params[f"lambda_{name}"] for name in ("q1", "k1", "q2", "k2")])
     assert 0.08 < jnp.std(entries) < 0.12
+
+
+def test_the_weight_grows_with_the_depth() -> None:
+    """In a scanned model as in one whose layers are given the weights of the paper."""
+    weights = [0.8 - 0.6 * math.exp(-0.3 * layer) for layer in range(3)]
+    mixer = {"kind": "differential_attention", "num_heads": 1}
+    given = [{"mixer": mixer | {"lambda_init": weight}} for weight in weights]
+    common = {"d_model": 8, "num_layers": 3, "vocab_size": 5, "mixer": mixer}
+    common["ffn"] = {"kind": "gelu", "d_hidden": 4}
+    ours, expected = (
+        build_model(ModelConfig.model_validate(common | own), dtype="float64")
+        for own in ({}, {"pattern": given})
+    )
+    tokens = jax.random.randint(jax.random.key(1), (2, 7), 0, 5)
+    params = meta.unbox(ours.init(jax.random.key(0), tokens)["params"])
+    (layer,) = params["stack"]["groups"].values()
+    each = {
+        f"layer_{place}": jax.tree.map(lambda leaf, at=place: leaf[at : at + 1], layer)
+        for place in range(3)
+    }
+    by_layer = params | {"stack": params["stack"] | {"groups": each}}
+    np.testing.assert_allclose(
+        ours.apply({"params": params}, tokens),
+        expected.apply({"params": by_layer}, tokens),
+        rtol=0,
+        atol=1e-12,
+    )
 
 
 def test_widths_that_do_not_fit_are_refused() -> None:

@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 
 from jaxformer.errors import UserError
 from jaxformer.model.dims import Dims
+from jaxformer.model.placements import Number
 from jaxformer.model.positions import PositionsUnion
 from jaxformer.model.rows import RowInfo
 from jaxformer.schema.kinds import Kind
@@ -100,6 +101,8 @@ class Mixer(nn.Module):
     config: MixerConfig
     dims: Dims
     scheme: PositionsUnion  # how positions enter
+    # Of the layer among those that the stream passes, from 0; an array where layers are scanned.
+    number: Number = 0
 
     def __call__(
         self, x: jax.Array, rows: RowInfo, cache: Cache | None = None

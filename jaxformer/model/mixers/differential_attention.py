@@ -1,7 +1,7 @@
 """Differential attention: one softmax map minus another (Ye et al., 2024, arXiv:2410.05258)."""
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
@@ -31,13 +31,10 @@ class DifferentialAttentionConfig(MixerConfig):
     head_dim: PositiveInt | None = Field(
         None, description="features of a query and a key; d_model / (2 · num_heads) if null"
     )
-    lambda_init: float = Field(
-        0.8,
-        ge=0,
-        lt=1,
-        description="the weight of the second map at first. The paper grows it with the depth, "
-        "0.8 − 0.6 e^{−0.3 (l − 1)} in layer l = 1, 2, …, and finds that one weight for all layers "
-        "makes little difference; the layers of a pattern may have their own",
+    lambda_init: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(
+        None,
+        description="the weight of the second map at first; 0.8 − 0.6 e^{−0.3 (l − 1)} in layer "
+        "l = 1, 2, … if null",
     )
     scale: LogitFactor = None
 
@@ -119,22 +116,29 @@ class DifferentialAttention(Mixer):
 
             first, second = mixed(0), mixed(1)
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        o = first.astype(wide) - self._weight().astype(wide) * second.astype(wide)
+        o = first.astype(wide) - self._lambda().astype(wide) * second.astype(wide)
         y = HeadsOutput(dims, eps=1e-5, name="out")(o.astype(x.dtype), x)
-        return (1 - config.lambda_init) * y, cache
+        return (1 - self._lambda_init).astype(y.dtype) * y, cache
 
     @property
     def _head_dim(self) -> int:
         return self.config.head_size(self.dims.d_model)
 
-    def _weight(self) -> jax.Array:
-        """λ, a scalar."""
+    @property
+    def _lambda_init(self) -> jax.Array:
+        """[]: larger in higher layers, unless it is given."""
+        if self.config.lambda_init is not None:
+            return jnp.asarray(self.config.lambda_init)
+        return 0.8 - 0.6 * jnp.exp(-0.3 * jnp.asarray(self.number))
+
+    def _lambda(self) -> jax.Array:
+        """[]: λ, the same for all heads."""
         start = nn.with_logical_partitioning(nn.initializers.normal(0.1), ("head_dim",))
         q1, k1, q2, k2 = (
             self.param(f"lambda_{name}", start, (self._head_dim,), jnp.float32)
             for name in ("q1", "k1", "q2", "k2")
         )
-        return jnp.exp(jnp.sum(q1 * k1)) - jnp.exp(jnp.sum(q2 * k2)) + self.config.lambda_init
+        return jnp.exp(jnp.sum(q1 * k1)) - jnp.exp(jnp.sum(q2 * k2)) + self._lambda_init
 
     @property
     def _visibility(self) -> Visibility:

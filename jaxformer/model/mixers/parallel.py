@@ -86,7 +86,7 @@ class Parallel(Mixer):
 
     @nn.nowrap
     def _mixer(self, config: MixerConfig, **place: str | None) -> Mixer:
-        return build_mixer(config, self.dims, self.scheme, **place)
+        return build_mixer(config, self.dims, self.scheme, number=self.number, **place)
 
     @property
     def _parts(self) -> list[Mixer]:

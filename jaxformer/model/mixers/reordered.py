@@ -47,7 +47,7 @@ class Reordered(Mixer):
     @nn.nowrap
     def within(self, dims: Dims, **place: Any) -> Mixer:
         """The mixer within; for `place` see `build_mixer`."""
-        return build_mixer(self.config.mixer, dims, self.scheme, **place)
+        return build_mixer(self.config.mixer, dims, self.scheme, number=self.number, **place)
 
     def init_cache(self, batch: int, max_length: int, dtype: DTypeLike) -> Cache:
         self.refuse_cache()
