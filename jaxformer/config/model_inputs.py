@@ -61,7 +61,9 @@ def _check_pictures(model: ModelConfig, data: DataConfig, objective: ObjectiveCo
             "model.encoder reads pictures and the model texts, but data.images.text is null; give "
             "the column of the texts, such as data.images.text=caption"
         )
-    if images.text is None and not (objective.of_rows or objective.of_numbers):
+    outputs = model.outputs
+    is_other = not (objective.of_rows or objective.of_numbers or outputs.of_rows)
+    if images.text is None and is_other and not outputs.of_numbers:
         raise ValueError(
             f"data.kind is images, whose classes train.objective classes learns, but "
             f"train.objective is {objective.kind}; give train.objective={{kind: classes}} with "

@@ -129,6 +129,9 @@ def dynamic(own: Params, x: jax.Array) -> tuple:
     return read, jnp.swapaxes(mix, -1, -2), write
 
 
+ITERATIONS = 4  # fewer than by default, as their gradient takes long to compile
+
+
 def manifold(res: str) -> Callable[..., tuple]:
     def connect(own: Params, x: jax.Array) -> tuple:
         n = x.shape[2]
@@ -150,7 +153,7 @@ def manifold(res: str) -> Callable[..., tuple]:
             mix = sum(mix[..., k, None, None] * p for k, p in enumerate(permutations(n)))
             return read, mix, write
         mix = jnp.exp(found("res", (n, n)))
-        for _ in range(20):
+        for _ in range(ITERATIONS):
             mix = mix / jnp.sum(mix, axis=-2, keepdims=True)
             mix = mix / jnp.sum(mix, axis=-1, keepdims=True)
         return read, mix, write
@@ -193,7 +196,10 @@ EQUATIONS = {
     ),
     "dynamic": ({"kind": "hyper_connections", "streams": 2}, streams(dynamic, 2)),
     **{
-        res: ({"kind": "mhc", "streams": 3, "res": res}, streams(manifold(res), 3))
+        res: (
+            {"kind": "mhc", "streams": 3, "res": res, "iterations": ITERATIONS},
+            streams(manifold(res), 3),
+        )
         for res in ("sinkhorn", "permutations", "identity")
     },
 }

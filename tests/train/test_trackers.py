@@ -23,7 +23,7 @@ from jaxformer.arena.match import Matched
 from jaxformer.config import RunConfig
 from jaxformer.config.loading import load_config
 from jaxformer.errors import UserError
-from jaxformer.evaluate.samples import Sample
+from jaxformer.evaluate.samples import OF_CLASSES, OF_TEXTS, Sample
 from jaxformer.paths import locate_path
 from jaxformer.train import run as training
 from jaxformer.train import trackers
@@ -41,8 +41,8 @@ from tests.runs import MODEL, finish, make_config, start_training, write_config
 ALL = ["tensorboard", "wandb", "mlflow", "trackio"]
 LOCAL = {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}
 PICTURES = [  # in colour, and grey as a spectrogram
-    Sample(np.full((4, 5, 3), 200, np.uint8), "cat, taken for dog"),
-    Sample(np.arange(12, dtype=np.uint8).reshape(4, 3, 1), "said: a; heard: b"),
+    Sample(np.full((4, 5, 3), 200, np.uint8), "cat", "dog", OF_CLASSES),
+    Sample(np.arange(12, dtype=np.uint8).reshape(4, 3, 1), "a", "b", OF_TEXTS),
 ]
 Held = list[tuple[int, str, float]]  # step, name, value
 
