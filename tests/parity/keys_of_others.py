@@ -416,7 +416,6 @@ CONFIGS: dict[str, Json] = {
         "vocab_size": 131,
         "d_model": 64,
         "num_mel_bins": 20,
-        "num_hidden_layers": 2,
         "encoder_layers": 2,
         "encoder_attention_heads": 4,
         "encoder_ffn_dim": 96,
