@@ -18,6 +18,10 @@ def mixer(kind: str, d_model: int = D_MODEL) -> dict:
     size = d_model // 4
     options: dict = {
         "attention": HEADS,
+        "tensor_product_attention": HEADS,
+        "differential_attention": {"num_heads": 2},  # with two queries and keys each
+        "forgetting_attention": HEADS,
+        "stick_breaking_attention": HEADS,
         "retention": HEADS | {"value_expansion": 1.0},
         "gla": HEADS,
         "delta": HEADS | {"head_dim": size},
