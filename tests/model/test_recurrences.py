@@ -99,3 +99,9 @@ def test_mamba_3_of_steps_that_count_at_their_end_and_no_turn_has_mamba_2s_recur
     )
     expected = jnp.tensordot((o + x) * jax.nn.silu(z), params["output"]["kernel"], 2)
     assert_same(outputs(config, params), expected)
+
+
+def test_mamba_3_without_a_pair_of_states_to_turn_is_refused() -> None:
+    message = r"state_size 3 × rope_fraction 0\.5 holds no pair of states to turn"
+    with pytest.raises(ValueError, match=message):
+        Mamba3Config(head_dim=6, state_size=3).check(D_MODEL, NoPositionsConfig())

@@ -61,9 +61,9 @@ class Mamba3(Mixer):
     o_t = S_tᵀ C_t + D x_t,  y = W_o (o ⊙ silu(W_z u)),
 
     with x = W_x u, α = e^{−aΔ}, a = max(softplus(W_a u), 10⁻⁴), Δ = softplus(W_Δ u + b) and
-    λ = σ(W_λ u). B and C are RMSNorm(W u) + b with a bias per head, which starts at 1, and of a
-    share of their states, pairs are turned by the angle Σ_{s≤t} π Δ_s tanh(W_θ u_s), where s are
-    tokens of the document: the states are complex numbers. There is no convolution.
+    λ = σ(W_λ u). B and C are RMSNorm(W u) plus a bias per head, which starts at 1. A share of their
+    states turns, pair by pair, by the angle Σ_{s≤t} π Δ_s tanh(W_θ u_s) over the tokens of the
+    document: the states are complex numbers. There is no convolution.
 
     For the engine, token t writes what is due to the token before it, so that its state is
     N_t = S_t − λ_t Δ_t B_t x_tᵀ:
