@@ -184,6 +184,11 @@ class TrunkConfig(Schema):
                 f"norm.placement is {placement}, whose start of matrices is 0 with a single mixer "
                 f"or FFN; deepen the model, or give another one"
             )
+        if self.inputs.own_layers and not self.residual.in_inputs:
+            raise ValueError(
+                f"residual is {self.residual.kind}, which is for the model's layers, but inputs "
+                f"{self.inputs.kind} have layers of their own; give another residual"
+            )
         for layers in filter(None, (self.layers(), self.inputs.own_layers)):
             self.residual.check(self.d_model, self.norm, layers, self.depth.kind)
 

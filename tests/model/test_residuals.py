@@ -342,6 +342,19 @@ def test_cached_pieces_and_other_layouts_are_the_whole(options: dict) -> None:
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
+def test_the_stream_keeps_its_type(options: dict) -> None:
+    """Layers are scanned, so that what they pass on may not change."""
+    model = model_of(**options).clone(dtype=jnp.bfloat16)
+    params = jax.eval_shape(model.init, jax.random.key(0), TOKENS)["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+    def hidden(params: Params) -> jax.Array:
+        return model.apply({"params": params}, TOKENS, method="hidden")[0]
+
+    assert jax.eval_shape(hidden, params).dtype == jnp.bfloat16
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -28,6 +28,8 @@ class ResidualConfig(Kind):
     registry = RESIDUALS
     # Whether a mixer may go without the norm before it, see `LayerConfig.mixer_norm`.
     reads_bare: ClassVar[bool] = True
+    # Whether layers that belong to inputs may have it.
+    in_inputs: ClassVar[bool] = True
     # Whether the model's output may be read below the last layer.
     has_exits: ClassVar[bool] = True
 

@@ -23,6 +23,7 @@ class ValueResidualConfig(ResidualConfig):
     as the first."""
 
     kind: Literal["value_residual"] = "value_residual"
+    in_inputs = False
 
     def check(self, d_model: int, norm: NormConfig, layers: Sequence[Layer], depth: str) -> None:
         self.check_fixed(depth)
