@@ -429,6 +429,16 @@ class Config(Schema):
         return self.train.objective.instead
 
     @property
+    def eval_rows(self) -> int:
+        """How many rows a batch of an evaluation has."""
+        return self.eval.batch_size or self.train.batch_size
+
+    @property
+    def most_evaluated(self) -> int | None:
+        """How many rows an evaluation reads at most; None for all."""
+        return None if self.eval.batches is None else self.eval.batches * self.eval_rows
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """The random keys that training draws from besides the order of the data."""
         dropout = ("dropout",) if self.lora is not None and self.lora.dropout else ()

@@ -127,7 +127,7 @@ def measure_on(run: Run, data: DataConfig) -> dict[str, Any]:
     Raises:
         UserError: the rows cannot be made.
     """
-    size = run.config.eval.batch_size or run.config.train.batch_size
+    size = run.config.eval_rows
     rows = max(1, size * run.config.data.sequence_length // data.sequence_length)
     batches = validation_batches(Stores(data, run.tokenizer), batch_size=rows)
     count = min(len(batches), run.config.eval.batches or len(batches))

@@ -203,7 +203,7 @@ def validation_of(run: Run) -> tuple[ValidationBatches, int]:
         UserError: there are none, or the mesh does not divide the rows of a batch.
     """
     config = run.config
-    batch_size = config.eval.batch_size or config.train.batch_size
+    batch_size = config.eval_rows
     check_rows(run.mesh.shape, batch_size, 1, "eval.batch_size")
     with processes.first_goes_first("token stores"):
         held = rows_held(batch_sharding(run.mesh), batch_size)

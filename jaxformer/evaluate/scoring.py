@@ -91,7 +91,7 @@ def rows_at_once(run: Run) -> int:
     Raises:
         UserError: the mesh does not divide them.
     """
-    rows = run.config.eval.batch_size or run.config.train.batch_size
+    rows = run.config.eval_rows
     check_rows(run.mesh.shape, rows, 1, "eval.batch_size")
     return rows
 

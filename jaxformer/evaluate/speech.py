@@ -115,11 +115,7 @@ def summary(heard: Sequence[Heard], tokenizer: Tokenizer, blank: int) -> Report:
 def _report_on_written(run: Run, search: BeamSearch, check: Callable[[], None]) -> Report:
     loss, config = validate(run, check).loss, run.config
     rows = Mixture(Stores(config.data, run.tokenizer).validation)
-    count = len(rows)
-    if config.eval.batches is not None:
-        count = min(
-            count, config.eval.batches * (config.eval.batch_size or config.train.batch_size)
-        )
+    count = len(range(len(rows))[: config.most_evaluated])
     numbers = np.split(np.arange(count), np.arange(AT_ONCE, count, AT_ONCE))
     said: list[str] = []
 

@@ -53,11 +53,7 @@ def report_on(run: Run, search: BeamSearch, check: Callable[[], None] = lambda: 
     """
     if importlib.util.find_spec("sacrebleu") is None:
         raise UserError("BLEU and chrF need another package: pip install 'jaxformer[translate]'")
-    config = run.config
-    pairs = validation_texts(config.data)
-    if config.eval.batches is not None:
-        rows = config.eval.batch_size or config.train.batch_size
-        pairs = pairs[: config.eval.batches * rows]
+    pairs = validation_texts(run.config.data)[: run.config.most_evaluated]
     loss = validate(run, check).loss
     written = run.translate([each.source for each in pairs], search)
     return summary(pairs, written, loss)

@@ -73,7 +73,7 @@ def train(config: Config) -> int:
         check_vocabulary(config, tokenizer)
         mesh = make_mesh(config.mesh.sizes, config.mesh.preset)
         check_batches(config, mesh.shape)
-        check_rows(mesh.shape, _eval_rows(config), 1, "eval.batch_size")
+        check_rows(mesh.shape, config.eval_rows, 1, "eval.batch_size")
         teacher = find_reference(config, tokenizer)
         program = make_program(config, mesh, tokenizer.vocab_size)
         check_state(program)
@@ -84,8 +84,8 @@ def train(config: Config) -> int:
             data = data_manifest(stages, stores)
             validation = validation_batches(
                 stores,
-                batch_size=_eval_rows(config),
-                held=rows_held(batch_sharding(mesh), _eval_rows(config)),
+                batch_size=config.eval_rows,
+                held=rows_held(batch_sharding(mesh), config.eval_rows),
             )
         peak = peak_flops(list(mesh.devices.flat), config.train.precision)
         manifest = manifest_of(directory.recorded(config), program, tokenizer, data)
@@ -154,7 +154,7 @@ def _opened(directory: RunDirectory, config: Config) -> Checkpoints:
 
 def _compile_and_run(session: Session, state: TrainState, step: int) -> int:
     program, stop, recorder = session.program, session.stop, session.recorder
-    rows = _eval_rows(program.config) if len(session.validation) else None
+    rows = program.config.eval_rows if len(session.validation) else None
     try:
         with recorder.goodput.spent_on("compile"):
             compiled = stop.wait_for(lambda: session.course.compile(program, rows))
@@ -172,7 +172,3 @@ def _compile_and_run(session: Session, state: TrainState, step: int) -> int:
             return end_stopped(session, state, step)
         case _:
             return end_failed(session)
-
-
-def _eval_rows(config: Config) -> int:
-    return config.eval.batch_size or config.train.batch_size

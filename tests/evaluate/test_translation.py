@@ -7,10 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from jaxformer.config import Config
 from jaxformer.data.pair_texts import PairOfTexts
 from jaxformer.evaluate import translation
 from jaxformer.evaluate.translation import report_on, summary, tell
 from jaxformer.generate.beam_search import BeamSearch
+from tests.runs import MODEL
 
 PAIRS = [
     PairOfTexts("Der Hund bellt laut.", "The dog barks loudly."),
@@ -55,9 +57,14 @@ def test_the_report_is_that_of_its_definitions():
 
 def run_of(batches: int | None, translate=None) -> SimpleNamespace:
     """What the report needs of a run."""
-    data = SimpleNamespace(task=None, validation_source="jsonl:test.jsonl")
-    evaluation = SimpleNamespace(batches=batches, batch_size=2)
-    config = SimpleNamespace(data=data, eval=evaluation)
+    config = Config.model_validate(
+        {
+            "model": MODEL,
+            "data": {"validation_source": "jsonl:test.jsonl"},
+            "train": {"steps": 1, "batch_size": 1},
+            "eval": {"batches": batches, "batch_size": 2},
+        }
+    )
     return SimpleNamespace(config=config, step=7, translate=translate)
 
 
