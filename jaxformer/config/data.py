@@ -300,6 +300,12 @@ class DataConfig(Schema):
         return section.source_length or self.sequence_length
 
     @property
+    def start(self) -> tuple[int, ...] | None:
+        """The tokens that a decoder reads before a target; None if they are the tokenizer's."""
+        given = None if (section := self.pairs or self.audio) is None else section.start
+        return (given,) if isinstance(given, int) else given
+
+    @property
     def is_media(self) -> bool:
         """Whether rows are pictures or recordings, and no texts in token stores."""
         return self.kind in MEDIA

@@ -156,21 +156,16 @@ def rows_of(sizes: np.ndarray, most: tuple[int, int]) -> np.ndarray:
 
 
 def decoder_start(data: DataConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The tokens that the decoder reads before a target: `start` of the section of `data`, or else
-    bos, or else the end of text.
+    """The tokens that the decoder reads before a target: `data.start`, or else bos, or else the end
+    of text.
 
     Raises:
         UserError: one is no id of the tokenizer.
     """
-    section = data.pairs or data.audio
-    assert section is not None
-    start = section.start
-    if start is None:
-        return (start_id(tokenizer),)
-    ids = (start,) if isinstance(start, int) else start
+    ids = data.start or (start_id(tokenizer),)
     if max(ids) >= tokenizer.vocab_size:
         raise UserError(
-            f"data.{data.kind}.start is {start}, and data.tokenizer '{tokenizer.name}' has ids "
+            f"data.{data.kind}.start is {max(ids)}, and data.tokenizer '{tokenizer.name}' has ids "
             f"below {tokenizer.vocab_size}; give one of these, or leave it out"
         )
     return ids

@@ -126,7 +126,8 @@ def export_model(
         else:
             ends = dict(NO_ENDS)
             if config.data.writes:
-                ends["decoder_start_token_id"] = _start(config, tokenizer)
+                # Also where another tokenizer stands in, which may not have the id.
+                ends["decoder_start_token_id"] = (config.data.start or (start_id(tokenizer),))[0]
             if not stands_in:
                 ends |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
                 _write_json(building / "generation_config.json", ends)
@@ -149,15 +150,6 @@ def export_model(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return options
-
-
-def _start(config: Config, tokenizer: Tokenizer) -> int:
-    """What the decoder reads before a target, also where another tokenizer stands in."""
-    section = config.data.pairs or config.data.audio
-    assert section is not None
-    if section.start is None:
-        return start_id(tokenizer)
-    return section.start if isinstance(section.start, int) else section.start[0]
 
 
 def _ends_of_sound(config: Config, tokenizer: Tokenizer) -> Json:
