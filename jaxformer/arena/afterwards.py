@@ -105,14 +105,16 @@ def _samples(directories: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str
 def seen_by(directories: Mapping[str, str]) -> list[dict[str, Any]]:
     """A few validation rows of a task, each with its `picture` or spectrogram, a PNG in base64,
     what it `is`, and the `answers` of the contestants."""
-    found: dict[int, dict[str, Any]] = {}
+    rows: list[dict[str, Any]] = []
     for contestant, directory in directories.items():
         run = load(directory)
-        validation = Stores(run.config.data, run.tokenizer).validation
-        for number, each in enumerate(samples_of(run, validation)):
-            row = {"picture": _png(each.pixels), "is": each.true, "answers": {}}
-            found.setdefault(number, row)["answers"][contestant] = each.answer
-    return [*found.values()]
+        samples = samples_of(run, Stores(run.config.data, run.tokenizer).validation)
+        rows = rows or [
+            {"picture": _png(each.pixels), "is": each.true, "answers": {}} for each in samples
+        ]
+        for row, each in zip(rows, samples, strict=True):
+            row["answers"][contestant] = each.answer
+    return rows
 
 
 def _png(pixels: np.ndarray) -> str:
