@@ -10,10 +10,15 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 
+from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.config import Config
+from jaxformer.data import loader
 from jaxformer.memory import MEMORY_FIELDS
+from jaxformer.run import load
 from jaxformer.train.metrics import TIMING_FIELDS, read_rows
+from jaxformer.train.run import train
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -121,3 +126,34 @@ def assert_same_arrays(one: dict[str, np.ndarray], other: dict[str, np.ndarray])
     for path, array in one.items():
         assert array.dtype == other[path].dtype
         assert array.tobytes() == other[path].tobytes(), path
+
+
+def losses(run: str) -> list[float]:
+    """The training losses of a run directory, in order."""
+    rows = read_rows(RunDirectory(run).metrics)
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def assert_a_stopped_run_is_the_whole(
+    whole: Config, stopped: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of eight steps, saved at the fourth and interrupted while the seventh batch is made,
+    goes on to the weights and losses of the same run that was not."""
+    give, given = loader.BatchesInHand.__next__, []
+
+    def stop(self: loader.BatchesInHand) -> Any:
+        given.append(1)
+        if len(given) == 7:
+            raise KeyboardInterrupt
+        return give(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loader.BatchesInHand, "__next__", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(stopped)
+    assert RunDirectory(stopped.run.dir).newest_step() == 4
+    assert train(stopped) == 0
+    one, other = (load(each.run.dir) for each in (whole, stopped))
+    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+    assert losses(whole.run.dir) == losses(stopped.run.dir)
+    assert len(losses(whole.run.dir)) == 8

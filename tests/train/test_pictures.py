@@ -17,7 +17,6 @@ from jaxformer.arena.afterwards import seen_by
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.cli import main
 from jaxformer.config import Config
-from jaxformer.data import loader
 from jaxformer.evaluate.by_position import measure_on
 from jaxformer.parallel.mesh import make_mesh
 from jaxformer.run import load
@@ -26,6 +25,7 @@ from jaxformer.train.program import make_program, weights
 from jaxformer.train.run import train
 from jaxformer.train.start import begin, find_start
 from tests.data.pictures import ANIMALS, MODEL, write_numbered
+from tests.runs import assert_a_stopped_run_is_the_whole
 
 
 def make_config(folder: Path, run: str) -> Config:
@@ -91,34 +91,12 @@ def test_an_arena_shows_what_runs_say_of_pictures(finished) -> None:
         assert {row["is"], *row["answers"].values()} <= names
 
 
-def losses(run: str) -> list[float]:
-    rows = read_rows(RunDirectory(run).metrics)
-    return [row["loss"] for row in rows if "loss" in row]
-
-
 def test_a_run_that_was_stopped_sees_the_pictures_that_it_would_have_seen(
     finished, monkeypatch
 ) -> None:
     folder, config = finished
     stopped = make_config(folder, "stopped")
-    give, given = loader.BatchesInHand.__next__, []
-
-    def stop(self):
-        given.append(1)
-        if len(given) == 7:
-            raise KeyboardInterrupt
-        return give(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loader.BatchesInHand, "__next__", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(stopped)
-    assert RunDirectory(stopped.run.dir).newest_step() == 4
-    assert train(stopped) == 0
-    whole, resumed = (load(each.run.dir) for each in (config, stopped))
-    jax.tree.map(np.testing.assert_array_equal, whole.params, resumed.params)
-    assert losses(config.run.dir) == losses(stopped.run.dir)
-    assert len(losses(config.run.dir)) == 8
+    assert_a_stopped_run_is_the_whole(config, stopped, monkeypatch)
 
 
 def test_a_run_of_pictures_is_loaded_without_them(finished) -> None:

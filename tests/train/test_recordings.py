@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from jaxformer.checkpoint.run_directory import RunDirectory
 from jaxformer.cli import main
 from jaxformer.config import Config
-from jaxformer.data import loader
 from jaxformer.data.stores import Part, Stores
 from jaxformer.data.vocabulary import tokenizer_of
 from jaxformer.evaluate.by_position import measure_on
@@ -23,6 +22,7 @@ from jaxformer.run import load
 from jaxformer.train.metrics import read_rows
 from jaxformer.train.run import train
 from tests.data.recordings import LETTERS, MODEL, encoded, spoken, write_parquet, write_spoken
+from tests.runs import assert_a_stopped_run_is_the_whole
 
 
 def make_config(folder: Path, run: str, **audio: Any) -> Config:
@@ -61,34 +61,12 @@ def finished(tmp_path_factory) -> tuple[Path, Config]:
     return folder, config
 
 
-def losses(run: str) -> list[float]:
-    rows = read_rows(RunDirectory(run).metrics)
-    return [row["loss"] for row in rows if "loss" in row]
-
-
 def test_a_run_that_was_stopped_hears_the_recordings_that_it_would_have_heard(
     finished, monkeypatch
 ) -> None:
     folder, config = finished
     stopped = make_config(folder, "stopped")
-    give, given = loader.BatchesInHand.__next__, []
-
-    def stop(self):
-        given.append(1)
-        if len(given) == 7:
-            raise KeyboardInterrupt
-        return give(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loader.BatchesInHand, "__next__", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(stopped)
-    assert RunDirectory(stopped.run.dir).newest_step() == 4
-    assert train(stopped) == 0
-    whole, resumed = (load(each.run.dir) for each in (config, stopped))
-    jax.tree.map(np.testing.assert_array_equal, whole.params, resumed.params)
-    assert losses(config.run.dir) == losses(stopped.run.dir)
-    assert len(losses(config.run.dir)) == 8
+    assert_a_stopped_run_is_the_whole(config, stopped, monkeypatch)
 
 
 def test_a_run_keeps_its_characters(finished) -> None:
