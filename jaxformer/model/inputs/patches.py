@@ -204,8 +204,9 @@ class Patches(Inputs):
 
     @nn.nowrap
     def contents(self, tokens: jax.Array, rows: RowInfo) -> jax.Array:
-        """Of each patch, its pixels less their mean, by their standard deviation (MAE, He et al.,
-        2021, arXiv:2111.06377): of channels from 0 to 1, (p − mean p) / √(variance p + 10⁻⁶)."""
+        """The pixels of each patch, minus their mean and divided by their standard deviation (MAE,
+        He et al., 2021, arXiv:2111.06377): (p − mean p) / √(variance p + 10⁻⁶), with channels from
+        0 to 1."""
         wide = jnp.promote_types(self.dims.dtype, jnp.float32)
         patches = cut(tokens.astype(wide) / 255, self.config.patch)
         centred = patches - jnp.mean(patches, axis=-1, keepdims=True)

@@ -101,7 +101,8 @@ class Mixer(nn.Module):
     config: MixerConfig
     dims: Dims
     scheme: PositionsUnion  # how positions enter
-    # Of the layer among those that the stream passes, from 0; an array where layers are scanned.
+    # The number of its layer among those that the stream passes, counted from 0; it is an array
+    # where layers are scanned.
     number: Number = 0
 
     def __call__(

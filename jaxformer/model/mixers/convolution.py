@@ -19,8 +19,8 @@ class ConvolutionConfig(MixerConfig):
     kind: Literal["convolution"] = "convolution"
     width: PositiveInt = Field(
         16,
-        description="how many tokens a channel sees, its own among them; in an encoder, it sees as "
-        "many on its other side",
+        description="how many tokens each channel reads: the token itself and those before it; an "
+        "encoder reads as many behind it, too",
     )
     expansion: PositiveFloat = Field(
         1.0, description="the channels that are convolved, as a multiple of d_model"

@@ -48,7 +48,7 @@ def mix(
         y, longer = mixer(x, rows, cache)
         return longer, (y[:, 0], cache)
 
-    # Of the rows, recurrences read what is of single tokens.
+    # Recurrences read nothing of the rows but what belongs to single tokens.
     tokens = jax.tree.map(lambda array: jnp.moveaxis(array, 1, 0), (x, rows.of_tokens()))
     steps = nn.scan(step, variable_broadcast="params", split_rngs={"params": False})
     after, (y, before) = steps(mixer, cache, tokens)
